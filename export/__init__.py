@@ -1,0 +1,1 @@
+"""base + adapter → GGUF, merged folder or adapter GGUF; Modelfile; proof: the export stage."""

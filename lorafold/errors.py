@@ -1,0 +1,68 @@
+"""The whole exception tree, with exit codes.
+
+Every failure that a user can cause or cure is a `LorafoldError`; `cli.py` alone turns it into one line on
+standard error and an exit code. Anything else that escapes is a bug: it keeps its traceback and exits 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LorafoldError(Exception):
+    """A failure with a place, a cause and a cure.
+
+    Args:
+        problem: what is wrong, with what was got and what was expected.
+        at: where: a file, and within it a line, key or tensor ("data.jsonl:12", "config.json: vocab_size").
+        fix: what to do about it, as an imperative.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, at: str | Path | None = None, fix: str | None = None) -> None:
+        self.problem = problem
+        self.at = None if at is None else str(at)
+        self.fix = fix
+        super().__init__(problem, at, fix)
+
+    def __str__(self) -> str:
+        place = f"{self.at}: " if self.at else ""
+        cure = f"; fix: {self.fix}" if self.fix else ""
+        return f"{place}{self.problem}{cure}"
+
+
+class UsageError(LorafoldError):
+    """The command line or a config asks for something that cannot be meant."""
+
+    exit_code = 2
+
+
+class InputError(LorafoldError):
+    """A file or value that was given is wrong: missing, truncated, inconsistent, not supported."""
+
+    exit_code = 3
+
+
+class UnsafeInputError(LorafoldError):
+    """Input that would run code, leave its folder or exhaust the machine."""
+
+    exit_code = 4
+
+
+class SystemFault(LorafoldError):
+    """The machine lacks something: disk, memory, permission, a package, the network."""
+
+    exit_code = 5
+
+
+class NumericError(LorafoldError):
+    """NaN or infinity where numbers belong, or a result that has lost the fine-tune."""
+
+    exit_code = 6
+
+
+class BusyError(LorafoldError):
+    """Another process is working on the same output."""
+
+    exit_code = 7

@@ -1,0 +1,1 @@
+"""one or more models → chat in the terminal, comparison, report: the serving stage."""

@@ -1,0 +1,1 @@
+"""examples → adapter: the training stage."""
