@@ -1,0 +1,166 @@
+"""The only user of rich: what the terminal shows, and the sanitiser of text that nobody vouches for.
+
+Results go to standard output, progress and errors to standard error, so that a pipe gets only results.
+Text from a model or a file may hold escape sequences, which a terminal would obey; `sanitize` makes every
+control character visible instead (C0, C1, bidirectional and invisible format controls).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from lorafold.progress import Progress
+
+# Characters that change how the characters around them are shown (Unicode TR9 and TR36): bidirectional
+# controls, line and paragraph separators, interlinear annotation.
+_INVISIBLE = frozenset(
+    chr(point)
+    for low, high in (
+        (0x200E, 0x200F),
+        (0x2028, 0x202E),
+        (0x2066, 0x2069),
+        (0x061C, 0x061C),
+        (0xFFF9, 0xFFFB),
+    )
+    for point in range(low, high + 1)
+)
+
+
+def sanitize(text: str, *, keep: str = "\n\t") -> str:
+    """Make control characters visible: C0 as their Unicode pictures, the others as <U+XXXX>.
+
+    Args:
+        text: text of unknown origin.
+        keep: control characters that may stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_visible(char, keep) for char in text)
+
+
+def _visible(char: str, keep: str) -> str:
+    if char in keep or char.isprintable():
+        return char
+    point = ord(char)
+    if point < 0x20:
+        return chr(0x2400 + point)  # the block of control pictures
+    if point == 0x7F:
+        return "␡"
+    if char in _INVISIBLE or unicodedata.category(char) in ("Cc", "Cs", "Co", "Cn"):
+        return f"<U+{point:04X}>"
+    return char  # a space or joiner that is only called non-printable
+
+
+def stdout() -> Console:
+    """The console for results. Built anew, so that a redirected stream (a test, a pipe) is honoured."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def stderr() -> Console:
+    """The console for progress and errors."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """Print the one line of a failure."""
+    print("error: " + sanitize(message, keep="").replace("\n", " "), file=sys.stderr)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of plain cells to standard output."""
+    table = Table(
+        *columns, title=Text(title), title_justify="left", show_lines=any("\n" in c for r in rows for c in r)
+    )
+    for row in rows:
+        table.add_row(*(Text(sanitize(cell)) for cell in row))
+    stdout().print(table)
+
+
+class _Amount(ProgressColumn):
+    """Done and total, as bytes where the total is large."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        if task.total >= 1_000_000:
+            return Text(f"{task.completed / 1e6:,.0f}/{task.total / 1e6:,.0f} M")
+        return Text(f"{task.completed:,.0f}/{task.total:,.0f}")
+
+
+@contextlib.contextmanager
+def live_progress() -> Iterator[Progress]:
+    """Yield a `Progress` that draws one bar per step with the time left.
+
+    Without a terminal it prints one line when a step begins and one when it ends.
+    """
+    console = stderr()
+    if not console.is_terminal:
+        yield _LineProgress()
+        return
+    bars = Bars(
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        _Amount(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def show(step: str, done: float, total: float | None, note: str = "") -> None:
+        if step not in tasks:
+            tasks[step] = bars.add_task(sanitize(step), total=total, note="")
+        bars.update(tasks[step], completed=done, total=total, note=sanitize(note))
+
+    with bars:
+        yield show
+
+
+class _LineProgress:
+    """Progress for logs and pipes: a line at a step's begin and end, and every half minute between."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, float] = {}
+        self.said: dict[str, float] = {}
+        self.ended: set[str] = set()
+
+    def __call__(self, step: str, done: float, total: float | None, note: str = "") -> None:
+        now = time.monotonic()
+        ended = total is not None and done >= total
+        first = step not in self.started
+        if first:
+            self.started[step] = self.said[step] = now
+            if not ended:
+                print(f"{sanitize(step)} …", file=sys.stderr, flush=True)
+        if ended and step not in self.ended:
+            self.ended.add(step)
+            print(
+                f"{sanitize(step)}: {now - self.started[step]:.1f} s {sanitize(note)}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+        elif not first and not ended and now - self.said[step] >= 30:
+            self.said[step] = now
+            share = f" {done / total:.0%}" if total else ""
+            print(f"{sanitize(step)}{share} {sanitize(note)}".rstrip(), file=sys.stderr, flush=True)
