@@ -1,0 +1,81 @@
+"""JSON objects from files that somebody else wrote: config.json, adapter_config.json, shard indexes.
+
+In: a path. Out: one `dict`, or an `InputError` that says what is wrong with the file. The size is bounded,
+a Git LFS pointer is recognised, and a key given twice is an error instead of a silent choice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError, SystemFault
+
+LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
+"""First bytes of a Git LFS pointer (git-lfs/docs/spec.md)."""
+
+LFS_FIX = "run `git lfs pull` in that folder, or download the file again"
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` that refuses a key given twice.
+
+    Raises:
+        ValueError: naming the repeated key.
+    """
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r} is given twice")
+            seen.add(key)
+    return result
+
+
+def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Args:
+        path: the file.
+        limit: most bytes that are read.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: the file is missing, a Git LFS pointer, too large, not UTF-8, not JSON, or not an object.
+        SystemFault: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError:
+        raise InputError("no such file", at=path) from None
+    except OSError as error:
+        raise SystemFault(
+            f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
+        ) from None
+    if raw.startswith(LFS_MAGIC):
+        raise InputError("this is a Git LFS pointer, not the file itself", at=path, fix=LFS_FIX)
+    if len(raw) > limit:
+        raise InputError(f"larger than {limit:,} bytes", at=path, fix="check that this is the right file")
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique_keys)
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start})", at=path, fix="download the file again") from None
+    except RecursionError:
+        raise InputError("JSON nested too deeply", at=path, fix="check that this is the right file") from None
+    except json.JSONDecodeError as error:
+        what = "truncated or invalid JSON" if raw.strip() else "the file is empty"
+        raise InputError(
+            f"{what} (line {error.lineno}, column {error.colno}: {error.msg})",
+            at=path,
+            fix="download the file again",
+        ) from None
+    except ValueError as error:
+        raise InputError(str(error), at=path, fix="remove one of the two") from None
+    if not isinstance(value, dict):
+        raise InputError(f"got a JSON {type(value).__name__}, expected an object", at=path, fix="check it")
+    return value
