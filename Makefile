@@ -1,0 +1,48 @@
+# Every target sets up all it needs in .venv; constraints.txt holds the exact versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check quick setup clean
+
+## The main job on an embedded model: train, fold, quantize, prove, compare.
+demo: $(VENV)/.demo
+	$(BIN)/lorafold demo
+
+## All tests.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+## What must hold before every commit: lint, format, types, quick tests.
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+setup: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# llama-cpp-python compiles llama.cpp once: its own line, so that its progress is seen; pip keeps the wheel.
+$(VENV)/.llama: constraints.txt | $(VENV)/bin/python
+	@$(BIN)/python -c "import sys; sys.exit('lorafold needs Python 3.10 or newer') if sys.version_info < (3, 10) else None"
+	@echo "Installing llama-cpp-python. The first time it is compiled from source: about 6 minutes on two cores."
+	$(BIN)/pip install --progress-bar off -c constraints.txt llama-cpp-python
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/.llama
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.llama
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,107 @@
+"""What `lorafold export` is asked to do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorafold.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
+
+    source: str
+    """An adapter folder, or a base to convert as it is (folder, hub id, `demo`)."""
+
+    out: Path
+    """The folder to make."""
+
+    base: str | None = None
+    """The base model, where the adapter does not name it or it lies elsewhere."""
+
+    adapter: tuple[str, ...] = ()
+    """Further adapters as FOLDER or FOLDER=WEIGHT; the weight of the first is set by SOURCE=WEIGHT."""
+
+    format: Literal["gguf", "folder", "adapter"] = "gguf"
+    """gguf: llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: a GGUF for llama.cpp's --lora."""
+
+    quant: tuple[str, ...] = ("Q4_K_M",)
+    """Quantization types; several are written from one read."""
+
+    tensor_type: tuple[str, ...] = ()
+    """Types of single tensors as PATTERN=TYPE, for example `ffn_down=Q6_K`; the first match counts."""
+
+    imatrix: Path | None = None
+    """An importance matrix (GGUF or llama.cpp's older format)."""
+
+    dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
+    """Type of the weights in a merged folder or adapter GGUF; keep: as in the base."""
+
+    rounding: Literal["exact", "peft"] = "exact"
+    """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does."""
+
+    name: str | None = None
+    """The model's name in the metadata and the files; from the folder where not given."""
+
+    chat_template: str | None = None
+    """A Jinja file or the name of a known template, for models that bring none."""
+
+    pre_tokenizer: str | None = None
+    """llama.cpp's name of the pre-tokenizer, where it is not recognised."""
+
+    system: str | None = None
+    """A system message for the Modelfile."""
+
+    embedded_template_only: bool = False
+    """Write a Modelfile without TEMPLATE, which relies on the Jinja template inside the GGUF."""
+
+    chats: Path | None = None
+    """Held-out chats for the proof (jsonl, json or txt); the adapter's own where it has some."""
+
+    verify: bool = True
+    """End with the proof."""
+
+    split_max_size: int | None = None
+    """Split a GGUF into files of at most this many bytes."""
+
+    shard_max_size: int = 5_000_000_000
+    """Split a merged folder's weights into files of at most this many bytes."""
+
+    threads: int = 0
+    """Worker threads; 0: one per core."""
+
+    max_memory: int = 200_000_000
+    """Bytes that row blocks in flight may take, all threads together."""
+
+    plan: bool = False
+    """Only say what would be done: tensors, types, sizes, memory, disk, time."""
+
+    force: bool = False
+    """Replace a non-empty output folder."""
+
+    offline: bool = False
+    """Never connect to a hub."""
+
+    trust_remote_code: bool = False
+    """Allow a base whose repository brings Python code (it is not run by the export)."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
+        if not self.quant and self.format == "gguf":
+            raise UsageError("at least one quantization type is needed", at="--quant")
+        for flag, value in (("--split-max-size", self.split_max_size), ("--max-memory", self.max_memory)):
+            if value is not None and value < 1_000_000:
+                raise UsageError(f"expected at least 1,000,000 bytes, got {value}", at=flag)
+
+    @property
+    def workers(self) -> int:
+        """Worker threads, resolved."""
+        if self.threads:
+            return self.threads
+        affinity = getattr(os, "sched_getaffinity", None)
+        return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,177 @@
+"""What an export will do, known from headers alone: tensors, types, offsets, sizes, memory, disk, time.
+
+In: the opened inputs and the config. Out: an `ExportPlan` that the writer carries out as it stands. Wrong
+names, shapes that do not fit, and a disk that is too small are found here, before the first byte.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf import GGMLQuantizationType, GGUFValueType
+
+from lorafold.errors import SystemFault
+from lorafold.export import kernels
+from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, place
+from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.export.metadata import KeyValue
+from lorafold.export.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
+
+PROCESS_BYTES = 70_000_000  # Python, numpy, the vocabulary and the headers
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What will be written.
+
+    Attributes:
+        files: the GGUF files with their headers and offsets.
+        threads: worker threads.
+        memory: bytes of peak memory, estimated.
+        seconds: wall time, estimated from the kernels' measured speed.
+    """
+
+    files: tuple[GgufFile, ...]
+    threads: int
+    memory: int
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together: exact."""
+        return sum(file.size for file in self.files)
+
+    def types(self, file: GgufFile) -> dict[str, int]:
+        """Weights per type in one file, most first."""
+        counts: dict[str, int] = {}
+        for typed in file.tensors:
+            counts[typed.type.name] = counts.get(typed.type.name, 0) + math.prod(typed.tensor.shape)
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One GGUF model to be planned: a recipe's name, and the decided type of each tensor in file order."""
+
+    recipe: str
+    metadata: tuple[KeyValue, ...]
+    tensors: tuple[tuple[MappedTensor, GGMLQuantizationType], ...]
+
+
+def plan_files(
+    outputs: Sequence[Output],
+    name: str,
+    *,
+    threads: int,
+    max_memory: int,
+    split_max_size: int | None = None,
+) -> ExportPlan:
+    """Lay out every file.
+
+    Args:
+        outputs: what to write.
+        name: the files' common name; the recipe is appended.
+        threads: worker threads.
+        max_memory: bytes that row blocks in flight may take.
+        split_max_size: bytes of one file at most (llama.cpp's split naming), or None for whole files.
+    """
+    files: list[GgufFile] = []
+    for output in outputs:
+        stem = f"{name}-{output.recipe}"
+        parts = _split(output.tensors, split_max_size)
+        for number, part in enumerate(parts):
+            metadata = output.metadata if number == 0 else ()
+            file_name = f"{stem}.gguf"
+            if len(parts) > 1:
+                file_name = f"{stem}-{number + 1:05d}-of-{len(parts):05d}.gguf"
+                metadata = (*metadata, *_split_metadata(number, len(parts), len(output.tensors)))
+            placed = place(part)
+            files.append(GgufFile(file_name, output.recipe, encode_header(metadata, placed), tuple(placed)))
+    in_flight = min(max_memory, threads * MAX_BLOCK_WEIGHTS * BYTES_IN_FLIGHT)
+    headers = sum(len(file.header) for file in files)
+    return ExportPlan(
+        tuple(files), threads, PROCESS_BYTES + in_flight + 3 * headers, estimated_seconds(files, threads)
+    )
+
+
+def check_disk(plan: ExportPlan, out: Path) -> int:
+    """Bytes free where `out` will be made.
+
+    Raises:
+        SystemFault: less is free than the plan needs.
+    """
+    folder = next(parent for parent in out.resolve().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < plan.size:
+        raise SystemFault(
+            f"the disk is too small (needs {plan.size:,} bytes, {free:,} are free)",
+            at=out,
+            fix="free space, or choose an --out on another disk or a smaller --quant",
+        )
+    return free
+
+
+def estimated_seconds(files: Sequence[GgufFile], threads: int) -> float:
+    """A guess at the wall time: weights over each type's measured speed, shared by the threads."""
+    busy = sum(
+        math.prod(typed.tensor.shape) / (kernels.SPEED[typed.type] * 1e6)
+        for file in files
+        for typed in file.tensors
+    )
+    return busy / threads
+
+
+def with_file_type(metadata: Sequence[KeyValue], file_type: int) -> tuple[KeyValue, ...]:
+    """The metadata with `general.file_type` set, in its place if it is there already."""
+    entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
+    if any(item.key == entry.key for item in metadata):
+        return tuple(entry if item.key == entry.key else item for item in metadata)
+    return (*metadata, entry)
+
+
+def _split(
+    tensors: Sequence[tuple[MappedTensor, GGMLQuantizationType]], limit: int | None
+) -> list[list[tuple[MappedTensor, GGMLQuantizationType]]]:
+    """Cut the list of tensors where a file would grow past the limit; a tensor is never cut."""
+    parts: list[list[tuple[MappedTensor, GGMLQuantizationType]]] = [[]]
+    size = 0
+    for tensor, type_ in tensors:
+        nbytes = TypedTensor(tensor, type_, 0).nbytes
+        if limit and parts[-1] and size + nbytes > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append((tensor, type_))
+        size += nbytes
+    return parts
+
+
+def _split_metadata(number: int, count: int, tensors: int) -> tuple[KeyValue, ...]:
+    """llama.cpp's keys of a split model (llama-gguf-split)."""
+    return (
+        KeyValue("split.no", number, GGUFValueType.UINT16),
+        KeyValue("split.count", count, GGUFValueType.UINT16),
+        KeyValue("split.tensors.count", tensors, GGUFValueType.INT32),
+    )
+
+
+def describe(plan: ExportPlan) -> list[tuple[str, str]]:
+    """The plan as label and text, for `--plan` and the report."""
+    lines = [
+        (file.name, f"{file.size:,} bytes, {len(file.tensors)} tensors: " + _mix(plan.types(file)))
+        for file in plan.files
+    ]
+    return [
+        *lines,
+        ("memory", f"about {plan.memory / 1e6:,.0f} MB, whatever the model's size"),
+        ("time", f"about {plan.seconds:,.0f} s on {plan.threads} threads"),
+    ]
+
+
+def _mix(types: Mapping[str, int]) -> str:
+    total = sum(types.values())
+    return ", ".join(f"{name} {count / total:.1%}" for name, count in types.items())
+
