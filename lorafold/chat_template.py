@@ -1,0 +1,335 @@
+"""A chat template: where it comes from, and its rendering as transformers would do it.
+
+In: an HF folder, a GGUF, a Jinja file or a name of `chat_templates.NAMED`. Out: text.
+Sources, in transformers' order: `chat_template.jinja`, then `chat_template` in `tokenizer_config.json` (a
+text, or a list of named ones of which `default` counts), then `chat_template.json` of older processors. In a
+GGUF it is `tokenizer.chat_template`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lorafold.chat_templates import NAMED
+from lorafold.errors import InputError
+from lorafold.jinja_sandbox import Job, Message, Refusal, render_many
+
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+# What a tokenizer class of transformers assumes for tokens its folder does not name.
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "CodeLlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    },
+    "Qwen2Tokenizer": {
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
+}
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A Jinja chat template with the tokens it is rendered with.
+
+    Args:
+        source: the Jinja text.
+        tokens: special tokens by transformers' names: bos_token, eos_token and so on.
+        controls: control tokens of the tokenizer (all of them, in any order); empty where it is not known.
+        origin: where the template came from, for messages.
+        clock: None for the present, or an ISO 8601 moment that `strftime_now` shall show.
+    """
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    controls: frozenset[str] = frozenset()
+    origin: str = "chat template"
+    clock: str | None = None
+    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_fragments' cache
+
+    @classmethod
+    def from_folder(cls, folder: Path, chat_template: str | None = None) -> ChatTemplate:
+        """Read the template of an HF folder.
+
+        Args:
+            folder: a model or tokenizer folder.
+            chat_template: a name of `NAMED` or a Jinja file to use instead of the folder's own.
+
+        Returns:
+            The template with the folder's special tokens.
+
+        Raises:
+            InputError: no template, or files that cannot be read.
+        """
+        tokens, controls = folder_tokens(folder)
+        if chat_template is not None:
+            given = cls.chosen(chat_template)
+            return replace(given, tokens={**given.tokens, **tokens}, controls=controls)
+        source, origin = _folder_source(folder)
+        return cls(source, tokens, controls, origin)
+
+    @classmethod
+    def from_gguf(cls, path: Path, chat_template: str | None = None) -> ChatTemplate:
+        """Read the template of a GGUF file.
+
+        Args:
+            path: the file.
+            chat_template: a name of `NAMED` or a Jinja file to use instead of the file's own.
+
+        Returns:
+            The template with the file's special tokens.
+
+        Raises:
+            InputError: not a GGUF, or one without `tokenizer.chat_template`.
+        """
+        from lorafold.gguf_tokens import read_gguf_tokens
+
+        found = read_gguf_tokens(path)
+        if chat_template is not None:
+            given = cls.chosen(chat_template)
+            return replace(given, tokens={**given.tokens, **found.tokens}, controls=found.controls)
+        if found.chat_template is None:
+            raise _no_template(f"{path}: tokenizer.chat_template")
+        return cls(found.chat_template, found.tokens, found.controls, f"{path}: tokenizer.chat_template")
+
+    @classmethod
+    def named(cls, name: str) -> ChatTemplate:
+        """A template of ours by its name.
+
+        Raises:
+            InputError: no such name; the message lists them.
+        """
+        if name not in NAMED:
+            raise InputError(
+                f"no chat template has the name {name!r}",
+                fix=f"choose one of {', '.join(NAMED)}, or give a Jinja file",
+            )
+        row = NAMED[name]
+        return cls(row.source, row.tokens, frozenset(row.tokens.values()), f"chat template {name!r}")
+
+    @classmethod
+    def from_file(cls, path: Path) -> ChatTemplate:
+        """A template from a Jinja file; it knows no tokens until a tokenizer gives them.
+
+        Raises:
+            InputError: the file is missing or not UTF-8.
+        """
+        return cls(_read(path), origin=str(path))
+
+    @classmethod
+    def chosen(cls, name_or_file: str) -> ChatTemplate:
+        """What `--chat-template` means: a name of ours, else a file.
+
+        Raises:
+            InputError: neither.
+        """
+        if name_or_file in NAMED:
+            return cls.named(name_or_file)
+        if not Path(name_or_file).is_file():
+            raise InputError(
+                f"{name_or_file!r} is neither a file nor the name of a chat template",
+                fix=f"give a Jinja file, or one of {', '.join(NAMED)}",
+            )
+        return cls.from_file(Path(name_or_file))
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """Render a conversation exactly as transformers' `apply_chat_template(tokenize=False)` does.
+
+        Messages whose content is a text are given to templates that only understand content parts as such
+        parts.
+
+        Args:
+            messages: dicts with "role" and "content".
+            add_generation_prompt: end with the head of an assistant's turn.
+            variables: the template's switches, `enable_thinking` and the like.
+
+        Returns:
+            The prompt text.
+
+        Raises:
+            InputError: the template has a syntax error, or refuses this conversation.
+            UnsafeInputError: the template left its sandbox or its limits.
+        """
+        (answer,) = self.render_all([messages], add_generation_prompt=add_generation_prompt, **variables)
+        if isinstance(answer, Refusal):
+            raise self.refused(answer)
+        return answer
+
+    def render_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> list[str | Refusal]:
+        """Render many conversations at once; refusals are returned, not raised."""
+        style, parts = _style(self.source, tuple(sorted(self.tokens.items())), self.origin)
+        shared = {**self.tokens, **style, "add_generation_prompt": add_generation_prompt, **variables}
+        jobs = [Job(prepared(messages, parts), shared, self.clock) for messages in conversations]
+        return render_many(self.source, jobs, self.origin)
+
+    def refused(self, refusal: Refusal) -> InputError:
+        """The error for a conversation that the template did not render."""
+        verb = "refuses" if refusal.raised else "fails on"
+        place = self.origin if refusal.line is None else f"{self.origin}:{refusal.line}"
+        return InputError(
+            f"the chat template {verb} this conversation: {refusal.problem}",
+            at=place,
+            fix="give the conversation the order and roles the template wants, or another --chat-template",
+        )
+
+
+def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
+    """Messages as the template sees them: reasoning under all its names, text as content parts where
+    asked."""
+    ready = []
+    for message in messages:
+        reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        if parts and isinstance(message.get("content"), str):
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        ready.append(message)
+    return ready
+
+
+_STYLES: tuple[tuple[dict[str, Any], bool], ...] = (
+    ({}, False),
+    ({"tools": []}, False),
+    ({}, True),
+    ({"tools": []}, True),
+)
+
+
+@lru_cache(maxsize=256)
+def _style(source: str, tokens: tuple[tuple[str, str], ...], origin: str) -> tuple[dict[str, Any], bool]:
+    """How the template wants to be called: extra variables, and whether content comes as parts.
+
+    The plain call is right unless it raises or loses what was said; some templates test `tools` without
+    asking whether it is there, and some only read content that is a list of parts.
+    """
+    said = ("Zq1aQz", "Zq2bQz", "Zq3cQz")
+    chat = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    ]
+    for style, parts in _STYLES:
+        variables = {**dict(tokens), **style, "add_generation_prompt": True}
+        (answer,) = render_many(
+            source, [Job(prepared(chat, parts), variables, "2026-01-02T03:04:05")], origin
+        )
+        if isinstance(answer, str) and all(text in answer for text in said):
+            return style, parts
+    return {}, False
+
+
+def _no_template(at: str) -> InputError:
+    return InputError(
+        "there is no chat template",
+        at=at,
+        fix=f"give one with --chat-template FILE or a name: {', '.join(NAMED)}",
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start})", at=path, fix="save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", at=path, fix="check the path") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an empty one where there is no file.
+
+    Raises:
+        InputError: not JSON, or not an object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not JSON: {error.msg}", at=f"{path}:{error.lineno}", fix="download it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(
+            f"a JSON object was expected, got a {type(data).__name__}", at=path, fix="download it again"
+        )
+    return data
+
+
+def _folder_source(folder: Path) -> tuple[str, str]:
+    """Template and origin of an HF folder."""
+    if (folder / "chat_template.jinja").is_file():
+        return _read(folder / "chat_template.jinja"), str(folder / "chat_template.jinja")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = read_json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            by_name = {
+                row["name"]: row["template"] for row in found if isinstance(row, dict) and "template" in row
+            }
+            found = by_name.get("default")
+        if isinstance(found, str):
+            return found, f"{folder / name}: chat_template"
+    raise _no_template(str(folder))
+
+
+def _content(value: Any) -> str | None:
+    """The text of a token as tokenizer files write it: a string, or an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def folder_tokens(folder: Path) -> tuple[dict[str, str], frozenset[str]]:
+    """Special tokens of an HF folder by name, and all its control tokens.
+
+    Args:
+        folder: with tokenizer_config.json, and tokenizer.json where the control tokens are wanted.
+
+    Returns:
+        The map that transformers gives to templates, and the control tokens.
+    """
+    settings = read_json(folder / "tokenizer_config.json")
+    older = read_json(folder / "special_tokens_map.json")
+    class_name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
+    tokens = dict(_CLASS_TOKENS.get(class_name, {}))
+    for name in TOKEN_NAMES:
+        for source in (older, settings):
+            if name in source:
+                text = _content(source[name])
+                tokens.pop(name, None)
+                if text is not None:
+                    tokens[name] = text
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or list(
+        (settings.get("added_tokens_decoder") or {}).values()
+    )
+    controls = {row["content"] for row in added if row.get("special") or looks_control(row["content"])}
+    return tokens, frozenset(controls | set(tokens.values()))
+
+
+def looks_control(token: str) -> bool:
+    """Whether an added token is a turn marker by its look, whatever its `special` flag says.
+
+    Fine-tunes often add ChatML's markers without the flag; llama.cpp's converter makes control tokens of them
+    too.
+    """
+    return token.startswith(("<|", "<｜")) and token.endswith(("|>", "｜>")) and len(token) > 4
