@@ -1,0 +1,326 @@
+"""From a Hugging Face model to llama.cpp's: which GGUF tensors there are, what each is made of, which header.
+
+In: config.json, and names and shapes of tensors (headers alone; no weight is read, torch and transformers are
+not needed). Out: `MappedTensor`s in the order in which llama.cpp's converter writes them, and the header's
+entries except the tokenizer's. What the table (`arch_table`) does not know is an error that names it.
+
+Listed differences to the converter's output:
+- The head of a tied model whose architecture llama.cpp loads only with `output.weight` (OLMo 2, InternLM 2,
+  Qwen 2 MoE) is written from the embedding; the converter's file does not load.
+- Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType
+
+from lorafold.errors import InputError
+from lorafold.export.arch_rules import Architecture, TensorRule
+from lorafold.export.arch_table import ARCHITECTURES
+from lorafold.export.general import general_metadata
+from lorafold.export.hyperparameters import Config, dimensions, read_all
+from lorafold.export.mapped_tensor import MappedTensor, RowRange
+from lorafold.export.metadata import KeyValue
+from lorafold.weights import TensorInfo
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "MappedTensor",
+    "RowRange",
+    "caveats",
+    "find",
+    "map_tensors",
+    "metadata",
+    "quantize_order",
+    "skipped_tensors",
+]
+
+# Buffers that old checkpoints store beside the weights; they follow from the config.
+_BUFFERS = (
+    (r"(^|\.)rotary_emb\.inv_freq$", "follows from the config"),
+    (r"\.(attn|attention)\.(masked_)?bias$", "a mask that follows from the config"),
+)
+# What is named in an error about many tensors.
+_NAMED = 8
+
+FOLDER_WORKS = "`--format folder` merges any architecture"
+
+
+def find(config: Mapping[str, Any]) -> Architecture:
+    """The row of the table for a model.
+
+    Args:
+        config: the parsed config.json.
+
+    Raises:
+        InputError: no row is for this class.
+    """
+    classes = config.get("architectures") or []
+    name = classes[0] if isinstance(classes, list) and classes else None
+    for row in ARCHITECTURES:
+        if name in row.classes or (name is None and config.get("model_type") in row.model_types):
+            return row
+    known = ", ".join(sorted(row.classes[0] for row in ARCHITECTURES))
+    got = (
+        f"architecture {name!r}" if name else f"model_type {config.get('model_type')!r} without architectures"
+    )
+    raise InputError(
+        f"{got} is not in the table of architectures that become GGUF ({known})",
+        at="config.json: architectures",
+        fix=FOLDER_WORKS,
+    )
+
+
+def caveats(config: Mapping[str, Any]) -> list[str]:
+    """What llama.cpp leaves out of this model, a sentence each; mostly nothing."""
+    row, view = _view(config)
+    return [
+        f"{rule.field} is {view.get(rule.field)!r}, expected {rule.expected}"
+        for rule in row.caveats
+        if not rule.holds(view)
+    ]
+
+
+def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> list[MappedTensor]:
+    """What each tensor of the GGUF file is made of.
+
+    Args:
+        config: the parsed config.json. After a fold that resized the vocabulary or untied the head,
+            `vocab_size` and `tie_word_embeddings` must say so.
+        tensors: the source's tensors by name; only names, shapes, files are looked at.
+
+    Returns:
+        The GGUF tensors in the converter's order: generated ones, then by file and Hugging Face name.
+
+    Raises:
+        InputError: no such architecture; the config asks for what llama.cpp does not compute; a tensor is
+            missing, has another shape than the config says, or is none of the architecture's.
+    """
+    row, view = _view(config)
+    _check(view, row)
+    sizes = dimensions(view)
+    actual = {_canonical(name, row): name for name in tensors}
+    order = {
+        name: place for place, name in enumerate(sorted(tensors, key=lambda n: (tensors[n].file.name, n)))
+    }
+    rules = (*row.tensors, *_variant(row, actual))
+    found: list[tuple[int, int, MappedTensor]] = []
+    missing: list[str] = []
+    used: set[str] = set()
+    for number, rule in enumerate(rules):
+        if rule.when is not None and not view.flag(rule.when):
+            continue
+        for layer in range(sizes["layers"]) if "{layer}" in rule.name else (0,):
+            wanted = _sources(rule, layer, sizes)
+            absent = [source for source in wanted if source not in actual]
+            if absent and rule.unless is not None and view.flag(rule.unless):
+                if rule.instead is None:
+                    continue
+                wanted, absent = [rule.instead], []
+            if absent:
+                missing += absent
+                continue
+            names = [actual[source] for source in wanted]
+            for name in names:
+                _check_shape(tensors[name], rule, sizes)
+            used.update(names)
+            # The converter emits a stack of experts when it has met the last of all its parts.
+            last = max(order[name] for name in names)
+            if "{expert}" in rule.source:
+                last = _last_part(rules, layer, sizes, actual, order, last)
+            found.append((last, number, _mapped(rule, layer, names, sizes)))
+    if missing:
+        raise InputError(
+            f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            at="model.safetensors",
+            fix="download the model again, or correct config.json if it is of another model",
+        )
+    unknown = sorted(set(tensors) - used - skipped_tensors(config, tensors).keys())
+    if unknown:
+        raise InputError(
+            f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of {row.classes[0]} by config.json",
+            at="model.safetensors",
+            fix=f"correct config.json if it is of another model; {FOLDER_WORKS}",
+        )
+    found.sort(key=lambda item: item[:2])
+    generated = row.generated(view) if row.generated else {}
+    made = [MappedTensor(name, (len(values),), constant=values) for name, values in generated.items()]
+    return made + [tensor for _, _, tensor in found]
+
+
+def skipped_tensors(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
+    """Tensors that llama.cpp has no use for.
+
+    Args:
+        config: the parsed config.json.
+        tensors: names.
+
+    Returns:
+        Reason by name.
+    """
+    row = find(config)
+    return {
+        name: reason
+        for name in tensors
+        for pattern, reason in (*_BUFFERS, *row.skipped)
+        if re.search(pattern, name)
+    }
+
+
+def metadata(
+    config: Mapping[str, Any],
+    tensors: Sequence[MappedTensor],
+    folder: Path,
+    file_type: int,
+    *,
+    name: str | None = None,
+) -> list[KeyValue]:
+    """The header's entries except the tokenizer's, in the converter's order.
+
+    Args:
+        config: the parsed config.json, changed as for `map_tensors`.
+        tensors: what `map_tensors` gave; the number of weights goes into general.size_label.
+        folder: the base: its name, README.md and generation_config.json tell general.*.
+        file_type: llama.cpp's number of the mixture (`enum llama_ftype`).
+        name: general.name, where it is not to be guessed from the folder.
+
+    Raises:
+        InputError: a field of config.json or of the model card cannot be used.
+    """
+    row, view = _view(config)
+    general = general_metadata(folder, tensors, name)
+    file_type_entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
+    hyperparameters = read_all((*row.hyperparameters, *row.extensions), view, row.gguf)
+    before = {f"{row.gguf}.{entry.key}" for entry in row.hyperparameters}
+    return [
+        KeyValue("general.architecture", row.gguf, GGUFValueType.STRING),
+        *read_all(row.first, view, row.gguf),
+        *general,
+        *(entry for entry in hyperparameters if entry.key in before),
+        file_type_entry,
+        *(entry for entry in hyperparameters if entry.key not in before),
+        # The version of ggml's block layouts, GGML_QNT_VERSION.
+        KeyValue("general.quantization_version", 2, GGUFValueType.UINT32),
+    ]
+
+
+def quantize_order(names: Iterable[str]) -> list[str]:
+    """The order in which llama_model_quantize writes tensors: by (layer, name), those of no layer first."""
+
+    def key(name: str) -> tuple[int, bytes]:
+        in_layer = re.match(r"blk\.(\d+)\.", name)
+        return (int(in_layer.group(1)) if in_layer else -1, name.encode())
+
+    return sorted(names, key=key)
+
+
+def _view(config: Mapping[str, Any]) -> tuple[Architecture, Config]:
+    """A model's row, and its config seen through it; a multimodal model's text part counts."""
+    row = find(config)
+    text = config.get("text_config")
+    raw = {**config, **text} if isinstance(text, Mapping) else config
+    return row, Config(raw, row.defaults, row.aliases)
+
+
+def _check(config: Config, row: Architecture) -> None:
+    """Refuse what would be computed wrongly, rather than write it."""
+    if config.get("quantization_config"):
+        method = config.raw["quantization_config"].get("quant_method")
+        raise InputError(
+            f"the weights are quantized already ({method})",
+            at="config.json: quantization_config",
+            fix="take the model it was quantized from, in 16 or 32 bit",
+        )
+    for rule in row.required:
+        if not rule.holds(config):
+            error = config.wrong(rule.field, config.get(rule.field), rule.expected)
+            raise InputError(error.problem, at=error.at, fix=FOLDER_WORKS)
+
+
+def _canonical(name: str, row: Architecture) -> str:
+    """A tensor's name as the table spells it."""
+    for spelled, canonical in row.spellings:
+        if name.startswith(spelled):
+            return canonical + name.removeprefix(spelled)
+    return name
+
+
+def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, ...]:
+    """The variant whose tensors are present; the first where none is, so that its tensors are named."""
+    for rules in row.variants:
+        if any(rule.source.format(layer=0, expert=0) in actual for rule in rules):
+            return rules
+    return row.variants[0] if row.variants else ()
+
+
+def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
+    """The canonical names of a rule's sources, one for each expert where there are experts."""
+    experts = range(sizes.get("experts", 0)) if "{expert}" in rule.source else (0,)
+    return [rule.source.format(layer=layer, expert=expert) for expert in experts]
+
+
+def _last_part(
+    rules: Sequence[TensorRule],
+    layer: int,
+    sizes: Mapping[str, int],
+    actual: Mapping[str, str],
+    order: Mapping[str, int],
+    last: int,
+) -> int:
+    """Where the last of all experts' tensors of a layer stands."""
+    for rule in rules:
+        if "{expert}" in rule.source:
+            present = (actual[name] for name in _sources(rule, layer, sizes) if name in actual)
+            last = max([last, *(order[name] for name in present)])
+    return last
+
+
+def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -> None:
+    """Compare a tensor's shape with the config's."""
+    lacking = [name for name in rule.shape if name not in sizes]
+    expected = tuple(sizes[name] for name in rule.shape if name in sizes)
+    if lacking or info.shape != expected:
+        meaning = " x ".join(rule.shape)
+        raise InputError(
+            f"tensor {info.name} has shape {info.shape}, expected {expected} ({meaning} by config.json)",
+            at=info.file,
+            fix="use the config.json that belongs to these weights",
+        )
+
+
+def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int]) -> MappedTensor:
+    """One GGUF tensor from a rule and its sources' names."""
+    shape = tuple(sizes[name] for name in rule.shape)
+    height = 1
+    for size in shape[:-1]:
+        height *= size
+    ranges = rule.rows(sizes) if rule.rows else [(0, height)]
+    if rule.becomes is not None:
+        shape = tuple(sizes[name] for name in rule.becomes)
+    elif rule.transpose:
+        shape = shape[::-1]
+    elif "{expert}" in rule.source:
+        shape = (len(names), *shape)
+    group = sizes[rule.group]
+    return MappedTensor(
+        rule.name.format(layer=layer),
+        shape,
+        tuple(RowRange(name, start, stop) for name in names for start, stop in ranges),
+        op=rule.op,
+        group=group if len(shape) > 1 else 1,
+        param=group if rule.op is not None and rule.group != "one" else None,
+        transpose=rule.transpose,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    shown = ", ".join(names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}{more}"

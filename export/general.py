@@ -1,0 +1,82 @@
+"""The header's general.* entries: what a model is called, how large it is, under which licence it stands.
+
+In: the base's folder (its name, config.json, README.md with a model card, generation_config.json) and the
+tensors. Out: `KeyValue`s. The guessing is gguf-py's own `Metadata`, which llama.cpp's converter uses, so that
+names agree (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#general-metadata).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import gguf
+import yaml
+
+from lorafold.errors import InputError
+from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.export.metadata import KeyValue
+
+
+def general_metadata(
+    folder: Path, tensors: Sequence[MappedTensor], name: str | None = None
+) -> list[KeyValue]:
+    """The entries general.type to general.languages.
+
+    Args:
+        folder: the base.
+        tensors: all tensors of the file.
+        name: general.name, where it is not to be guessed from the folder.
+
+    Raises:
+        InputError: the model card or generation_config.json holds a value of the wrong kind.
+    """
+    weights, shared, per_expert, experts = count_weights(tensors)
+    # A writer that never writes: its add_… methods know each entry's key and type.
+    writer = gguf.GGUFWriter(path=None, arch="unused")
+    first = set(writer.kv_data[0])
+    try:
+        card = gguf.Metadata.load(None, folder, name, weights)
+        if card.name is None:
+            card.name = folder.name
+        if card.size_label is None:
+            card.size_label = gguf.size_label(weights, shared, per_expert, experts)
+        writer.add_type(gguf.GGUFType.MODEL)
+        card.set_gguf_meta_model(writer)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"the model card cannot be read: {reason}",
+            at=folder / "README.md",
+            fix="correct the lines between the two `---`, or remove README.md",
+        ) from error
+    return [
+        KeyValue(key, entry.value, entry.type, entry.sub_type or _element_type(entry.value))
+        for key, entry in writer.kv_data[0].items()
+        if key not in first
+    ]
+
+
+def count_weights(tensors: Sequence[MappedTensor]) -> tuple[int, int, int, int]:
+    """How many weights there are.
+
+    Returns:
+        (all, outside experts, of one expert of each layer, experts), as general.size_label needs them.
+    """
+    total = shared = per_expert = 0
+    stacks: list[int] = []
+    for tensor in tensors:
+        weights = math.prod(tensor.shape)
+        total += weights
+        if "_exps." in tensor.name and len(tensor.shape) == 3:
+            per_expert += weights // tensor.shape[0]
+            stacks.append(tensor.shape[0])
+        else:
+            shared += weights
+    return total, shared, per_expert, sum(stacks) // len(stacks) if stacks else 0
+
+
+def _element_type(value: object) -> gguf.GGUFValueType | None:
+    """The type of a list's elements, which the writer works out late."""
+    return gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) and value else None

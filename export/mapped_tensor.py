@@ -1,0 +1,66 @@
+"""What one tensor of a GGUF file is made of: which rows of which Hugging Face tensors, and what befalls them.
+
+In: nothing; these are the words in which `arch.map_tensors` describes a conversion to the plan, the writer
+and the proof. Out: `RowRange` and `MappedTensor`. Shapes are numpy's (rows first, columns last); GGUF stores
+them reversed (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Rows of a source tensor seen as 2-D: leading dimensions flattened, a 1-D tensor is one row.
+
+    Attributes:
+        source: the Hugging Face tensor's name.
+        start: first row.
+        stop: one past the last row.
+    """
+
+    source: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTensor:
+    """One tensor of the GGUF file.
+
+    Exactly one of `sources` and `constant` is given. Where `transpose` is set, `sources` is one whole tensor
+    stored as (cols, rows): it is read whole and transposed before anything else, since its rows are our
+    columns. A fold therefore always sees the Hugging Face orientation.
+
+    Attributes:
+        name: the GGUF name, e.g. "blk.0.attn_q.weight".
+        shape: numpy order; the total of rows is prod(shape[:-1]), a 1-D tensor is one row.
+        sources: row ranges, concatenated along the rows.
+        op: key in `row_ops.ROW_OPS`: what is done to a block of float32 rows; None leaves them as they are.
+        group: a block of rows must start and end at a multiple of this.
+        param: the op's parameter.
+        transpose: the source is stored transposed (GPT-2's Conv1D).
+        constant: the values themselves, for tensors that no checkpoint holds (rope factors); exact in
+            float32.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[RowRange, ...] = ()
+    op: str | None = None
+    group: int = 1
+    param: int | float | None = None
+    transpose: bool = False
+    constant: tuple[float, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensor seen as 2-D."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def cols(self) -> int:
+        """Columns: the length of one row."""
+        return self.shape[-1]

@@ -1,0 +1,187 @@
+"""Rotary position embeddings: what config.json says, what the header says, and the factor tensors.
+
+In: a `Config` in either spelling: transformers 4 has `rope_theta` beside `rope_scaling` (with `type` or
+`rope_type`), transformers 5 has one `rope_parameters`, which for Gemma 3 holds one entry for each kind of
+layer. Out: entries of the header and the values of `rope_freqs.weight` or `rope_factors_*.weight`.
+
+Formulas: transformers' `modeling_rope_utils` (llama3, longrope) and llama.cpp's `ggml_rope_ext`, which
+divides each frequency by its factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+from lorafold.export.hyperparameters import Config, Hyperparameter, f32, head_dim
+
+# Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
+SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
+PLAIN_KINDS = ("default", "llama3", "dynamic")
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rope's parameters in one spelling, transformers 5's.
+
+    Attributes:
+        full: of all layers, or of those with full attention.
+        sliding: of the layers with a sliding window, where they differ.
+    """
+
+    full: Mapping[str, Any]
+    sliding: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The kind of scaling in lower case; "default" where there is none."""
+        return str(self.full.get("rope_type") or "default").lower()
+
+
+def read_rope(config: Config) -> Rope:
+    """Rope's parameters, whichever way config.json spells them.
+
+    Raises:
+        InputError: the parameters are no object, or of a kind that llama.cpp cannot compute.
+    """
+    field = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    given = config.get(field) or {}
+    if not isinstance(given, Mapping):
+        raise config.wrong(field, given, "an object")
+    layered = "full_attention" in given or "sliding_attention" in given
+    full = dict(given.get("full_attention") or {}) if layered else dict(given)
+    sliding = dict(given.get("sliding_attention") or {}) if layered else {}
+    if "rope_type" not in full and "type" in full:
+        full["rope_type"] = full["type"]
+    for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        if full.get(name) is None and config.get(name) is not None:
+            full[name] = config.get(name)
+    if not sliding and config.get("rope_local_base_freq") is not None:
+        sliding["rope_theta"] = config.get("rope_local_base_freq")
+    rope = Rope(full, sliding)
+    if rope.kind not in SCALING_NAMES and rope.kind not in PLAIN_KINDS:
+        known = ", ".join((*SCALING_NAMES, *PLAIN_KINDS))
+        raise config.wrong(field, rope.kind, f"a rope_type that llama.cpp knows ({known})")
+    return rope
+
+
+def rotary_dim(config: Config) -> int:
+    """How many of a head's columns are rotated."""
+    return int(head_dim(config) * float(read_rope(config).full.get("partial_rotary_factor") or 1.0))
+
+
+def scaling_name(config: Config) -> str | None:
+    """The header's name of the scaling, where it has one and, unless longrope, a factor."""
+    rope = read_rope(config)
+    name = SCALING_NAMES.get(rope.kind)
+    return name if name == "longrope" or rope.full.get("factor") is not None else None
+
+
+def _scaled(name: str, *kinds: str) -> Any:
+    """A getter of one rope parameter that is written for some kinds of scaling only."""
+
+    def get(config: Config) -> Any:
+        return read_rope(config).full.get(name) if scaling_name(config) in kinds else None
+
+    return get
+
+
+def _original_context(config: Config) -> int | None:
+    """YaRN's context before scaling; transformers takes the model's own where it is not given."""
+    if scaling_name(config) != "yarn":
+        return None
+    given = read_rope(config).full.get("original_max_position_embeddings")
+    return config.integer("max_position_embeddings") if given is None else int(given)
+
+
+def _attention_factor(config: Config) -> Any:
+    """YaRN's factor on the attention scores, under either name."""
+    if scaling_name(config) != "yarn":
+        return None
+    full = read_rope(config).full
+    return full.get("attention_factor", full.get("attn_factor"))
+
+
+SCALING = (
+    Hyperparameter("rope.scaling.type", GGUFValueType.STRING, scaling_name),
+    f32("rope.scaling.factor", _scaled("factor", "linear", "yarn")),
+    Hyperparameter("rope.scaling.original_context_length", GGUFValueType.UINT32, _original_context),
+    f32("rope.scaling.yarn_ext_factor", _scaled("extrapolation_factor", "yarn")),
+    f32("rope.scaling.yarn_attn_factor", _attention_factor),
+    f32("rope.scaling.yarn_beta_fast", _scaled("beta_fast", "yarn")),
+    f32("rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn")),
+)
+FREQUENCY_BASE = f32("rope.freq_base", lambda config: read_rope(config).full.get("rope_theta"))
+SLIDING_FREQUENCY_BASE = f32("rope.freq_base_swa", lambda config: read_rope(config).sliding.get("rope_theta"))
+
+
+def llama3_factors(config: Config) -> dict[str, tuple[float, ...]]:
+    """Llama 3's factors, which slow the low frequencies down and blend in between.
+
+    Returns:
+        {"rope_freqs.weight": rotary_dim/2 factors}, or nothing for other kinds of scaling.
+    """
+    rope = read_rope(config)
+    if rope.kind != "llama3":
+        return {}
+    size, single = head_dim(config), np.float32
+    factor, low, high = (
+        float(rope.full.get(name, default))
+        for name, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+    )
+    context = float(rope.full.get("original_max_position_embeddings", 8192))
+    theta = single(rope.full.get("rope_theta", 10000.0))
+    # In float32 throughout, as transformers and llama.cpp's converter compute it.
+    frequencies = single(1.0) / theta ** (np.arange(0, size, 2, dtype=single) / single(size))
+    factors: list[float] = []
+    for wavelength in single(2 * math.pi) / frequencies:
+        if wavelength < context / high:
+            factors.append(1.0)
+        elif wavelength > context / low:
+            factors.append(factor)
+        else:
+            smooth = (single(context) / wavelength - single(low)) / single(high - low)
+            factors.append(float(single(1.0) / ((single(1.0) - smooth) / single(factor) + smooth)))
+    return {"rope_freqs.weight": tuple(factors)}
+
+
+def longrope_factors(config: Config) -> dict[str, tuple[float, ...]]:
+    """Phi's factors for prompts beyond and within the original context.
+
+    Returns:
+        {"rope_factors_long.weight": …, "rope_factors_short.weight": …}, or nothing where there are none.
+
+    Raises:
+        InputError: the lists are incomplete or of the wrong length.
+    """
+    full = read_rope(config).full
+    if not full.get("long_factor"):
+        return {}
+    half = rotary_dim(config) // 2
+    found: dict[str, tuple[float, ...]] = {}
+    for field, name in (("long_factor", "long"), ("short_factor", "short")):
+        values = full.get(field)
+        if not isinstance(values, list) or len(values) != half:
+            got = f"{len(values)} numbers" if isinstance(values, list) else values
+            raise config.wrong(f"rope_scaling.{field}", got, f"{half} numbers (half the rotated columns)")
+        found[f"rope_factors_{name}.weight"] = tuple(float(np.float32(value)) for value in values)
+    return found
+
+
+def longrope_attention_factor(config: Config) -> float | None:
+    """Phi's factor on the attention scores, from how far the context was stretched; None without factors."""
+    rope = read_rope(config)
+    if not rope.full.get("long_factor"):
+        return None
+    original = config.integer("original_max_position_embeddings")
+    stretch = config.integer("max_position_embeddings") / original
+    if stretch <= 1.0:
+        return 1.0
+    if rope.kind == "yarn":
+        return 0.1 * math.log(stretch) + 1.0
+    return math.sqrt(1 + math.log(stretch) / math.log(original))
