@@ -1,0 +1,224 @@
+"""What `lorafold chat` and `lorafold compare` are asked to do, and how a model draws its tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafold.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The names are those of llama.cpp, Ollama and vLLM.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; 1 samples the model's own distribution.
+        top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
+        top_k: keep this many tokens; 0 keeps all.
+        min_p: drop tokens less likely than this share of the likeliest.
+        repeat_penalty: divide the logits of the last 64 tokens by this; 1 changes nothing.
+        seed: of the random numbers; None draws a new one per answer.
+        max_tokens: an answer ends after this many tokens.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            if not (math.isfinite(value) and low <= value <= high):
+                raise UsageError(
+                    f"expected {low:g} to {high:g}, got {value}", at=f"--{name.replace('_', '-')}"
+                )
+
+
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 10),
+    "top_p": (0, 1),
+    "top_k": (0, 1_000_000),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.1, 10),
+    "seed": (0, 2**32 - 2),
+    "max_tokens": (1, 1_000_000),
+}
+REPEAT_WINDOW = 64  # tokens that the repeat penalty looks back on, as in llama.cpp and Ollama
+
+
+@dataclass(frozen=True, slots=True)
+class ChatConfig:
+    """Talk to one model, or to several side by side."""
+
+    models: tuple[str, ...]
+    """GGUF files, `base.gguf+adapter.gguf`, Hugging Face folders, `BASE+ADAPTER` folders, `ollama:NAME`, or
+    http addresses of OpenAI-compatible servers."""
+
+    prompt: tuple[str, ...] = ()
+    """Ask this and leave; several are turns of one conversation."""
+
+    json: bool = False
+    """One JSON object per question on standard output (implies plain output)."""
+
+    system: str | None = None
+    """The system message."""
+
+    temperature: float = 0.7
+    """0 takes the likeliest token."""
+
+    top_p: float = 0.95
+    """Keep the likeliest tokens that together have this probability; 1: all."""
+
+    top_k: int = 40
+    """Keep this many tokens; 0: all."""
+
+    min_p: float = 0.05
+    """Drop tokens less likely than this share of the likeliest."""
+
+    repeat_penalty: float = 1.0
+    """Divide the logits of the last 64 tokens by this; 1: off."""
+
+    seed: int | None = None
+    """Seed of the random numbers; a new one per answer where not given."""
+
+    max_tokens: int = 1024
+    """An answer ends after this many tokens."""
+
+    context: int | None = None
+    """Tokens that a conversation may hold; the model's own limit, at most 8192, where not given."""
+
+    threads: int = 0
+    """Threads for one token; 0: one per core, or OMP_NUM_THREADS."""
+
+    chat_template: str | None = None
+    """A Jinja file or the name of a known template, instead of the model's own."""
+
+    load_in_4bit: bool = False
+    """Load Hugging Face folders in 4 bit (needs a GPU)."""
+
+    trust_remote_code: bool = False
+    """Allow a model folder that brings its own Python code to run it."""
+
+    offline: bool = False
+    """Never connect to a hub."""
+
+    blind: bool = False
+    """Hide the names and shuffle the sides, for voting."""
+
+    plain: bool = False
+    """Plain lines instead of columns and colours."""
+
+    session: Path | None = None
+    """A conversation saved with /save, to go on with."""
+
+    def __post_init__(self) -> None:
+        check_models(self.models, self.context, self.threads)
+        sampling_of(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CompareConfig:
+    """Ask two or more models the same questions and save the answers side by side."""
+
+    models: tuple[str, ...]
+    """The original first, then what was made of it; spelled as for `chat`."""
+
+    prompts: Path
+    """Questions: text (one a line), JSON lines (prompt, question or messages), or CSV with such a column."""
+
+    out: tuple[Path, ...] = ()
+    """Where to save: .html (one self-contained page), .md or .jsonl, by the ending; may be repeated."""
+
+    system: str | None = None
+    """A system message before every question that brings none."""
+
+    limit: int | None = None
+    """Ask only the first so many questions."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token, so that the models differ and not the dice."""
+
+    top_p: float = 0.95
+    """Keep the likeliest tokens that together have this probability; 1: all."""
+
+    top_k: int = 40
+    """Keep this many tokens; 0: all."""
+
+    min_p: float = 0.05
+    """Drop tokens less likely than this share of the likeliest."""
+
+    repeat_penalty: float = 1.0
+    """Divide the logits of the last 64 tokens by this; 1: off."""
+
+    seed: int = 0
+    """Seed of the random numbers."""
+
+    max_tokens: int = 256
+    """An answer ends after this many tokens."""
+
+    lens: bool = True
+    """Score each answer with the other models: what the fine-tune changed, token by token."""
+
+    context: int | None = None
+    """Tokens that a conversation may hold; the model's own limit, at most 8192, where not given."""
+
+    threads: int = 0
+    """Threads for one token; 0: one per core, or OMP_NUM_THREADS."""
+
+    chat_template: str | None = None
+    """A Jinja file or the name of a known template, instead of the models' own."""
+
+    load_in_4bit: bool = False
+    """Load Hugging Face folders in 4 bit (needs a GPU)."""
+
+    trust_remote_code: bool = False
+    """Allow a model folder that brings its own Python code to run it."""
+
+    offline: bool = False
+    """Never connect to a hub."""
+
+    force: bool = False
+    """Replace an existing file."""
+
+    def __post_init__(self) -> None:
+        check_models(self.models, self.context, self.threads)
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"expected at least 1, got {self.limit}", at="--limit")
+        sampling_of(self)
+
+
+def check_models(models: tuple[str, ...], context: int | None, threads: int) -> None:
+    """Check what both commands share.
+
+    Raises:
+        UsageError: no model, too many for columns, or a number that cannot be meant.
+    """
+    if not models:
+        raise UsageError("no model given", fix="name a GGUF, a folder, ollama:NAME or an http address")
+    if len(models) > 6:
+        raise UsageError(f"{len(models)} models do not fit side by side (at most 6)")
+    if context is not None and context < 64:
+        raise UsageError(f"expected at least 64 tokens, got {context}", at="--context")
+    if threads < 0:
+        raise UsageError(f"threads must not be negative, got {threads}", at="--threads")
+
+
+def sampling_of(config: ChatConfig | CompareConfig) -> Sampling:
+    """The part of a config that says how tokens are drawn."""
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repeat_penalty=config.repeat_penalty,
+        seed=config.seed,
+        max_tokens=config.max_tokens,
+    )
