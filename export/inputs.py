@@ -1,0 +1,176 @@
+"""Opens what an export works on: the base, its adapters, the fold over them, the tokenizer, the template.
+
+In: the config. Out: `Inputs`, with everything checked that headers can tell: the base exists, each adapter
+fits it, its tensors are all consumed. No weight is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.adapters import Adapter
+from lorafold.artifacts import read_manifest
+from lorafold.errors import InputError, UsageError
+from lorafold.export.config import ExportConfig
+from lorafold.export.fold import Folded
+from lorafold.models import Base, fingerprint, resolve_base
+from lorafold.progress import Progress, silent
+from lorafold.weights import Checkpoint
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What an export reads.
+
+    Attributes:
+        base: the base model's folder and name.
+        adapters: adapter folders with their weights; empty for a plain conversion.
+        source: the base's tensors with the adapters folded in.
+        config: the base's config.json, with the vocabulary as the adapters left it.
+        tokenizer: the folder whose tokenizer goes into the output.
+        template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
+        name: the model's name.
+    """
+
+    base: Base
+    adapters: tuple[tuple[Adapter, float], ...]
+    source: Folded
+    config: dict[str, Any]
+    tokenizer: Path
+    template: str | None
+    name: str
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that is read, so that none is overwritten."""
+        return [self.base.folder, *(adapter.folder for adapter, _ in self.adapters)]
+
+
+def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
+    """Open the base and the adapters of an export.
+
+    Raises:
+        InputError: something is missing or does not fit together.
+        UnsafeInputError: the base wants to run code.
+        UsageError: a weight that is not a number.
+    """
+    specs = [_weighted(spec) for spec in (config.source, *config.adapter)]
+    if (Path(specs[0][0]).expanduser() / ADAPTER_CONFIG).exists():
+        adapters = tuple((Adapter.open(Path(path).expanduser()), weight) for path, weight in specs)
+        base_spec = config.base or _base_of(adapters[0][0])
+    else:
+        if config.adapter:
+            raise UsageError(
+                f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
+                fix="name the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
+            )
+        adapters, base_spec = (), config.source
+    base = resolve_base(
+        base_spec,
+        offline=config.offline,
+        trust_remote_code=config.trust_remote_code,
+        progress=progress,
+    )
+    for adapter, _ in adapters:
+        _check_base(adapter, base)
+    source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
+    folder = adapters[0][0].folder if adapters else base.folder
+    return Inputs(
+        base=base,
+        adapters=adapters,
+        source=source,
+        config=base.config(),
+        tokenizer=_tokenizer_folder(base, [adapter for adapter, _ in adapters]),
+        template=config.chat_template or _trained_template([adapter for adapter, _ in adapters]),
+        name=config.name or _name(base, folder),
+    )
+
+
+def _weighted(spec: str) -> tuple[str, float]:
+    """FOLDER or FOLDER=WEIGHT."""
+    path, equals, weight = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return spec, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise UsageError(f"expected FOLDER=WEIGHT with a number, got {spec!r}", at="--adapter") from None
+
+
+def _base_of(adapter: Adapter) -> str:
+    """The base that an adapter names: our manifest knows it exactly, PEFT's config by path or id."""
+    manifest = read_manifest(adapter.folder) or {}
+    identity = manifest.get("base") or {}
+    for candidate in (identity.get("spec"), identity.get("path"), identity.get("id")):
+        if isinstance(candidate, str) and (candidate == "demo" or Path(candidate).is_dir()):
+            return candidate
+    named = _json(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = identity.get("id") or named
+    if not isinstance(named, str) or not named:
+        raise InputError(
+            "base_model_name_or_path is missing, so the base is not known",
+            at=adapter.folder / ADAPTER_CONFIG,
+            fix="name it: --base FOLDER_OR_HUB_ID",
+        )
+    return named
+
+
+def _check_base(adapter: Adapter, base: Base) -> None:
+    """Compare the base's fingerprint with the one that the training noted, where there is one."""
+    noted = ((read_manifest(adapter.folder) or {}).get("base") or {}).get("fingerprint")
+    if noted and noted != fingerprint(base.folder):
+        raise InputError(
+            f"this adapter was made for another base (its fingerprint is {noted[:12]}, "
+            f"that of {base.id} is {fingerprint(base.folder)[:12]})",
+            at=adapter.folder,
+            fix="name the base it was trained on with --base",
+        )
+
+
+def _tokenizer_folder(base: Base, adapters: list[Adapter]) -> Path:
+    """The adapter's folder where its tokenizer has other tokens than the base's, else the base's."""
+    for adapter in adapters:
+        if _tokens(adapter.folder) not in (None, _tokens(base.folder)):
+            return adapter.folder
+    return base.folder
+
+
+def _tokens(folder: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
+    """What tells vocabularies apart: the number of tokens and the added ones."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = _json(path)
+    added = tuple(sorted((item["id"], item["content"]) for item in tokenizer.get("added_tokens") or ()))
+    return len((tokenizer.get("model") or {}).get("vocab") or ()), added
+
+
+def _trained_template(adapters: list[Adapter]) -> str | None:
+    """The template file that training saved with the adapter: export and chat must use no other."""
+    for adapter in adapters:
+        path = adapter.folder / "chat_template.jinja"
+        if path.is_file():
+            return str(path)
+    return None
+
+
+def _name(base: Base, folder: Path) -> str:
+    """A file name for the model: the folder's, unless that says nothing."""
+    stem = folder.name if folder != base.folder else base.id.rsplit("/", 1)[-1]
+    if stem in ("adapter", "checkpoint", "final", "out", "output"):
+        stem = folder.resolve().parent.name
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "model"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"not readable as JSON ({error})", at=path, fix="fetch the file again") from error
+    return value if isinstance(value, dict) else {}

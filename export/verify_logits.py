@@ -1,0 +1,213 @@
+"""Proof of the answers: logits of base + adapter in transformers against every written file in llama.cpp.
+
+In: the base folder, the adapters, held-out chats, the written files. Out: per file the mean Kullback-Leibler
+divergence from the reference, how often both would choose the same token, the perplexity of each, and the
+first token where greedy decoding would part. The yardstick is the adapter's own effect, KL(tuned || base): an
+export whose error is not small beside it has lost the fine-tune.
+
+Figures are taken over the answers' tokens only. An answer that a chat does not bring is the greedy one of the
+first file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.chat import ChatTokenizer
+from lorafold.export.inputs import Inputs
+from lorafold.export.llama_runtime import runner
+from lorafold.export.proof import Check
+from lorafold.machine import memory_available
+from lorafold.progress import Progress, silent
+
+ANSWER_TOKENS = 40
+CONTEXT = 512
+# The error of an export may be half of what the fine-tune changed; 8 bit stays near a hundredth, 4 bit near a
+# tenth. Below the second figure the adapter changes nothing that could be lost.
+LOST = 0.5
+NO_EFFECT = 1e-3
+# Without an adapter to measure by: nats that 16-bit files and quantized ones may be off.
+EXACT_KL = {"F32": 1e-3, "F16": 1e-2, "BF16": 1e-2, "Q8_0": 0.05}
+BROKEN_KL = 2.0
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence_:
+    """A conversation as tokens.
+
+    Attributes:
+        ids: prompt and answer.
+        start: the index of the answer's first token.
+    """
+
+    ids: list[int]
+    start: int
+
+
+def check_logits(
+    files: Sequence[tuple[str, Path]],
+    inputs: Inputs,
+    tokenizer: ChatTokenizer,
+    chats: Sequence[list[dict[str, str]]],
+    progress: Progress = silent,
+) -> list[Check]:
+    """Compare every file's logits with the reference's.
+
+    Args:
+        files: recipe and path of each written model.
+        inputs: base and adapters.
+        tokenizer: how conversations become tokens.
+        chats: held-out conversations.
+    """
+    if reason := _why_not(inputs):
+        return [Check(f"logits {path.name}", "not checked", reason) for _, path in files]
+    progress("prove the answers", 0, len(files) + 2)
+    with runner(files[0][1], CONTEXT) as model:
+        sequences = [s for chat in chats if (s := _sequence(chat, tokenizer, model)) is not None]
+    if not sequences:
+        reason = f"no held-out chat fits in {CONTEXT} tokens"
+        return [Check(f"logits {path.name}", "not checked", reason) for _, path in files]
+    progress("prove the answers", 1, len(files) + 2)
+    tuned, base = _reference(inputs, sequences)
+    progress("prove the answers", 2, len(files) + 2)
+    effect = None if base is None else _mean_kl(tuned, base)
+    checks = []
+    for number, (recipe, path) in enumerate(files):
+        with runner(path, CONTEXT) as model:
+            ours = [model.logits(s.ids)[s.start - 1 : -1] for s in sequences]
+        checks.append(_verdict(path.name, recipe, sequences, tuned, ours, effect))
+        progress("prove the answers", number + 3, len(files) + 2)
+    return checks
+
+
+def _why_not(inputs: Inputs) -> str | None:
+    """Why the reference cannot be run here, or None."""
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)} (pip install 'lorafold[train]')"
+    if inputs.config.get("auto_map"):
+        return "the base brings its own Python code, which an export does not run"
+    if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
+        return "several weighted adapters have no reference in one model"
+    weights = sum(int(np.prod(info.shape)) for info in inputs.source.tensors.values())
+    free = memory_available()
+    if free and 4 * weights > 0.7 * free:
+        return f"the reference needs {4 * weights / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
+    return None
+
+
+def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) -> Sequence_ | None:
+    """Prompt and answer as tokens; None where they do not fit."""
+    asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
+    prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
+    if len(prompt) + ANSWER_TOKENS > CONTEXT:
+        return None
+    if asked is chat:
+        answer = model.answer(prompt, ANSWER_TOKENS, frozenset(tokenizer.eos_ids))
+    else:
+        # Cut at the answer's own tokens: what follows the prompt in the whole conversation.
+        answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:ANSWER_TOKENS]
+    return Sequence_([*prompt, *answer], len(prompt)) if answer else None
+
+
+def _reference(inputs: Inputs, sequences: Sequence[Sequence_]) -> tuple[list[Logits], list[Logits] | None]:
+    """Logits over the answers by transformers: tuned, and the base alone where there is an adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
+
+    def run() -> Iterator[Logits]:
+        with torch.inference_mode():
+            for s in sequences:
+                logits = model(input_ids=torch.tensor([s.ids])).logits[0, s.start - 1 : -1]
+                yield logits.float().numpy()
+
+    model.eval()
+    if not inputs.adapters:
+        return list(run()), None
+    from peft import PeftModel
+
+    base = list(run())
+    model = PeftModel.from_pretrained(model, inputs.adapters[0][0].folder).eval()
+    return list(run()), base
+
+
+def _verdict(
+    name: str,
+    recipe: str,
+    sequences: Sequence[Sequence_],
+    tuned: list[Logits],
+    ours: list[Logits],
+    effect: float | None,
+) -> Check:
+    kl = _mean_kl(tuned, ours)
+    pairs = list(zip(tuned, ours, strict=True))
+    count = min(tuned[0].shape[1], ours[0].shape[1])
+    same = np.concatenate([a[:, :count].argmax(1) == b[:, :count].argmax(1) for a, b in pairs])
+    answers = [np.array(s.ids[s.start :]) for s in sequences]
+    parted = [int(np.argmin(a.argmax(1) == b[:, :count].argmax(1))) for a, b in pairs if not _agree(a, b, count)]
+    figures: dict[str, Any] = {
+        "chats": len(sequences),
+        "tokens": len(same),
+        "mean KL": kl,
+        "top-1 agreement": float(same.mean()),
+        "perplexity": _perplexity(ours, answers),
+        "perplexity of the reference": _perplexity(tuned, answers),
+        "chats that part": len(parted),
+        "earliest differing token": min(parted) + 1 if parted else None,
+        "KL of the adapter": effect,
+    }
+    check = f"logits {name}"
+    told = f"mean KL {kl:.4f} nats from base + adapter, top-1 agreement {same.mean():.1%} over {len(same)} tokens"
+    if not np.isfinite(kl):
+        return Check(check, "failed", "the file's logits are not finite", figures)
+    if effect is None:
+        limit = EXACT_KL.get(recipe, BROKEN_KL)
+        told = told.replace("base + adapter", "the base")
+        verdict = "passed" if kl <= limit else "failed"
+        return Check(check, verdict, f"{told} (limit {limit:g} for {recipe})", figures)  # type: ignore[arg-type]
+    if effect < NO_EFFECT:
+        verdict = "passed" if kl <= EXACT_KL.get(recipe, BROKEN_KL) else "failed"
+        note = f"the adapter itself hardly changes the answers (KL {effect:.1e})"
+        return Check(check, verdict, f"{told}; {note}", figures)  # type: ignore[arg-type]
+    figures["share of the adapter's effect"] = kl / effect
+    told = f"{told}; the adapter's own effect is {effect:.4f}, so {kl / effect:.1%} of it is noise"
+    return Check(check, "passed" if kl <= LOST * effect else "failed", told, figures)
+
+
+def _agree(a: Logits, b: Logits, count: int) -> bool:
+    return bool((a[:, :count].argmax(1) == b[:, :count].argmax(1)).all())
+
+
+def _log_softmax(logits: Logits) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def _mean_kl(reference: list[Logits], other: list[Logits]) -> float:
+    """Mean over positions of sum p (log p - log q), in nats; padded vocabulary rows are left out."""
+    total, positions = 0.0, 0
+    for a, b in zip(reference, other, strict=True):
+        count = min(a.shape[1], b.shape[1])
+        p, q = _log_softmax(a[:, :count]), _log_softmax(b[:, :count])
+        total += float((np.exp(p) * (p - q)).sum())
+        positions += len(a)
+    return total / positions
+
+
+def _perplexity(logits: list[Logits], answers: Sequence[NDArray[np.int64]]) -> float:
+    nats = np.concatenate(
+        [-_log_softmax(a)[np.arange(len(ids)), ids] for a, ids in zip(logits, answers, strict=True)]
+    )
+    return float(np.exp(nats.mean()))
