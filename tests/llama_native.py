@@ -56,6 +56,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
         for name, old, rest in TENSOR_LINE.findall(answer["log"]):
             new = NEW_TYPE.search(rest)
             answer["types"][name] = (new.group(1) if new else old).lower()
+        answer["needs_imatrix"] = "will require an imatrix" in answer["log"]
         answer["log"] = answer["log"] if status else ""
     return answer
 

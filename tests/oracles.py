@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +169,35 @@ def _quantize_job(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class NativePlan:
+    """What a dry run of llama_model_quantize decides."""
+
+    types: dict[str, str]  # ggml's lower-case type name by tensor, in llama.cpp's order
+    needs_imatrix: bool  # the run would stop for want of an importance matrix
+    refusal: str | None  # the log, where even the dry run fails
+
+
 def plan_with_llama(
     cases: Sequence[tuple[Path, int, bool, Sequence[tuple[str, int]]]],
-) -> list[dict[str, str] | str]:
+) -> list[NativePlan]:
     """Which ggml type llama_model_quantize would give each tensor: many dry runs in one process.
 
     Args:
         cases: (GGUF file, ftype, whether an importance matrix is present, overrides).
 
     Returns:
-        For each case the type's lower-case name by tensor, in llama.cpp's order; or, where the library
-        refuses, its log.
+        One plan for each case.
     """
     some = {"none": np.ones(1, np.float32)}  # any entry makes `has_imatrix` true; a dry run reads no weights
     jobs = [
         _quantize_job(path, path, ftype, some if matrix else None, True, rules)
         for path, ftype, matrix, rules in cases
     ]
-    return [answer["types"] if answer["status"] == 0 else answer["log"] for answer in native(jobs)]
+    return [
+        NativePlan(answer["types"], answer["needs_imatrix"], answer["log"] if answer["status"] else None)
+        for answer in native(jobs)
+    ]
 
 
 def llama_logits(gguf: Path, ids: Sequence[int], adapter: Path | None = None) -> NDArray[np.float32]:
