@@ -1,0 +1,129 @@
+"""Architectures: our header, names, order, shapes and bytes against llama.cpp's converter; logits against transformers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from converter import add_vocabulary, convert
+from numpy.typing import NDArray
+from oracles import llama_logits
+from tiny_families import FAMILIES, tiny_family
+
+from lorafold.export.arch import map_tensors, metadata
+from lorafold.export.row_ops import read_block
+from lorafold.weights import Checkpoint
+
+QUICK = ("llama-tied", "qwen2")
+SLOW = tuple(family for family in FAMILIES if family not in QUICK)
+FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
+Header = list[tuple[str, list[int], Any]]
+
+
+def families() -> list[Any]:
+    """Every family, the quick ones unmarked."""
+    return [*QUICK, *(pytest.param(family, marks=pytest.mark.slow) for family in SLOW)]
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for this run's models, removed with it."""
+    holder = tempfile.TemporaryDirectory(prefix="lorafold-arch-")
+    _KEPT.append(holder)
+    return Path(holder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def converted(names: tuple[str, ...]) -> Path:
+    """Models of some families in float32 and bfloat16, with the converter's GGUF beside them."""
+    jobs = []
+    for family in names:
+        for dtype, outtypes in (("float32", ("f32", "f16")), ("bfloat16", ("bf16",))):
+            folder = tiny_family(family, scratch() / dtype / f"Tiny-{family}-0.1B-Instruct", dtype)
+            jobs += [
+                {"folder": str(folder), "out": str(folder / f"{outtype}.gguf"), "outtype": outtype}
+                for outtype in outtypes
+            ]
+    convert(jobs)
+    return scratch()
+
+
+def model(family: str, dtype: str) -> Path:
+    """The folder of a converted family."""
+    root = converted(QUICK if family in QUICK else SLOW)
+    return root / dtype / f"Tiny-{family}-0.1B-Instruct"
+
+
+def header_of(path: Path) -> tuple[Header, gguf.GGUFReader]:
+    """The entries of a GGUF that are not the tokenizer's: (key, types, value)."""
+    reader = gguf.GGUFReader(path)
+    fields = [field for key, field in reader.fields.items() if not key.startswith(("GGUF.", "tokenizer."))]
+    return [(field.name, [int(kind) for kind in field.types], field.contents()) for field in fields], reader
+
+
+def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType], file_type: int) -> Path:
+    """Write a GGUF of a model by our mapping with gguf-py's writer."""
+    config = json.loads((folder / "config.json").read_text())
+    source = Checkpoint.open(folder)
+    tensors = map_tensors(config, source.tensors)
+    entries = metadata(config, tensors, folder, file_type)
+    writer = gguf.GGUFWriter(out, entries[0].value)
+    for entry in entries[1:]:
+        writer.add_key_value(entry.key, entry.value, entry.type, entry.subtype)
+    add_vocabulary(writer, config["vocab_size"])
+    for tensor in tensors:
+        block = read_block(source, tensor, 0, tensor.rows).reshape(tensor.shape)
+        kind = types.get(tensor.name, gguf.GGMLQuantizationType.F32)
+        writer.add_tensor(tensor.name, gguf.quants.quantize(block, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("family", families())
+def test_equals_converter(family: str, outtype: str) -> None:
+    """Header, names, order, shapes and bytes are the converter's."""
+    folder = model(family, "bfloat16" if outtype == "bf16" else "float32")
+    theirs, their_reader = header_of(folder / f"{outtype}.gguf")
+    types = {tensor.name: tensor.tensor_type for tensor in their_reader.tensors}
+    ours, our_reader = header_of(
+        our_gguf(folder, folder / f"{outtype}-ours.gguf", types, FILE_TYPES[outtype])
+    )
+    assert ours == theirs
+    assert [t.name for t in our_reader.tensors] == [t.name for t in their_reader.tensors]
+    for mine, other in zip(our_reader.tensors, their_reader.tensors, strict=True):
+        assert list(mine.shape) == list(other.shape), mine.name
+        assert np.array_equal(mine.data.view(np.uint8), other.data.view(np.uint8)), mine.name
+
+
+@pytest.mark.parametrize("family", families())
+def test_logits_equal_transformers(family: str) -> None:
+    """The F32 GGUF computes in llama.cpp what the model computes in transformers."""
+    folder = model(family, "float32")
+    path = our_gguf(folder, folder / "logits.gguf", {}, 0)
+    ids = [int(number) for number in np.random.default_rng(7).integers(3, 300, size=24)]
+    difference = np.abs(llama_logits(path, ids) - transformers_logits(folder, ids)).max()
+    assert difference < 1e-3
+
+
+def transformers_logits(folder: Path, ids: list[int]) -> NDArray[np.float32]:
+    """Logits of every position, computed by transformers in float32 on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = network(torch.tensor([ids])).logits[0].numpy()
+    return logits
