@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lorafold.errors import InputError
+from lorafold.gguf_header import STRING, GgufArray, read_gguf_header
 
 CONTROL = 3  # token type, llama_token_type in llama.h
 _IDS = {
@@ -57,35 +56,29 @@ def read_gguf_tokens(path: Path) -> GgufTokens:
     Raises:
         InputError: the file is missing, or not a readable GGUF.
     """
-    from gguf import GGUFReader
-
-    if not path.is_file():
-        raise InputError("no such file", at=path, fix="check the path")
-    try:
-        reader = GGUFReader(path)
-        fields = reader.fields
-
-        def value(key: str) -> Any:
-            return fields[key].contents() if key in fields else None
-
-        vocabulary = value("tokenizer.ggml.tokens") or []
-        types = value("tokenizer.ggml.token_type") or []
-        architecture = value("general.architecture")
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError, OSError) as error:
-        raise InputError(
-            f"not a readable GGUF: {error}", at=path, fix="export or download it again"
-        ) from error
+    header = read_gguf_header(path)
+    names, kinds = (
+        header.metadata.get("tokenizer.ggml.tokens"),
+        header.metadata.get("tokenizer.ggml.token_type"),
+    )
+    vocabulary = (
+        [raw.decode("utf-8", errors="replace") for raw in names.strings()]
+        if isinstance(names, GgufArray) and names.type == STRING
+        else []
+    )
+    types = kinds.values() if isinstance(kinds, GgufArray) and kinds.type != STRING else ()
 
     def token(key: str) -> str | None:
-        index = value(key)
-        return vocabulary[index] if isinstance(index, int) and 0 <= index < len(vocabulary) else None
+        index = header.number(key)
+        return vocabulary[index] if index is not None and 0 <= index < len(vocabulary) else None
 
     tokens = {name: text for name, key in _IDS.items() if (text := token(key)) is not None}
+    add_bos = header.metadata.get("tokenizer.ggml.add_bos_token")
     return GgufTokens(
         tokens=tokens,
         controls=frozenset(text for text, kind in zip(vocabulary, types, strict=False) if kind == CONTROL),
-        chat_template=value("tokenizer.chat_template"),
-        context_length=value(f"{architecture}.context_length"),
-        add_bos=value("tokenizer.ggml.add_bos_token"),
+        chat_template=header.text("tokenizer.chat_template"),
+        context_length=header.number(f"{header.architecture}.context_length"),
+        add_bos=add_bos if isinstance(add_bos, bool) else None,
         eot=token("tokenizer.ggml.eot_token_id"),
     )
