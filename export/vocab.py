@@ -1,0 +1,320 @@
+"""A model's vocabulary as GGUF metadata, from the tokenizer files alone (no transformers).
+
+In: a model folder, its config.json and the number of rows of its embedding. Out: `Vocab`, whose `metadata()`
+is the `tokenizer.ggml.*` part of a GGUF header as llama.cpp reads it (llama_vocab::impl::load in its
+src/llama-vocab.cpp). `probe_texts()` is the battery on which the result is held against the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType, TokenType
+from numpy.typing import NDArray
+
+from lorafold.errors import InputError
+from lorafold.export.metadata import KeyValue
+from lorafold.export.pre_tokenizers import is_byte_level, recognise
+from lorafold.export.vocab_bpe import read_merges, read_ordinary_tokens, words_reached_only_whole
+from lorafold.export.vocab_files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
+from lorafold.export.vocab_layout import Layout, lay_out
+from lorafold.export.vocab_special import END_OF_GENERATION, SpecialTokens, find_special_tokens
+from lorafold.export.vocab_spm import (
+    SPACE,
+    Pieces,
+    Prefix,
+    pieces_from_json,
+    prefix_from_json,
+    read_model_file,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocab:
+    """A vocabulary, complete for one GGUF.
+
+    Attributes:
+        model: `tokenizer.ggml.model`: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+        pre: `tokenizer.ggml.pre`: llama.cpp's pre-tokenizer.
+        texts: token texts, one for each row of the embedding.
+        types: `gguf.TokenType` numbers, int32 (rows,).
+        special: kind ("bos", "eos", "eot", …) → token id.
+        add_bos: BOS is put before a prompt.
+        add_eos: EOS is put after it.
+        scores: float32 (rows,), for "llama" only: the piece with the higher score is merged first.
+        merges: "left right", best first, for "gpt2" only.
+        add_space_prefix: a space is put before a text and after each special token; "llama" only.
+        needs_name: what `general.name` must contain for llama.cpp to swallow the white space after special
+            tokens as this tokenizer does, or None.
+        notes: where llama.cpp cannot do as the Hugging Face tokenizer does, as sentences for the report.
+    """
+
+    model: str
+    pre: str
+    texts: list[str]
+    types: NDArray[np.int32]
+    special: Mapping[str, int]
+    add_bos: bool
+    add_eos: bool
+    scores: NDArray[np.float32] | None = None
+    merges: list[str] | None = None
+    add_space_prefix: bool | None = None
+    needs_name: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def metadata(self) -> list[KeyValue]:
+        """The `tokenizer.ggml.*` entries, in the order of llama.cpp's converter (chat template excluded)."""
+        entries = [
+            _scalar("model", self.model, GGUFValueType.STRING),
+            _scalar("pre", self.pre, GGUFValueType.STRING),
+            _array("tokens", self.texts, GGUFValueType.STRING),
+        ]
+        if self.scores is not None:
+            entries.append(_array("scores", self.scores, GGUFValueType.FLOAT32))
+        entries.append(_array("token_type", self.types, GGUFValueType.INT32))
+        if self.merges is not None:
+            entries.append(_array("merges", self.merges, GGUFValueType.STRING))
+        entries += [
+            _scalar(_ID_KEYS[kind], token_id, GGUFValueType.UINT32) for kind, token_id in self.special.items()
+        ]
+        # Always written: llama.cpp's defaults go by the pre-tokenizer's name and are often not the model's.
+        entries.append(_scalar("add_bos_token", self.add_bos, GGUFValueType.BOOL))
+        entries.append(_scalar("add_eos_token", self.add_eos, GGUFValueType.BOOL))
+        if self.add_space_prefix is not None:
+            entries.append(_scalar("add_space_prefix", self.add_space_prefix, GGUFValueType.BOOL))
+        return entries
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every id at which llama.cpp will end a generation with this vocabulary."""
+        named = [self.special[kind] for kind in ("eos", "eot", "eom") if kind in self.special]
+        known = [index for index, text in enumerate(self.texts) if text in END_OF_GENERATION]
+        return tuple(dict.fromkeys(named + known))
+
+
+# `tokenizer.ggml.…`; the odd spellings are gguf-py's Keys.Tokenizer.
+_ID_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+}
+
+
+def _scalar(key: str, value: str | int | bool, kind: GGUFValueType) -> KeyValue:
+    return KeyValue(f"tokenizer.ggml.{key}", value, kind)
+
+
+def _array(key: str, values: Any, kind: GGUFValueType) -> KeyValue:
+    return KeyValue(f"tokenizer.ggml.{key}", values, GGUFValueType.ARRAY, kind)
+
+
+def read_vocab(
+    folder: Path,
+    config: Mapping[str, Any],
+    rows: int,
+    *,
+    pre_tokenizer: str | None = None,
+    end_of_turn: str | None = None,
+    add_bos: bool | None = None,
+) -> Vocab:
+    """Read a model folder's tokenizer.
+
+    Args:
+        folder: the folder with tokenizer.json or tokenizer.model and the settings beside it.
+        config: its parsed config.json.
+        rows: rows of the token embedding; the vocabulary is padded to them.
+        pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it is not recognised.
+        end_of_turn: the text that ends an assistant's turn in the chat template, if known.
+        add_bos: overrides the tokenizer's own setting (a chat template may say it better).
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        InputError: no tokenizer, one that llama.cpp cannot represent, more tokens than rows, or no EOS.
+        UsageError: llama.cpp has no pre-tokenizer of that name.
+    """
+    files = read_tokenizer_files(folder)
+    if end_of_turn is not None:
+        end_of_turn = end_of_turn.strip()
+    if files.tokenizer is not None and (pre_tokenizer is not None or is_byte_level(files.tokenizer)):
+        vocab = _read_byte_level(files, files.tokenizer, config, rows, pre_tokenizer, end_of_turn)
+    else:
+        vocab = _read_sentencepiece(files, config, rows, end_of_turn)
+    return vocab if add_bos is None else replace(vocab, add_bos=add_bos)
+
+
+def _read_byte_level(
+    files: TokenizerFiles,
+    tokenizer: Mapping[str, Any],
+    config: Mapping[str, Any],
+    rows: int,
+    pre_tokenizer: str | None,
+    end_of_turn: str | None,
+) -> Vocab:
+    at, model = files.origin, tokenizer["model"]
+    _require_bpe(model, at)
+    pre = recognise(tokenizer, at, str(config.get("model_type", "")), pre_tokenizer)
+    ordinary = read_ordinary_tokens(model, at)
+    pairs = read_merges(model, ordinary, at)
+    whole_words = bool(model.get("ignore_merges"))
+    if pre.whole_words not in (None, whole_words) and (lost := words_reached_only_whole(tokenizer, pairs)):
+        raise InputError(
+            f"{len(lost)} tokens, {lost[0]!r} among them, are {'only' if whole_words else 'never'} found by "
+            f'looking up whole words (ignore_merges); llama.cpp\'s "{pre.name}" does the opposite',
+            at=f"{at}: model.ignore_merges",
+            fix="name another of llama.cpp's with --pre-tokenizer, or export with --format folder",
+        )
+    layout = lay_out(ordinary.items(), _with_named(files, ordinary), rows, at)
+    special = find_special_tokens(files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn)
+    _mark_control(layout, special, end_of_turn)
+    return Vocab(
+        model="gpt2",
+        pre=pre.name,
+        texts=layout.texts,
+        types=layout.types,
+        special=special.ids,
+        add_bos=special.add_bos,
+        add_eos=special.add_eos,
+        merges=[f"{left} {right}" for left, right in pairs],
+        needs_name=_needs_name(files.added.values()),
+        notes=(*pre.notes, *layout.notes, *special.notes, *_strip_notes(files.added.values())),
+    )
+
+
+def _read_sentencepiece(
+    files: TokenizerFiles, config: Mapping[str, Any], rows: int, end_of_turn: str | None
+) -> Vocab:
+    pieces, prefix = _read_pieces(files)
+    ordinary = {text: index for index, text in enumerate(pieces.texts) if text}
+    added = {
+        # llama.cpp looks for these in the text before spaces become U+2581.
+        index: token if token.special else replace(token, content=token.content.replace(SPACE, " "))
+        for index, token in _with_named(files, ordinary).items()
+    }
+    layout = lay_out(ordinary.items(), added, rows, files.origin)
+    count = min(len(pieces.texts), rows)
+    kept = np.isin(pieces.types[:count], (TokenType.UNKNOWN, TokenType.BYTE, TokenType.UNUSED))
+    kept |= (pieces.types[:count] == TokenType.CONTROL) & (layout.types[:count] == TokenType.NORMAL)
+    layout.types[:count] = np.where(kept, pieces.types[:count], layout.types[:count])
+    scores = np.full(rows, _PADDING_SCORE, np.float32)
+    scores[:count] = pieces.scores[:count]
+    scores[[index for index in added if index < rows]] = _ADDED_SCORE
+    special = find_special_tokens(
+        files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn, add_bos_without_word=True
+    )
+    _mark_control(layout, special, end_of_turn)
+    chat = end_of_turn is not None or "chat_template" in files.settings or _has_template(files.folder)
+    notes = [*prefix.notes]
+    if prefix.first:
+        where = (
+            "after special tokens too, or nowhere; a chat begins with one, so nowhere"
+            if chat
+            else "everywhere"
+        )
+        notes.append(
+            f"the tokenizer puts a space before the very first text only; llama.cpp can do it {where}"
+        )
+    return Vocab(
+        model="llama",
+        pre="default",
+        texts=layout.texts,
+        types=layout.types,
+        special=special.ids,
+        add_bos=special.add_bos,
+        add_eos=special.add_eos,
+        scores=scores,
+        add_space_prefix=prefix.each or (prefix.first and not chat),
+        needs_name=_needs_name(files.added.values()),
+        notes=(*notes, *layout.notes, *special.notes, *_strip_notes(files.added.values())),
+    )
+
+
+# What llama.cpp's converter gives to added tokens and padding; neither takes part in merging.
+_ADDED_SCORE = -1000.0
+_PADDING_SCORE = -10000.0
+
+
+def _read_pieces(files: TokenizerFiles) -> tuple[Pieces, Prefix]:
+    """Pieces and prefix: from tokenizer.json, with the scores of a tokenizer.model of the same pieces."""
+    from_json: Pieces | None = None
+    if files.tokenizer is not None:
+        at, model = files.origin, files.tokenizer["model"]
+        _require_bpe(model, at)
+        vocab = read_ordinary_tokens(model, at)
+        prefix = prefix_from_json(files.tokenizer, at)
+        from_json = pieces_from_json(model, vocab, read_merges(model, vocab, at))
+    if files.model_file is None:
+        assert from_json is not None
+        return from_json, prefix
+    pieces, dummy_prefix = read_model_file(files.model_file)
+    if from_json is None:
+        settings = files.settings
+        wanted = dummy_prefix and settings.get("add_prefix_space") is not False
+        legacy = settings.get("legacy") is not False
+        return pieces, Prefix(each=wanted and legacy, first=wanted and not legacy)
+    same = from_json.texts[: len(pieces.texts)] == pieces.texts and len(from_json.texts) >= len(pieces.texts)
+    if same and len(from_json.texts) == len(pieces.texts):
+        return pieces, prefix
+    note = "tokenizer.model has other pieces than tokenizer.json and is not used"
+    return from_json, replace(prefix, notes=(*prefix.notes, note))
+
+
+def _require_bpe(model: Mapping[str, Any], at: Path) -> None:
+    if model.get("type", "BPE") != "BPE":
+        raise InputError(
+            f"the tokenizer is of type {model['type']}; only BPE is exported",
+            at=at,
+            fix="export with --format folder",
+        )
+
+
+def _with_named(files: TokenizerFiles, ordinary: Mapping[str, int]) -> dict[int, AddedToken]:
+    """The added tokens, and ordinary tokens that the settings call special (transformers adds those too)."""
+    named = named_special_texts(files.settings)
+    return {
+        ordinary[text]: AddedToken(text, special=True) for text in sorted(named & ordinary.keys())
+    } | dict(files.added)
+
+
+def _mark_control(layout: Layout, special: SpecialTokens, end_of_turn: str | None) -> None:
+    """Tokens that end or begin a text are never text themselves."""
+    ids = {special.ids[kind] for kind in ("bos", "eos", "eot", "eom") if kind in special.ids}
+    if end_of_turn is not None and end_of_turn in layout.id_of:
+        ids.add(layout.id_of[end_of_turn])
+    for index in ids:
+        if layout.types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED):
+            layout.types[index] = TokenType.CONTROL
+
+
+# llama.cpp swallows white space after special tokens for one family only, which it knows by general.name
+# containing "phi-3", and there for all special tokens but these (llama_vocab::impl::load).
+_PHI3_KEEPS = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+
+
+def _needs_name(added: Iterable[AddedToken]) -> str | None:
+    strips = {token.content for token in added if token.rstrip}
+    return "phi-3" if strips and "</s>" in strips and not strips & _PHI3_KEEPS else None
+
+
+def _strip_notes(added: Iterable[AddedToken]) -> Iterator[str]:
+    tokens = list(added)
+    right = [token.content for token in tokens if token.rstrip]
+    left = [token.content for token in tokens if token.lstrip]
+    if right and _needs_name(tokens) is None:
+        yield f"white space after {', '.join(right[:3])} is kept by llama.cpp, dropped by the tokenizer"
+    if left:
+        yield f"white space before {', '.join(left[:3])} is kept by llama.cpp, dropped by the tokenizer"
+
+
+def _has_template(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))

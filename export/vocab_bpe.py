@@ -1,0 +1,128 @@
+"""Byte-level BPE vocabularies (GPT-2's kind): `tokenizer.ggml.model` = "gpt2".
+
+In: a tokenizer.json whose pre-tokenizer ends in ByteLevel. Out: merges as llama.cpp reads them, after checks
+that llama.cpp omits: it would load a wrong vocabulary without a word and give other ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+
+
+def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
+    """The "vocab" of a BPE model, checked.
+
+    Args:
+        model: the "model" object of tokenizer.json.
+        at: the file, for messages.
+
+    Returns:
+        Text → id.
+
+    Raises:
+        InputError: the vocabulary or the kind of BPE cannot be put into a GGUF.
+    """
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise InputError('"model.vocab" is not an object with tokens', at=at, fix="fetch the tokenizer again")
+    if not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
+        text, bad = next((text, bad) for text, bad in vocab.items() if type(bad) is not int or bad < 0)
+        raise InputError(
+            f"token {text!r} has the id {bad!r}; expected a number from 0 on", at=at, fix="fetch it again"
+        )
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise InputError(
+                f"model.{key} is {model[key]!r}; llama.cpp's BPE has no such affix",
+                at=at,
+                fix="export with --format folder",
+            )
+    return vocab
+
+
+def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) -> list[tuple[str, str]]:
+    """The merges, best first.
+
+    Args:
+        model: the "model" object of tokenizer.json.
+        vocab: the ordinary tokens.
+        at: the file, for messages.
+
+    Returns:
+        Pairs; both parts and their concatenation are tokens.
+
+    Raises:
+        InputError: a merge is malformed, or names a token that is not in the vocabulary.
+    """
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise InputError('"model.merges" is not a list', at=at, fix="fetch the tokenizer again")
+    pairs: list[tuple[str, str]] = []
+    for index, merge in enumerate(merges):
+        # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces).
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise InputError(
+                f"merge {index} is {merge!r}; expected two tokens", at=at, fix="fetch the tokenizer again"
+            )
+        pairs.append((parts[0], parts[1]))
+    for index, (left, right) in enumerate(pairs):
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            missing = next(part for part in (left, right, left + right) if part not in vocab)
+            raise InputError(
+                f"merge {index}, {left!r} with {right!r}, needs the token {missing!r}, which does not exist",
+                at=at,
+                fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
+            )
+    return pairs
+
+
+def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> list[str]:
+    """Tokens that merges alone do not build although the pre-tokenizer leaves them in one piece.
+
+    Such tokens are found only where a whole word is looked up first (`ignore_merges`). If there are none,
+    looking up or not makes no difference.
+
+    Args:
+        tokenizer: the parsed tokenizer.json.
+        merges: its merges.
+
+    Returns:
+        The tokens' texts in the byte alphabet.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    model = tokenizer["model"]
+    bpe = BPE(vocab=model["vocab"], merges=list(merges))
+    unreached = [text for text in model["vocab"] if len(bpe.tokenize(text)) != 1]
+    if not unreached:
+        return []
+    import json
+
+    whole = Tokenizer.from_str(
+        json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "pre_tokenizer": tokenizer.get("pre_tokenizer"),
+                "decoder": {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": False,
+                    "use_regex": False,
+                },
+                "model": {"type": "BPE", "vocab": {}, "merges": []},
+            }
+        )
+    )
+    return [
+        text
+        for text in unreached
+        if [piece for piece, _ in whole.pre_tokenizer.pre_tokenize_str(whole.decoder.decode([text]))]
+        == [text]
+    ]

@@ -1,0 +1,206 @@
+"""The files of a model folder that describe its tokenizer.
+
+In: a Hugging Face model folder. Out: the parsed tokenizer.json, the place of tokenizer.model, the settings
+beside them, and the added tokens of all of them together. Nothing is interpreted here beyond that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in the text before it is tokenised, and never split.
+
+    Attributes:
+        content: its text.
+        special: it steers the model and is not text: marked so, named so by the settings, or of such a form.
+        rstrip: white space after it belongs to it.
+        lstrip: white space before it belongs to it.
+    """
+
+    content: str
+    special: bool = False
+    rstrip: bool = False
+    lstrip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a folder says about its tokenizer.
+
+    Attributes:
+        folder: the model folder.
+        tokenizer: the parsed tokenizer.json, or None.
+        model_file: SentencePiece's tokenizer.model, or None.
+        settings: tokenizer_config.json, overlaid on special_tokens_map.json.
+        generation: generation_config.json.
+        added: added tokens by id; tokenizer.json comes before tokenizer_config.json and added_tokens.json.
+    """
+
+    folder: Path
+    tokenizer: Json | None
+    model_file: Path | None
+    settings: Json
+    generation: Json
+    added: Mapping[int, AddedToken] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Path:
+        """The file that decides: tokenizer.json where there is one."""
+        return (
+            self.folder / "tokenizer.json" if self.model_file is None or self.tokenizer else self.model_file
+        )
+
+
+def read_tokenizer_files(folder: Path) -> TokenizerFiles:
+    """Read all tokenizer files of a folder.
+
+    Args:
+        folder: a model folder.
+
+    Returns:
+        Their content.
+
+    Raises:
+        InputError: there is no tokenizer, or a file is not valid JSON of the expected form.
+    """
+    tokenizer = _read_json(folder / "tokenizer.json")
+    model_file = folder / "tokenizer.model"
+    if tokenizer is None and not model_file.is_file():
+        raise _no_tokenizer(folder)
+    if tokenizer is not None and not isinstance(tokenizer.get("model"), dict):
+        raise InputError(
+            'there is no object "model"',
+            at=folder / "tokenizer.json",
+            fix="fetch the file again; it is incomplete",
+        )
+    named = _read_json(folder / "special_tokens_map.json") or {}
+    settings = named | {
+        key: value
+        for key, value in (_read_json(folder / "tokenizer_config.json") or {}).items()
+        if value is not None or key not in named
+    }
+    return TokenizerFiles(
+        folder=folder,
+        tokenizer=tokenizer,
+        model_file=model_file if model_file.is_file() else None,
+        settings=settings,
+        generation=_read_json(folder / "generation_config.json") or {},
+        added=_added_tokens(folder, tokenizer or {}, settings),
+    )
+
+
+def content_of(entry: Any) -> str | None:
+    """The text of a special token, which configs write as a string or as an object with "content"."""
+    text = entry.get("content") if isinstance(entry, Mapping) else entry
+    return text if isinstance(text, str) and text else None
+
+
+def named_special_texts(settings: Mapping[str, Any]) -> set[str]:
+    """All texts that the settings call special: `*_token` entries and the lists of additional ones."""
+    entries = [
+        value for key, value in settings.items() if key.endswith("_token") and not isinstance(value, bool)
+    ]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = settings.get(key) or ()
+        entries.extend(more.values() if isinstance(more, Mapping) else more)
+    return {text for text in map(content_of, entries) if text is not None}
+
+
+_CONTROL_BY_NAME = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
+
+
+def looks_special(text: str) -> bool:
+    """Whether a token that is not marked special steers the model all the same, judging by its form.
+
+    Some tokenizers (DeepSeek, Command R, Gemma, fill-in-the-middle tokens of Qwen) do not mark their turn
+    markers; llama.cpp's converter knows them by the same forms.
+    """
+    return (
+        (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+        or text in _CONTROL_BY_NAME
+    )
+
+
+def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, AddedToken]:
+    special = named_special_texts(settings)
+    added: dict[int, AddedToken] = {}
+
+    def add(token_id: Any, entry: Any, where: Path) -> None:
+        text = content_of(entry)
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0 or text is None:
+            raise InputError(
+                f"an added token is {entry!r} with id {token_id!r}; expected a text and a number from 0 on",
+                at=where,
+                fix="fetch the tokenizer again, or save it again with save_pretrained",
+            )
+        flags = entry if isinstance(entry, Mapping) else {}
+        added.setdefault(
+            token_id,
+            AddedToken(
+                content=text,
+                special=bool(flags.get("special")) or text in special or looks_special(text),
+                rstrip=bool(flags.get("rstrip")),
+                lstrip=bool(flags.get("lstrip")),
+            ),
+        )
+
+    for entry in _list_of_objects(tokenizer.get("added_tokens"), folder / "tokenizer.json"):
+        add(entry.get("id"), entry, folder / "tokenizer.json")
+    where = folder / "tokenizer_config.json"
+    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
+        add(int(key) if str(key).isdecimal() else key, entry, where)
+    for text, token_id in (_read_json(folder / "added_tokens.json") or {}).items():
+        add(token_id, text, folder / "added_tokens.json")
+    return added
+
+
+def _list_of_objects(value: Any, at: Path) -> list[Json]:
+    if not isinstance(value or [], list) or not all(isinstance(entry, dict) for entry in value or []):
+        raise InputError('"added_tokens" is not a list of objects', at=at, fix="fetch the file again")
+    return value or []
+
+
+def _read_json(path: Path) -> Json | None:
+    """The object in a JSON file; None where there is no file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", at=path, fix="check the folder") from error
+    except RecursionError as error:
+        raise InputError("is nested too deeply", at=path, fix="fetch the file again") from error
+    except ValueError as error:
+        raise InputError(
+            f"is not valid JSON: {error}", at=path, fix="fetch the file again; it may be truncated"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(
+            f"holds a {type(value).__name__}, expected an object", at=path, fix="fetch the file again"
+        )
+    return value
+
+
+def _no_tokenizer(folder: Path) -> InputError:
+    others = [name for name in ("vocab.json", "merges.txt", "tekken.json") if (folder / name).is_file()]
+    others += sorted(path.name for path in folder.glob("*.tiktoken"))
+    found = f"; found only {', '.join(others)}" if others else ""
+    return InputError(
+        f"there is no tokenizer: neither tokenizer.json nor tokenizer.model{found}",
+        at=folder,
+        fix="copy the base's tokenizer files into the folder, or let transformers write a tokenizer.json: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+    )

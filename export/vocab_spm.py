@@ -1,0 +1,253 @@
+"""SentencePiece BPE vocabularies (Llama 2, Mistral, Gemma, Phi-3): `tokenizer.ggml.model` = "llama".
+
+In: tokenizer.model (protobuf `ModelProto` of SentencePiece's sentencepiece_model.proto), or a tokenizer.json
+of the same kind (BPE with byte fallback, spaces written as U+2581). Out: pieces with scores and types, and
+whether a space is put before the text.
+
+llama.cpp merges the pair whose joined piece has the highest score, leftmost first (llm_tokenizer_spm_session
+in its src/llama-vocab.cpp). tokenizer.json has ranked pairs instead; the rank of the first pair that makes a
+piece, negated, is its score.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+from numpy.typing import NDArray
+
+from lorafold.errors import InputError
+
+SPACE = "\u2581"
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+# Scores of pieces that no merge makes: they never compete, so any value serves; SentencePiece has 0 there.
+_NEVER_MERGED = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The ordinary pieces of a SentencePiece vocabulary, ids 0, 1, 2, …
+
+    Attributes:
+        texts: piece texts; spaces are U+2581.
+        scores: float32, one for each.
+        types: `gguf.TokenType` numbers, int32, one for each.
+    """
+
+    texts: list[str]
+    scores: NDArray[np.float32]
+    types: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Whether a space is put before a text.
+
+    Attributes:
+        each: before each piece of text: at the start and after every special token.
+        first: only before the very first; llama.cpp cannot do that.
+        notes: sentences for the report.
+    """
+
+    each: bool = False
+    first: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_model_file(path: Path) -> tuple[Pieces, bool]:
+    """Read a tokenizer.model.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its pieces, and whether it puts a space before a text (`add_dummy_prefix`).
+
+    Raises:
+        InputError: the file is damaged, or not BPE.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromFile(str(path))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"is not a SentencePiece model: {str(error).splitlines()[0]}",
+            at=path,
+            fix="fetch it again; it may be truncated, or a Git LFS pointer",
+        ) from error
+    specs = _specs(processor.serialized_model_proto())
+    if specs["model_type"] != 2:
+        names = {1: "Unigram", 3: "Word", 4: "Char"}
+        raise InputError(
+            f"is a SentencePiece model of type {names.get(specs['model_type'], specs['model_type'])}; "
+            "only BPE is exported",
+            at=path,
+            fix="export with --format folder",
+        )
+    ids = list(range(processor.GetPieceSize()))
+    types = np.full(len(ids), TokenType.NORMAL, np.int32)
+    texts: list[str] = processor.IdToPiece(ids)
+    types[[text.startswith("[UNUSED") for text in texts]] = TokenType.UNUSED  # InternLM2's spare pieces
+    for kind, ask in (
+        (TokenType.BYTE, processor.IsByte),
+        (TokenType.UNUSED, processor.IsUnused),
+        (TokenType.CONTROL, processor.IsControl),
+        (TokenType.UNKNOWN, processor.IsUnknown),
+    ):
+        types[np.asarray(ask(ids), bool)] = kind
+    return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), bool(
+        specs["add_dummy_prefix"]
+    )
+
+
+def pieces_from_json(
+    model: Mapping[str, Any], vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]
+) -> Pieces:
+    """The pieces of a tokenizer.json: scores from the order of the merges.
+
+    Args:
+        model: the "model" object.
+        vocab: its tokens.
+        merges: its merges, best first.
+
+    Returns:
+        The pieces by id; ids without a token have an empty text and are UNUSED.
+    """
+    count = max(vocab.values()) + 1
+    texts = [""] * count
+    types = np.full(count, TokenType.UNUSED, np.int32)
+    scores = np.full(count, _NEVER_MERGED, np.float32)
+    for text, token_id in vocab.items():
+        texts[token_id] = text
+        types[token_id] = TokenType.BYTE if text[:3] == "<0x" and _BYTE.fullmatch(text) else TokenType.NORMAL
+    rank_of: dict[str, int] = {}
+    for rank, (left, right) in enumerate(merges):
+        rank_of.setdefault(left + right, rank)
+    for text, rank in rank_of.items():
+        # float32 holds every whole number up to 2**24 exactly; the largest known list has 0.6 million merges.
+        scores[vocab[text]] = -1.0 - rank
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in vocab:
+        types[vocab[unknown]] = TokenType.UNKNOWN
+    return Pieces(texts, scores, types)
+
+
+def prefix_from_json(tokenizer: Mapping[str, Any], at: Path) -> Prefix:
+    """Read from the normalizer and the pre-tokenizer where a space is put.
+
+    Args:
+        tokenizer: the parsed tokenizer.json.
+        at: the file, for messages.
+
+    Returns:
+        Where a space is put.
+
+    Raises:
+        InputError: a part that llama.cpp's SentencePiece tokenizer has not.
+    """
+    each = first = escapes = False
+    notes: list[str] = []
+    for part in _leaves(tokenizer.get("normalizer"), "normalizers"):
+        match part:
+            case {"type": "Prepend", "prepend": "\u2581"}:
+                each = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
+                escapes = True
+            case {"type": "NFC" | "NFKC" | "Precompiled" as kind}:
+                notes.append(f"llama.cpp does not normalise; text that {kind} changes gets other token ids")
+            case _:
+                raise _foreign(part, "normalizer", at)
+    for part in _leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        match part:
+            case {"type": "Metaspace", "replacement": "\u2581"}:
+                escapes = True
+                scheme = part.get(
+                    "prepend_scheme", "always" if part.get("add_prefix_space", True) else "never"
+                )
+                first = scheme == "first"
+                if scheme == "always":
+                    each = True
+                    notes.append("where a text begins with a space llama.cpp puts a second one before it")
+                if part.get("split", True) and _joins_words(tokenizer["model"]["vocab"]):
+                    notes.append(
+                        "some tokens span several words; llama.cpp may use them, this tokenizer never does"
+                    )
+            case {"type": "Split", "pattern": {"String": " "}} if escapes:
+                pass  # Gemma: the normalizer has left no space to split at
+            case _:
+                raise _foreign(part, "pre_tokenizer", at)
+    if not escapes:
+        raise InputError(
+            "is neither byte-level BPE nor SentencePiece: nothing maps bytes to letters or spaces to U+2581",
+            at=at,
+            fix="export with --format folder",
+        )
+    return Prefix(each, first, tuple(notes))
+
+
+def _joins_words(vocab: Iterable[str]) -> bool:
+    return any(SPACE in text[1:] and not text.startswith("<") for text in vocab)
+
+
+def _leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    if isinstance(part, Mapping):
+        if part.get("type") == "Sequence":
+            for inner in part.get(key) or ():
+                yield from _leaves(inner, key)
+        else:
+            yield part
+
+
+def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
+    text = repr(dict(part))
+    return InputError(
+        f"found {text if len(text) <= 160 else text[:157] + '...'}, which llama.cpp's has not",
+        at=f"{at}: {where}",
+        fix="export with --format folder",
+    )
+
+
+def _specs(proto: bytes) -> dict[str, int]:
+    """The few settings that the library does not hand out.
+
+    ModelProto:  1 pieces (repeated)  2 trainer_spec {3: model_type}  3 normalizer_spec {3: add_dummy_prefix}
+    """
+    found = {"model_type": 1, "add_dummy_prefix": 1}  # the schema's defaults: Unigram, true
+    for number, value in _fields(proto):
+        if isinstance(value, memoryview) and number in (2, 3):
+            name = "model_type" if number == 2 else "add_dummy_prefix"
+            found[name] = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), found[name])
+    return found
+
+
+def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of a protobuf message; length-delimited values as views."""
+    view, at = memoryview(message), 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = view[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(view):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        yield key >> 3, view[at : at + length]
+        at += length
