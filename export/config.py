@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lorafold.errors import UsageError
+from lorafold.machine import cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class ExportConfig:
 
     source: str
     """An adapter folder, or a base to convert as it is (folder, hub id, `demo`)."""
+
+    _: KW_ONLY
 
     out: Path
     """The folder to make."""
@@ -27,7 +29,7 @@ class ExportConfig:
     """Further adapters as FOLDER or FOLDER=WEIGHT; the weight of the first is set by SOURCE=WEIGHT."""
 
     format: Literal["gguf", "folder", "adapter"] = "gguf"
-    """gguf: llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: a GGUF for llama.cpp's --lora."""
+    """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
     quant: tuple[str, ...] = ("Q4_K_M",)
     """Quantization types; several are written from one read."""
@@ -103,5 +105,4 @@ class ExportConfig:
         """Worker threads, resolved."""
         if self.threads:
             return self.threads
-        affinity = getattr(os, "sched_getaffinity", None)
-        return len(affinity(0)) if affinity else os.cpu_count() or 1
+        return cores()

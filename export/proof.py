@@ -16,7 +16,7 @@ class Check:
     """The answer to one question about an export.
 
     Attributes:
-        name: what was looked at: "tokenizer", "prompt", "tensors", "logits", with the file where it is of one.
+        name: what was looked at, with the file where it is about one: "tokenizer", "tensors FILE".
         verdict: whether it holds; "not checked" where something was missing.
         meaning: one sentence: what the figures mean, or why it was not checked.
         figures: the numbers themselves.

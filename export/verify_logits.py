@@ -41,7 +41,7 @@ Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence_:
+class Conversation:
     """A conversation as tokens.
 
     Attributes:
@@ -105,7 +105,7 @@ def _why_not(inputs: Inputs) -> str | None:
     return None
 
 
-def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) -> Sequence_ | None:
+def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) -> Conversation | None:
     """Prompt and answer as tokens; None where they do not fit."""
     asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
     prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
@@ -116,10 +116,10 @@ def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) 
     else:
         # Cut at the answer's own tokens: what follows the prompt in the whole conversation.
         answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:ANSWER_TOKENS]
-    return Sequence_([*prompt, *answer], len(prompt)) if answer else None
+    return Conversation([*prompt, *answer], len(prompt)) if answer else None
 
 
-def _reference(inputs: Inputs, sequences: Sequence[Sequence_]) -> tuple[list[Logits], list[Logits] | None]:
+def _reference(inputs: Inputs, sequences: Sequence[Conversation]) -> tuple[list[Logits], list[Logits] | None]:
     """Logits over the answers by transformers: tuned, and the base alone where there is an adapter."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -145,7 +145,7 @@ def _reference(inputs: Inputs, sequences: Sequence[Sequence_]) -> tuple[list[Log
 def _verdict(
     name: str,
     recipe: str,
-    sequences: Sequence[Sequence_],
+    sequences: Sequence[Conversation],
     tuned: list[Logits],
     ours: list[Logits],
     effect: float | None,
@@ -153,9 +153,10 @@ def _verdict(
     kl = _mean_kl(tuned, ours)
     pairs = list(zip(tuned, ours, strict=True))
     count = min(tuned[0].shape[1], ours[0].shape[1])
-    same = np.concatenate([a[:, :count].argmax(1) == b[:, :count].argmax(1) for a, b in pairs])
+    choices = [a[:, :count].argmax(1) == b[:, :count].argmax(1) for a, b in pairs]
+    parted = [int(np.argmin(agree)) for agree in choices if not agree.all()]
+    same = np.concatenate(choices)
     answers = [np.array(s.ids[s.start :]) for s in sequences]
-    parted = [int(np.argmin(a.argmax(1) == b[:, :count].argmax(1))) for a, b in pairs if not _agree(a, b, count)]
     figures: dict[str, Any] = {
         "chats": len(sequences),
         "tokens": len(same),
@@ -183,10 +184,6 @@ def _verdict(
     figures["share of the adapter's effect"] = kl / effect
     told = f"{told}; the adapter's own effect is {effect:.4f}, so {kl / effect:.1%} of it is noise"
     return Check(check, "passed" if kl <= LOST * effect else "failed", told, figures)
-
-
-def _agree(a: Logits, b: Logits, count: int) -> bool:
-    return bool((a[:, :count].argmax(1) == b[:, :count].argmax(1)).all())
 
 
 def _log_softmax(logits: Logits) -> NDArray[np.float64]:

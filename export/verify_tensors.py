@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from lorafold.export.fold import Folded
 from numpy.typing import NDArray
 
 from lorafold.export import ggml
-from lorafold.export.fold import Folded
 from lorafold.export.gguf import GgufFile, TypedTensor
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block
@@ -88,8 +88,8 @@ def check_tensors(
         names = ", ".join(dict.fromkeys(wrong))
         return Check(name, "failed", f"rows of {names} are not the folded weights", figures)
     meaning = (
-        f"{rows_seen:,} rows from all {len(file.tensors)} tensors are what folding in float64 and {file.recipe} "
-        f"give; the largest error of a group is {worst:.2%} of its weights' size"
+        f"{rows_seen:,} rows from all {len(file.tensors)} tensors are what folding in float64 and "
+        f"{file.recipe} give; the largest error of a group is {worst:.2%} of its weights' size"
     )
     return Check(name, "passed", meaning, figures)
 

@@ -44,7 +44,8 @@ def check_tokenizer(gguf: Path, tokenizer: Path, texts: Sequence[str]) -> Check:
             f"{len(wrong)} of {len(texts)} texts get other token ids in llama.cpp, {shortest!r} for one",
             {**figures, "example": shortest},
         )
-    return Check("tokenizer", "passed", f"{len(texts):,} awkward texts get the same token ids in llama.cpp", figures)
+    meaning = f"{len(texts):,} awkward texts get the same token ids in llama.cpp"
+    return Check("tokenizer", "passed", meaning, figures)
 
 
 def check_prompt_tokens(gguf: Path, tokenizer: ChatTokenizer, chats: Sequence[list[dict[str, str]]]) -> Check:
@@ -63,7 +64,7 @@ def check_prompt_tokens(gguf: Path, tokenizer: ChatTokenizer, chats: Sequence[li
             wrong += ours != tokenize(text, True)
     figures = {"prompts": len(chats), "different": wrong}
     if wrong:
-        meaning = f"{wrong} of {len(chats)} rendered prompts get other token ids in llama.cpp than in training"
+        meaning = f"{wrong} of {len(chats)} prompts get other token ids in llama.cpp than in training"
         return Check("prompt tokens", "failed", meaning, figures)
     meaning = f"{len(chats)} rendered prompts are the same tokens in training, here and in llama.cpp"
     return Check("prompt tokens", "passed", meaning, figures)

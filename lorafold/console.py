@@ -164,3 +164,11 @@ class _LineProgress:
             self.said[step] = now
             share = f" {done / total:.0%}" if total else ""
             print(f"{sanitize(step)}{share} {sanitize(note)}".rstrip(), file=sys.stderr, flush=True)
+
+
+def print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Print labels and texts to standard output, the texts aligned."""
+    width = max((len(label) for label, _ in lines), default=0)
+    console = stdout()
+    for label, text in lines:
+        console.print(Text(f"{label:<{width}}  ", style="bold") + Text(sanitize(text)))

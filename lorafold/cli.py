@@ -1,0 +1,257 @@
+"""The command line: one handler per command builds a config, calls one stage function and prints its result.
+
+cyclopts makes the flags from the configs' fields and their docstrings. A recipe (`--recipe FILE.yaml`) gives
+the values that flags do not; its unknown keys are errors. Only this module turns an error into one line and
+an exit code; whatever else escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Yaml
+
+from lorafold import __version__
+from lorafold.errors import InputError, LorafoldError
+from lorafold.export.config import ExportConfig, ModelfileConfig
+from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from lorafold.export.proof import Check
+
+Flat = Parameter(name="*")
+
+app = App(
+    name="lorafold",
+    help="Train a LoRA adapter, fold it into its base, ship it to llama.cpp and Ollama, see what changed.",
+    version=__version__,
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=(), show_env_var=False),
+    help_format="plaintext",
+)
+
+
+@app.command
+def demo(*, out: Path = Path("lorafold-demo"), force: bool = False) -> None:
+    """Run the whole chain on an embedded small model: minutes on two CPU cores.
+
+    Args:
+        out: The folder to make.
+        force: Do everything anew instead of reusing what is there.
+    """
+    from lorafold.demo import run_demo
+
+    run_demo(out, force=force)
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Flat]) -> None:
+    """Train an adapter from examples."""
+    from lorafold.console import live_progress, print_lines
+    from lorafold.train import train as stage
+
+    with live_progress() as progress:
+        result = stage(config, progress)
+    print_lines(result.lines())
+
+
+@app.command
+def export(config: Annotated[ExportConfig, Flat]) -> None:
+    """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
+    from lorafold.console import live_progress, print_lines
+    from lorafold.export import export as stage
+    from lorafold.export import plan as plan_stage
+
+    with live_progress() as progress:
+        lines = plan_stage(config, progress) if config.plan else stage(config, progress).lines()
+    print_lines(lines)
+
+
+@app.command
+def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
+    """Write the proven Ollama Modelfile of any Hugging Face folder or GGUF."""
+    from lorafold.console import print_lines
+    from lorafold.export import modelfile as stage
+
+    print_lines(stage(config).lines())
+
+
+@app.command
+def verify(folder: Path, *, base: str | None = None, chats: Path | None = None) -> None:
+    """Repeat the proof of an existing export.
+
+    Args:
+        folder: The export.
+        base: The base model, where it lies elsewhere now.
+        chats: Held-out chats, instead of those of the export.
+    """
+    from lorafold.console import live_progress, print_table
+    from lorafold.export import verify as stage
+
+    with live_progress() as progress:
+        proof = stage(folder, base=base, chats=chats, progress=progress)
+    print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
+    proof.require()
+
+
+@app.command
+def chat(config: Annotated[ChatConfig, Flat]) -> int:
+    """Talk to one model, or to several side by side."""
+    from lorafold.serve import chat as stage
+
+    return stage(config)
+
+
+@app.command
+def compare(config: Annotated[CompareConfig, Flat]) -> None:
+    """Ask several models the same questions and save the answers side by side."""
+    from lorafold.console import live_progress, print_lines
+    from lorafold.serve import compare as stage
+
+    with live_progress() as progress:
+        result = stage(config, progress)
+    print_lines(result.lines())
+
+
+@app.command
+def inspect(path: str, *, base: str | None = None, max_length: int = 1024) -> None:
+    """Say what a folder or file is: base, adapter, export, GGUF, or data for training.
+
+    Args:
+        path: A folder, a file, or `demo`.
+        base: For data: the base whose tokenizer and template count the tokens.
+        max_length: For data: tokens that an example may have.
+    """
+    from lorafold.console import print_lines
+    from lorafold.inspection import inspect_path
+
+    print_lines(inspect_path(path, base=base, max_length=max_length))
+
+
+@app.command
+def doctor() -> None:
+    """Say what this machine can do, what is missing, and what to install."""
+    from lorafold.console import print_table
+    from lorafold.doctor import examine
+
+    print_table("This machine", ("part", "found", "note"), examine())
+
+
+def _rows(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
+    return [(check.name, check.verdict, check.meaning) for check in checks]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0, or as `lorafold.errors` says; 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    _quiet_libraries()
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        tokens = _take_recipe(tokens)
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except LorafoldError as error:
+        _print_error(str(error))
+        return error.exit_code
+    except CycloptsError as error:
+        _print_error(f"{error}; fix: lorafold {_command(tokens)}--help")
+        return 2
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        return 130
+    except _TerminatedError:
+        _print_error("terminated")
+        return 143
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, as an exception, so that every `finally` runs."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _TerminatedError
+
+
+def _print_error(message: str) -> None:
+    from lorafold.console import print_error
+
+    print_error(message)
+
+
+def _command(tokens: list[str]) -> str:
+    return f"{tokens[0]} " if tokens and not tokens[0].startswith("-") else ""
+
+
+def _take_recipe(tokens: list[str]) -> list[str]:
+    """Take `--recipe FILE` out of the arguments and let the file answer for flags that are not given."""
+    app.config = ()
+    for index, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name != "--recipe":
+            continue
+        if not equals:
+            if index + 1 == len(tokens):
+                raise InputError("--recipe needs a file", fix="--recipe recipes/NAME.yaml")
+            value = tokens[index + 1]
+        path = _find_recipe(value)
+        app.config = (_Recipe(path, use_commands_as_keys=False),)
+        return tokens[:index] + tokens[index + (1 if equals else 2) :]
+    return tokens
+
+
+def _find_recipe(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    raise InputError("no such recipe", at=name, fix="give a YAML file; the known ones are in recipes/")
+
+
+class _Recipe(Yaml):
+    """A recipe whose faults are one line with the file's name."""
+
+    def _load_config(self, path: Path) -> dict[str, Any]:
+        import yaml
+
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: builds no objects
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = " ".join(str(error).split())
+            raise InputError(f"not readable as YAML ({problem})", at=path, fix="mend the file") from error
+        if not isinstance(loaded, dict):
+            raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=path)
+        return {str(key).replace("_", "-"): value for key, value in loaded.items()}
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars and warnings out of our output; the user's own settings win."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
