@@ -82,7 +82,7 @@ def stderr() -> Console:
 
 def print_error(message: str) -> None:
     """Print the one line of a failure."""
-    print("error: " + sanitize(message, keep="").replace("\n", " "), file=sys.stderr)
+    print("error: " + sanitize(message, keep=""), file=sys.stderr)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

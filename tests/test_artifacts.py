@@ -1,0 +1,164 @@
+"""Folders on disk: the target is always the complete old state or the complete new one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from lorafold.artifacts import (
+    check_output,
+    damaged_files,
+    lock,
+    new_folder,
+    read_manifest,
+    system_faults,
+    write_atomic,
+    write_manifest,
+)
+from lorafold.errors import BusyError, InputError, SystemFault, UsageError
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), new_folder(out) as staging:
+        (staging / "half").write_text("half")
+        raise RuntimeError
+    assert not out.exists()
+    with new_folder(out) as staging:
+        (staging / "whole").write_text("whole")
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (out / "whole").read_text() == "whole"
+
+
+def test_force_replaces_an_old_folder_and_a_failure_keeps_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with pytest.raises(UsageError, match=r"not empty.*--force"), new_folder(out):
+        pass
+    with pytest.raises(RuntimeError), new_folder(out, force=True):
+        raise RuntimeError
+    assert (out / "old").read_text() == "old"
+    with new_folder(out, force=True) as staging:
+        (staging / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
+def test_an_output_may_not_overlap_an_input(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    (base / "inner").mkdir(parents=True)
+    for out in (base, base / "inner" / "out", tmp_path):
+        with pytest.raises(UsageError, match="overlaps the input"):
+            check_output(out, inputs=[base], force=True)
+    check_output(tmp_path / "other", inputs=[base])
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="not a folder"):
+        check_output(tmp_path / "file")
+
+
+def test_two_processes_cannot_write_one_output(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from lorafold.artifacts import lock
+        with lock(Path(sys.argv[1])):
+            print("locked", flush=True)
+            time.sleep(60)
+    """)
+    other = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "locked\n"
+        with pytest.raises(BusyError, match=f"process {other.pid} is writing") as caught, lock(out):
+            pass
+        assert caught.value.exit_code == 7
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with lock(out):  # the lock ended with its process
+        pass
+
+
+def test_sigkill_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with new_folder(out) as staging:
+        (staging / "old").write_text("old")
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from lorafold.artifacts import new_folder
+        with new_folder(Path(sys.argv[1]), force=True) as staging:
+            (staging / "new").write_text("new")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", script, str(out)]).returncode == -signal.SIGKILL
+    assert [path.name for path in out.iterdir()] == ["old"]
+    with new_folder(out, force=True) as staging:  # what it left behind is in nobody's way
+        (staging / "newer").write_text("newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_write_atomic_replaces_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_manifest_finds_every_damage(tmp_path: Path) -> None:
+    for name in ("same", "flipped", "gone", "longer"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    write_manifest(tmp_path, "export", {"proof": []})
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None and manifest["kind"] == "export" and damaged_files(tmp_path, manifest) == []
+    (tmp_path / "flipped").write_bytes(bytes(999) + b"\1")
+    (tmp_path / "gone").unlink()
+    (tmp_path / "longer").write_bytes(bytes(1001))
+    assert sorted(damaged_files(tmp_path, manifest)) == ["flipped", "gone", "longer"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"files": 1}', "\udcff".encode("utf-8", "surrogatepass")])
+def test_a_broken_manifest_is_an_error(tmp_path: Path, content: str | bytes) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "lorafold.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"lorafold\.json"):
+        read_manifest(tmp_path)
+    assert read_manifest(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission denied"),
+        (errno.EIO, "input/output error"),
+    ],
+)
+def test_the_systems_refusals_are_one_line(tmp_path: Path, code: int, words: str) -> None:
+    with pytest.raises(SystemFault, match=words) as caught, system_faults(tmp_path):
+        raise OSError(code, os.strerror(code), str(tmp_path / "x"))
+    assert "fix:" in str(caught.value) and caught.value.exit_code == 5
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is not on this system")
+    out = tmp_path / "out"
+    with pytest.raises(SystemFault, match="disk is full"), new_folder(out) as staging:
+        (staging / "full").symlink_to("/dev/full")
+        with open(staging / "full", "wb", buffering=0) as file:
+            file.write(b"x")
+    assert list(tmp_path.iterdir()) == [] or not out.exists()
