@@ -1,0 +1,212 @@
+"""GGUF files answered by llama.cpp: one model, any number of adapters, prompts read once.
+
+In: a GGUF and adapter GGUFs, conversations. Out: tokens and log-probabilities.
+The prompt is built by `lorafold.chat` from the file's own template, so text that looks like a control token
+stays text. A conversation's tokens stay in the KV cache; of the next prompt only what is new is read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.artifacts import sha256_file
+from lorafold.chat import Message
+from lorafold.errors import InputError
+from lorafold.serve.config import REPEAT_WINDOW, Sampling
+from lorafold.serve.engine import About, Cancel, Event, Finished, PromptFitter, Reason, Started, Token
+from lorafold.serve.llama_cache import BATCH, OUTPUTS, KeyValueCache
+from lorafold.serve.llama_library import complaint, compute, look, thread_count
+from lorafold.serve.llama_model import LlamaModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
+
+
+class LlamaEngine:
+    """The engine of a GGUF (see `lorafold.serve.engine.Engine`).
+
+    Args:
+        model: the base's weights, perhaps shared.
+        adapters: adapter GGUFs to apply.
+        source: as the user spelled the model.
+        context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
+        threads: 0: one per core.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        adapters: Sequence[Path] = (),
+        *,
+        source: str,
+        context: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self.c = model.c
+        self.model = model
+        model.users += 1
+        trained = int(self.c.llama_model_n_ctx_train(model.pointer)) or DEFAULT_CONTEXT
+        self._context = min(trained, context or DEFAULT_CONTEXT)
+        self._fitter = PromptFitter(model.encode, self._context)
+        files = [model.path, *adapters]
+        self._about = About(
+            name="+".join(path.name for path in files),
+            source=source,
+            kind="llama.cpp",
+            quantization=model.header.quantization,
+            digest=lambda: "+".join(sha256_file(path) for path in files),
+            notes=_notes(context, trained),
+        )
+        self._vocabulary = ""
+        self._cache = compute(lambda: self._open(adapters, thread_count(threads)))
+
+    def _open(self, adapters: Sequence[Path], threads: int) -> KeyValueCache:
+        pointers = []
+        for path in adapters:
+            look(path, "adapter")
+            pointer = self.c.llama_adapter_lora_init(self.model.pointer, str(path).encode())
+            if not pointer:
+                raise InputError(
+                    f"llama.cpp cannot apply this adapter to {self.model.path.name}: {complaint()}",
+                    at=path,
+                    fix="give the base it was trained on",
+                )
+            pointers.append(pointer)
+        return KeyValueCache(self.model, pointers, self._context, threads)
+
+    @property
+    def about(self) -> About:
+        """Which weights answer."""
+        return self._about
+
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation may hold."""
+        return self._context
+
+    @property
+    def scorer(self) -> LlamaEngine:
+        """Itself: llama.cpp gives all probabilities."""
+        return self
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
+        """Answer a conversation (see `Engine.stream`)."""
+        begin = time.perf_counter()
+        prompt, dropped = self._fitter.fit(messages, sampling.max_tokens)
+        reused = compute(lambda: self._cache.keep(prompt, len(prompt) - 1))
+        for start in range(reused, len(prompt), BATCH):
+            if cancel.is_set():
+                yield Finished("cancelled", time.perf_counter() - begin)
+                return
+            chunk = prompt[start : start + BATCH]
+            compute(partial(self._cache.read, chunk))
+        yield Started(len(prompt), reused, dropped, time.perf_counter() - begin)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        reason: Reason = "length"
+        with _sampler(self.c, self.model.size, sampling) as draw:
+            token: int | None = None
+            for _ in range(sampling.max_tokens):
+                if cancel.is_set():
+                    reason = "cancelled"
+                    break
+                if len(self._cache.held) >= self._context:
+                    reason = "context"
+                    break
+                token, logprob = compute(partial(self._next, token, draw))
+                if self.model.ends(token):
+                    reason = "stop"
+                    break
+                text = decoder.decode(self.model.piece(token))
+                yield Token(text, token, logprob, time.perf_counter() - begin)
+        yield Finished(reason, time.perf_counter() - begin, decoder.decode(b"", final=True))
+
+    def _next(self, previous: int | None, draw: Callable[[Any], int]) -> tuple[int, float]:
+        """Read the token before, draw the next one; with its log-probability."""
+        if previous is not None:
+            self._cache.read([previous])
+        token = draw(self._cache.context)
+        return token, float(self._cache.log_probabilities()[token])
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self.model.tokenize(text))
+
+    @property
+    def vocabulary(self) -> str:
+        """A digest of the vocabulary."""
+        self._vocabulary = self._vocabulary or self.model.vocabulary_digest()
+        return self._vocabulary
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, control tokens in it taken as text."""
+        return self.model.tokenize(text)
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
+        return [self.model.piece(token) for token in ids]
+
+    def log_probabilities(
+        self, messages: Sequence[Message], answer: Sequence[int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
+        if not answer:
+            return
+        prompt, _ = self._fitter.fit(messages, len(answer))
+        ids = [*prompt, *answer[:-1]]
+        if len(ids) > self._context:
+            raise InputError(f"the answer ends past the context of {self._context:,} tokens")
+        first = len(prompt) - 1
+        reused = compute(lambda: self._cache.keep(ids, first))
+        for start in range(reused, first, BATCH):
+            chunk = ids[start : min(first, start + BATCH)]
+            compute(partial(self._cache.read, chunk))
+        for start in range(first, len(ids), OUTPUTS):
+            chunk = ids[start : start + OUTPUTS]
+            yield from compute(partial(self._score, chunk))
+
+    def _score(self, chunk: Sequence[int]) -> list[NDArray[np.float32]]:
+        self._cache.read(chunk, outputs=len(chunk))
+        return [self._cache.log_probabilities(i) for i in range(len(chunk))]
+
+    def close(self) -> None:
+        """Free the conversation, and the weights if nobody else uses them."""
+        compute(self._cache.close)
+        self.model.release()
+
+
+def _notes(asked: int | None, trained: int) -> tuple[str, ...]:
+    if asked and asked > trained:
+        return (f"the model was made for {trained:,} tokens; --context {asked:,} is cut to that",)
+    return ()
+
+
+@contextlib.contextmanager
+def _sampler(c: Any, vocabulary: int, sampling: Sampling) -> Iterator[Callable[[Any], int]]:
+    """A chain of llama.cpp's samplers in its usual order, as a function of the context."""
+    chain = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+    try:
+        if sampling.repeat_penalty != 1:
+            penalties = c.llama_sampler_init_penalties(
+                vocabulary, REPEAT_WINDOW, sampling.repeat_penalty, 0.0, 0.0
+            )
+            c.llama_sampler_chain_add(chain, penalties)
+        if sampling.temperature == 0:
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_greedy())
+        else:
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_top_k(sampling.top_k))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_top_p(sampling.top_p, 1))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_min_p(sampling.min_p, 1))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_temp(sampling.temperature))
+            c.llama_sampler_chain_add(chain, c.llama_sampler_init_dist(sampling.seed or 0))
+        yield lambda context: int(c.llama_sampler_sample(chain, context, -1))
+    finally:
+        c.llama_sampler_free(chain)

@@ -1,0 +1,140 @@
+"""The KV cache of one conversation in llama.cpp: it keeps what was read, and grows with the conversation.
+
+A cache of the full context would take more memory than the weights of a small model, for every model side by
+side; most conversations need a fraction of it. Growing moves the state and reads nothing again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lorafold.errors import NumericError, SystemFault
+from lorafold.serve.llama_library import complaint
+from lorafold.serve.llama_model import LlamaModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+BATCH = 256  # prompt tokens read at once: what Ctrl-C and the other model wait for
+OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
+FIRST_CELLS = 512  # tokens that a new KV cache holds
+
+
+class KeyValueCache:
+    """One conversation in llama.cpp's memory, grown as needed. All methods run on the computing thread.
+
+    Args:
+        model: the weights.
+        adapters: pointers of loaded adapters, applied at full strength.
+        limit: tokens it may hold at most.
+        threads: to compute with.
+    """
+
+    def __init__(self, model: LlamaModel, adapters: Sequence[Any], limit: int, threads: int) -> None:
+        self.c = model.c
+        self.model = model
+        self.adapters = adapters
+        self.limit = limit
+        self.threads = threads
+        self.cells = 0
+        self.context: Any = None
+        self.held: list[int] = []  # the tokens in the cache, from position 0
+        self.batch = self.c.llama_batch_init(BATCH, 0, 1)
+        self._grow(min(limit, FIRST_CELLS))
+
+    def _grow(self, cells: int) -> None:
+        """Make a cache of `cells` tokens and move what the old one held."""
+        parameters = self.c.llama_context_default_params()
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_outputs_max = parameters.n_outputs_max_per_seq = OUTPUTS
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        context = self.c.llama_init_from_model(self.model.pointer, parameters)
+        if not context:
+            raise SystemFault(
+                f"no memory for a context of {cells:,} tokens ({complaint()})",
+                at=self.model.path,
+                fix="give a smaller --context, or close other models",
+            )
+        if self.adapters:
+            pointers = (ctypes.c_void_p * len(self.adapters))(*self.adapters)
+            scales = (ctypes.c_float * len(self.adapters))(*[1.0] * len(self.adapters))
+            self.c.llama_set_adapters_lora(context, pointers, len(self.adapters), scales)
+        if self.context:
+            if self.held and not self._move_into(context):
+                self.held = []
+            self.c.llama_free(self.context)
+        # llama.cpp may round the size up.
+        self.context, self.cells = context, min(self.limit, int(self.c.llama_n_ctx(context)))
+
+    def _move_into(self, context: Any) -> bool:
+        size = self.c.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * size)()
+        written = self.c.llama_state_seq_get_data(self.context, state, size, 0)
+        return bool(written) and bool(self.c.llama_state_seq_set_data(context, state, written, 0))
+
+    def keep(self, ids: Sequence[int], at_most: int) -> int:
+        """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
+        shared = 0
+        for held, wanted in zip(self.held, ids[:at_most], strict=False):
+            if held != wanted:
+                break
+            shared += 1
+        if shared < len(self.held):
+            memory = self.c.llama_get_memory(self.context)
+            if not self.c.llama_memory_seq_rm(memory, 0, shared, -1):
+                # Recurrent models and sliding windows cannot forget a part.
+                self.c.llama_memory_clear(memory, True)
+                shared = 0
+            del self.held[shared:]
+        return shared
+
+    def read(self, ids: Sequence[int], outputs: int = 1) -> None:
+        """Read at most BATCH tokens after those held; logits are kept for the last `outputs` of them."""
+        needed = len(self.held) + len(ids)
+        if needed > self.cells:
+            self._grow(min(self.limit, max(2 * self.cells, -(-needed // FIRST_CELLS) * FIRST_CELLS)))
+        batch, start = self.batch, len(self.held)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i] = token
+            batch.pos[i] = start + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = i >= len(ids) - outputs
+        code = self.c.llama_decode(self.context, batch)
+        if code:
+            self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+            self.held = []
+            raise SystemFault(
+                f"llama.cpp failed with code {code} ({complaint()})",
+                at=self.model.path,
+                fix="give a smaller --context, or close other models",
+            )
+        self.held.extend(ids)
+
+    def log_probabilities(self, output: int = -1) -> NDArray[np.float32]:
+        """The log-probabilities at an output of the last read (vocabulary,)."""
+        import numpy as np
+
+        pointer = self.c.llama_get_logits_ith(self.context, output)
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self.model.size,))
+        shifted: NDArray[np.float32] = logits - logits.max()
+        shifted -= np.log(np.exp(shifted).sum())
+        if not np.isfinite(shifted.max()):
+            raise NumericError(
+                "the model's logits are not numbers (NaN)",
+                at=self.model.path,
+                fix="check the export with `lorafold verify`",
+            )
+        return shifted
+
+    def close(self) -> None:
+        """Free the memory."""
+        if self.context:
+            self.c.llama_free(self.context)
+            self.c.llama_batch_free(self.batch)
+            self.context = None
