@@ -1,0 +1,287 @@
+"""What `adapter_config.json` says about an adapter, and which adapters can be folded into weights at all.
+
+In: the folder of a PEFT adapter. Out: an `AdapterConfig` with PEFT's own field names. What no weight matrix
+can express, and what PEFT itself cannot merge, is refused by name with what to do instead (PEFT 0.21).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+from lorafold.jsonfile import read_object
+
+CONFIG = "adapter_config.json"
+
+MERGE_FIRST = (
+    "merge it with PEFT (`PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+    ".save_pretrained(DIR)`), then export DIR"
+)
+NOT_WEIGHTS = "serve it with PEFT, or train LoRA on the same data: `lorafold train`"
+
+FOLDABLE = ("LORA", "IA3", "TRAINABLE_TOKENS", "LN_TUNING")
+"""PEFT methods that are folded here."""
+
+# Methods that add something to the input or to the computation, which no weight of the base can hold.
+NOT_IN_WEIGHTS = {
+    "PROMPT_TUNING": "prompt tuning puts trained vectors before the input",
+    "MULTITASK_PROMPT_TUNING": "multitask prompt tuning puts trained vectors before the input",
+    "P_TUNING": "P-tuning puts trained vectors before the input",
+    "PREFIX_TUNING": "prefix tuning puts trained keys and values before the input",
+    "CPT": "context-aware prompt tuning puts trained vectors before the input",
+    "CARTRIDGE": "a cartridge is a trained key-value cache",
+    "ADAPTION_PROMPT": "LLaMA-Adapter adds gated attention to trained vectors",
+    "XLORA": "X-LoRA mixes its adapters anew for every token",
+    "POLY": "Poly routes between its adapters by task",
+}
+
+# Options of LoRA under which PEFT cannot merge either, or whose base is not the one that the adapter names.
+NOT_FOLDABLE_OPTIONS = {
+    "alora_invocation_tokens": (
+        "aLoRA (`alora_invocation_tokens`) is active only after its invocation tokens",
+        NOT_WEIGHTS,
+    ),
+    "arrow_config": ("Arrow (`arrow_config`) routes between adapters for every token", NOT_WEIGHTS),
+    "use_qalora": ("QA-LoRA (`use_qalora`) pools the inputs of a GPTQ base", NOT_WEIGHTS),
+    "layer_replication": (
+        "`layer_replication` repeats layers of the base",
+        "save the base with its layers repeated, then set `layer_replication` to null in " + CONFIG,
+    ),
+}
+
+RESIDUAL_BASE = (
+    "save it converted (`save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL)`), or "
+    "give the base that was changed with it (`--base`) and set `init_lora_weights` to true in " + CONFIG
+)
+
+# Initialisations that changed the base in a way that cannot be computed again from base and adapter alone.
+LOST_BASE = {
+    "corda": "CorDA took part of the base away, chosen by data that the adapter does not hold",
+    "lora_ga": "LoRA-GA took part of the base away, chosen by gradients that the adapter does not hold",
+    "loftq": "LoftQ adapters belong to a base quantized in their own way",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """The fields of `adapter_config.json` that decide how weights are folded, under PEFT's names.
+
+    Args:
+        path: the file.
+        peft_type: one of `FOLDABLE`.
+        r: rank where no pattern matches; 0 for methods without one.
+        lora_alpha: alpha where no pattern matches.
+        use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
+        use_dora: rows (columns of a transposed weight) are rescaled to a trained magnitude.
+        fan_in_fan_out: the targeted weights are stored as (in, out).
+        rank_pattern: regular expression of a module's name: its rank, the first match counts.
+        alpha_pattern: the same for alpha.
+        init_lora_weights: how A and B began; "pissa", "olora" took their part out of the base.
+        target_modules: names, a regular expression, or None.
+        exclude_modules: names or a regular expression left out of them.
+        target_parameters: names of parameters (experts) adapted without a module.
+        layers_to_transform: layers that `target_modules` is limited to, or None.
+        layers_pattern: names of the list of layers that `layers_to_transform` counts in.
+        modules_to_save: modules trained and saved whole.
+        trainable_token_indices: rows of the embedding (or of each named module) that were trained.
+        ensure_weight_tying: tied modules were trained as one.
+        blocks: block-diagonal LoRA: (number of blocks, modules with such an A, modules with such a B).
+        kasa: KaSA: the base's smallest singular values are dropped, and a diagonal lies between A and B.
+        feedforward_modules: (IA)³ modules whose inputs are scaled.
+        base_model_name_or_path: what the adapter says its base is.
+    """
+
+    path: Path
+    peft_type: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    use_dora: bool
+    fan_in_fan_out: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    init_lora_weights: bool | str
+    target_modules: tuple[str, ...] | str | None
+    exclude_modules: tuple[str, ...] | str | None
+    target_parameters: tuple[str, ...]
+    layers_to_transform: tuple[int, ...] | None
+    layers_pattern: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None
+    ensure_weight_tying: bool
+    blocks: tuple[int, tuple[str, ...], tuple[str, ...]] | None
+    kasa: bool
+    feedforward_modules: tuple[str, ...] | str
+    base_model_name_or_path: str | None
+
+    def rank(self, module: str) -> int:
+        """The rank of a module, named as in the model ("model.layers.0.self_attn.q_proj")."""
+        return int(_first_match(self.rank_pattern, module, self.r))
+
+    def scale(self, module: str) -> float:
+        """What B·A is multiplied with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
+        alpha, rank = _first_match(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule: the first pattern, in the file's order, that matches the end of the module's name."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read and check an adapter's configuration.
+
+    Args:
+        folder: the adapter's folder.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: it is missing or damaged, a field has the wrong type, or the method or an option of it
+            cannot be folded.
+    """
+    path = folder / CONFIG
+    raw = read_object(path)
+    method = str(raw.get("peft_type")).rpartition(".")[2].upper()
+    _check_method(path, method)
+    if method == "LORA":
+        _check_options(path, raw)
+    field = _Fields(path, raw)
+    blocks = raw.get("use_bdlora")
+    indices = raw.get("token_indices" if method == "TRAINABLE_TOKENS" else "trainable_token_indices")
+    return AdapterConfig(
+        path=path,
+        peft_type=method,
+        r=field.number("r", 8, least=1, whole=True) if method == "LORA" else 0,
+        lora_alpha=field.number("lora_alpha", 8),
+        use_rslora=bool(raw.get("use_rslora")),
+        use_dora=bool(raw.get("use_dora")),
+        fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
+        rank_pattern=field.patterns("rank_pattern", least=1, whole=True),
+        alpha_pattern=field.patterns("alpha_pattern"),
+        init_lora_weights=raw.get("init_lora_weights", True),
+        target_modules=field.modules("target_modules"),
+        exclude_modules=field.modules("exclude_modules"),
+        target_parameters=field.names("target_parameters"),
+        layers_to_transform=field.layers("layers_to_transform"),
+        layers_pattern=field.names("layers_pattern"),
+        modules_to_save=field.names("modules_to_save"),
+        trainable_token_indices=field.tokens(indices),
+        ensure_weight_tying=bool(raw.get("ensure_weight_tying")),
+        blocks=field.blocks(blocks) if blocks else None,
+        kasa=bool(raw.get("kasa_config")),
+        feedforward_modules=field.modules("feedforward_modules") or (),
+        base_model_name_or_path=raw.get("base_model_name_or_path") or None,
+    )
+
+
+def _check_method(path: Path, method: str) -> None:
+    if method in FOLDABLE:
+        return
+    if method in NOT_IN_WEIGHTS:
+        raise InputError(f"{NOT_IN_WEIGHTS[method]}: it cannot be folded", at=path, fix=NOT_WEIGHTS)
+    if method in ("NONE", ""):
+        raise InputError("peft_type is missing", at=path, fix="give a PEFT adapter's folder")
+    raise InputError(
+        f"the PEFT method {method} is not folded here, only {', '.join(FOLDABLE)}", at=path, fix=MERGE_FIRST
+    )
+
+
+def _check_options(path: Path, raw: Mapping[str, Any]) -> None:
+    for option, (problem, cure) in NOT_FOLDABLE_OPTIONS.items():
+        if raw.get(option):
+            raise InputError(f"{problem}: it cannot be folded", at=path, fix=cure)
+    init = str(raw.get("init_lora_weights", True)).lower()
+    if init in LOST_BASE:
+        raise InputError(LOST_BASE[init], at=f"{path}: init_lora_weights", fix=RESIDUAL_BASE)
+    if init.startswith("pissa_niter"):
+        raise InputError(
+            f"{init!r} took a randomly approximated part out of the base, which cannot be computed again",
+            at=f"{path}: init_lora_weights",
+            fix=RESIDUAL_BASE,
+        )
+
+
+class _Fields:
+    """Typed access to a configuration, with errors that name the field."""
+
+    def __init__(self, path: Path, raw: Mapping[str, Any]) -> None:
+        self.path = path
+        self.raw = raw
+
+    def wrong(self, name: str, expected: str) -> InputError:
+        return InputError(f"got {self.raw.get(name)!r}, expected {expected}", at=f"{self.path}: {name}")
+
+    def _number(self, name: str, value: Any, least: float | None, whole: bool) -> Any:
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise self.wrong(name, "an integer" if whole else "a number")
+        if least is not None and value < least:
+            raise self.wrong(name, f"at least {least}")
+        return value
+
+    def number(self, name: str, default: float, *, least: float | None = None, whole: bool = False) -> Any:
+        value = self.raw.get(name)
+        return self._number(name, default if value is None else value, least, whole)
+
+    def patterns(self, name: str, *, least: float | None = None, whole: bool = False) -> dict[str, Any]:
+        value = self.raw.get(name) or {}
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object of patterns")
+        for pattern, entry in value.items():
+            self._number(name, entry, least, whole)
+            try:
+                re.compile(pattern)
+            except re.error:
+                raise self.wrong(name, f"regular expressions, {pattern!r} is none") from None
+        return value
+
+    def names(self, name: str) -> tuple[str, ...]:
+        value = self.raw.get(name) or []
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self.wrong(name, "a list of names")
+        return tuple(value)
+
+    def modules(self, name: str) -> tuple[str, ...] | str | None:
+        value = self.raw.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        return self.names(name)
+
+    def layers(self, name: str) -> tuple[int, ...] | None:
+        value = self.raw.get(name)
+        value = [value] if isinstance(value, int) else value
+        if not value:
+            return None
+        if not isinstance(value, list) or any(type(entry) is not int for entry in value):
+            raise self.wrong(name, "a list of layer numbers")
+        return tuple(value)
+
+    def tokens(self, value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+        if value is None:
+            return None
+        if isinstance(value, dict):
+            return {str(name): self._token_list(entry) for name, entry in value.items()}
+        return self._token_list(value)
+
+    def _token_list(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, list) or any(type(entry) is not int or entry < 0 for entry in value):
+            raise InputError(f"token indices are {value!r}, expected a list of numbers", at=self.path)
+        return tuple(value)
+
+    def blocks(self, value: Any) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+        if not isinstance(value, dict) or type(value.get("nblocks")) is not int or value["nblocks"] < 1:
+            raise self.wrong("use_bdlora", "an object with `nblocks`")
+        a, b = value.get("target_modules_bd_a") or [], value.get("target_modules_bd_b") or []
+        return value["nblocks"], tuple(a), tuple(b)

@@ -1,0 +1,209 @@
+"""A PEFT adapter folder: its configuration, and its tensors sorted by the module that they belong to.
+
+In: a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: an `Adapter`, which says what
+the adapter holds for every module of the model; which weights of a base these modules are is settled in
+`lorafold.export.fold_targets`. No torch; headers alone are read.
+
+A key of the file, as PEFT 0.5 to 0.21 write it, is
+
+    base_model.model. MODULE [.base_layer ...] . PART [. ADAPTER NAME] [. weight | bias]
+
+where PART is one of `PARTS`, or the key names a whole tensor (modules_to_save, saved embeddings, biases).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from lorafold.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from lorafold.errors import InputError, UnsafeInputError
+from lorafold.jsonfile import read_object
+from lorafold.weights import Checkpoint
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+
+PARTS = (
+    "lora_A",
+    "lora_B",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "lora_diag",
+    "ia3_l",
+    "trainable_tokens_delta",
+)
+"""Names of an adapter's own tensors. `lora_B.bias` is kept apart as part "lora_bias"."""
+
+# Left by samplers and statistics that only training uses; PEFT's merge does not read them.
+TRAINING_ONLY = ("lora_monteclora_sampler", "lora_velora_embed", "lora_velora_initialized", "lora_arrow")
+
+_PREFIX = re.compile(r"^(?:base_model\.model\.|base_model\.)")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
+_PART = re.compile(
+    rf"(?P<module>.+?)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTensors:
+    """What an adapter holds for one module.
+
+    Args:
+        module: the module's name in the model ("model.layers.0.self_attn.q_proj").
+        depth: how many wrappers lie around this one (`.base_layer` in the key): experts with several adapted
+            parameters are wrapped once for each.
+        parts: name in the file by part, one of `PARTS` or "lora_bias".
+    """
+
+    module: str
+    depth: int
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A whole tensor of the model that the adapter brings.
+
+    Args:
+        tensor: its name in the model ("lm_head.weight").
+        key: its name in the file.
+        trained: it was trained by itself (modules_to_save, a bias); otherwise it is the base's own value,
+            saved because the vocabulary was resized.
+    """
+
+    tensor: str
+    key: str
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter, checked as far as it can be without its base. Use `Adapter.open`.
+
+    Args:
+        folder: where it lies.
+        config: its configuration.
+        source: its tensors.
+        modules: what it holds for each module, in the file's order.
+        saved: whole tensors that it brings.
+        identity: what `lorafold.json` says about the base that it was trained on, empty where unknown.
+    """
+
+    folder: Path
+    config: AdapterConfig
+    source: Checkpoint
+    modules: tuple[ModuleTensors, ...]
+    saved: tuple[SavedTensor, ...]
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Read an adapter's configuration and headers.
+
+        Args:
+            folder: the adapter's folder.
+
+        Returns:
+            The adapter.
+
+        Raises:
+            InputError: no or a damaged configuration, a method that cannot be folded, no or damaged weights,
+                or two adapters in one file.
+            UnsafeInputError: the weights are only there as a pickle.
+            SystemFault: a file cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).exists():
+            raise InputError(f"no {CONFIG}: not a PEFT adapter", at=folder, fix="give the adapter's folder")
+        config = read_adapter_config(folder)
+        path = folder / WEIGHTS
+        if not path.exists():
+            if (folder / PICKLE).exists():
+                raise UnsafeInputError(
+                    f"weights only as a pickle, which can run code when loaded: {PICKLE}",
+                    at=folder,
+                    fix="load it with PEFT where you trust it, and `save_pretrained` it again",
+                )
+            raise InputError(f"no {WEIGHTS}", at=folder, fix="download or save the adapter again")
+        source = Checkpoint.of_files(folder, [path])
+        modules, saved = _sort_keys(config, source)
+        return cls(folder, config, source, modules, saved, _base_identity(folder))
+
+
+def _base_identity(folder: Path) -> Mapping[str, Any]:
+    """The identity of the base in an adapter that this program trained."""
+    path = folder / "lorafold.json"
+    base = read_object(path).get("base") if path.exists() else None
+    return MappingProxyType(base if isinstance(base, dict) else {})
+
+
+def _sort_keys(
+    config: AdapterConfig, source: Checkpoint
+) -> tuple[tuple[ModuleTensors, ...], tuple[SavedTensor, ...]]:
+    """Sort the file's tensors by module and part."""
+    modules: dict[tuple[str, int], dict[str, str]] = {}
+    saved: dict[str, SavedTensor] = {}
+    for key in source.tensors:
+        name = _WRAPPERS.sub("", _PREFIX.sub("", key))
+        if any(f".{part}." in f".{name}." for part in TRAINING_ONLY):
+            continue
+        match = _PART.fullmatch(name)
+        if match is None:
+            tensor = _whole_tensor(name)
+            if tensor is None:
+                continue
+            trained = (
+                tensor.endswith(".bias")
+                or config.peft_type == "LN_TUNING"
+                or _in_modules(tensor, config.modules_to_save)
+            )
+            entry = SavedTensor(tensor, key, trained)
+            if tensor in saved:
+                raise _twice(source, saved[tensor].key, key)
+            saved[tensor] = entry
+            continue
+        module, depth = _unwrapped(match["module"].removesuffix(".token_adapter"))
+        part = "lora_bias" if (match["part"], match["leaf"]) == ("lora_B", "bias") else match["part"]
+        parts = modules.setdefault((module, depth), {})
+        if part in parts:
+            raise _twice(source, parts[part], key)
+        parts[part] = key
+    sorted_modules = tuple(
+        ModuleTensors(module, depth, MappingProxyType(parts)) for (module, depth), parts in modules.items()
+    )
+    return sorted_modules, tuple(saved.values())
+
+
+def _whole_tensor(name: str) -> str | None:
+    """The model's tensor that a key without an adapter's part names; None for a mere copy of the base's."""
+    if ".original_module." in name:  # PEFT before 0.6 wrote the untrained copy too
+        return None
+    name = re.sub(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)", "", name)
+    return re.sub(r"\.(?:token_adapter|base_layer)(?=\.)", "", name)
+
+
+def _unwrapped(module: str) -> tuple[str, int]:
+    """A module's own name, and how many wrappers lie around it."""
+    depth = 0
+    while module.endswith(".base_layer"):
+        module, depth = module.removesuffix(".base_layer"), depth + 1
+    return module.replace(".base_layer.", "."), depth
+
+
+def _in_modules(tensor: str, modules: tuple[str, ...]) -> bool:
+    """Whether a tensor belongs to one of these modules: a module's name is a part of its path."""
+    return any(re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", tensor) for module in modules)
+
+
+def _twice(source: Checkpoint, first: str, second: str) -> InputError:
+    return InputError(
+        f"{first!r} and {second!r} are the same tensor of two adapters",
+        at=source.folder / WEIGHTS,
+        fix="save each adapter into its own folder",
+    )
