@@ -6,17 +6,18 @@ fits it, its tensors are all consumed. No weight is read here.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorafold.export.fold import Folded
+
 from lorafold.adapters import Adapter
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ExportConfig
-from lorafold.export.fold import Folded
+from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint
@@ -110,7 +111,7 @@ def _base_of(adapter: Adapter) -> str:
     for candidate in (identity.get("spec"), identity.get("path"), identity.get("id")):
         if isinstance(candidate, str) and (candidate == "demo" or Path(candidate).is_dir()):
             return candidate
-    named = _json(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = read_object(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     named = identity.get("id") or named
     if not isinstance(named, str) or not named:
         raise InputError(
@@ -146,7 +147,7 @@ def _tokens(folder: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizer = _json(path)
+    tokenizer = read_object(path)
     added = tuple(sorted((item["id"], item["content"]) for item in tokenizer.get("added_tokens") or ()))
     return len((tokenizer.get("model") or {}).get("vocab") or ()), added
 
@@ -166,11 +167,3 @@ def _name(base: Base, folder: Path) -> str:
     if stem in ("adapter", "checkpoint", "final", "out", "output"):
         stem = folder.resolve().parent.name
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "model"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON ({error})", at=path, fix="fetch the file again") from error
-    return value if isinstance(value, dict) else {}

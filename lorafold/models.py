@@ -17,6 +17,7 @@ from typing import Any
 
 from lorafold.artifacts import new_folder, read_manifest, system_faults, write_manifest
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError, UsageError
+from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -117,19 +118,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: it is missing or not a JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise InputError(
             "no config.json: this is not a Hugging Face model folder",
             at=folder,
             fix="give the model's folder",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"not readable as JSON ({error})", at=path, fix="fetch the file again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"expected a JSON object, got {type(config).__name__}", at=path)
-    return config
+        )
+    return read_object(path)
 
 
 def fingerprint(folder: Path) -> str:

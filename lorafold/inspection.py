@@ -1,0 +1,123 @@
+"""What is this folder or file? Base, adapter, export, GGUF, or data: told from headers, in a second."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorafold.adapters import Adapter
+from lorafold.artifacts import read_manifest
+from lorafold.errors import InputError
+from lorafold.gguf_header import read_gguf_header
+from lorafold.models import demo_base, read_config
+from lorafold.weights import Checkpoint
+
+Lines = list[tuple[str, str]]
+
+
+def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) -> Lines:
+    """Describe a folder or file.
+
+    Args:
+        path: what to look at; `demo` is the embedded base.
+        base: for data: the base whose tokenizer counts.
+        max_length: for data: tokens that an example may have.
+
+    Returns:
+        Labels and texts.
+
+    Raises:
+        InputError: there is no such thing, or nothing known is in it.
+    """
+    place = demo_base().folder if path == "demo" else Path(path).expanduser()
+    if not place.exists():
+        raise InputError("no such file or folder", at=path)
+    if place.is_file():
+        if place.suffix == ".gguf":
+            return _gguf(place)
+        from lorafold.train import describe_data
+
+        return describe_data([str(place)], base=base, max_length=max_length).lines()
+    for name, describe in _FOLDERS.items():
+        if (place / name).exists():
+            return describe(place)
+    raise InputError(
+        f"nothing known is in this folder (looked for {', '.join(_FOLDERS)})",
+        at=place,
+        fix="give a model, adapter or export folder, a GGUF, or a data file",
+    )
+
+
+def _adapter(folder: Path) -> Lines:
+    adapter = Adapter.open(folder)
+    config = adapter.config
+    weights = sum(math.prod(info.shape) for info in adapter.source.tensors.values())
+    lines: Lines = [
+        ("adapter", str(folder)),
+        ("method", f"{config.peft_type}, {len(adapter.modules)} modules, {weights:,} weights"),
+    ]
+    manifest = read_manifest(folder)
+    if manifest is None:
+        lines.append(("made by", "another tool: no lorafold.json, so its data and template are not known"))
+    else:
+        lines += _manifest(manifest)
+    return lines
+
+
+def _base(folder: Path) -> Lines:
+    config = read_config(folder)
+    checkpoint = Checkpoint.open(folder)
+    types = Counter(info.dtype for info in checkpoint.tensors.values())
+    weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    size = sum(info.nbytes for info in checkpoint.tensors.values())
+    return [
+        ("model folder", str(folder)),
+        ("architecture", ", ".join(map(str, config.get("architectures") or ["unknown"]))),
+        ("weights", f"{weights:,} in {len(checkpoint.tensors)} tensors, {size:,} bytes"),
+        ("types", ", ".join(f"{name} × {count}" for name, count in types.most_common())),
+        ("vocabulary", f"{config.get('vocab_size', 'unknown')} rows"),
+        ("context", f"{config.get('max_position_embeddings', 'unknown')} tokens"),
+    ]
+
+
+def _gguf(path: Path) -> Lines:
+    header = read_gguf_header(path)
+    weights = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
+    types = Counter(tensor.type_name for tensor in header.tensors.values())
+    return [
+        ("GGUF", str(path)),
+        ("name", header.text("general.name") or "unnamed"),
+        ("architecture", header.architecture or "unknown"),
+        ("quantization", header.quantization),
+        ("weights", f"{weights:,} in {len(header.tensors)} tensors, {path.stat().st_size:,} bytes"),
+        ("types", ", ".join(f"{name} × {count}" for name, count in types.most_common())),
+        ("chat template", "yes" if header.text("tokenizer.chat_template") else "none"),
+    ]
+
+
+def _export(folder: Path) -> Lines:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return [("folder made by lorafold", str(folder)), *_manifest(manifest)]
+
+
+def _manifest(manifest: dict[str, Any]) -> Lines:
+    lines: Lines = [("kind", f"{manifest['kind']}, made by lorafold {manifest['lorafold']}")]
+    base = manifest.get("base")
+    if isinstance(base, dict):
+        lines.append(("base", str(base.get("id"))))
+    lines += [(name, f"{entry['size']:,} bytes") for name, entry in manifest["files"].items()]
+    for check in manifest.get("proof") or ():
+        lines.append((str(check["verdict"]), f"{check['name']}: {check['meaning']}"))
+    return lines
+
+
+# The file that tells what a folder is; the first that is found decides.
+_FOLDERS: dict[str, Callable[[Path], Lines]] = {
+    "adapter_config.json": _adapter,
+    "config.json": _base,
+    "lorafold.json": _export,
+}
