@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 
 Tensors = list[tuple[str, tuple[int, ...]]]
 
@@ -96,15 +97,31 @@ class Skeleton:
             keys |= {"expert_shared_feed_forward_length": 2 * self.inner}
         return {"general.architecture": self.arch} | {f"{self.arch}.{k}": v for k, v in keys.items()}
 
-    def write(self, path: Path) -> Path:
-        """Write the sparse file, matrices as F16 and the rest as F32."""
+    def _writer(self, path: Path) -> gguf.GGUFWriter:
         writer = gguf.GGUFWriter(path, self.arch)
         for key, value in self.metadata().items():
-            if key == "general.architecture":
-                continue
-            add = {int: writer.add_uint32, float: writer.add_float32}[type(value)]
-            add(key, value)
+            if key != "general.architecture":
+                add = {int: writer.add_uint32, float: writer.add_float32}[type(value)]
+                add(key, value)
         writer.add_vocab_size(self.vocabulary)
+        return writer
+
+    def fill(self, path: Path, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Write the file with random weights, all F32; they are returned by name."""
+        generator = np.random.default_rng(seed)
+        weights = {n: generator.standard_normal(shape, np.float32) for n, shape in self.tensors()}
+        writer = self._writer(path)
+        for name, values in weights.items():
+            writer.add_tensor(name, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return weights
+
+    def write(self, path: Path) -> Path:
+        """Write the sparse file, matrices as F16 and the rest as F32."""
+        writer = self._writer(path)
         total = 0
         for name, shape in self.tensors():
             matrix = len(shape) > 1 and name.endswith("weight") and "inp" not in name and "posi" not in name

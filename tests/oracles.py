@@ -143,13 +143,13 @@ def quantize_with_llama(
     Returns:
         The library's log.
     """
-    job = _quantize_job(gguf_in, gguf_out, ftype, imatrix, dry_run, overrides)
+    job = quantize_job(gguf_in, gguf_out, ftype, imatrix, dry_run, overrides)
     (answer,) = native([job])
     assert answer["status"] == 0, answer["log"][-2000:]
     return str(answer["log"])
 
 
-def _quantize_job(
+def quantize_job(
     gguf_in: Path,
     gguf_out: Path,
     ftype: int,
@@ -157,6 +157,7 @@ def _quantize_job(
     dry_run: bool = False,
     overrides: Sequence[tuple[str, int]] = (),
 ) -> dict[str, Any]:
+    """The job of `native` that `quantize_with_llama` runs, for tests that run many in one process."""
     weights = {name: np.asarray(row, np.float32).ravel().tolist() for name, row in (imatrix or {}).items()}
     return {
         "op": "quantize",
@@ -191,7 +192,7 @@ def plan_with_llama(
     """
     some = {"none": np.ones(1, np.float32)}  # any entry makes `has_imatrix` true; a dry run reads no weights
     jobs = [
-        _quantize_job(path, path, ftype, some if matrix else None, True, rules)
+        quantize_job(path, path, ftype, some if matrix else None, True, rules)
         for path, ftype, matrix, rules in cases
     ]
     return [

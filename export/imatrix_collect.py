@@ -1,0 +1,181 @@
+"""Collect an importance matrix from a Hugging Face model: what llama-imatrix does, without a GGUF.
+
+Comes in: a torch model (plain or wrapped by PEFT), the mapping of its tensors to GGUF, token sequences. Goes
+out: an `Imatrix`, the sums of squared inputs at every linear layer of the blocks. The permutation of q and k
+rows does not matter here, since columns are inputs. Needs torch, that is the [train] extra.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorafold.errors import InputError, SystemFault
+from lorafold.export.imatrix import Imatrix, ImatrixEntry
+from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.export.quant_types import is_quantizable
+from lorafold.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
+_EXPERTS_MODULE = re.compile(r"\blayers\.(\d+)\..*\bexperts(\.base_layer)*$")
+
+
+class _Sums:
+    """The running sums of one or several tensors that share their input."""
+
+    def __init__(self, experts: int = 1) -> None:
+        self.experts = experts
+        self.values: torch.Tensor | None = None  # (experts, cols) float64
+        self.counts = np.zeros(experts, np.int64)
+
+    def add(self, inputs: torch.Tensor, expert: int = 0) -> None:
+        """Add inputs (tokens, cols)."""
+        import torch
+
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float64)
+        if self.values is None:
+            self.values = torch.zeros(self.experts, flat.shape[-1], dtype=torch.float64)
+        self.values[expert] += flat.square().sum(0).cpu()
+        self.counts[expert] += len(flat)
+
+    def entry(self) -> ImatrixEntry | None:
+        """The sums as they are stored; None where the layer was never called."""
+        if self.values is None:
+            return None
+        sums = self.values.numpy().astype(np.float32).reshape(-1)
+        return ImatrixEntry(sums, self.counts.astype(np.float32))
+
+
+def collect(
+    model: torch.nn.Module,
+    tensors: Sequence[MappedTensor],
+    sequences: Iterable[Sequence[int]],
+    *,
+    dataset: str = "",
+    progress: Progress = silent,
+) -> Imatrix:
+    """Run token sequences through a model and measure the inputs of its linear layers.
+
+    Args:
+        model: a causal model of transformers, or a PEFT model around one; in evaluation mode.
+        tensors: what `arch.map_tensors` made of the base.
+        sequences: token ids, each a text of its own from position 0.
+        dataset: what the texts are called, for the file's metadata.
+        progress: told the sequences done.
+
+    Returns:
+        The matrix: an entry for each weight of the blocks that a recipe may quantize.
+
+    Raises:
+        SystemFault: torch is not installed.
+        InputError: no sequence has a token, or a linear layer of the model cannot be found.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemFault(
+            "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
+        ) from error
+    sums = {tensor.name: _Sums() for tensor in tensors if _is_collected(tensor)}
+    hooks = _install(model, tensors, sums)
+    longest = done = 0
+    try:
+        for ids in sequences:
+            if len(ids) == 0:
+                continue
+            longest = max(longest, len(ids))
+            row = torch.tensor([list(ids)], device=next(model.parameters()).device)
+            with torch.inference_mode():
+                model(input_ids=row, use_cache=False)
+            done += 1
+            progress("importance matrix", done, None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not done:
+        raise InputError("no text to collect an importance matrix from", at="--chats", fix="give some chats")
+    entries = {name: entry for name, part in sums.items() if (entry := part.entry()) is not None}
+    return Imatrix(entries, (dataset,) if dataset else (), chunks=done, chunk_size=longest)
+
+
+def _is_collected(tensor: MappedTensor) -> bool:
+    """llama.cpp measures the blocks only: embeddings are looked up, the output is better off without."""
+    return tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
+
+
+def _install(model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict[str, _Sums]) -> list[Any]:
+    """Hook every layer whose input is to be measured; `sums` grows to the number of experts."""
+    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
+    experts = {
+        int(found.group(1)): module
+        for name, module in modules.items()
+        if (found := _EXPERTS_MODULE.search(name)) and "gate_up_proj" in module._parameters
+    }
+    stacks: dict[int, dict[str, _Sums]] = {}
+    hooks = []
+    for tensor in tensors:
+        if tensor.name not in sums:
+            continue
+        if found := _EXPERTS.match(tensor.name):
+            sums[tensor.name] = part = _Sums(tensor.shape[0])
+            stacks.setdefault(int(found.group(1)), {})[found.group(2)] = part
+            continue
+        path = tensor.sources[0].source.removesuffix(".weight")
+        module = modules.get(path) or _by_suffix(modules, path)
+        hooks.append(module.register_forward_pre_hook(_linear_hook(sums[tensor.name])))
+    for layer, parts in stacks.items():
+        if layer not in experts:
+            raise InputError(f"the model has no experts in layer {layer}", at="config.json: architectures")
+        module = experts[layer]
+        hooks.append(module.register_forward_pre_hook(_experts_hook(module, parts), with_kwargs=True))
+    return hooks
+
+
+def _by_suffix(modules: dict[str, torch.nn.Module], path: str) -> torch.nn.Module:
+    """The module whose name ends like a checkpoint's ("language_model." comes and goes in front)."""
+    tail = path[path.index("layers.") :] if "layers." in path else path
+    found = [module for name, module in modules.items() if name == tail or name.endswith("." + tail)]
+    if len(found) != 1:
+        raise InputError(f"{len(found)} layers of the model are called {tail}, expected 1", at=path)
+    return found[0]
+
+
+def _linear_hook(part: _Sums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        part.add(inputs[0])
+
+    return hook
+
+
+def _experts_hook(experts: Any, parts: dict[str, _Sums]) -> Callable[..., None]:
+    """Measure a stack of experts of transformers 5, `experts(hidden, chosen, weights)`.
+
+    Its matrices `gate_up_proj` (experts, 2 * inner, cols) and `down_proj` are multiplied inside, where no
+    hook reaches, so the input of `down_proj` is computed once more here.
+    """
+
+    def hook(module: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        hidden = args[0] if args else kwargs["hidden_states"]
+        chosen = args[1] if len(args) > 1 else kwargs["top_k_index"]  # (tokens, experts per token)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        for expert in range(len(experts.gate_up_proj)):
+            tokens = torch.nonzero(chosen == expert)[:, 0]
+            if not len(tokens):
+                continue
+            inputs = hidden[tokens]
+            for name in ("gate", "up"):
+                if name in parts:
+                    parts[name].add(inputs, expert)
+            if "down" in parts:
+                gate, up = torch.nn.functional.linear(inputs, experts.gate_up_proj[expert]).chunk(2, dim=-1)
+                parts["down"].add(experts.act_fn(gate) * up, expert)
+
+    return hook
