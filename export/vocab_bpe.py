@@ -6,7 +6,9 @@ that llama.cpp omits: it would load a wrong vocabulary without a word and give o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +63,41 @@ def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) ->
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise InputError('"model.merges" is not a list', at=at, fix="fetch the tokenizer again")
-    pairs: list[tuple[str, str]] = []
-    for index, merge in enumerate(merges):
-        # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces).
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise InputError(
-                f"merge {index} is {merge!r}; expected two tokens", at=at, fix="fetch the tokenizer again"
-            )
-        pairs.append((parts[0], parts[1]))
-    for index, (left, right) in enumerate(pairs):
-        if left not in vocab or right not in vocab or left + right not in vocab:
-            missing = next(part for part in (left, right, left + right) if part not in vocab)
-            raise InputError(
-                f"merge {index}, {left!r} with {right!r}, needs the token {missing!r}, which does not exist",
-                at=at,
-                fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
-            )
+    # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces). Half a million
+    # of them are common, so all are checked at once, and one by one only to name the culprit.
+    if set(map(type, merges)) == {str}:
+        merges = [merge.split(" ") for merge in merges]
+    if not {list} >= set(map(type, merges)) or not {2} >= set(map(len, merges)):
+        raise _malformed(merges, at)
+    flat = list(chain.from_iterable(merges))
+    if not {str} >= set(map(type, flat)):
+        raise _malformed(merges, at)
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))
+    if not (vocab.keys() >= set(flat) and vocab.keys() >= set(map("".join, pairs))):
+        index, missing = next(
+            (index, part)
+            for index, (left, right) in enumerate(pairs)
+            for part in (left, right, left + right)
+            if part not in vocab
+        )
+        raise InputError(
+            f"merge {index}, {pairs[index][0]!r} with {pairs[index][1]!r}, needs the token {missing!r}, "
+            "which does not exist",
+            at=at,
+            fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
+        )
     return pairs
+
+
+def _malformed(merges: list[Any], at: Path) -> InputError:
+    index, merge = next(
+        (index, merge)
+        for index, merge in enumerate(merges)
+        if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge)
+    )
+    return InputError(
+        f"merge {index} is {merge!r}; expected two tokens", at=at, fix="fetch the tokenizer again"
+    )
 
 
 def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> list[str]:
@@ -102,8 +121,6 @@ def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Sequence[tupl
     unreached = [text for text in model["vocab"] if len(bpe.tokenize(text)) != 1]
     if not unreached:
         return []
-    import json
-
     whole = Tokenizer.from_str(
         json.dumps(
             {

@@ -92,14 +92,12 @@ def lay_out(
 def _padded(placed: list[str | None], types: NDArray[np.int32], notes: list[str], at: Path) -> Layout:
     """Fill the holes and check that every text stands once and survives llama.cpp's C strings."""
     id_of = {text: index for index, text in enumerate(placed) if text is not None}
-    if len(id_of) < sum(text is not None for text in placed):
-        first, second, text = next(
-            (id_of[text], index, text)
-            for index, text in enumerate(placed)
-            if text is not None and id_of[text] != index
+    if len(id_of) + placed.count(None) < len(placed):
+        first, text = next(
+            (index, text) for index, text in enumerate(placed) if text is not None and id_of[text] != index
         )
         raise InputError(
-            f"token {text!r} stands twice, as {min(first, second)} and {max(first, second)}",
+            f"token {text!r} stands twice, as {first} and {id_of[text]}",
             at=at,
             fix="remove one of them; llama.cpp ends with an abort on such a vocabulary",
         )
