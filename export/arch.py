@@ -114,7 +114,9 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     missing: list[str] = []
     used: set[str] = set()
     for number, rule in enumerate(rules):
-        if rule.when is not None and not view.flag(rule.when):
+        if rule.when is not None and view.flag(rule.when.removeprefix("not ")) == rule.when.startswith(
+            "not "
+        ):
             continue
         for layer in range(sizes["layers"]) if "{layer}" in rule.name else (0,):
             wanted = _sources(rule, layer, sizes)

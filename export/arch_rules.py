@@ -39,7 +39,7 @@ class TensorRule:
         op: key in `row_ops.ROW_OPS`.
         group: the size that blocks of rows are multiples of; it is the op's parameter too.
         transpose: the source is stored transposed.
-        when: a config switch without which there is no such tensor.
+        when: a config switch without which the rule does not count, or "not SWITCH".
         unless: a config switch with which the source may be absent.
         instead: the source to take where `unless` is on and the source is absent, for a tensor that llama.cpp
             insists on.
@@ -216,10 +216,9 @@ EXPERTS = (
     u32("expert_count", "num_experts"),
     u32("expert_used_count", "num_experts_per_tok"),
 )
-# The width of a head where the config gives it, or always.
-GIVEN_HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "head_dim"))
-ALWAYS_HEAD = (u32("attention.key_length", head_dim), u32("attention.value_length", head_dim))
-COMMON = (*SIZES, *ROPE, RMS_EPSILON)
+# The width of a head, where the config gives it or has a default.
+HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "head_dim"))
+COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
 VOCABULARY = u32("vocab_size", "vocab_size")
 ROTATED = u32("rope.dimension_count", head_dim)
 
@@ -230,6 +229,11 @@ def activation(name: str, *same: str, of: str = "hidden_act") -> Condition:
     return Condition(
         of, lambda config: config.get(of) in allowed, f"{name!r}: llama.cpp computes no other here"
     )
+
+
+def switched_off(field: str) -> Condition:
+    """A config switch whose tensors or computation llama.cpp lacks here."""
+    return Condition(field, lambda config: not config.get(field), "false: llama.cpp has no such part here")
 
 
 def undivided_heads(config: Config) -> bool:

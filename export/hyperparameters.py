@@ -38,11 +38,12 @@ class Config:
     aliases: Mapping[str, str]
 
     def get(self, field: str) -> Any:
-        """The field's value, its default, or None."""
-        for name in (self.aliases.get(field, field), field):
-            if name in self.raw:
-                return self.raw[name]
+        """The field's value, its default, or None; a default that is worked out replaces null too."""
         default = self.defaults.get(field)
+        alias = self.aliases.get(field, field)
+        name = alias if alias in self.raw else field
+        if name in self.raw and not (self.raw[name] is None and callable(default)):
+            return self.raw[name]
         return default(self) if callable(default) else default
 
     def integer(self, field: str, least: int = 1) -> int:

@@ -2,8 +2,8 @@
 
 The converter recognises tokenizers by a hash of what they do to a text, so that a small vocabulary of our own
 is refused. What is compared here is everything but the tokenizer: this runs the converter's own classes with
-`set_vocab` replaced by `tiny_vocabulary`, whose entries start with "tokenizer." and are left out of comparisons.
-As a script it takes jobs as JSON on standard input; `convert` runs it so.
+`set_vocab` replaced by `tiny_vocabulary`, whose entries start with "tokenizer." and are left out of
+comparisons. As a script it takes jobs as JSON on standard input; `convert` runs it so.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ def tiny_vocabulary(size: int) -> dict[str, Any]:
     Returns:
         Value by key, in the order of the header.
     """
+    named = ["<unk>", "<s>", "</s>", "<|endoftext|>"]  # llama.cpp looks these up in a model called phi-3
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [chr(0x100 + number) for number in range(size)],
+        "tokenizer.ggml.tokens": [*named, *(chr(0x100 + number) for number in range(len(named), size))],
         "tokenizer.ggml.token_type": [1] * size,
-        "tokenizer.ggml.merges": [f"{chr(0x100)} {chr(0x101)}"],
+        "tokenizer.ggml.merges": [f"{chr(0x110)} {chr(0x111)}"],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
@@ -57,7 +58,9 @@ def convert(jobs: Sequence[Mapping[str, str]]) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = os.environ | offline | {"PYTHONPATH": str(llama_cpp_source())}
     text = json.dumps(list(jobs))
-    ran = subprocess.run([sys.executable, __file__], env=environment, input=text, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, __file__], env=environment, input=text, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr[-4000:]
 
 

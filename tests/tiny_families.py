@@ -1,8 +1,8 @@
 """A tiny random model of each architecture in the table, and what its config departs in.
 
 Comes in: a family's name and a folder. Goes out: config.json and safetensors as transformers writes them (for
-the two families that transformers does not hold, in the layout of their own repositories), and a tokenizer.json
-with as many tokens as the embedding has rows, which Gemma 3's conversion counts.
+the two families that transformers does not hold, in the layout of their own repositories), and a
+tokenizer.json with as many tokens as the embedding has rows, which Gemma 3's conversion counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+
+QWEN_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 2,
 }
 
 # family -> (transformers' config class, what departs from tiny_models.SIZES)
@@ -43,6 +50,68 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                 "factor": 4.0,
                 "original_max_position_embeddings": 64,
             }
+        },
+    ),
+    "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5}),
+    "mixtral": (
+        "MixtralConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, "num_hidden_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen2-moe": ("Qwen2MoeConfig", QWEN_EXPERTS | {"shared_expert_intermediate_size": 96}),
+    "qwen3-moe": ("Qwen3MoeConfig", QWEN_EXPERTS | {"head_dim": 32, "norm_topk_prob": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "final_logit_softcapping": 3.0,
+            "attn_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "num_hidden_layers": 7},
+    ),
+    "phi3": ("Phi3Config", {"original_max_position_embeddings": 256}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            "max_position_embeddings": 1024,
+            "original_max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "long_factor": [1.5, 2.5, 4.0, 8.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.5],
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
+    "glm4": ("Glm4Config", {"head_dim": 16}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("Olmo2Config", {}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "num_key_value_heads": None,
+            "n_embd": 64,
+            "n_head": 4,
+            "n_layer": 3,
+            "n_positions": 256,
+            "n_ctx": 256,  # transformers 5 no longer writes it, the converter still reads it
         },
     ),
 }
