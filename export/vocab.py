@@ -165,9 +165,9 @@ def _read_byte_level(
     _require_bpe(model, at)
     pre = recognise(tokenizer, at, str(config.get("model_type", "")), pre_tokenizer)
     ordinary = read_ordinary_tokens(model, at)
-    pairs = read_merges(model, ordinary, at)
+    merges = read_merges(model, ordinary, at)
     whole_words = bool(model.get("ignore_merges"))
-    if pre.whole_words not in (None, whole_words) and (lost := words_reached_only_whole(tokenizer, pairs)):
+    if pre.whole_words not in (None, whole_words) and (lost := words_reached_only_whole(tokenizer, merges)):
         raise InputError(
             f"{len(lost)} tokens, {lost[0]!r} among them, are {'only' if whole_words else 'never'} found by "
             f'looking up whole words (ignore_merges); llama.cpp\'s "{pre.name}" does the opposite',
@@ -185,7 +185,7 @@ def _read_byte_level(
         special=special.ids,
         add_bos=special.add_bos,
         add_eos=special.add_eos,
-        merges=[f"{left} {right}" for left, right in pairs],
+        merges=merges.lines(),
         needs_name=_needs_name(files.added.values()),
         notes=(*pre.notes, *layout.notes, *special.notes, *_strip_notes(files.added.values())),
     )
@@ -245,28 +245,25 @@ _PADDING_SCORE = -10000.0
 
 
 def _read_pieces(files: TokenizerFiles) -> tuple[Pieces, Prefix]:
-    """Pieces and prefix: from tokenizer.json, with the scores of a tokenizer.model of the same pieces."""
-    from_json: Pieces | None = None
-    if files.tokenizer is not None:
-        at, model = files.origin, files.tokenizer["model"]
-        _require_bpe(model, at)
-        vocab = read_ordinary_tokens(model, at)
-        prefix = prefix_from_json(files.tokenizer, at)
-        from_json = pieces_from_json(model, vocab, read_merges(model, vocab, at))
-    if files.model_file is None:
-        assert from_json is not None
-        return from_json, prefix
-    pieces, dummy_prefix = read_model_file(files.model_file)
-    if from_json is None:
-        settings = files.settings
-        wanted = dummy_prefix and settings.get("add_prefix_space") is not False
-        legacy = settings.get("legacy") is not False
-        return pieces, Prefix(each=wanted and legacy, first=wanted and not legacy)
-    same = from_json.texts[: len(pieces.texts)] == pieces.texts and len(from_json.texts) >= len(pieces.texts)
-    if same and len(from_json.texts) == len(pieces.texts):
-        return pieces, prefix
-    note = "tokenizer.model has other pieces than tokenizer.json and is not used"
-    return from_json, replace(prefix, notes=(*prefix.notes, note))
+    """Pieces and prefix: tokenizer.json says which, and a tokenizer.model of the same pieces has their scores."""
+    pieces: Pieces | None = None
+    if files.model_file is not None:
+        pieces, dummy_prefix = read_model_file(files.model_file)
+        if files.tokenizer is None:
+            wanted = dummy_prefix and files.settings.get("add_prefix_space") is not False
+            legacy = files.settings.get("legacy") is not False
+            return pieces, Prefix(each=wanted and legacy, first=wanted and not legacy)
+    assert files.tokenizer is not None
+    at, model = files.origin, files.tokenizer["model"]
+    _require_bpe(model, at)
+    vocab = read_ordinary_tokens(model, at)
+    prefix = prefix_from_json(files.tokenizer, at)
+    if pieces is not None:
+        if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
+            return pieces, prefix
+        note = "tokenizer.model has other pieces than tokenizer.json and is not used"
+        prefix = replace(prefix, notes=(*prefix.notes, note))
+    return pieces_from_json(model, vocab, read_merges(model, vocab, at)), prefix
 
 
 def _require_bpe(model: Mapping[str, Any], at: Path) -> None:

@@ -7,12 +7,26 @@ that llama.cpp omits: it would load a wrong vocabulary without a word and give o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Merges:
+    """Merges, best first: `left[i]` and `right[i]` become `made[i]`."""
+
+    left: list[str]
+    right: list[str]
+    made: list[str]
+
+    def lines(self) -> list[str]:
+        """The merges as a GGUF holds them."""
+        return [f"{left} {right}" for left, right in zip(self.left, self.right, strict=True)]
 
 
 def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
@@ -31,7 +45,7 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise InputError('"model.vocab" is not an object with tokens', at=at, fix="fetch the tokenizer again")
-    if not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
+    if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
         text, bad = next((text, bad) for text, bad in vocab.items() if type(bad) is not int or bad < 0)
         raise InputError(
             f"token {text!r} has the id {bad!r}; expected a number from 0 on", at=at, fix="fetch it again"
@@ -46,7 +60,7 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
     return vocab
 
 
-def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) -> list[tuple[str, str]]:
+def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) -> Merges:
     """The merges, best first.
 
     Args:
@@ -55,44 +69,40 @@ def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) ->
         at: the file, for messages.
 
     Returns:
-        Pairs; both parts and their concatenation are tokens.
+        The merges; both parts and what they make are tokens.
 
     Raises:
         InputError: a merge is malformed, or names a token that is not in the vocabulary.
     """
-    merges = model.get("merges")
-    if not isinstance(merges, list):
+    entries = model.get("merges")
+    if not isinstance(entries, list):
         raise InputError('"model.merges" is not a list', at=at, fix="fetch the tokenizer again")
-    # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces). Half a million
-    # of them are common, so all are checked at once, and one by one only to name the culprit.
-    if set(map(type, merges)) == {str}:
-        merges = [merge.split(" ") for merge in merges]
-    if not {list} >= set(map(type, merges)) or not {2} >= set(map(len, merges)):
-        raise _malformed(merges, at)
-    flat = list(chain.from_iterable(merges))
-    if not {str} >= set(map(type, flat)):
-        raise _malformed(merges, at)
-    pairs = list(zip(flat[::2], flat[1::2], strict=True))
-    if not (vocab.keys() >= set(flat) and vocab.keys() >= set(map("".join, pairs))):
-        index, missing = next(
-            (index, part)
-            for index, (left, right) in enumerate(pairs)
-            for part in (left, right, left + right)
-            if part not in vocab
-        )
-        raise InputError(
-            f"merge {index}, {pairs[index][0]!r} with {pairs[index][1]!r}, needs the token {missing!r}, "
-            "which does not exist",
-            at=at,
-            fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
-        )
-    return pairs
+    # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces). Half a million of
+    # them are common: everything is done in bulk here, and one by one only to name a culprit.
+    if {str} >= set(map(type, entries)):
+        entries = [entry.split(" ") for entry in entries]
+    if not {list} >= set(map(type, entries)) or not {2} >= set(map(len, entries)):
+        raise _malformed(entries, at)
+    left, right = [entry[0] for entry in entries], [entry[1] for entry in entries]
+    if not {str} >= set(map(type, left)) | set(map(type, right)):
+        raise _malformed(entries, at)
+    merges = Merges(left, right, list(map(add, left, right)))
+    for texts in (left, right, merges.made):
+        if not all(map(vocab.__contains__, texts)):
+            index, missing = next((index, text) for index, text in enumerate(texts) if text not in vocab)
+            raise InputError(
+                f"merge {index}, {left[index]!r} with {right[index]!r}, needs the token {missing!r}, "
+                "which does not exist",
+                at=at,
+                fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
+            )
+    return merges
 
 
-def _malformed(merges: list[Any], at: Path) -> InputError:
+def _malformed(entries: list[Any], at: Path) -> InputError:
     index, merge = next(
         (index, merge)
-        for index, merge in enumerate(merges)
+        for index, merge in enumerate(entries)
         if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge)
     )
     return InputError(
@@ -100,7 +110,7 @@ def _malformed(merges: list[Any], at: Path) -> InputError:
     )
 
 
-def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Sequence[tuple[str, str]]) -> list[str]:
+def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Merges) -> list[str]:
     """Tokens that merges alone do not build although the pre-tokenizer leaves them in one piece.
 
     Such tokens are found only where a whole word is looked up first (`ignore_merges`). If there are none,
@@ -117,7 +127,7 @@ def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Sequence[tupl
     from tokenizers.models import BPE
 
     model = tokenizer["model"]
-    bpe = BPE(vocab=model["vocab"], merges=list(merges))
+    bpe = BPE(vocab=model["vocab"], merges=list(zip(merges.left, merges.right, strict=True)))
     unreached = [text for text in model["vocab"] if len(bpe.tokenize(text)) != 1]
     if not unreached:
         return []

@@ -22,6 +22,7 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
+from lorafold.export.vocab_bpe import Merges
 
 SPACE = "\u2581"
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -107,9 +108,7 @@ def read_model_file(path: Path) -> tuple[Pieces, bool]:
     )
 
 
-def pieces_from_json(
-    model: Mapping[str, Any], vocab: Mapping[str, int], merges: Iterable[tuple[str, str]]
-) -> Pieces:
+def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges) -> Pieces:
     """The pieces of a tokenizer.json: scores from the order of the merges.
 
     Args:
@@ -122,17 +121,19 @@ def pieces_from_json(
     """
     count = max(vocab.values()) + 1
     texts = [""] * count
-    types = np.full(count, TokenType.UNUSED, np.int32)
-    scores = np.full(count, _NEVER_MERGED, np.float32)
     for text, token_id in vocab.items():
         texts[token_id] = text
-        types[token_id] = TokenType.BYTE if text[:3] == "<0x" and _BYTE.fullmatch(text) else TokenType.NORMAL
-    rank_of: dict[str, int] = {}
-    for rank, (left, right) in enumerate(merges):
-        rank_of.setdefault(left + right, rank)
-    for text, rank in rank_of.items():
-        # float32 holds every whole number up to 2**24 exactly; the largest known list has 0.6 million merges.
-        scores[vocab[text]] = -1.0 - rank
+    ids = np.fromiter(vocab.values(), np.int64, len(vocab))
+    types = np.full(count, TokenType.UNUSED, np.int32)
+    types[ids] = TokenType.NORMAL
+    types[[token_id for text, token_id in vocab.items() if text[:3] == "<0x" and _BYTE.fullmatch(text)]] = (
+        TokenType.BYTE
+    )
+    # Backwards, so that of several merges that make the same piece the first, best one stays. float32 holds
+    # every whole number up to 2**24 exactly; the longest known list has 0.6 million merges.
+    made = np.fromiter(map(vocab.__getitem__, merges.made), np.int64, len(merges.made))
+    scores = np.full(count, _NEVER_MERGED, np.float32)
+    scores[made[::-1]] = -1.0 - np.arange(len(made), dtype=np.float32)[::-1]
     unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown in vocab:
         types[vocab[unknown]] = TokenType.UNKNOWN
