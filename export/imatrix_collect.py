@@ -22,6 +22,9 @@ from lorafold.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
+_Hook = Callable[["torch.nn.Module", tuple["torch.Tensor", ...], dict[str, Any]], None]
+
+_MATCH = "give the model that the tensors were mapped from"
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
 _EXPERTS_MODULE = re.compile(r"\blayers\.(\d+)\..*\bexperts(\.base_layer)*$")
 
@@ -83,7 +86,8 @@ def collect(
             "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
         ) from error
     sums = {tensor.name: _Sums() for tensor in tensors if _is_collected(tensor)}
-    hooks = _install(model, tensors, sums)
+    hooked = _layers(model, tensors, sums)
+    hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooked]
     longest = done = 0
     try:
         for ids in sequences:
@@ -109,8 +113,10 @@ def _is_collected(tensor: MappedTensor) -> bool:
     return tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
 
 
-def _install(model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict[str, _Sums]) -> list[Any]:
-    """Hook every layer whose input is to be measured; `sums` grows to the number of experts."""
+def _layers(
+    model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict[str, _Sums]
+) -> list[tuple[torch.nn.Module, _Hook]]:
+    """Find every layer whose input is to be measured, and how; `sums` grows to the number of experts."""
     modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
     experts = {
         int(found.group(1)): module
@@ -118,7 +124,7 @@ def _install(model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict
         if (found := _EXPERTS_MODULE.search(name)) and "gate_up_proj" in module._parameters
     }
     stacks: dict[int, dict[str, _Sums]] = {}
-    hooks = []
+    layers: list[tuple[torch.nn.Module, _Hook]] = []
     for tensor in tensors:
         if tensor.name not in sums:
             continue
@@ -127,14 +133,12 @@ def _install(model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict
             stacks.setdefault(int(found.group(1)), {})[found.group(2)] = part
             continue
         path = tensor.sources[0].source.removesuffix(".weight")
-        module = modules.get(path) or _by_suffix(modules, path)
-        hooks.append(module.register_forward_pre_hook(_linear_hook(sums[tensor.name])))
-    for layer, parts in stacks.items():
-        if layer not in experts:
-            raise InputError(f"the model has no experts in layer {layer}", at="config.json: architectures")
-        module = experts[layer]
-        hooks.append(module.register_forward_pre_hook(_experts_hook(module, parts), with_kwargs=True))
-    return hooks
+        layers.append((modules.get(path) or _by_suffix(modules, path), _linear_hook(sums[tensor.name])))
+    for number, parts in stacks.items():
+        if number not in experts:
+            raise InputError(f"the model has no experts in layer {number}", at=f"layers.{number}", fix=_MATCH)
+        layers.append((experts[number], _experts_hook(experts[number], parts)))
+    return layers
 
 
 def _by_suffix(modules: dict[str, torch.nn.Module], path: str) -> torch.nn.Module:
@@ -142,25 +146,26 @@ def _by_suffix(modules: dict[str, torch.nn.Module], path: str) -> torch.nn.Modul
     tail = path[path.index("layers.") :] if "layers." in path else path
     found = [module for name, module in modules.items() if name == tail or name.endswith("." + tail)]
     if len(found) != 1:
-        raise InputError(f"{len(found)} layers of the model are called {tail}, expected 1", at=path)
+        problem = f"{len(found)} layers of the model are called {tail}, expected 1"
+        raise InputError(problem, at=path, fix=_MATCH)
     return found[0]
 
 
-def _linear_hook(part: _Sums) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        part.add(inputs[0])
+def _linear_hook(part: _Sums) -> _Hook:
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        part.add(args[0])
 
     return hook
 
 
-def _experts_hook(experts: Any, parts: dict[str, _Sums]) -> Callable[..., None]:
+def _experts_hook(experts: Any, parts: dict[str, _Sums]) -> _Hook:
     """Measure a stack of experts of transformers 5, `experts(hidden, chosen, weights)`.
 
     Its matrices `gate_up_proj` (experts, 2 * inner, cols) and `down_proj` are multiplied inside, where no
     hook reaches, so the input of `down_proj` is computed once more here.
     """
 
-    def hook(module: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
         import torch
 
         hidden = args[0] if args else kwargs["hidden_states"]
