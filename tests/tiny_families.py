@@ -117,11 +117,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Families whose model class transformers does not hold; their twin is a Llama that computes the same.
+TWINS = ("index", "internlm2")
+
+
 def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:
     """Write a tiny random model.
 
     Args:
-        family: key of `FAMILIES`.
+        family: key of `FAMILIES`, or one of `TWINS`.
         folder: where it goes; its name becomes general.name.
         dtype: of the weights.
         seed: of the weights.
@@ -130,13 +134,85 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     Returns:
         `folder`.
     """
+    if family in TWINS:
+        return _with_twin(family, folder, dtype, seed)
     import transformers
 
     name, fields = FAMILIES[family]
     config = getattr(transformers, name)(**(SIZES | fields | changes))
-    write_model(config, folder, dtype, seed)
+    # Gemma stores its norms less one. llama.cpp's GELU goes through a table in float16, so Gemma's logits
+    # differ by some thousandths of what its layers add; norms around a half keep that below the test's bound.
+    write_model(config, folder, dtype, seed, norm_centre=-0.5 if family.startswith("gemma") else 1.0)
     write_tokenizer(folder, config.vocab_size)
     return folder
+
+
+def _with_twin(family: str, folder: Path, dtype: str, seed: int) -> Path:
+    """Write a Llama below `folder/twin` and the same model in the family's own layout."""
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir(parents=True)
+    twin = tiny_family("llama", folder / "twin", dtype, seed)
+    weights = load_file(twin / "model.safetensors")
+    config = json.loads((twin / "config.json").read_text())
+    config |= {"rope_theta": config.pop("rope_parameters")["rope_theta"], "torch_dtype": config.pop("dtype")}
+    if family == "index":
+        head = weights["lm_head.weight"]
+        own = weights | {"lm_head.weight": head * _uneven(head.shape[0]).to(head.dtype)}
+        weights["lm_head.weight"] = normalized(own["lm_head.weight"])
+        save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
+        config |= {"architectures": ["IndexForCausalLM"], "model_type": "index", "norm_head": 1}
+    else:
+        own = _internlm2_layout(weights)
+        config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": False}
+        del config["head_dim"]
+    save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder, config["vocab_size"])
+    return folder
+
+
+def normalized(head: Any) -> Any:
+    """An output head as Index uses it: each row divided by its norm."""
+    import torch
+
+    return torch.nn.functional.normalize(head.float()).to(head.dtype)
+
+
+def _uneven(rows: int) -> Any:
+    """A factor for each row, (rows, 1), so that normalising them matters."""
+    import torch
+
+    return torch.linspace(0.5, 2.0, rows)[:, None]
+
+
+def _internlm2_layout(weights: dict[str, Any]) -> dict[str, Any]:
+    """A Llama's tensors under InternLM 2's names, q, k and v interleaved by key-value head."""
+    import torch
+
+    names = {
+        "model.embed_tokens": "model.tok_embeddings",
+        "lm_head": "output",
+        "self_attn.o_proj": "attention.wo",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
+    }
+    own: dict[str, Any] = {}
+    for name, weight in weights.items():
+        if "q_proj" in name:
+            groups, width = SIZES["num_key_value_heads"], SIZES["hidden_size"]
+            parts = [weights[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            # (groups, heads of the part, width) each, then stacked within the group
+            stacked = torch.cat([part.reshape(groups, -1, width) for part in parts], dim=1)
+            own[name.replace("self_attn.q_proj", "attention.wqkv")] = stacked.reshape(-1, width).contiguous()
+        elif "k_proj" not in name and "v_proj" not in name:
+            for theirs, ours in names.items():
+                name = name.replace(theirs, ours)
+            own[name] = weight
+    return own
 
 
 def write_tokenizer(folder: Path, size: int = VOCABULARY) -> None:

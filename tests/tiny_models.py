@@ -70,11 +70,13 @@ def tiny_model(
     return write_model(CONFIGS[family](**changes), folder, dtype, seed, tokenizer)
 
 
-def write_model(config: Any, folder: Path, dtype: str, seed: int, tokenizer: Path | None = None) -> Path:
+def write_model(
+    config: Any, folder: Path, dtype: str, seed: int, tokenizer: Path | None = None, norm_centre: float = 1.0
+) -> Path:
     """Write the random causal model of a transformers config, every weight drawn anew.
 
     transformers starts norms at one and biases at zero, which would hide a swapped or forgotten one, so all
-    are drawn here: matrices with standard deviation 0.08, norms around one, biases around zero.
+    are drawn here: matrices with standard deviation 0.08, norms around `norm_centre`, biases around zero.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -84,7 +86,7 @@ def write_model(config: Any, folder: Path, dtype: str, seed: int, tokenizer: Pat
     with torch.no_grad():
         for name, weight in model.named_parameters():
             drawn = torch.randn(weight.shape, generator=generator)
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            centre = norm_centre if "norm" in name and name.endswith("weight") else 0.0
             weight.copy_(centre + 0.08 * drawn)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if tokenizer is not None:
