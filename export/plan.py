@@ -7,14 +7,11 @@ names, shapes that do not fit, and a disk that is too small are found here, befo
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from lorafold.errors import SystemFault
 from lorafold.export import kernels
 from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, place
 from lorafold.export.mapped_tensor import MappedTensor
@@ -98,23 +95,6 @@ def plan_files(
     )
 
 
-def check_disk(plan: ExportPlan, out: Path) -> int:
-    """Bytes free where `out` will be made.
-
-    Raises:
-        SystemFault: less is free than the plan needs.
-    """
-    folder = next(parent for parent in out.resolve().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < plan.size:
-        raise SystemFault(
-            f"the disk is too small (needs {plan.size:,} bytes, {free:,} are free)",
-            at=out,
-            fix="free space, or choose an --out on another disk or a smaller --quant",
-        )
-    return free
-
-
 def estimated_seconds(files: Sequence[GgufFile], threads: int) -> float:
     """A guess at the wall time: weights over each type's measured speed, shared by the threads."""
     busy = sum(
@@ -174,4 +154,3 @@ def describe(plan: ExportPlan) -> list[tuple[str, str]]:
 def _mix(types: Mapping[str, int]) -> str:
     total = sum(types.values())
     return ", ".join(f"{name} {count / total:.1%}" for name, count in types.items())
-

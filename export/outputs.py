@@ -1,0 +1,64 @@
+"""What can be made of opened inputs: GGUF files, a merged folder, an adapter GGUF.
+
+Each output is opened from the inputs and the config (everything wrong is found then), says what it will make,
+writes it into a folder, and proves what it wrote. `stage.export` treats them alike.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from lorafold.errors import SystemFault
+from lorafold.export.adapter_output import AdapterOutput
+from lorafold.export.config import ExportConfig
+from lorafold.export.folder_output import FolderOutput
+from lorafold.export.gguf_output import GgufOutput
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof import Check
+from lorafold.progress import Progress
+
+
+class Output(Protocol):
+    """One kind of output, planned."""
+
+    notes: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written; exact for GGUF files."""
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Label and text of what is made."""
+
+    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+        """Write into an empty folder; returns the sha256 of what is known without reading it again."""
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Check what was written."""
+
+
+FORMATS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
+    "gguf": GgufOutput,
+    "folder": FolderOutput,
+    "adapter": AdapterOutput,
+}
+
+
+def check_disk(output: Output, out: Path) -> int:
+    """Bytes free where `out` will be made.
+
+    Raises:
+        SystemFault: less is free than the output needs.
+    """
+    folder = next(parent for parent in out.resolve().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < output.size:
+        raise SystemFault(
+            f"the disk is too small (needs {output.size:,} bytes, {free:,} are free)",
+            at=out,
+            fix="free space, or choose an --out on another disk or a smaller --quant",
+        )
+    return free

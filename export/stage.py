@@ -1,0 +1,201 @@
+"""The export: open, plan, write, prove, commit; and the proof once more for an export that exists.
+
+In: an `ExportConfig`. Out: a folder that holds the artifacts, the Modelfile, `report.md` and the manifest, or
+nothing at all. This module only joins the steps; each has a module of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import check_output, damaged_files, new_folder, read_manifest, write_manifest
+from lorafold.errors import InputError
+from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import open_inputs
+from lorafold.export.outputs import FORMATS, check_disk
+from lorafold.export.proof import Check, Proof
+from lorafold.export.report import write_report
+from lorafold.progress import Progress, silent
+
+Lines = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        folder: the output folder.
+        files: sizes of the artifacts in bytes, by name.
+        proof: what was checked.
+        seconds: wall time of planning, writing and proving.
+        notes: what the user should know.
+    """
+
+    folder: Path
+    files: Mapping[str, int]
+    proof: Proof
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> Lines:
+        """Label and text of what was made and proven, and how to go on."""
+        models = [name for name in self.files if name.endswith(".gguf")]
+        lines = [("made in", str(self.folder))]
+        lines += [(name, f"{size:,} bytes") for name, size in self.files.items()]
+        lines += [(check.verdict, f"{check.name}: {check.meaning}") for check in self.proof.checks]
+        lines += [("note", note) for note in self.notes]
+        lines.append(("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())))
+        if models:
+            lines.append(("chat", f"lorafold chat {self.folder / models[0]}"))
+        if "Modelfile" in self.files:
+            lines.append(("Ollama", f"ollama create NAME -f {self.folder / 'Modelfile'}"))
+        return lines
+
+
+def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
+    """Fold, convert, quantize, prove.
+
+    Args:
+        config: what to do.
+        progress: told how far it is.
+
+    Returns:
+        What was made.
+
+    Raises:
+        LorafoldError: before the first byte where that can be known; nothing half-written is left behind.
+        NumericError: weights that are no numbers, or a proof that failed.
+    """
+    clock = _Clock()
+    check_output(config.out, force=config.force)
+    inputs = open_inputs(config, progress)
+    check_output(config.out, inputs=inputs.folders, force=config.force)
+    output = FORMATS[config.format](inputs, config)
+    check_disk(output, config.out)
+    clock.lap("plan")
+    with new_folder(config.out, force=config.force) as staging:
+        checksums = output.write(staging, progress)
+        clock.lap("write")
+        checks = output.prove(staging, progress) if config.verify else (_UNPROVEN,)
+        proof = Proof(tuple(checks))
+        proof.require()
+        clock.lap("prove")
+        write_report(staging, inputs, output.describe(), proof, output.notes)
+        facts = {
+            "name": inputs.name,
+            "config": _json_values(config),
+            "base": {**inputs.base.identity(), "path": str(inputs.base.folder)},
+            "adapters": [
+                {"folder": str(adapter.folder.resolve()), "weight": weight}
+                for adapter, weight in inputs.adapters
+            ],
+            "folded": inputs.source.touched,
+            "proof": proof.as_json(),
+        }
+        manifest = write_manifest(staging, "export", facts, checksums=checksums)
+    sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != "report.md"}
+    return ExportResult(config.out, sizes, proof, clock.laps, tuple(output.notes))
+
+
+def plan(config: ExportConfig, progress: Progress = silent) -> Lines:
+    """What `export` would do: files, sizes, types, memory, disk, time. Nothing is written.
+
+    Raises:
+        LorafoldError: what `export` would raise before its first byte.
+    """
+    inputs = open_inputs(config, progress)
+    check_output(config.out, inputs=inputs.folders, force=config.force)
+    output = FORMATS[config.format](inputs, config)
+    free = check_disk(output, config.out)
+    return [
+        ("base", inputs.base.id),
+        *(("adapter", f"{adapter.folder} × {weight:g}") for adapter, weight in inputs.adapters),
+        *output.describe(),
+        ("disk", f"{output.size:,} bytes needed, {free:,} free"),
+        *(("note", note) for note in output.notes),
+    ]
+
+
+def verify(
+    folder: Path, *, base: str | None = None, chats: Path | None = None, progress: Progress = silent
+) -> Proof:
+    """Prove an existing export again, from its files and its inputs as they are now.
+
+    Args:
+        folder: the export.
+        base: the base model, where it lies elsewhere now.
+        chats: held-out chats instead of those of the export.
+        progress: told how far it is.
+
+    Raises:
+        InputError: not an export, a damaged file, or inputs that are gone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.get("kind") != "export":
+        raise InputError(
+            "this is not an export of lorafold", at=folder, fix="give the folder that --out named"
+        )
+    if damaged := damaged_files(folder, manifest):
+        raise InputError(
+            f"{', '.join(damaged)} changed since the export (size or sha256)", at=folder, fix="export again"
+        )
+    config = _config_of(manifest, folder)
+    config = replace(config, base=base or config.base, chats=chats or config.chats)
+    inputs = open_inputs(config, progress)
+    output = FORMATS[config.format](inputs, config)
+    whole = Check("files", "passed", f"all {len(manifest['files'])} files have their size and sha256")
+    return Proof((whole, *output.prove(folder, progress)))
+
+
+_UNPROVEN = Check("proof", "not checked", "left out with --no-verify; `lorafold verify` makes up for it")
+
+
+class _Clock:
+    """Wall time of the steps."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def _json_values(config: ExportConfig) -> dict[str, Any]:
+    """The resolved config; paths become absolute, so that `verify` finds them from anywhere."""
+    values = asdict(config)
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = str(value.resolve())
+    source = Path(config.source)
+    values["source"] = str(source.resolve()) if source.exists() else config.source
+    values["adapter"] = [_absolute(spec) for spec in config.adapter]
+    return values
+
+
+def _absolute(spec: str) -> str:
+    path, equals, weight = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return str(Path(spec).resolve())
+    return f"{Path(path).resolve()}={weight}"
+
+
+def _config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
+    saved = dict(manifest.get("config") or {})
+    known = {field.name for field in fields(ExportConfig)}
+    if not {"source", "out"} <= saved.keys() <= known:
+        raise InputError(
+            "the saved config is not of this version", at=folder / "lorafold.json", fix="export again"
+        )
+    for name in ("out", "imatrix", "chats"):
+        saved[name] = None if saved.get(name) is None else Path(saved[name])
+    for name in ("adapter", "quant", "tensor_type"):
+        saved[name] = tuple(saved.get(name) or ())
+    return ExportConfig(**{**saved, "force": True})
