@@ -8,12 +8,15 @@ control character visible instead (C0, C1, bidirectional and invisible format co
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     ProgressColumn,
@@ -172,3 +175,67 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
     console = stdout()
     for label, text in lines:
         console.print(Text(f"{label:<{width}}  ", style="bold") + Text(sanitize(text)))
+
+
+Segment = tuple[str, str]  # text and its style in rich's words ("bold", "red on grey11", "")
+Row = list[Segment]  # one line of the screen
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes: two for CJK characters and emoji, none for what combines."""
+    return cell_len(text)
+
+
+class LiveRows:
+    """Rows that scroll away when they are final, above rows that are still changing.
+
+    Used as a context manager; standard output must be a terminal.
+
+    Args:
+        color: False leaves out all colours, whatever the terminal can do.
+    """
+
+    def __init__(self, *, color: bool = True) -> None:
+        self.console = Console(file=sys.stdout, highlight=False, no_color=not color or None)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop")
+
+    def __enter__(self) -> LiveRows:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.update(Text(""), refresh=True)
+        self.live.stop()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal."""
+        return self.console.width, self.console.height
+
+    def show(self, final: Sequence[Row], changing: Sequence[Row]) -> None:
+        """Print `final` for good, and `changing` below it until the next call."""
+        if final:
+            self.console.print(_joined(final), soft_wrap=True)
+        self.live.update(_joined(changing), refresh=True)
+
+
+def print_rows(rows: Sequence[Row], *, color: bool = True) -> None:
+    """Print styled rows to standard output; plain text where it is no terminal."""
+    if rows:
+        console = Console(file=sys.stdout, highlight=False, no_color=not color or None)
+        console.print(_joined(rows), soft_wrap=True)
+
+
+def rows_as_svg(rows: Sequence[Row], width: int, title: str) -> str:
+    """A picture of rows, for documentation."""
+    console = Console(
+        file=io.StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor"
+    )
+    console.print(_joined(rows), soft_wrap=True)
+    return console.export_svg(title=title)
+
+
+def _joined(rows: Sequence[Row]) -> Text:
+    text = Text("\n").join(Text.assemble(*row) if row else Text("") for row in rows)
+    text.no_wrap = True
+    return text

@@ -1,0 +1,132 @@
+"""From what the user typed to engines: which kind a model is, and what it shares with the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from lorafold.errors import InputError, UsageError
+from lorafold.progress import Progress, silent
+from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.serve.engine import Engine
+
+Config = ChatConfig | CompareConfig
+
+
+def open_engines(config: Config, progress: Progress = silent) -> list[Engine]:
+    """Open every model of a config; those already open are closed again if one fails.
+
+    Args:
+        config: names the models.
+        progress: told about each model.
+
+    Returns:
+        Engines in the order of `config.models`. Equal GGUF files share their weights.
+
+    Raises:
+        InputError: a model does not exist or is damaged.
+        SystemFault: a package, the memory or a server is missing.
+    """
+    with contextlib.ExitStack() as undo:
+        opener = _Opener(config, progress)
+        engines = []
+        for index, model in enumerate(config.models):
+            progress("load the models", index, len(config.models), model)
+            engine = opener.open(model)
+            undo.callback(engine.close)
+            engines.append(engine)
+        progress("load the models", len(config.models), len(config.models))
+        undo.pop_all()
+        return engines
+
+
+@contextlib.contextmanager
+def opened(config: Config, progress: Progress = silent) -> Iterator[list[Engine]]:
+    """`open_engines`, closed at the end of the block."""
+    engines = open_engines(config, progress)
+    try:
+        yield engines
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def parts(model: str) -> list[str]:
+    """Split `BASE+ADAPTER+...`; a path that exists as a whole is not split at the pluses in it.
+
+    Raises:
+        UsageError: a part is empty.
+    """
+    if Path(model).expanduser().exists():
+        return [model]
+    found: list[str] = []
+    for piece in model.split("+"):
+        # A plus inside an existing name belongs to the name: the shortest joins that exist win.
+        if found and not Path(found[-1]).expanduser().exists():
+            joined = f"{found[-1]}+{piece}"
+            if Path(joined).expanduser().exists():
+                found[-1] = joined
+                continue
+        found.append(piece)
+    if not all(found):
+        raise UsageError("a part beside `+` is empty", at=model, fix="write BASE+ADAPTER")
+    return found
+
+
+class _Opener:
+    """Opens models one after the other and remembers weights that the next one may share."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self.config = config
+        self.progress = progress
+        self.shared: dict[Path, object] = {}
+
+    def open(self, model: str) -> Engine:
+        if model.startswith(("http://", "https://")):
+            from lorafold.serve.engine_openai import OpenAIEngine
+
+            return OpenAIEngine(model)
+        if model.startswith("ollama:"):
+            from lorafold.serve.engine_ollama import OllamaEngine
+
+            return OllamaEngine(model)
+        pieces = parts(model)
+        opener: Callable[[str, Sequence[str]], Engine]
+        opener = self._open_gguf if pieces[0].lower().endswith(".gguf") else self._open_folder
+        return opener(model, pieces)
+
+    def _open_gguf(self, model: str, pieces: Sequence[str]) -> Engine:
+        from lorafold.serve.engine_llama import LlamaEngine
+        from lorafold.serve.llama_model import LlamaModel
+
+        paths = [Path(piece).expanduser() for piece in pieces]
+        for path in paths[1:]:
+            if path.is_dir():
+                raise InputError(
+                    "a GGUF base takes GGUF adapters, this is a folder",
+                    at=path,
+                    fix=f"lorafold export {path} --format adapter --out {path}-gguf",
+                )
+        key = paths[0].resolve()
+        weights = self.shared.get(key)
+        if not isinstance(weights, LlamaModel):
+            self.shared[key] = weights = LlamaModel(paths[0], self.config.chat_template)
+        try:
+            return LlamaEngine(
+                weights,
+                paths[1:],
+                source=model,
+                context=self.config.context,
+                threads=self.config.threads,
+            )
+        except BaseException:
+            weights.release()
+            if weights.users <= 0:
+                del self.shared[key]
+            raise
+
+    def _open_folder(self, model: str, pieces: Sequence[str]) -> Engine:
+        from lorafold.serve.engine_transformers import open_transformers
+
+        return open_transformers(model, pieces, self.config, self.progress)

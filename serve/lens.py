@@ -1,0 +1,145 @@
+"""The lens: each token of one model's answer, and how much less likely another model finds it.
+
+In: two scorers, a conversation, an answer of the first model. Out: per token the log-probability under both, and the
+mean Kullback-Leibler divergence between them along the answer. What the fine-tune taught stands out: tokens
+that the tuned model expects and the original does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorafold.jinja_sandbox import Message
+from lorafold.serve.engine import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class LensToken:
+    """A token, or a few where the models cut the text differently.
+
+    Attributes:
+        text: its characters.
+        own: natural logarithm of its probability under the model that wrote it.
+        other: the same under the other model.
+    """
+
+    text: str
+    own: float
+    other: float
+
+    @property
+    def ratio(self) -> float:
+        """log p(own) - log p(other), in nats: above 0 the other model is surprised."""
+        return self.own - self.other
+
+
+@dataclass(frozen=True, slots=True)
+class Lens:
+    """One answer seen by two models.
+
+    Attributes:
+        tokens: in order; their texts joined are the answer.
+        kl: mean over the tokens of KL(own || other) in nats, or None where the vocabularies differ.
+    """
+
+    tokens: list[LensToken]
+    kl: float | None
+
+    @property
+    def mean_ratio(self) -> float:
+        """Mean log-probability ratio per token in nats."""
+        return sum(token.ratio for token in self.tokens) / max(1, len(self.tokens))
+
+
+def look_through(
+    own: Scorer, other: Scorer, messages: Sequence[Message], text: str, ids: Sequence[int] = ()
+) -> Lens:
+    """Score an answer with the model that wrote it and with another.
+
+    Args:
+        own: of the model that wrote the answer.
+        other: of the other model.
+        messages: the conversation before the answer.
+        text: the answer.
+        ids: its tokens as the first model wrote them; tokenized from the text where not known.
+
+    Returns:
+        The lens.
+    """
+    ids = list(ids) or own.tokenize(text)
+    if not ids:
+        return Lens([], None)
+    if own.vocabulary == other.vocabulary:
+        return _same_vocabulary(own, other, messages, ids)
+    return _by_text(own, other, messages, text, ids)
+
+
+def _same_vocabulary(own: Scorer, other: Scorer, messages: Sequence[Message], ids: Sequence[int]) -> Lens:
+    import numpy as np
+
+    tokens: list[tuple[float, float]] = []
+    divergence = 0.0
+    pairs = zip(own.log_probabilities(messages, ids), other.log_probabilities(messages, ids), strict=True)
+    for token, (p, q) in zip(ids, pairs, strict=True):
+        # Converters pad vocabularies differently; what both have decides.
+        size = min(len(p), len(q))
+        p, q = p[:size], q[:size]
+        divergence += float(np.dot(np.exp(p), p - q))
+        tokens.append((float(p[token]), float(q[token])))
+    texts = _texts(own.pieces(ids))
+    found = [LensToken(text, *pair) for text, pair in zip(texts, tokens, strict=True)]
+    return Lens(_whole(found), max(0.0, divergence / len(ids)))
+
+
+def _texts(pieces: Sequence[bytes]) -> list[str]:
+    """The characters that each token completes."""
+    import codecs
+
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    texts = [decoder.decode(piece) for piece in pieces]
+    texts[-1] += decoder.decode(b"", final=True)
+    return texts
+
+
+def _whole(tokens: Sequence[LensToken]) -> list[LensToken]:
+    """Tokens without characters of their own (parts of one character) joined to the next one."""
+    found: list[LensToken] = []
+    own = other = 0.0
+    for token in tokens:
+        own, other = own + token.own, other + token.other
+        if token.text:
+            found.append(LensToken(token.text, own, other))
+            own = other = 0.0
+    return found
+
+
+def _by_text(own: Scorer, other: Scorer, messages: Sequence[Message], text: str, ids: Sequence[int]) -> Lens:
+    """Vocabularies differ: each model's tokens, joined where both have a border at the same byte."""
+    their_ids = other.tokenize(text)
+    ours = _scored(own, messages, ids)
+    theirs = _scored(other, messages, their_ids)
+    tokens: list[LensToken] = []
+    pending, own_sum, other_sum = b"", 0.0, 0.0
+    end_own = end_other = border = 0
+    their = iter(theirs)
+    for piece, value in ours:
+        pending, own_sum, end_own = pending + piece, own_sum + value, end_own + len(piece)
+        while end_other < end_own:
+            following = next(their, None)
+            if following is None:
+                break
+            other_sum, end_other = other_sum + following[1], end_other + len(following[0])
+        if end_other == end_own and end_own > border:
+            tokens.append(LensToken(pending.decode("utf-8", errors="replace"), own_sum, other_sum))
+            pending, own_sum, other_sum, border = b"", 0.0, 0.0, end_own
+    if pending:
+        tokens.append(LensToken(pending.decode("utf-8", errors="replace"), own_sum, other_sum))
+    return Lens(tokens, None)
+
+
+def _scored(scorer: Scorer, messages: Sequence[Message], ids: Sequence[int]) -> list[tuple[bytes, float]]:
+    values = (
+        float(row[token]) for token, row in zip(ids, scorer.log_probabilities(messages, ids), strict=True)
+    )
+    return list(zip(scorer.pieces(ids), values, strict=True))

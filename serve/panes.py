@@ -1,0 +1,211 @@
+"""Answers laid out in rows of the screen: wrapped by width in columns, side by side or stacked.
+
+In: text as it streams, with styles. Out: rows of segments (`lorafold.console.Row`). A row leaves as final
+once no pane can change it any more: finished lines scroll into the terminal's history, the last ones grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorafold.console import Row, Segment, cell_width, sanitize
+
+NARROW = 60  # columns of a screen below which panes are stacked
+LEAST_PANE = 24  # columns of a pane below which panes are stacked
+GAP = " │ "
+TAB = "    "
+JOINER = "\u200d"
+
+
+class Wrapper:
+    """Wraps text that arrives in pieces. Lines once complete never change.
+
+    Args:
+        width: columns of a line, at least 2.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = max(2, width)
+        self.lines: list[Row] = []  # complete
+        self._line: Row = []
+        self._used = 0
+        self._word: Row = []
+        self._letters = ""
+
+    def feed(self, text: str, style: str = "") -> None:
+        """Append text; control characters in it are made visible."""
+        for char in sanitize(text):
+            if char == "\n":
+                self._place_word()
+                self._end_line()
+            elif char in " \t\u3000":
+                self._place_word()
+                self._blank({"\t": TAB}.get(char, char), style)
+            else:
+                self._letter(char, style)
+
+    def _letter(self, char: str, style: str) -> None:
+        width = cell_width(char)
+        attached = bool(self._letters) and (
+            width == 0 or self._letters.endswith(JOINER) or cell_width(self._letters[-1] + char) < 1 + width
+        )
+        if not attached and self._letters:
+            # Lines may break beside wide characters (CJK, emoji), as they have no spaces around them.
+            wide = width == 2 or cell_width(self._letters[-1]) == 2
+            if wide or cell_width(self._letters + char) > self.width:
+                self._place_word()
+        self._letters += char
+        if self._word and self._word[-1][1] == style:
+            self._word[-1] = (self._word[-1][0] + char, style)
+        else:
+            self._word.append((char, style))
+
+    def _place_word(self) -> None:
+        if not self._letters:
+            return
+        width = cell_width(self._letters)
+        if self._used and self._used + width > self.width:
+            self._end_line()
+        self._line.extend(self._word)
+        self._used += width
+        self._word, self._letters = [], ""
+
+    def _blank(self, text: str, style: str) -> None:
+        width = cell_width(text)
+        if self._used + width <= self.width:
+            self._line.append((text, style))
+            self._used += width
+
+    def _end_line(self) -> None:
+        self.lines.append(self._line)
+        self._line, self._used = [], 0
+
+    def all_lines(self) -> list[Row]:
+        """The complete lines and the one that grows."""
+        tail = Wrapper(self.width)
+        tail._line, tail._used = list(self._line), self._used
+        tail._word, tail._letters = list(self._word), self._letters
+        tail._place_word()
+        return [*self.lines, *tail.lines, *([tail._line] if tail._line else [])]
+
+
+def wrapped(text: str, width: int, style: str = "") -> list[Row]:
+    """A whole text in lines of at most `width` columns."""
+    wrapper = Wrapper(width)
+    wrapper.feed(text, style)
+    return wrapper.all_lines()
+
+
+def fitted(text: str, width: int) -> str:
+    """A text cut in its middle to `width` columns, with an ellipsis where something is missing."""
+    text = sanitize(text, keep="")
+    if cell_width(text) <= width:
+        return text
+    head, tail = text, text
+    while head and cell_width(head) > width // 2:
+        head = head[:-1]
+    while tail and cell_width(tail) > width - 1 - cell_width(head):
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def pane_width(screen: int, panes: int) -> int | None:
+    """Columns of each pane side by side, or None where the screen is too narrow for that."""
+    if panes == 1:
+        return screen
+    width = (screen - len(GAP) * (panes - 1)) // panes
+    return None if screen < NARROW or width < LEAST_PANE else width
+
+
+def side_by_side(cells: Sequence[Row], width: int) -> Row:
+    """One line of each pane as one row of the screen."""
+    row: Row = []
+    for index, cell in enumerate(cells):
+        row.extend(cell)
+        if index < len(cells) - 1:
+            used = sum(cell_width(text) for text, _ in cell)
+            row.append((" " * max(0, width - used), ""))
+            row.append((GAP, "dim"))
+    return row
+
+
+class Panes:
+    """The panes of one turn while they grow.
+
+    Args:
+        count: how many.
+        screen: columns of the screen.
+        headings: rows above each pane.
+    """
+
+    def __init__(self, screen: int, headings: Sequence[Sequence[Segment]]) -> None:
+        self.count = len(headings)
+        self.width = pane_width(screen, self.count)
+        self.screen = screen
+        self.stacked = self.width is None
+        self.wrappers = [Wrapper(self.width or screen) for _ in headings]
+        self.ended = [False] * self.count
+        self._sent = [0] * self.count  # stacked: lines of each pane that have left; columns: rows, in [0]
+        for wrapper, heading in zip(self.wrappers, headings, strict=True):
+            for text, style in heading:
+                wrapper.feed(text, style)
+
+    def feed(self, pane: int, text: str, style: str = "") -> None:
+        """Append to a pane."""
+        self.wrappers[pane].feed(text, style)
+
+    def end(self, pane: int, footer: Sequence[Segment]) -> None:
+        """A pane is complete but for its footer."""
+        if self.wrappers[pane]._used or self.wrappers[pane]._letters:
+            self.wrappers[pane].feed("\n")
+        for text, style in footer:
+            self.wrappers[pane].feed(text, style)
+        if self.stacked and pane < self.count - 1:
+            self.wrappers[pane].feed("\n\n")
+        self.ended[pane] = True
+
+    def rows(self, height: int) -> tuple[list[Row], list[Row]]:
+        """Rows that are final since the last call, and at most `height` that still change."""
+        return self._stacked_rows(height) if self.stacked else self._column_rows(height)
+
+    def _column_rows(self, height: int) -> tuple[list[Row], list[Row]]:
+        assert self.width is not None
+        lines = [wrapper.all_lines() for wrapper in self.wrappers]
+        done = [
+            len(line) if ended else len(wrapper.lines)
+            for line, wrapper, ended in zip(lines, self.wrappers, self.ended, strict=True)
+        ]
+        longest = max(len(line) for line in lines)
+        rows_done = (
+            longest
+            if all(self.ended)
+            else min(
+                [count for count, ended in zip(done, self.ended, strict=True) if not ended], default=longest
+            )
+        )
+        start = self._sent[0]
+
+        def row(index: int) -> Row:
+            assert self.width is not None
+            return side_by_side([line[index] if index < len(line) else [] for line in lines], self.width)
+
+        final = [row(index) for index in range(start, rows_done)]
+        self._sent[0] = max(start, rows_done)
+        changing = [row(index) for index in range(self._sent[0], longest)]
+        return final, changing[-height:]
+
+    def _stacked_rows(self, height: int) -> tuple[list[Row], list[Row]]:
+        """Panes one below the other: the first unfinished one scrolls, the others show their last lines."""
+        final: list[Row] = []
+        current = next((i for i in range(self.count) if not self.ended[i]), self.count)
+        for pane in range(min(current + 1, self.count)):
+            wrapper = self.wrappers[pane]
+            lines = wrapper.all_lines() if self.ended[pane] else wrapper.lines
+            final.extend(lines[self._sent[pane] :])
+            self._sent[pane] = max(self._sent[pane], len(lines))
+        waiting = range(current, self.count)
+        share = max(1, height // max(1, len(waiting)))
+        changing: list[Row] = []
+        for pane in waiting:
+            changing.extend(self.wrappers[pane].all_lines()[self._sent[pane] :][-share:])
+        return final, changing[-height:]

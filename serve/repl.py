@@ -1,0 +1,90 @@
+"""`lorafold chat`: one model or several side by side, at a terminal, from a pipe or for one question."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from lorafold.errors import InputError
+from lorafold.progress import silent
+from lorafold.serve.config import ChatConfig, sampling_of
+from lorafold.serve.engine import Engine
+from lorafold.serve.engines import opened
+from lorafold.serve.session import Session
+from lorafold.serve.talk import Talk, cleaned
+from lorafold.serve.terminal import colored, interactive
+from lorafold.serve.views import ColumnView, Digests, JsonView, PlainView, View
+
+LONGEST_LINE = 16_000_000  # characters read from a pipe as one question
+
+
+def chat(config: ChatConfig) -> int:
+    """Talk to the models of a config until the user leaves or the input ends.
+
+    Args:
+        config: models, sampling, and where questions come from.
+
+    Returns:
+        0; 3 where a scripted question got no answer from some model.
+
+    Raises:
+        LorafoldError: a model cannot be opened, or the saved session cannot be read.
+    """
+    by_hand = interactive() and not config.prompt and not config.json
+    bar = live_progress() if by_hand else contextlib.nullcontext(silent)
+    with contextlib.ExitStack() as stack:
+        with bar as progress:
+            engines = stack.enter_context(opened(config, progress))
+        talk = _talk(config, engines, by_hand)
+        if by_hand:
+            from lorafold.serve.prompt import converse
+
+            return converse(talk, config)
+        return _scripted(talk, config)
+
+
+def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
+    names = [engine.about.name for engine in engines]
+    if config.session is not None:
+        session = Session.load(config.session, names)
+        session.system = config.system or session.system
+    else:
+        session = Session(names, sampling_of(config), config.system)
+    abouts = [engine.about for engine in engines]
+    digests = Digests(abouts)
+    view: View
+    if config.json:
+        view = JsonView(abouts, digests)
+    elif by_hand and not config.plain:
+        view = ColumnView(color=colored())
+    else:
+        view = PlainView()
+    talk = Talk(engines, session, view, digests)
+    talk.blind = config.blind
+    return talk
+
+
+def _scripted(talk: Talk, config: ChatConfig) -> int:
+    """Ask what `--prompt` or the piped input says, one question after the other."""
+    for engine in talk.engines:
+        for note in engine.about.notes:
+            sys.stderr.write(f"note: {engine.about.name}: {note}\n")
+    talk.digests.wait(1.0)  # headings and JSON name the weights; a large file's digest may come later
+    failed = False
+    for question in config.prompt or _piped():
+        text, removed = cleaned(question)
+        if not text.strip():
+            continue
+        if removed:
+            sys.stderr.write(f"note: {removed} control characters were taken out of the question\n")
+        turn = talk.ask(text)
+        failed = failed or turn is None or any(answer.error for answer in turn.answers.values())
+    return InputError.exit_code if failed else 0
+
+
+def _piped() -> Iterator[str]:
+    """Lines of standard input, each a question; wrong UTF-8 is replaced."""
+    stream = sys.stdin.buffer
+    while line := stream.readline(LONGEST_LINE):
+        yield line.decode("utf-8", errors="replace").rstrip("\n")

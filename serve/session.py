@@ -1,0 +1,231 @@
+"""A conversation with several models: what was asked, what each answered, who won.
+
+Every question is one turn for all models, so their histories stay in step by construction: a model that
+failed, was left out or was interrupted before its first word simply has no answer in that turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import write_atomic
+from lorafold.errors import InputError, LorafoldError
+from lorafold.jinja_sandbox import Message
+from lorafold.serve.config import Sampling
+from lorafold.serve.engine import Event, Started, Token
+
+FORMAT = "lorafold-session-1"
+TIE = -1  # a vote for no model
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one model answered in one turn; it grows while the model speaks.
+
+    Attributes:
+        text: the answer.
+        ids: its tokens, where the engine numbers them.
+        logprobs: natural logarithms of their probabilities, where the engine says.
+        tokens: how many it has.
+        prompt_tokens: how many the prompt had.
+        reused: how many of those were in memory.
+        dropped: messages that no longer fitted.
+        first: seconds to the first token.
+        elapsed: seconds in all.
+        reason: why it ended: stop, length, context, cancelled, failed; "" while it grows.
+        error: what went wrong.
+        seed: of its random numbers.
+    """
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int | None = None
+    reused: int = 0
+    dropped: int = 0
+    first: float = 0.0
+    elapsed: float = 0.0
+    reason: str = ""
+    error: str = ""
+    seed: int | None = None
+
+    def take(self, event: Event | Exception) -> str:
+        """Take in what an engine reported; returns the text that it adds."""
+        added = ""
+        if isinstance(event, Exception):
+            self.reason = "failed"
+            known = isinstance(event, LorafoldError)
+            self.error = str(event) if known else f"{type(event).__name__}: {event}"
+        elif isinstance(event, Started):
+            self.prompt_tokens, self.reused, self.dropped = event.prompt_tokens, event.reused, event.dropped
+        elif isinstance(event, Token):
+            added = event.text
+            self.tokens += 1
+            self.first = self.first or event.elapsed
+            self.elapsed = event.elapsed
+            if event.id is not None:
+                self.ids.append(event.id)
+            if event.logprob is not None:
+                self.logprobs.append(event.logprob)
+        else:
+            added, self.reason, self.elapsed = event.text, event.reason, event.elapsed
+        self.text += added
+        return added
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second after the first one; 0 where there are too few to tell."""
+        seconds = self.elapsed - self.first
+        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Turn:
+    """One question and its answers.
+
+    Attributes:
+        user: the question.
+        answers: model index -> answer.
+        order: model indices in the order shown, left to right.
+        blind: the names were hidden.
+        vote: index of the better model, `TIE`, or None where nobody voted.
+    """
+
+    user: str
+    answers: dict[int, Answer] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+    blind: bool = False
+    vote: int | None = None
+
+
+@dataclass(slots=True)
+class Session:
+    """A conversation and how it goes on.
+
+    Attributes:
+        models: names of the models, by index.
+        sampling: how tokens are drawn.
+        system: the system message, or None.
+        turns: what was said.
+        follow: index of the model whose answers are everybody's history; None: each follows its own.
+    """
+
+    models: list[str]
+    sampling: Sampling
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    follow: int | None = None
+
+    def messages(self, model: int, turn: int | None = None) -> list[Message]:
+        """What a model is asked in a turn (the last one by default): its history and the question."""
+        last = len(self.turns) - 1 if turn is None else turn
+        messages: list[Message] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
+        for past in self.turns[:last]:
+            answer = past.answers.get(model if self.follow is None else self.follow)
+            if answer is not None and answer.text and answer.reason != "failed":
+                messages.append({"role": "user", "content": past.user})
+                messages.append({"role": "assistant", "content": answer.text})
+        messages.append({"role": "user", "content": self.turns[last].user})
+        return messages
+
+    def votes(self, blind_only: bool = False) -> tuple[dict[int, int], int]:
+        """Wins per model, and ties."""
+        wins = dict.fromkeys(range(len(self.models)), 0)
+        ties = 0
+        for turn in self.turns:
+            if turn.vote is None or (blind_only and not turn.blind):
+                continue
+            if turn.vote == TIE:
+                ties += 1
+            else:
+                wins[turn.vote] += 1
+        return wins, ties
+
+    def as_json(self) -> dict[str, Any]:
+        """The session as plain data."""
+        return {
+            "format": FORMAT,
+            "models": self.models,
+            "system": self.system,
+            "sampling": asdict(self.sampling),
+            "follow": self.follow,
+            "turns": [asdict(turn) for turn in self.turns],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the session as JSON, atomically."""
+        write_atomic(path, json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path, models: Sequence[str]) -> Session:
+        """Read a saved session, to go on with these models.
+
+        Raises:
+            InputError: the file is missing, is no session, or has other models' answers only.
+        """
+        fix = "give a file that /save wrote"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", at=path, fix=fix) from error
+        except ValueError as error:
+            raise InputError(f"not JSON ({error})", at=path, fix=fix) from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(f"not a session of the form {FORMAT}", at=path, fix=fix)
+        try:
+            turns = [_turn(row, len(models)) for row in data["turns"]]
+            sampling = replace(Sampling(), **data["sampling"])
+            system, follow = data["system"], data["follow"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"an incomplete session ({error!r})", at=path, fix=fix) from error
+        if follow is not None and follow not in range(len(models)):
+            follow = None
+        return Session(list(models), sampling, system if isinstance(system, str) else None, turns, follow)
+
+
+def _turn(row: Mapping[str, Any], models: int) -> Turn:
+    answers = {
+        int(index): Answer(**answer) for index, answer in row["answers"].items() if int(index) < models
+    }
+    for answer in answers.values():
+        if not isinstance(answer.text, str):
+            raise TypeError("text")
+    vote = row["vote"]
+    if not isinstance(row["user"], str) or not (vote is None or isinstance(vote, int)):
+        raise TypeError("user")
+    order = [index for index in row["order"] if index in answers]
+    return Turn(
+        row["user"], answers, order, bool(row["blind"]), vote if vote in (None, TIE, *answers) else None
+    )
+
+
+def share_interval(wins: int, ties: int, losses: int) -> tuple[float, float, float]:
+    """The share of votes for one side, a tie as half a vote, with its 95% interval.
+
+    Wilson's score interval (Wilson 1927, JASA 22): it stays inside 0..1 and is honest for few votes.
+
+    Returns:
+        (share, low, high); (0.5, 0, 1) without votes.
+    """
+    count = wins + ties + losses
+    if not count:
+        return 0.5, 0.0, 1.0
+    z = 1.959963984540054
+    share = (wins + ties / 2) / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return share, max(0.0, centre - half), min(1.0, centre + half)
+
+
+def past_answers(session: Session, model: int) -> Iterator[Answer]:
+    """A model's answers, oldest first."""
+    for turn in session.turns:
+        if model in turn.answers:
+            yield turn.answers[model]

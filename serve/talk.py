@@ -1,0 +1,130 @@
+"""A conversation under way: engines, what was said, and how it is shown."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lorafold.serve.answers import Request, answer_all, seeded
+from lorafold.serve.config import Sampling
+from lorafold.serve.engine import Cancel, Engine
+from lorafold.serve.session import Answer, Session, Turn
+from lorafold.serve.terminal import interruptible, unechoed
+from lorafold.serve.views import LETTERS, Digests, View, heads
+
+
+class Talk:
+    """Engines that answer one session.
+
+    Args:
+        engines: the models.
+        session: what was said so far.
+        view: where answers appear.
+        digests: of the models' weights.
+    """
+
+    def __init__(self, engines: Sequence[Engine], session: Session, view: View, digests: Digests) -> None:
+        self.engines = engines
+        self.session = session
+        self.view = view
+        self.digests = digests
+        self.order = list(range(len(engines)))  # as shown, left to right
+        self.only: set[int] | None = None  # the models that answer; None: all
+        self.blind = False
+        self.attempt = 0  # of the last question, counted by /retry
+
+    def shown(self) -> list[int]:
+        """The models that answer now, in their order; shuffled while names are hidden."""
+        order = [index for index in self.order if self.only is None or index in self.only]
+        if self.blind:
+            random.SystemRandom().shuffle(order)
+        return order
+
+    def ask(self, user: str) -> Turn | None:
+        """Put a question to the models.
+
+        Args:
+            user: the question.
+
+        Returns:
+            The turn; None where nobody said a word, and the question was not kept.
+        """
+        self.attempt = 0
+        return self._run(Turn(user, order=self.shown(), blind=self.blind))
+
+    def again(self, user: str | None = None) -> Turn | None:
+        """Ask the last question anew with other random numbers, or another question in its place.
+
+        Returns:
+            The new turn; None where nobody said a word, and the old turn stands.
+        """
+        old = self.session.turns.pop()
+        self.attempt = self.attempt + 1 if user is None else 0
+        turn = Turn(old.user if user is None else user, order=self.shown(), blind=self.blind)
+        done = self._run(turn)
+        if done is None:
+            self.session.turns.append(old)
+        return done
+
+    def _run(self, turn: Turn) -> Turn | None:
+        self.session.turns.append(turn)
+        cancel = Cancel()
+        requests = {}
+        sampling = self._sampling()
+        for index in turn.order:
+            requests[index] = Request(self.engines[index], self.session.messages(index), sampling)
+            turn.answers[index] = Answer(seed=sampling.seed)
+        panes = {index: pane for pane, index in enumerate(turn.order)}
+        abouts = [engine.about for engine in self.engines]
+        with interruptible(cancel), unechoed():
+            self.view.begin(heads(abouts, self.digests, turn.order, turn.blind))
+            try:
+                for happened in answer_all(requests, cancel):
+                    if happened is None:
+                        self.view.tick()
+                        continue
+                    index, event = happened
+                    answer = turn.answers[index]
+                    if text := answer.take(event):
+                        self.view.feed(panes[index], text)
+                    if answer.reason:
+                        self.view.finish(panes[index], answer)
+            finally:
+                self.view.end(turn)
+        if not any(answer.text for answer in turn.answers.values()):
+            self.session.turns.remove(turn)
+            return None
+        return turn
+
+    def _sampling(self) -> Sampling:
+        """One seed for all models of a turn, so that a difference is the models' own."""
+        return seeded(self.session.sampling, self.attempt)
+
+    def letter(self, index: int) -> str:
+        """A model's place in the columns."""
+        return LETTERS[self.order.index(index)]
+
+    def at(self, letter: str) -> int | None:
+        """The model at a place in the columns, or None."""
+        place = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
+        return self.order[place] if 0 <= place < len(self.order) else None
+
+    def set(self, name: str, value: float | int | None) -> None:
+        """Change how tokens are drawn.
+
+        Raises:
+            UsageError: the value cannot be meant.
+        """
+        self.session.sampling = replace(self.session.sampling, **{name: value})
+
+
+def cleaned(text: str) -> tuple[str, int]:
+    """A question without control characters (but newlines and tabs), and how many were taken out."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    kept = "".join(
+        char
+        for char in text
+        if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000)
+    )
+    return kept, len(text) - len(kept)

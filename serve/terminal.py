@@ -1,0 +1,56 @@
+"""What the terminal can do, and what it must not do while models speak."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from lorafold.serve.engine import Cancel
+
+
+def interactive() -> bool:
+    """Whether somebody sits at both ends: columns and a line editor make sense."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def colored() -> bool:
+    """Whether colours are wanted (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
+
+
+@contextlib.contextmanager
+def interruptible(cancel: Cancel) -> Iterator[None]:
+    """Ctrl-C ends the answers instead of the program, within the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: cancel.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def unechoed() -> Iterator[None]:
+    """Keys typed while models speak are kept for the next prompt, but not shown amid the answers."""
+    try:
+        import termios
+
+        descriptor = sys.stdin.fileno()
+        before: list[Any] = termios.tcgetattr(descriptor)
+    except (ImportError, OSError, ValueError, termios.error):  # no terminal, or not one of this kind
+        yield
+        return
+    quiet = list(before)
+    quiet[3] = before[3] & ~termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
