@@ -1,9 +1,10 @@
 """Jinja chat template -> segments and rules, found by probing; the middle between Jinja and Go.
 
-In: a `ChatTemplate`. Out: a `ChatFormat`: what is written around each text under which conditions, and how texts are
-trimmed. A template that does more than that (transforms, counts, repeats or drops what people say) is refused with
-a reason. Conditions are six: thinking set, thinking on, has system, first, second and last user turn; for each piece the
-smallest subset that decides it in all probed renderings is kept. Method: docs/modelfile.md.
+In: a `ChatTemplate`. Out: a `ChatFormat`: what is written around each text under which conditions, and how
+texts are trimmed. A template that does more than that (transforms, counts, repeats or drops what people say)
+is refused with a reason. Conditions are six: thinking set, thinking on, has system, first, second and last
+user turn; for each piece the smallest subset that decides it in all probed renderings is kept. Method:
+docs/modelfile.md.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Choice(Generic[Value]):
 class ChatFormat:
     """A chat template as segments.
 
-    Segments are texts in which `chat_probe.SYSTEM` stands for the system text and marked strftime formats for dates.
+    Segments are texts in which `chat_probe.SYSTEM` stands for the system text and marked strftime formats for
+    dates.
 
     Args:
         start: before everything.
@@ -97,8 +99,8 @@ def derive(template: ChatTemplate, thinking: bool | None = None) -> ChatFormat:
 
     Args:
         template: the template, with its tokenizer's special tokens.
-        thinking: None derives the template's thinking switch as variants; True or False fixes it, for a model that
-            was tuned so.
+        thinking: None derives the template's thinking switch as variants; True or False fixes it, for a model
+            that was tuned so.
 
     Returns:
         The format. It holds for the probed conversations; `proof.prove` tests it on many others.
@@ -161,7 +163,9 @@ def _rendered(reference: Reference, variant: Variant, chats: Sequence[Chat]) -> 
     texts = []
     for chat, text in zip(chats, reference.render(chats, variant.variables), strict=True):
         if isinstance(text, Refusal):
-            what = f"{len(chat.turns) // 2 + 1} user turns" + (" after a system message" if chat.system else "")
+            what = f"{len(chat.turns) // 2 + 1} user turns" + (
+                " after a system message" if chat.system else ""
+            )
             raise refuse(f"it refuses a conversation of {what}: {text.problem}", reference.template)
         texts.append(text)
     return texts
@@ -218,9 +222,12 @@ def _assemble(
     else:
         bos = None
     tokens = Tokens(template.controls)
-    user_suffix = tokens.shared_start([text for _, text in after] + [end for seen in observed for end in seen.user_ends])
+    user_suffix = tokens.shared_start(
+        [text for _, text in after] + [end for seen in observed for end in seen.user_ends]
+    )
     assistant_suffix = tokens.shared_start(
-        [text for key, text in before if not key[first]] + [end for seen in observed for end in seen.assistant_ends]
+        [text for key, text in before if not key[first]]
+        + [end for seen in observed for end in seen.assistant_ends]
     )
     last = CONDITIONS.index("last")
     rest = [(key, text[len(user_suffix) :]) for key, text in after]
@@ -232,9 +239,13 @@ def _assemble(
     return ChatFormat(
         start=start,
         user_prefix=user_prefix,
-        user_trim=_decided([row for seen in observed for row in seen.user_trim], "trims user texts", template),
+        user_trim=_decided(
+            [row for seen in observed for row in seen.user_trim], "trims user texts", template
+        ),
         user_suffix=user_suffix,
-        assistant_prefix=_decided([row for row in rest if not row[0][last]], "begins assistant turns", template),
+        assistant_prefix=_decided(
+            [row for row in rest if not row[0][last]], "begins assistant turns", template
+        ),
         assistant_trim=_decided(
             [row for seen in observed for row in seen.assistant_trim], "trims assistant texts", template
         ),
@@ -253,13 +264,16 @@ def _hoist(
 ) -> tuple[Choice[str], Choice[str]]:
     """Split what stands before the first user's text into what starts the prompt and what starts the turn.
 
-    Ollama may cut a long history so that an assistant's message comes first; the start must be there even then.
+    Ollama may cut a long history so that an assistant's message comes first; the start must be there even
+    then.
     """
     first = CONDITIONS.index("first")
     later = {text for key, text in prefixes if not key[first]}
     if len(later) == 1:
         (turn,) = later
-        heads = [(key, text.removesuffix(turn)) for key, text in prefixes if key[first] and text.endswith(turn)]
+        heads = [
+            (key, text.removesuffix(turn)) for key, text in prefixes if key[first] and text.endswith(turn)
+        ]
         start = decide(heads, ("think_set", "think", "system"))
         if len(heads) == sum(key[first] for key, _ in prefixes) and start is not None:
             return start, Choice((), {(): turn})
@@ -290,7 +304,9 @@ def decide(rows: Sequence[tuple[Key, Value]], allowed: Sequence[str] = CONDITION
 def _decided(rows: Sequence[tuple[Key, Value]], what: str, template: ChatTemplate) -> Choice[Value]:
     choice = decide(rows)
     if choice is None:
-        raise refuse(f"what {what} depends on more than the first, second and last turn (it may count)", template)
+        raise refuse(
+            f"what {what} depends on more than the first, second and last turn (it may count)", template
+        )
     return choice
 
 
@@ -312,7 +328,7 @@ class Tokens:
     def __init__(self, controls: frozenset[str]) -> None:
         known = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True) if token)
         self._control = re.compile(known) if known else None
-        tags = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]"  # what looks like a token, for templates without a tokenizer
+        tags = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]"  # what looks like a token, where no tokenizer is known
         self._piece = re.compile("|".join(filter(None, [known, DATE.pattern, tags, r"\w+|\s|."])), re.DOTALL)
 
     def shared_start(self, texts: Sequence[str]) -> str:

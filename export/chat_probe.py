@@ -19,7 +19,10 @@ from lorafold.jinja_sandbox import Message, Refusal
 SYSTEM = "\ue0f8"  # stands for the system text in a segment
 DATE = re.compile("\ue0d0([^\ue0d1]*)\ue0d1")  # how the worker's sentinel clock shows a strftime format
 TURNS = 4  # user turns in the longest question
-SWITCHES = ("enable_thinking", "thinking")  # variables that turn thinking on and off, in use in published templates
+SWITCHES = (
+    "enable_thinking",
+    "thinking",
+)  # variables that turn thinking on and off, in use in published templates
 
 _NAME = re.compile(r"Zq([su]|a)(\d)Qz")
 
@@ -40,7 +43,8 @@ class Chat:
         """As messages with role and content."""
         first = [] if self.system is None else [{"role": "system", "content": self.system}]
         return first + [
-            {"role": "assistant" if index % 2 else "user", "content": text} for index, text in enumerate(self.turns)
+            {"role": "assistant" if index % 2 else "user", "content": text}
+            for index, text in enumerate(self.turns)
         ]
 
 
@@ -65,15 +69,20 @@ class Reference:
 
     Args:
         template: the template.
-        system: "honoured", "ignored", or "folded" where it refuses system messages: then the system text and a
-            newline are put before the first user's text, as llama.cpp does.
+        system: "honoured", "ignored", or "folded" where it refuses system messages: then the system text and
+            a newline are put before the first user's text, as llama.cpp does.
     """
 
     template: ChatTemplate
     system: str = "honoured"
 
     def render(
-        self, chats: Sequence[Chat], variables: Mapping[str, Any], *, prompt: bool = True, clock: str = "sentinel"
+        self,
+        chats: Sequence[Chat],
+        variables: Mapping[str, Any],
+        *,
+        prompt: bool = True,
+        clock: str = "sentinel",
     ) -> list[str | Refusal]:
         """Render chats with the clock standing still."""
         still = replace(self.template, clock=clock)
@@ -92,7 +101,7 @@ def refuse(reason: str, template: ChatTemplate) -> InputError:
     return InputError(
         f"this chat template cannot be written as an Ollama TEMPLATE: {reason}",
         at=template.origin,
-        fix="use --allow-embedded-jinja (Ollama 0.30 or later renders the Jinja itself), or another --chat-template",
+        fix="use --allow-embedded-jinja (Ollama 0.30 and later render Jinja), or another --chat-template",
     )
 
 
@@ -170,7 +179,7 @@ _CHARS: Mapping[str, str | None] = {"none": "", "space": None, "newline": "\n"}
 PADDINGS = (("\n \t\u3000 \n", "\n \t\u00a0 \n"), ("\n\n  ", "  \n\n"), (" \n\u2003", "\u2028\n "))
 # The last character of this word is not a letter, so that a padded text does not read as another word.
 STRESS = (
-    'a {{ .System }} {% raw %} "q" \'s\' `b` <b>&amp;&</b> \\n %s',
+    "a {{ .System }} {% raw %} \"q\" 's' `b` <b>&amp;&</b> \\n %s",
     "one\n\ntwo\n\n\n\nthree  four\t five",
     "👩\u200d👩\u200d👧 e\u0301 \u200fعربى 漢字\u3000仮名 \x00\x1b[0m",
     "# Head\n- [x] list | {} ${y} {{",
