@@ -129,4 +129,5 @@ class _Opener:
     def _open_folder(self, model: str, pieces: Sequence[str]) -> Engine:
         from lorafold.serve.engine_transformers import open_transformers
 
-        return open_transformers(model, pieces, self.config, self.progress)
+        engine: Engine = open_transformers(model, pieces, self.config, self.progress)
+        return engine

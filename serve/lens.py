@@ -1,8 +1,8 @@
 """The lens: each token of one model's answer, and how much less likely another model finds it.
 
-In: two scorers, a conversation, an answer of the first model. Out: per token the log-probability under both, and the
-mean Kullback-Leibler divergence between them along the answer. What the fine-tune taught stands out: tokens
-that the tuned model expects and the original does not.
+In: two scorers, a conversation, an answer of the first model. Out: per token the log-probability under both,
+and the mean Kullback-Leibler divergence between them along the answer. What the fine-tune taught stands out:
+tokens that the tuned model expects and the original does not.
 """
 
 from __future__ import annotations

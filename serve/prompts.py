@@ -60,7 +60,7 @@ def read_prompts(path: Path, system: str | None = None, limit: int | None = None
     elif suffix == ".csv":
         rows = _csv_rows(path, text)
     else:
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)
         rows = ((f"{path}:{number}", {"prompt": line.strip()}) for number, line in lines if line.strip())
     prompts: list[Prompt] = []
     for place, row in rows:
@@ -81,7 +81,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(rows, 1):
             yield f"{path}: record {number}", row
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON texts may hold U+2028
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from lorafold.console import live_progress
 from lorafold.errors import InputError
 from lorafold.progress import silent
 from lorafold.serve.config import ChatConfig, sampling_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
@@ -109,14 +108,6 @@ class Talk:
         """The model at a place in the columns, or None."""
         place = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
         return self.order[place] if 0 <= place < len(self.order) else None
-
-    def set(self, name: str, value: float | int | None) -> None:
-        """Change how tokens are drawn.
-
-        Raises:
-            UsageError: the value cannot be meant.
-        """
-        self.session.sampling = replace(self.session.sampling, **{name: value})
 
 
 def cleaned(text: str) -> tuple[str, int]:

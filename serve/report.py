@@ -1,0 +1,90 @@
+"""A comparison as a Markdown table, as JSON lines, or as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.console import sanitize
+
+if TYPE_CHECKING:
+    from lorafold.serve.comparison import CompareResult
+
+TEMPLATE = Path(__file__).parent / "report.html"
+DATA_PLACE = "/*DATA*/null"
+
+
+def agreement(first: str, second: str) -> float:
+    """How much of two answers' words is equal and in the same order, 0 to 1 (difflib's ratio)."""
+    return SequenceMatcher(None, first.split(), second.split(), autojunk=False).ratio()
+
+
+def as_markdown(result: CompareResult) -> str:
+    """The table that tutorials show: question, original, tuned; with what stands behind it."""
+    lines = ["| " + " | ".join(map(_cell, result.columns)) + " |", "|" + " --- |" * len(result.columns)]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in result.table]
+    lines += ["", *(_model_line(asdict(card)) for card in result.models)]
+    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    lines += ["", f"{len(result.rows)} questions from {_cell(result.prompts)}; {settings}."]
+    return "\n".join(lines) + "\n"
+
+
+def _model_line(card: Mapping[str, Any]) -> str:
+    facts = [card["kind"], card["quantization"], f"sha256 {card['sha256']}" if card["sha256"] else ""]
+    return f"- {_cell(card['name'])}: " + ", ".join(fact for fact in facts if fact)
+
+
+def _cell(text: str) -> str:
+    """Text inside a table's cell: no row ends, no markup, nothing a terminal would obey."""
+    text = sanitize(text.strip().replace("\r\n", "\n"), keep="\n\t").replace("\t", " ")
+    for char in "\\`*_[]<>|#~$":
+        text = text.replace(char, f"\\{char}" if char not in "<>" else {"<": "&lt;", ">": "&gt;"}[char])
+    return text.replace("\n", "<br>")
+
+
+def as_jsonl(result: CompareResult) -> str:
+    """One line about the models and settings, then one per question."""
+    head = {
+        "models": [asdict(card) for card in result.models],
+        "settings": result.settings,
+        "prompts": result.prompts,
+        "seconds": round(result.seconds, 3),
+    }
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *result.rows))
+
+
+def as_html(result: CompareResult) -> str:
+    """One page with everything in it: styles, script, data."""
+    rows = []
+    for row in result.rows:
+        texts = [answer["text"] for answer in row["answers"]]
+        agreements = [round(agreement(texts[0], text), 4) for text in texts]
+        rows.append({**row, "agreement": agreements})
+    return page(
+        {
+            "models": [asdict(card) for card in result.models],
+            "settings": result.settings,
+            "prompts": result.prompts,
+            "rows": rows,
+        }
+    )
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """Put data into the page. `<` is escaped, so that no text in it can end the script."""
+    packed = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    packed = packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    template = TEMPLATE.read_text(encoding="utf-8")
+    assert template.count(DATA_PLACE) == 1
+    return template.replace(DATA_PLACE, packed)
+
+
+RENDERERS: Mapping[str, Callable[[CompareResult], str]] = {
+    ".html": as_html,
+    ".md": as_markdown,
+    ".jsonl": as_jsonl,
+}
