@@ -16,6 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, UsageError
+from lorafold.export.vocab_differences import (
+    CASE_AND_MARKS,
+    IDEOGRAPHIC_SPACE,
+    NEW_CHARACTERS,
+    NOT_NORMALISED,
+    Difference,
+)
 
 # The expressions as `tokenizer.json` files spell them, in the normal form of `_normal_form`.
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -65,7 +72,7 @@ class PreTokenizer:
         name: the value of `tokenizer.ggml.pre`.
         steps: the expressions that cut the text, one after the other, in normal form.
         whole_words: llama.cpp looks a whole word up before it merges (`ignore_merges` of tokenizer.json).
-        differs: what llama.cpp does differently from these expressions, or None.
+        differs: for which texts llama.cpp departs from these expressions, or None.
         synonyms: model_type of config.json → another name that cuts the same way; llama.cpp's own converter
             writes that one for this family.
     """
@@ -73,14 +80,9 @@ class PreTokenizer:
     name: str
     steps: tuple[str, ...]
     whole_words: bool = False
-    differs: str | None = None
+    differs: Difference | None = None
     synonyms: tuple[tuple[str, str], ...] = ()
 
-
-_CASE = (
-    "llama.cpp tells upper from lower case only in ASCII and keeps combining marks out of words; "
-    "words in other scripts may be cut elsewhere"
-)
 
 # Names that mean the same in llama.cpp (gpt-2 = mpt = olmo, smollm = starcoder = refact, …) appear once,
 # under the oldest name, which the most versions of llama.cpp and Ollama know.
@@ -107,15 +109,16 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer(
         "deepseek-llm",
         (_LINE_ENDS, _DEEPSEEK_LETTERS, _DEEPSEEK_PUNCTUATION, r"\s+$", _DEEPSEEK_CJK, DIGITS, DIGIT),
+        differs=IDEOGRAPHIC_SPACE,
     ),
     PreTokenizer(
         "deepseek-coder",
         (_LINE_ENDS, r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, DIGIT),
     ),
     PreTokenizer("deepseek-v3", (DIGITS_3, _DEEPSEEK_V3_CJK, _DEEPSEEK_V3_WORDS)),
-    PreTokenizer("tekken", (TEKKEN,), whole_words=True, differs=_CASE),
+    PreTokenizer("tekken", (TEKKEN,), whole_words=True, differs=CASE_AND_MARKS),
     PreTokenizer(
-        "gpt-4o", (O200K,), differs=_CASE, synonyms=(("llama4_text", "llama4"), ("llama4", "llama4"))
+        "gpt-4o", (O200K,), differs=CASE_AND_MARKS, synonyms=(("llama4_text", "llama4"), ("llama4", "llama4"))
     ),
     PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), whole_words=True),
 )
@@ -142,12 +145,12 @@ class Recognised:
     Attributes:
         name: for `tokenizer.ggml.pre`.
         whole_words: what llama.cpp does for this name; None where the name was given and is not in TABLE.
-        notes: what differs between llama.cpp and the Hugging Face tokenizer, as sentences for the report.
+        differences: for which texts llama.cpp departs from the Hugging Face tokenizer.
     """
 
     name: str
     whole_words: bool | None
-    notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
 
 
 def recognise(
@@ -176,8 +179,8 @@ def recognise(
                 fix=f"choose one of {', '.join(sorted(KNOWN_NAMES))}",
             )
         row = next((row for row in TABLE if row.name == name), None)
-        return Recognised(name, row.whole_words if row else None, ("the pre-tokenizer was given by hand",))
-    notes = list(_normalizer_notes(tokenizer.get("normalizer"), at))
+        return Recognised(name, row.whole_words if row else None)
+    differences = [NEW_CHARACTERS, *_normalizer_differences(tokenizer.get("normalizer"), at)]
     steps = tuple(_steps(tokenizer.get("pre_tokenizer"), at))
     whole_words = bool(tokenizer["model"].get("ignore_merges"))
     rows = [row for row in TABLE if row.steps == steps]
@@ -186,8 +189,8 @@ def recognise(
     # Where only the other kind of lookup exists, `vocab_bpe` checks whether it can make a difference.
     row = next((row for row in rows if row.whole_words == whole_words), rows[0])
     if row.differs:
-        notes.append(row.differs)
-    return Recognised(dict(row.synonyms).get(model_type or "", row.name), row.whole_words, tuple(notes))
+        differences.append(row.differs)
+    return Recognised(dict(row.synonyms).get(model_type or "", row.name), row.whole_words, tuple(differences))
 
 
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
@@ -207,11 +210,11 @@ def _flat(part: Any, key: str) -> Iterable[Mapping[str, Any]]:
             yield part
 
 
-def _normalizer_notes(normalizer: Any, at: Path) -> Iterable[str]:
+def _normalizer_differences(normalizer: Any, at: Path) -> Iterable[Difference]:
     for part in _flat(normalizer, "normalizers"):
         if part.get("type") != "NFC":
             raise _unknown(at, f"the normalizer {_brief(part)}, which llama.cpp does not apply")
-        yield "llama.cpp does not normalise: text that is not in Unicode's form NFC gets other token ids"
+        yield NOT_NORMALISED
 
 
 def _steps(pre_tokenizer: Any, at: Path) -> Iterable[str]:

@@ -20,16 +20,31 @@ from lorafold.errors import InputError
 from lorafold.export.metadata import KeyValue
 from lorafold.export.pre_tokenizers import is_byte_level, recognise
 from lorafold.export.vocab_bpe import read_merges, read_ordinary_tokens, words_reached_only_whole
+from lorafold.export.vocab_differences import (
+    Difference,
+    doubled_prefix,
+    literal_space_mark,
+    nul_token,
+    prefix_everywhere,
+    prefix_nowhere,
+    stripped_space,
+    texts_taken_as_control,
+)
 from lorafold.export.vocab_files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
 from lorafold.export.vocab_layout import Layout, lay_out
-from lorafold.export.vocab_special import END_OF_GENERATION, SpecialTokens, find_special_tokens
+from lorafold.export.vocab_special import (
+    END_OF_GENERATION,
+    TAKEN_AS_CONTROL,
+    SpecialTokens,
+    find_special_tokens,
+)
 from lorafold.export.vocab_spm import (
     SPACE,
     Pieces,
-    Prefix,
+    Spaces,
     pieces_from_json,
-    prefix_from_json,
     read_model_file,
+    spaces_from_json,
 )
 
 
@@ -50,7 +65,8 @@ class Vocab:
         add_space_prefix: a space is put before a text and after each special token; "llama" only.
         needs_name: what `general.name` must contain for llama.cpp to swallow the white space after special
             tokens as this tokenizer does, or None.
-        notes: where llama.cpp cannot do as the Hugging Face tokenizer does, as sentences for the report.
+        differences: for which texts llama.cpp is known to give other ids than the Hugging Face tokenizer.
+        remarks: what else the report should say, as sentences.
     """
 
     model: str
@@ -64,7 +80,17 @@ class Vocab:
     merges: list[str] | None = None
     add_space_prefix: bool | None = None
     needs_name: str | None = None
-    notes: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Everything the report should say about this vocabulary."""
+        return (*(difference.reason for difference in self.differences), *self.remarks)
+
+    def known_difference(self, text: str) -> str | None:
+        """Why llama.cpp may give other ids for a text; None where the ids must be equal."""
+        return next((each.reason for each in self.differences if each.concerns(text)), None)
 
     def metadata(self) -> list[KeyValue]:
         """The `tokenizer.ggml.*` entries, in the order of llama.cpp's converter (chat template excluded)."""
@@ -187,14 +213,15 @@ def _read_byte_level(
         add_eos=special.add_eos,
         merges=merges.lines(),
         needs_name=_needs_name(files.added.values()),
-        notes=(*pre.notes, *layout.notes, *special.notes, *_strip_notes(files.added.values())),
+        differences=(*pre.differences, *_differences(layout, files.added.values())),
+        remarks=(*layout.notes, *special.notes),
     )
 
 
 def _read_sentencepiece(
     files: TokenizerFiles, config: Mapping[str, Any], rows: int, end_of_turn: str | None
 ) -> Vocab:
-    pieces, prefix = _read_pieces(files)
+    pieces, spaces = _read_pieces(files)
     ordinary = {text: index for index, text in enumerate(pieces.texts) if text}
     added = {
         # llama.cpp looks for these in the text before spaces become U+2581.
@@ -214,16 +241,6 @@ def _read_sentencepiece(
     )
     _mark_control(layout, special, end_of_turn)
     chat = end_of_turn is not None or "chat_template" in files.settings or _has_template(files.folder)
-    notes = [*prefix.notes]
-    if prefix.first:
-        where = (
-            "after special tokens too, or nowhere; a chat begins with one, so nowhere"
-            if chat
-            else "everywhere"
-        )
-        notes.append(
-            f"the tokenizer puts a space before the very first text only; llama.cpp can do it {where}"
-        )
     return Vocab(
         model="llama",
         pre="default",
@@ -233,9 +250,13 @@ def _read_sentencepiece(
         add_bos=special.add_bos,
         add_eos=special.add_eos,
         scores=scores,
-        add_space_prefix=prefix.each or (prefix.first and not chat),
+        add_space_prefix=spaces.each or (spaces.first and not chat),
         needs_name=_needs_name(files.added.values()),
-        notes=(*notes, *layout.notes, *special.notes, *_strip_notes(files.added.values())),
+        differences=(
+            *_space_differences(spaces, chat, files.added.values()),
+            *_differences(layout, files.added.values()),
+        ),
+        remarks=(*spaces.notes, *layout.notes, *special.notes),
     )
 
 
@@ -244,26 +265,26 @@ _ADDED_SCORE = -1000.0
 _PADDING_SCORE = -10000.0
 
 
-def _read_pieces(files: TokenizerFiles) -> tuple[Pieces, Prefix]:
-    """Pieces and prefix: tokenizer.json says which, and a tokenizer.model of the same pieces has their scores."""
+def _read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
+    """tokenizer.json says which pieces there are; a tokenizer.model of the same ones has their scores."""
     pieces: Pieces | None = None
     if files.model_file is not None:
         pieces, dummy_prefix = read_model_file(files.model_file)
         if files.tokenizer is None:
             wanted = dummy_prefix and files.settings.get("add_prefix_space") is not False
             legacy = files.settings.get("legacy") is not False
-            return pieces, Prefix(each=wanted and legacy, first=wanted and not legacy)
+            return pieces, Spaces(each=wanted and legacy, first=wanted and not legacy)
     assert files.tokenizer is not None
     at, model = files.origin, files.tokenizer["model"]
     _require_bpe(model, at)
     vocab = read_ordinary_tokens(model, at)
-    prefix = prefix_from_json(files.tokenizer, at)
+    spaces = spaces_from_json(files.tokenizer, at)
     if pieces is not None:
         if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
-            return pieces, prefix
+            return pieces, spaces
         note = "tokenizer.model has other pieces than tokenizer.json and is not used"
-        prefix = replace(prefix, notes=(*prefix.notes, note))
-    return pieces_from_json(model, vocab, read_merges(model, vocab, at)), prefix
+        spaces = replace(spaces, notes=(*spaces.notes, note))
+    return pieces_from_json(model, vocab, read_merges(model, vocab, at)), spaces
 
 
 def _require_bpe(model: Mapping[str, Any], at: Path) -> None:
@@ -303,14 +324,33 @@ def _needs_name(added: Iterable[AddedToken]) -> str | None:
     return "phi-3" if strips and "</s>" in strips and not strips & _PHI3_KEEPS else None
 
 
-def _strip_notes(added: Iterable[AddedToken]) -> Iterator[str]:
+def _differences(layout: Layout, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Known differences that come from single tokens."""
     tokens = list(added)
-    right = [token.content for token in tokens if token.rstrip]
-    left = [token.content for token in tokens if token.lstrip]
-    if right and _needs_name(tokens) is None:
-        yield f"white space after {', '.join(right[:3])} is kept by llama.cpp, dropped by the tokenizer"
-    if left:
-        yield f"white space before {', '.join(left[:3])} is kept by llama.cpp, dropped by the tokenizer"
+    before = [token.content for token in tokens if token.lstrip]
+    after = [] if _needs_name(tokens) else [token.content for token in tokens if token.rstrip]
+    if before or after:
+        yield stripped_space(before, after)
+    taken = [
+        text
+        for text in TAKEN_AS_CONTROL & layout.id_of.keys()
+        if layout.types[layout.id_of[text]] == TokenType.NORMAL
+    ]
+    if taken:
+        yield texts_taken_as_control(taken)
+    if any("\0" in text for text in layout.id_of):
+        yield nul_token()
+
+
+def _space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Known differences of SentencePiece vocabularies in the handling of spaces."""
+    tokens = [token.content for token in added]
+    if spaces.first:
+        yield prefix_nowhere(tokens) if chat else prefix_everywhere(tokens)
+    if spaces.unless_there:
+        yield doubled_prefix(tokens, SPACE)
+    if any(SPACE in token.content and not token.special for token in added):
+        yield literal_space_mark(SPACE)
 
 
 def _has_template(folder: Path) -> bool:

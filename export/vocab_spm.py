@@ -46,17 +46,19 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
-    """Whether a space is put before a text.
+class Spaces:
+    """What is done about spaces before a text is cut.
 
     Attributes:
-        each: before each piece of text: at the start and after every special token.
-        first: only before the very first; llama.cpp cannot do that.
+        each: one is put before each piece of text: at the start and after every special token.
+        first: one is put before the very first text only; llama.cpp cannot do that.
+        unless_there: none is put where the text begins with one; llama.cpp cannot do that either.
         notes: sentences for the report.
     """
 
     each: bool = False
     first: bool = False
+    unless_there: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -140,7 +142,7 @@ def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges:
     return Pieces(texts, scores, types)
 
 
-def prefix_from_json(tokenizer: Mapping[str, Any], at: Path) -> Prefix:
+def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
     """Read from the normalizer and the pre-tokenizer where a space is put.
 
     Args:
@@ -153,7 +155,7 @@ def prefix_from_json(tokenizer: Mapping[str, Any], at: Path) -> Prefix:
     Raises:
         InputError: a part that llama.cpp's SentencePiece tokenizer has not.
     """
-    each = first = escapes = False
+    each = first = unless_there = escapes = False
     notes: list[str] = []
     for part in _leaves(tokenizer.get("normalizer"), "normalizers"):
         match part:
@@ -172,10 +174,7 @@ def prefix_from_json(tokenizer: Mapping[str, Any], at: Path) -> Prefix:
                 scheme = part.get(
                     "prepend_scheme", "always" if part.get("add_prefix_space", True) else "never"
                 )
-                first = scheme == "first"
-                if scheme == "always":
-                    each = True
-                    notes.append("where a text begins with a space llama.cpp puts a second one before it")
+                each, first, unless_there = scheme == "always", scheme == "first", scheme != "never"
                 if part.get("split", True) and _joins_words(tokenizer["model"]["vocab"]):
                     notes.append(
                         "some tokens span several words; llama.cpp may use them, this tokenizer never does"
@@ -190,7 +189,7 @@ def prefix_from_json(tokenizer: Mapping[str, Any], at: Path) -> Prefix:
             at=at,
             fix="export with --format folder",
         )
-    return Prefix(each, first, tuple(notes))
+    return Spaces(each, first, unless_there, tuple(notes))
 
 
 def _joins_words(vocab: Iterable[str]) -> bool:

@@ -1,0 +1,122 @@
+"""Texts for which llama.cpp is known to give other token ids than the Hugging Face tokenizer.
+
+In: a text. Out: the reason why ids may differ, or None. The proof of an export compares ids on every other
+text without tolerance; each reason here was found in the sources of llama.cpp (src/llama-vocab.cpp,
+src/unicode.cpp) and stands in the report of an export that it concerns.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One known difference.
+
+    Attributes:
+        reason: a sentence for the report.
+        concerns: whether it can change the ids of a text.
+    """
+
+    reason: str
+    concerns: Callable[[str], bool]
+
+
+NOT_NORMALISED = Difference(
+    "llama.cpp does not normalise: text that is not in Unicode's form NFC gets other ids",
+    lambda text: not unicodedata.is_normalized("NFC", text),
+)
+# llama.cpp's table of categories is of Unicode 15, tokenizers' of 16; Python knows up to 15.1 before 3.14.
+NEW_CHARACTERS = Difference(
+    "llama.cpp does not know the categories of characters that came with Unicode 16",
+    lambda text: not text.isascii() and any(unicodedata.category(char) == "Cn" for char in text),
+)
+# unicode_regex_split collapses Lu, Ll, Lt, Lm and Lo into one letter class; there is no case beyond ASCII, and
+# a letter there counts as upper and lower at once. Words differ where case would have cut them, or not.
+CASE_AND_MARKS = Difference(
+    "llama.cpp's pre-tokenizer tells upper from lower case only in ASCII and keeps combining marks out of words: "
+    "words in mixed case in other scripts, and in scripts with vowel signs, may be cut elsewhere",
+    lambda text: not text.isascii() and _CUT_BY_CASE.search("".join(map(_case, text))) is not None,
+)
+# m: mark, l/u: lower/upper case beyond ASCII, a/A: in ASCII, o: letter without case
+_CUT_BY_CASE = re.compile("m|[lao]o*u|[lu]o*A")
+_CASES = {"Mn": "m", "Mc": "m", "Me": "m", "Ll": "l", "Lu": "u", "Lt": "u", "Lm": "o", "Lo": "o"}
+
+
+def _case(char: str) -> str:
+    if char.isascii():
+        return "a" if char.islower() else "A" if char.isupper() else "."
+    return _CASES.get(unicodedata.category(char), ".")
+
+
+# unicode_regex_split replaces white space beyond ASCII by U+000B before it matches ranges of characters.
+IDEOGRAPHIC_SPACE = Difference(
+    "llama.cpp does not find the ideographic space (U+3000) in this pre-tokenizer's range of punctuation",
+    lambda text: "\u3000" in text,
+)
+
+
+def texts_taken_as_control(texts: Collection[str]) -> Difference:
+    """Ordinary tokens whose text llama.cpp takes for a control token."""
+    named = ", ".join(repr(text) for text in sorted(texts))
+    return Difference(
+        f"llama.cpp takes the ordinary token {named} for a control token, by its text",
+        lambda text: any(token in text for token in texts),
+    )
+
+
+def stripped_space(before: Collection[str], after: Collection[str]) -> Difference:
+    """Special tokens that swallow the white space before or after them, which llama.cpp keeps."""
+    patterns = [rf"\s{re.escape(token)}" for token in before] + [rf"{re.escape(token)}\s" for token in after]
+    found = re.compile("|".join(patterns))
+    named = ", ".join(sorted({*before, *after})[:3])
+    return Difference(
+        f"llama.cpp keeps white space beside special tokens that swallow it here ({named})",
+        lambda text: found.search(text) is not None,
+    )
+
+
+def literal_space_mark(mark: str) -> Difference:
+    """Tokens for runs of spaces, which llama.cpp finds as spaces only."""
+    return Difference(
+        f"llama.cpp does not use the tokens for runs of spaces where a text holds {mark!r} itself",
+        lambda text: mark in text,
+    )
+
+
+def doubled_prefix(special: Collection[str], mark: str) -> Difference:
+    """A space before text that begins with one: llama.cpp adds it all the same."""
+    found = re.compile(f"(?:{'|'.join(['^', *map(re.escape, special)])})[ {mark}]")
+    return Difference(
+        "llama.cpp puts a space before text that begins with a space, too",
+        lambda text: found.search(text) is not None,
+    )
+
+
+def prefix_nowhere(special: Collection[str]) -> Difference:
+    """A space before the very first text only, where llama.cpp was told to put none."""
+    return Difference(
+        "the tokenizer puts a space before a text that begins without a special token; llama.cpp, set for chats "
+        "(which begin with one), does not",
+        lambda text: bool(text) and not text.startswith(tuple(special)),
+    )
+
+
+def prefix_everywhere(special: Collection[str]) -> Difference:
+    """A space before the very first text only, where llama.cpp puts one after each special token."""
+    return Difference(
+        "llama.cpp puts a space after each special token, the tokenizer only before the very first text",
+        lambda text: any(token in text for token in special),
+    )
+
+
+def nul_token() -> Difference:
+    """A token that holds a NUL character."""
+    return Difference(
+        "llama.cpp cannot represent a token with a NUL character, and spells it in bytes",
+        lambda text: "\0" in text,
+    )
