@@ -7,8 +7,8 @@ multiply-adds over the rank, first to last, whatever the block, the thread or th
     acc = fma(left[i, k], right[k, j], acc)   for k = 0 .. rank - 1, from acc = 0
     block[i, j] = block[i, j] + acc * scale   (two roundings)
 
-That is also what torch's matrix product behind PEFT's merge computes on x86 for ranks up to 192, seen with torch
-2.13 (MKL cuts longer sums into parts), so the float32 results agree with PEFT's to the bit.
+That is also what torch's matrix product behind PEFT's merge computes on x86 for ranks up to 192, seen with
+torch 2.13 (MKL cuts longer sums into parts), so the float32 results agree with PEFT's to the bit.
 """
 
 from __future__ import annotations

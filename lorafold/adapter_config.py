@@ -128,6 +128,11 @@ class AdapterConfig:
         alpha, rank = _first_match(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
+    @property
+    def rounds_product(self) -> bool:
+        """Whether PEFT rounds B·A to the base's type before it adds it, as it does in these variants."""
+        return self.kasa or self.blocks is not None or str(self.init_lora_weights).lower() == "mica"
+
 
 def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
     """PEFT's rule: the first pattern, in the file's order, that matches the end of the module's name."""

@@ -1,0 +1,273 @@
+"""A base with its adapters folded in, read row block by row block.
+
+In: the base's weights and any number of adapters, each with a weight. Out: `Folded`, a `TensorSource` like
+the base itself. Nothing is computed before a block is asked for, and nothing of it is kept after.
+
+Several adapters are summed up: W + Σ weightᵢ · (foldᵢ(W) - W), which is what the base computes with all of
+them active. (For LoRA, PEFT's `add_weighted_adapter(combination_type="cat")` is the same.)
+
+A base with tied embeddings is untied where an adapter changes one side alone: then the output head appears as
+a tensor of its own. PEFT's merge changes both sides there, and with them what the model answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.adapters import Adapter
+from lorafold.errors import InputError
+from lorafold.export.fold_changes import (
+    AddLowRank,
+    Change,
+    Dora,
+    Replace,
+    ReplaceRows,
+    Scale,
+    read_through,
+    round_to,
+)
+from lorafold.export.fold_factors import FactorCache
+from lorafold.export.fold_names import BaseNames
+from lorafold.export.fold_targets import Targets, plan_adapter
+from lorafold.export.fold_tied import same_steps, settle_head
+from lorafold.jsonfile import read_object
+from lorafold.safetensors_file import DTYPE_BITS
+from lorafold.weights import TensorInfo, TensorSource
+
+Rounding = Literal["exact", "peft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What one adapter does to one tensor: its steps in order, and how much of their effect counts."""
+
+    changes: tuple[Change, ...]
+    weight: float
+    adapter: str
+
+
+class Folded:
+    """A base with adapters folded in; a `TensorSource`.
+
+    Args:
+        base: the base's weights.
+        adapters: adapters with their weights.
+        rounding: "exact": float32 sums; "peft": after every step rounded to the base's own type, as PEFT's
+            `merge_and_unload` leaves them.
+        config: the base's config.json; read from the base's folder where it has one.
+
+    Attributes:
+        tensors: every tensor of the result. Shapes differ from the base's where the vocabulary was resized.
+        config: the base's configuration with `vocab_size` and `tie_word_embeddings` as they are now.
+        touched: what was folded into each changed tensor, in words.
+
+    Raises:
+        InputError: an adapter does not belong to this base, or not all of it can be folded.
+        NumericError: an adapter holds NaN or infinity.
+    """
+
+    def __init__(
+        self,
+        base: TensorSource,
+        adapters: Sequence[tuple[Adapter, float]] = (),
+        rounding: Rounding = "exact",
+        *,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.base = base
+        self.rounding = rounding
+        self.config: dict[str, Any] = dict(_base_config(base) if config is None else config)
+        self._cache = FactorCache()
+        self._edits: dict[str, list[Edit]] = {}
+        self._origin: dict[str, str] = {}
+        tensors = dict(base.tensors)
+        if adapters:
+            names = BaseNames.of(tensors, str(self.config.get("model_type")), base, self._says_tied())
+            for adapter, weight in adapters:
+                self._fold_in(adapter, weight, plan_adapter(adapter, base, names, self._cache, rounding))
+            self._settle_tie(names)
+            tensors = {name: names.tensors[name] for name in names.tensors if self._is_there(name, names)}
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {name: self._resized(info) for name, info in tensors.items()}
+        )
+        self.touched: Mapping[str, str] = MappingProxyType(
+            {name: "; ".join(_in_words(edit) for edit in edits) for name, edits in self._edits.items()}
+        )
+        self._note_vocabulary()
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) of a tensor with everything folded in; see `TensorSource.rows`."""
+        origin = self._origin.get(name, name)
+        edits = self._edits.get(name, ())
+        rounding = self.base.tensors[origin].dtype if self.rounding == "peft" else ""
+        if len(edits) == 1 and (edits[0].weight == 1.0):
+            return read_through(self.base, origin, edits[0].changes, start, stop, rounding)
+        block = self.base.rows(origin, start, stop)
+        before = (
+            block.copy() if any(not change.additive for edit in edits for change in edit.changes) else block
+        )
+        for edit in edits:
+            for change in _weighted(edit):
+                if isinstance(change, Edit):
+                    folded = before.copy()
+                    for step in change.changes:
+                        folded = step.apply(folded, start)
+                    block += np.float32(change.weight) * (folded - before)
+                else:
+                    block = change.apply(block, start)
+            round_to(rounding, block)
+        return block
+
+    def exact_rows(self, name: str, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """The same rows by the slow, independent path: float64 throughout, plain numpy, never rounded.
+
+        Args:
+            name: the tensor.
+            rows: row numbers of the tensor seen as 2-D, any and in any order.
+
+        Returns:
+            float64 (len(rows), cols).
+        """
+        numbers = np.asarray(rows, dtype=np.int64)
+        edits = self._edits.get(name, ())
+        info = self.tensors[name]
+        origin = self._origin.get(name, name)
+        before = np.empty((len(numbers), info.cols), np.float64)
+        if not (edits and isinstance(edits[0].changes[0], Replace)):
+            for index, number in enumerate(numbers.tolist()):
+                before[index] = self.base.rows(origin, number, number + 1)[0]
+        result = before.copy()
+        for edit in edits:
+            folded = before.copy()
+            for change in edit.changes:
+                folded = change.exact(folded, numbers)
+            result = (
+                folded if edit.weight == 1.0 and len(edits) == 1 else result + edit.weight * (folded - before)
+            )
+        return result
+
+    def low_rank(self, name: str) -> list[AddLowRank] | None:
+        """The products that are added to a tensor, where nothing else is done to it.
+
+        Returns:
+            The products with the adapters' weights in their scales; empty for an unchanged tensor; None where
+            something else than adding low-rank products is done.
+        """
+        products: list[AddLowRank] = []
+        for edit in self._edits.get(name, ()):
+            for change in edit.changes:
+                if not isinstance(change, AddLowRank):
+                    return None
+                products.append(replace(change, scale=change.scale * edit.weight))
+        return products
+
+    # What the constructor is made of.
+
+    def _says_tied(self) -> bool:
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    def _fold_in(self, adapter: Adapter, weight: float, targets: Targets) -> None:
+        """Take over one adapter's steps."""
+        targets.factors.check_finite()
+        head = settle_head(targets)
+        for name, changes in targets.changes.items():
+            if changes and name != targets.names.head:
+                self._edits.setdefault(name, []).append(Edit(tuple(changes), weight, adapter.folder.name))
+        if head and targets.names.head:
+            edit = Edit(tuple(head), weight, adapter.folder.name)
+            self._edits.setdefault(targets.names.head, []).append(edit)
+
+    def _settle_tie(self, names: BaseNames) -> None:
+        """Keep a tied head tied where both sides changed alike, else give it its own tensor."""
+        if names.embedding is None or names.head is None or not names.tied:
+            return
+        embedding, head = self._edits.get(names.embedding, []), self._edits.get(names.head, [])
+        if len(embedding) == len(head) and all(
+            a.weight == b.weight and same_steps(a.changes, b.changes)
+            for a, b in zip(embedding, head, strict=True)
+        ):
+            self._edits.pop(names.head, None)
+            return
+        self._origin[names.head] = names.embedding
+        self.config["tie_word_embeddings"] = False
+
+    def _is_there(self, name: str, names: BaseNames) -> bool:
+        return name != names.head or not names.tied or name in self._origin
+
+    def _resized(self, info: TensorInfo) -> TensorInfo:
+        """The tensor's entry with the shape that its steps give it."""
+        shape = info.shape
+        for edit in self._edits.get(info.name, ()):
+            first = edit.changes[0]
+            if isinstance(first, Replace) and first.shape != info.shape:
+                if len(self._edits[info.name]) > 1 or edit.weight != 1.0:
+                    raise InputError(
+                        f"it resizes {info.name}, so it cannot be mixed with other adapters",
+                        at=edit.adapter,
+                        fix="fold it in alone, with weight 1, then the others into the result",
+                    )
+                shape = first.shape
+        nbytes = int(np.prod(shape, dtype=np.int64)) * DTYPE_BITS[info.dtype] // 8
+        return replace(info, shape=shape, nbytes=nbytes)
+
+    def _note_vocabulary(self) -> None:
+        """Write a new vocabulary size into the configuration; both sides of it must agree."""
+        resized = {
+            name: info.shape[0]
+            for name, info in self.tensors.items()
+            if name in self.base.tensors and info.shape != self.base.tensors[name].shape
+        }
+        sizes = set(resized.values())
+        if not sizes:
+            return
+        names = BaseNames.of(self.tensors, "", self.base, tied=False)
+        for side in (names.embedding, names.head):
+            if (side is not None and self.tensors[side].shape[0] not in sizes) or len(sizes) > 1:
+                raise InputError(
+                    f"{side} has {self.tensors[side or ''].shape[0]} rows, but the adapter brings "
+                    f"{', '.join(f'{name} with {rows}' for name, rows in resized.items())}",
+                    at="the adapter",
+                    fix="save it with `save_embedding_layers=True`, so that it brings both sides",
+                )
+        holder = self.config.get("text_config")
+        if isinstance(holder, dict) and "vocab_size" in holder:
+            self.config["text_config"] = {**holder, "vocab_size": sizes.pop()}
+        else:
+            self.config["vocab_size"] = sizes.pop()
+
+
+def _base_config(base: TensorSource) -> Mapping[str, Any]:
+    folder = getattr(base, "folder", None)
+    if isinstance(folder, Path) and (folder / "config.json").exists():
+        return read_object(folder / "config.json")
+    return {}
+
+
+def _weighted(edit: Edit) -> list[Change | Edit]:
+    """An adapter's steps with its weight: in their scale where they only add, else as a whole."""
+    if all(isinstance(change, AddLowRank) for change in edit.changes):
+        low_rank = [change for change in edit.changes if isinstance(change, AddLowRank)]
+        return [replace(change, scale=change.scale * edit.weight) for change in low_rank]
+    return [edit]
+
+
+_WORDS = {
+    AddLowRank: "LoRA",
+    Dora: "DoRA",
+    Replace: "replaced",
+    ReplaceRows: "trained tokens",
+    Scale: "(IA)³",
+}
+
+
+def _in_words(edit: Edit) -> str:
+    kinds = dict.fromkeys(_WORDS.get(type(change), "bias") for change in edit.changes)
+    weight = "" if edit.weight == 1.0 else f" × {edit.weight:g}"
+    return f"{' + '.join(kinds)} from {edit.adapter}{weight}"

@@ -1,0 +1,79 @@
+"""Whether an adapter has everything that its configuration promises for this base.
+
+In: an adapter and the names of a base. Out: nothing, or an `InputError` that names the first module without
+its tensors. PEFT leaves such a module as it is and says nothing: half of a fine-tune would be lost unseen.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lorafold.adapters import Adapter
+from lorafold.errors import InputError
+from lorafold.export.fold_names import BaseNames
+
+OTHER_BASE = "fold it into the base that it was trained on (`--base`)"
+
+
+def matches(patterns: tuple[str, ...] | str, module: str) -> bool:
+    """PEFT's rule: a name of a list is the module's whole name or its end; a pattern matches all of it."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in patterns)
+
+
+def check_complete(adapter: Adapter, names: BaseNames, example: tuple[str, str]) -> None:
+    """Compare the modules that an adapter targets with those that it has.
+
+    Experts are left out: transformers 5 has no modules for them any more, so their names in `target_modules`
+    may mean nothing.
+
+    Args:
+        adapter: the adapter.
+        names: the base's names.
+        example: one adapted weight, as the model and as the file calls it.
+
+    Raises:
+        InputError: a targeted layer has no tensors, or a module to save was not saved.
+    """
+    config = adapter.config
+    present = {module.module for module in adapter.modules}
+    if config.target_modules and config.target_modules != "all-linear" and example[0]:
+        for tensor, info in names.tensors.items():
+            name = names.in_model(tensor, example)
+            module = name.removesuffix(".weight")
+            if module == name or len(info.shape) != 2 or ".experts." in name or module in present:
+                continue
+            if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
+                continue
+            if _is_targeted(adapter, module):
+                raise _missing(adapter, module, "target_modules")
+    saved = [entry.tensor for entry in adapter.saved]
+    for wanted in config.modules_to_save:
+        if not any(re.match(rf"(^|.*\.){re.escape(wanted)}\.", tensor) for tensor in saved):
+            raise _missing(adapter, wanted, "modules_to_save")
+
+
+def _is_targeted(adapter: Adapter, module: str) -> bool:
+    """Whether the configuration targets a module, by the rules of PEFT's `check_target_module_exists`."""
+    config = adapter.config
+    if matches(config.exclude_modules or (), module):
+        return False
+    if any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in config.modules_to_save):
+        return False
+    if not matches(config.target_modules or (), module):
+        return False
+    if isinstance(config.target_modules, str) or config.layers_to_transform is None:
+        return True
+    patterns = config.layers_pattern or (r"[^.]*",)
+    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+    match = next((match for match in found if match), None)
+    return match is not None and int(match[1]) in config.layers_to_transform
+
+
+def _missing(adapter: Adapter, module: str, option: str) -> InputError:
+    return InputError(
+        f"nothing in it for {module}, which its {option} names",
+        at=adapter.folder,
+        fix=f"save or download the adapter again, or {OTHER_BASE}",
+    )
