@@ -48,7 +48,7 @@ _LIBRARY_NAMES = {
 
 
 def quantize(
-    block: NDArray[np.float32], type: Type, weights: NDArray[np.float32] | None
+    block: NDArray[np.float32], type: Type, weights: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """Quantize rows with ggml's own code.
 

@@ -1,11 +1,11 @@
 """Kernels for the K-quants whose sub-blocks have a scale and a minimum: Q4_K, Q5_K and Q2_K.
 
-Float32 rows come in, GGUF block bytes go out. `LANES` super-blocks of 256 values are quantized at once, one in each
-SIMD lane: the search for scales runs across lanes on transposed values, and the final levels are computed along
-each super-block again, where the bytes are packed.
+Float32 rows come in, GGUF block bytes go out. `LANES` super-blocks of 256 values are quantized at once, one
+in each SIMD lane: the search for scales runs across lanes on transposed values, and the final levels are
+computed along each super-block again, where the bytes are packed.
 
-Specification: ggml-quants.c (`quantize_row_q?_K_ref` without importance weights, `_impl` with them), ggml-common.h
-for the layouts. Numbers of a block, little-endian halves d and dmin:
+Specification: ggml-quants.c (`quantize_row_q?_K_ref` without importance weights, `_impl` with them),
+ggml-common.h for the layouts. Numbers of a block, little-endian halves d and dmin:
 
     Q4_K 144 bytes: d, dmin, 8 x (6-bit scale, 6-bit minimum) in 12 bytes, qs[128]
     Q5_K 176 bytes: d, dmin, the same 12 bytes, qh[32], qs[128]
@@ -41,7 +41,7 @@ from lorafold.export.kernel_lanes import (
 from lorafold.export.kernel_rounding import clamp_ints, from_half, nearest, to_half
 from lorafold.export.kernel_tiles import SUPER, gather_importance, gather_values, store_half
 
-# --- weights of the values --------------------------------------------------------------------------------------
+# --- weights of the values ---
 
 
 @njit
@@ -75,7 +75,7 @@ def weigh_importance(count: int) -> Any:
     return weigh
 
 
-# --- scales and minimums of a super-block -----------------------------------------------------------------------
+# --- scales and minimums of a super-block ---
 
 
 def ratio_levels(count: int, top: int) -> Any:
@@ -125,7 +125,7 @@ def pack_4bit(scales: Array, minimums: Array, packed: Array) -> None:
         store(minimums, j * LANES, both >> 4)
 
 
-# --- final levels and bytes of one super-block ------------------------------------------------------------------
+# --- final levels and bytes of one super-block ---
 
 
 def levels_of(count: int, top: int) -> Any:
@@ -151,7 +151,9 @@ levels_q2 = levels_of(16, 3)
 
 
 @njit
-def write_q4(values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int) -> None:
+def write_q4(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
     store_half(out, to, halves[lane])
     store_half(out, to + 2, halves[LANES + lane])
     for k in range(12):
@@ -165,7 +167,9 @@ def write_q4(values: Array, at: int, plan: Array, packed: Array, halves: Array, 
 
 
 @njit
-def write_q5(values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int) -> None:
+def write_q5(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
     store_half(out, to, halves[lane])
     store_half(out, to + 2, halves[LANES + lane])
     for k in range(12):
@@ -182,7 +186,9 @@ def write_q5(values: Array, at: int, plan: Array, packed: Array, halves: Array, 
 
 
 @njit
-def write_q2(values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int) -> None:
+def write_q2(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
     for k in range(16):
         out[to + k] = packed[k * LANES + lane]
     for side in range(2):
@@ -196,7 +202,7 @@ def write_q2(values: Array, at: int, plan: Array, packed: Array, halves: Array, 
     store_half(out, to + 82, halves[LANES + lane])
 
 
-# --- the kernels ------------------------------------------------------------------------------------------------
+# --- the kernels ---
 
 
 def driver(
@@ -213,7 +219,8 @@ def driver(
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)
         columns = np.empty(SUPER * LANES if energy_factor else 1, np.float32)
-        rest = np.zeros(SUPER * LANES, np.float32)
+        rest = np.empty(SUPER * LANES, np.float32)
+        spread = np.empty(SUPER * LANES if energy_factor else 1, np.float32)
         weights = np.empty(width * LANES, np.float32)
         scratch = np.empty(width * LANES, np.float32)
         # Per sub-block and lane: scale, minimum, inverse, low; what `levels_of` reads.
@@ -227,7 +234,7 @@ def driver(
             source, at, used = gather_values(x, group, total, rest, values)
             energy = floats(0.0)
             if energy_factor:
-                gather_importance(importance, group, rest, columns)
+                gather_importance(importance, group, spread, columns)
                 for i in range(SUPER):
                     v = load(values, i * LANES)
                     energy = energy + v * v

@@ -1,9 +1,9 @@
 """The searches behind ggml's K-quants with a scale and a minimum, one sub-block or super-block per lane.
 
-In come values and weights, position by position; out come scales, minimums, and how the levels were found. Each
-lane performs the operations of the C function named in the docstring, in its order. What differs is bookkeeping:
-the C code copies the levels at every improvement, here the two numbers that produce them are kept, and the levels
-are computed once by whoever needs them.
+In come values and weights, position by position; out come scales, minimums, and how the levels were found.
+Each lane performs the operations of the C function named in the docstring, in its order. What differs is
+bookkeeping: the C code copies the levels at every improvement, here the two numbers that produce them are
+kept, and the levels are computed once by whoever needs them.
 
 Specification: ggml-quants.c.
 """
@@ -33,8 +33,8 @@ from lorafold.export.kernel_lanes import (
 )
 from lorafold.export.kernel_rounding import clamp, nearest, round_float
 
-# `round_float` equals ggml's `nearest_int` below 2^22 = 4194304. A lane whose search leaves this range is odd, and
-# its row is left to ggml; it takes subnormal or nearly overflowing values to get there.
+# `round_float` equals ggml's `nearest_int` below 2^22 = 4194304. A lane whose search leaves this range is
+# odd, and its row is left to ggml; it takes subnormal or nearly overflowing values to get there.
 REACH = 4.0e6
 
 # Below this largest magnitude a group counts as all zero (GROUP_MAX_EPS).
@@ -42,7 +42,7 @@ TINY = np.float32(1e-15)
 
 
 def numerators(first: float, step: float, steps: int, top: int) -> Array:
-    """What a search divides by the spread of the values: `first + step * i + top` in float32, i = 0..steps."""
+    """What a search divides by the spread of the values: `first + step * i + top` for i = 0..steps."""
     f32 = np.float32
     return np.array([f32(f32(first) + f32(step) * f32(i)) + f32(top) for i in range(steps + 1)], f32)
 
@@ -70,8 +70,8 @@ def affine_fit(count: int, top: int, linear: bool, tries: Array) -> Any:
             levels: scratch of the same size.
 
         Returns:
-            scale and -minimum; (inverse, low), which give the levels as `nearest(inverse * (x - low))`; the mask
-            of odd lanes.
+            scale and -minimum; (inverse, low), which give the levels as `nearest(inverse * (x - low))`; the
+            mask of odd lanes.
         """
         x = load(values, 0)
         w = load(weights, 0)
@@ -128,7 +128,8 @@ def affine_fit(count: int, top: int, linear: bool, tries: Array) -> Any:
             minimum = select(better, step_minimum, minimum)
             lowest = select(minimum < lowest, minimum, lowest)
             highest = select(minimum > highest, minimum, highest)
-        # No inverse was larger than the last over the smallest spread, no difference larger than these two together.
+        # No inverse was larger than the last over the smallest spread, no difference larger than these two
+        # together.
         widest = tries[steps - 1] / (high - highest) * ((high - lowest) + (highest - low))
         odd = flip(flat | ((widest >= 0.0) & (widest <= REACH)))
         scale = select(flat, 0.0, scale)
@@ -158,7 +159,7 @@ def magnitude_fit(count: int, top: int) -> Any:
         Args:
             values: (count, LANES) float32, flat.
             weights: the same for their weights.
-            levels: (count, LANES) int32, flat, to be filled with the levels, each modulo 256 as C stores them.
+            levels: (count, LANES) int32, flat, to be filled; each modulo 256, as C stores them.
 
         Returns:
             scale.

@@ -1,7 +1,7 @@
 """The searches behind ggml's K-quants with a scale only, one sub-block or super-block per lane.
 
-In come values and weights, position by position; out come scales and how the levels were found. Each lane performs
-the operations of the C function named in the docstring, in its order.
+In come values and weights, position by position; out come scales and how the levels were found. Each lane
+performs the operations of the C function named in the docstring, in its order.
 
 Specification: ggml-quants.c.
 """
@@ -69,8 +69,8 @@ def symmetric_fit(count: int, top: int) -> Any:
             products: scratch of the same size.
 
         Returns:
-            scale; the inverse that gives the levels as `nearest(inverse * x)`; the mask of lanes that count as all
-            zero (their scale and inverse are 0).
+            scale; the inverse that gives the levels as `nearest(inverse * x)`; the mask of lanes that count
+            as all zero (their scale and inverse are 0).
         """
         largest = largest_of(values, count)
         inverse = -float(top) / largest

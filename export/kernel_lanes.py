@@ -1,14 +1,16 @@
-"""SIMD lanes as values in numba code: `LANES` float32 or int32 numbers that go through each operation at once.
+"""SIMD lanes as values in numba code: `LANES` numbers that go through each operation at once.
 
-The serial sums of ggml's quantizers keep a compiler from vectorizing them, and reordering a float sum changes
-bytes. So the kernels give each SIMD lane a super-block of its own and write the scalar algorithm once, with these
-lanes in the place of numbers: every lane then performs exactly the scalar's operations in the scalar's order.
+The serial sums of ggml's quantizers keep a compiler from vectorizing them, and reordering a float sum
+changes bytes. So the kernels give each SIMD lane a super-block of its own and write the scalar algorithm
+once, with these lanes in the place of numbers: every lane then performs exactly the scalar's operations in
+the scalar's order.
 
 What comes in are float32 arrays, what goes out are LLVM vectors (`<16 x float>`), which LLVM splits for the
-machine at hand: two AVX2 registers, one of AVX-512, four of NEON. None of the operations carries a fast-math flag,
-so nothing is contracted into a fused multiply-add or reassociated.
+machine at hand: two AVX2 registers, one of AVX-512, four of NEON. None of the operations carries a
+fast-math flag, so nothing is contracted into a fused multiply-add or reassociated.
 
-Built on numba's low-level extension API (numba.extending). Importing this module imports numba: only kernels do.
+Built on numba's low-level extension API (numba.extending). Importing this module imports numba: only
+kernels do.
 """
 # numba has no type stubs: its decorators and types are Any to mypy.
 # mypy: disable-error-code="misc, untyped-decorator, no-untyped-call"
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
@@ -33,8 +35,8 @@ Ints: TypeAlias = Any
 Mask: TypeAlias = Any
 Array: TypeAlias = Any
 
-# numba's disk cache looks at the file of the outermost function alone. Kernels take this as the default of their
-# last argument, which makes it part of the cache's key: a change in any kernel module compiles anew.
+# numba's disk cache looks at the file of the outermost function alone. Kernels take this as the default of
+# their last argument, which makes it part of the cache's key: a change in any kernel module compiles anew.
 SOURCES = int.from_bytes(
     hashlib.sha256(
         b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("kernel_*.py")))
@@ -61,7 +63,7 @@ FLOATS = LanesType(types.float32)
 INTS = LanesType(types.int32)
 MASK = LanesType(types.boolean)
 
-_FLOAT, _INT, _BIT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(1), ir.IntType(8)
+_FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
 _SCALARS = {types.float32: _FLOAT, types.int32: _INT, types.boolean: _BIT}
 
 
@@ -81,7 +83,7 @@ def _widen(context: Any, builder: Any, value: Any, given: Any, wanted: Any) -> A
     return _splat(builder, context.cast(builder, value, given, wanted.scalar))
 
 
-# --- operators ------------------------------------------------------------------------------------------------
+# --- operators ---
 
 Emit: TypeAlias = Callable[[Any, Any, Any], Any]
 
@@ -138,14 +140,13 @@ _define_operator(operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y))
 _define_operator(operator.or_, MASK, MASK, lambda b, x, y: b.or_(x, y))
 
 
-# --- memory ---------------------------------------------------------------------------------------------------
+# --- memory ---
 
 
-def _address(context: Any, builder: Any, array: Any, value: Any, offset: Any, scalar: Any = None) -> Any:
-    """Pointer to element `offset` of a flat C-contiguous array, as LANES values or as one `scalar`."""
-    data = context.make_array(array)(context, builder, value).data
-    pointer = builder.gep(data, [offset])
-    return builder.bitcast(pointer, scalar.as_pointer() if scalar else _vector(pointer.type.pointee).as_pointer())
+def _address(context: Any, builder: Any, array: Any, value: Any, offset: Any) -> Any:
+    """Pointer to element `offset` of a flat C-contiguous array, as LANES values."""
+    pointer = builder.gep(context.make_array(array)(context, builder, value).data, [offset])
+    return builder.bitcast(pointer, _vector(pointer.type.pointee).as_pointer())
 
 
 @intrinsic
@@ -172,16 +173,25 @@ def store(typing: Any, array: Array, offset: int, lanes: Floats) -> Any:
     return types.void(array, types.intp, lanes), emit
 
 
-@intrinsic
-def store_bytes(typing: Any, array: Array, offset: int, lanes: Ints) -> Any:
-    """Put the low byte of each lane into a flat uint8 array, from element `offset` on."""
+def _define_narrow_store(name: str, bits: int) -> Any:
+    def function(typing: Any, array: Any, offset: Any, lanes: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            narrow = _vector(ir.IntType(bits))
+            pointer = _address(context, builder, sig.args[0], args[0], args[1])
+            pointer = builder.bitcast(pointer, narrow.as_pointer())
+            builder.store(builder.trunc(args[2], narrow), pointer, align=1)
+            return context.get_dummy_value()
 
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _address(context, builder, sig.args[0], args[0], args[1])
-        builder.store(builder.trunc(args[2], _vector(_BYTE)), pointer, align=1)
-        return context.get_dummy_value()
+        return types.void(array, types.intp, lanes), emit
 
-    return types.void(array, types.intp, lanes), emit
+    function.__name__ = name
+    return intrinsic(function)
+
+
+# store_bytes(array, offset, ints): the low 8 bits of each lane into a flat uint8 array, from byte `offset`
+# on; store_halves the low 16, little-endian.
+store_bytes = _define_narrow_store("store_bytes", 8)
+store_halves = _define_narrow_store("store_halves", 16)
 
 
 @intrinsic
@@ -220,7 +230,7 @@ def transpose(typing: Any, source: Array, start: int, stride: int, target: Array
     return types.void(source, types.intp, types.intp, target), emit
 
 
-# --- functions ------------------------------------------------------------------------------------------------
+# --- functions ---
 
 
 @intrinsic
@@ -256,6 +266,7 @@ absolute = _define_call("absolute", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm
 bits = _define_call("bits", FLOATS, INTS, lambda b, v: b.bitcast(v, _vector(_INT)))
 from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, _vector(_FLOAT)))
 to_float = _define_call("to_float", INTS, FLOATS, lambda b, v: b.sitofp(v, _vector(_FLOAT)))
+truncate = _define_call("truncate", FLOATS, INTS, lambda b, v: b.fptosi(v, _vector(_INT)))
 flip = _define_call("flip", MASK, MASK, lambda b, v: b.not_(v))
 
 
@@ -287,3 +298,19 @@ def ints(typing: Any, value: Any) -> Any:
         return _widen(context, builder, args[0], sig.args[0], INTS)
 
     return INTS(value), emit
+
+
+@intrinsic
+def highest(typing: Any, lanes: Floats) -> Any:
+    """The largest of the lanes as one float32; none may be NaN."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vector, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            swap = ir.Constant(_vector(_INT), [(i + width) % LANES for i in range(LANES)])
+            other = builder.shuffle_vector(vector, vector, swap)
+            vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
+        return builder.extract_element(vector, _INT(0))
+
+    return types.float32(lanes), emit

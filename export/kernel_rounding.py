@@ -10,8 +10,8 @@ from numba import njit
 
 from lorafold.export.kernel_lanes import Floats, Ints, absolute, bits, from_bits, ints, select
 
-# Added to a float32 below 2^22, this pushes the fraction out of the mantissa: what stays is the nearest integer,
-# ties to even.
+# Added to a float32 below 2^22, this pushes the fraction out of the mantissa: what stays is the nearest
+# integer, ties to even.
 MAGIC = 12582912.0  # 1.5 * 2^23
 
 
@@ -46,7 +46,8 @@ def to_half(value: Floats) -> Ints:
     """The bits of the nearest binary16, ties to even, in the low 16 of each lane."""
     sign = (bits(value) >> 16) & 0x8000
     magnitude = bits(absolute(value))
-    # Below 2^-14 binary16 counts in steps of 2^-24, which is also the step of float32 at 0.5: adding 0.5 rounds.
+    # Below 2^-14 binary16 counts in steps of 2^-24, which is also the step of float32 at 0.5, so
+    # adding 0.5 rounds.
     small = bits(from_bits(magnitude) + 0.5) - 0x3F000000
     # Above, 13 bits of the mantissa are dropped and the exponent's bias shrinks by 127 - 15.
     normal = ((magnitude + 0x0FFF + ((magnitude >> 13) & 1)) >> 13) - (112 << 10)

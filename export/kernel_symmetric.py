@@ -1,9 +1,10 @@
 """Kernels for the K-quants whose sub-blocks have a scale only: Q6_K and Q3_K.
 
-Float32 rows come in, GGUF block bytes go out, `LANES` super-blocks of 256 values at a time, one in each SIMD lane.
+Float32 rows come in, GGUF block bytes go out, `LANES` super-blocks of 256 values at a time, one in each
+SIMD lane.
 
-Specification: ggml-quants.c (`quantize_row_q?_K_ref` without importance weights, `_impl` with them), ggml-common.h
-for the layouts. Numbers of a block, with a little-endian half d:
+Specification: ggml-quants.c (`quantize_row_q?_K_ref` without importance weights, `_impl` with them),
+ggml-common.h for the layouts. Numbers of a block, with a little-endian half d:
 
     Q6_K 210 bytes: ql[128], qh[64], 16 x int8 scale, d
     Q3_K 110 bytes: hmask[32], qs[64], 16 x 6-bit scale in 12 bytes, d
@@ -24,13 +25,10 @@ from lorafold.export.kernel_lanes import (
     LANES,
     SOURCES,
     Array,
-    Floats,
     Ints,
     absolute,
-    any_lane,
     flip,
     floats,
-    from_bits,
     ints,
     load,
     select,
@@ -47,7 +45,7 @@ fit_q3 = symmetric_fit(16, 4)
 fit_q3_descent = descent_fit(16, 4)
 
 
-# --- Q6_K -------------------------------------------------------------------------------------------------------
+# --- Q6_K ---
 
 
 @njit
@@ -64,7 +62,9 @@ def levels_q6(values: Array, at: int, plan: Array, sub: int, lane: int) -> Ints:
 
 
 @njit
-def write_q6(values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int) -> None:
+def write_q6(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
     if packed[16 * LANES + lane]:  # all zero: levels too, which elsewhere are 32 at zero
         for i in range(210):
             out[to + i] = 0
@@ -94,7 +94,8 @@ def driver_q6(weighted: bool) -> Any:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)
         columns = np.empty(SUPER * LANES if weighted else 16 * LANES, np.float32)
-        rest = np.zeros(SUPER * LANES, np.float32)
+        rest = np.empty(SUPER * LANES, np.float32)
+        spread = np.empty(SUPER * LANES if weighted else 1, np.float32)
         scratch = np.empty(16 * LANES, np.float32)
         # Per sub-block and lane: scale, inverse, the level of zero; what `levels_q6` reads.
         plan = np.empty(48 * LANES, np.float32)
@@ -103,7 +104,7 @@ def driver_q6(weighted: bool) -> Any:
         for group in range(0, total, LANES):
             source, at, used = gather_values(x, group, total, rest, values)
             if weighted:
-                gather_importance(importance, group, rest, columns)
+                gather_importance(importance, group, spread, columns)
             for j in range(16):
                 here = j * 16 * LANES
                 if weighted:
@@ -135,7 +136,7 @@ def driver_q6(weighted: bool) -> Any:
     return run
 
 
-# --- Q3_K -------------------------------------------------------------------------------------------------------
+# --- Q3_K ---
 
 
 @njit
@@ -153,7 +154,15 @@ def levels_q3(values: Array, at: int, plan: Array, found: Array, sub: int, lane:
 
 @njit
 def write_q3(
-    values: Array, at: int, plan: Array, found: Array, packed: Array, half: int, lane: int, out: Array, to: int
+    values: Array,
+    at: int,
+    plan: Array,
+    found: Array,
+    packed: Array,
+    half: int,
+    lane: int,
+    out: Array,
+    to: int,
 ) -> None:
     for part in range(2):
         third = ints(0)
@@ -192,7 +201,8 @@ def driver_q3(weighted: bool) -> Any:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)
         columns = np.empty(SUPER * LANES if weighted else 1, np.float32)
-        rest = np.zeros(SUPER * LANES, np.float32)
+        rest = np.empty(SUPER * LANES, np.float32)
+        spread = np.empty(SUPER * LANES if weighted else 1, np.float32)
         weights = np.empty(16 * LANES, np.float32)
         scratch = np.empty(16 * LANES, np.float32)
         found = np.empty(SUPER * LANES, np.uint8)
@@ -206,7 +216,7 @@ def driver_q3(weighted: bool) -> Any:
             source, at, used = gather_values(x, group, total, rest, values)
             strange = ints(0)
             if weighted:
-                gather_importance(importance, group, rest, columns)
+                gather_importance(importance, group, spread, columns)
                 energy = floats(0.0)
                 for i in range(SUPER):
                     v = load(values, i * LANES)
@@ -267,7 +277,7 @@ run_q3 = driver_q3(False)
 run_q3_weighted = driver_q3(True)
 
 
-# --- entries ----------------------------------------------------------------------------------------------------
+# --- entries ---
 
 
 def q6_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:

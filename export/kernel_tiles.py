@@ -44,21 +44,21 @@ def gather_values(x: Array, group: int, total: int, rest: Array, values: Array) 
 
 
 @njit
-def gather_importance(importance: Array, group: int, rest: Array, columns: Array) -> None:
+def gather_importance(importance: Array, group: int, spread: Array, columns: Array) -> None:
     """Bring each lane the importance of its own columns.
 
     Args:
         importance: (cols,) float32; super-block b of the matrix has columns from `b * SUPER % cols` on.
         group: the super-block of lane 0.
-        rest: room for LANES super-blocks.
+        spread: scratch for LANES super-blocks.
         columns: to be filled: (SUPER, LANES) float32, flat.
     """
     for lane in range(LANES):
         first = (group + lane) * SUPER % importance.size
         for i in range(SUPER):
-            rest[lane * SUPER + i] = importance[first + i]
+            spread[lane * SUPER + i] = importance[first + i]
     for i in range(0, SUPER, LANES):
-        transpose(rest, i, SUPER, columns[i * LANES :])
+        transpose(spread, i, SUPER, columns[i * LANES :])
 
 
 @njit
