@@ -1,0 +1,177 @@
+"""A base folder → a model in memory, in the type and place that the config asks for, checked before use.
+
+Only safetensors are read. Headers are validated by `lorafold.weights` before transformers sees the folder,
+and a tensor that is missing or of another shape is an error here, not a random initialisation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.errors import InputError, LorafoldError, SystemFault
+from lorafold.models import Base, require
+from lorafold.train.config import TrainConfig
+from lorafold.train.methods import Method
+from lorafold.weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type for a name; "auto" is bfloat16 on a GPU that computes in it, else float32.
+
+    A CPU without bfloat16 instructions is 30 times slower in bfloat16 than in float32, and float16 would need
+    loss scaling.
+    """
+    import torch
+
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(base: Base, config: TrainConfig, method: Method, device: torch.device) -> Any:
+    """Load the base for training.
+
+    Returns:
+        A transformers causal language model; quantized ones are prepared for training.
+
+    Raises:
+        InputError: the weights are damaged or do not fit the config.
+        UnsafeInputError: there are only pickled weights.
+        SystemFault: a package or memory is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    Checkpoint.open(base.folder)
+    in_4bit = config.load_in_4bit or (method.quantized and not config.load_in_8bit)
+    quantized = in_4bit or config.load_in_8bit
+    # All weights are trained in float32, adapters beside a base of any type.
+    dtype = pick_dtype("float32" if method.peft is None else config.dtype, device)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    if quantized:
+        require("bitsandbytes", extra="train")
+        options["quantization_config"] = _quantization(config, in_4bit, device)
+    options["device_map"] = config.device_map or {"": device}
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except LorafoldError:
+        raise
+    except (ValueError, KeyError, RuntimeError, OSError, ImportError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        problem = f"transformers cannot load this base ({reason})"
+        raise InputError(problem, at=base.folder, fix="check config.json against the weights") from error
+    _check_loaded(base.folder, info)
+    model.config.use_cache = False
+    if quantized:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _quantization(config: TrainConfig, in_4bit: bool, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if not in_4bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=pick_dtype(config.bnb_4bit_compute_dtype, device),
+    )
+
+
+def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
+    """Refuse what transformers would only warn about: it fills missing tensors with random numbers."""
+    for key, what in (
+        ("mismatched_keys", "shape against config.json"),
+        ("missing_keys", "missing from the weights"),
+    ):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ())
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(f"{what}: {shown}", at=folder, fix="fetch the model again")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no warnings of transformers on the terminal, which belongs to the caller."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the model can compute logits at chosen positions only (`logits_to_keep`)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+@contextlib.contextmanager
+def memory_faults() -> Iterator[None]:
+    """Turn running out of memory into a fault that says what to lower."""
+    import torch
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise SystemFault(
+            "out of memory",
+            fix="lower --per-device-train-batch-size or --max-length, or use --gradient-checkpointing, "
+            "--method qlora",
+        ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the CPU allocator raises a plain RuntimeError
+            raise
+        raise SystemFault(
+            "out of memory", fix="lower --per-device-train-batch-size or --max-length"
+        ) from error
+
+
+def base_dtype(base: Base) -> torch.dtype:
+    """The type in which the base's weights are stored, float32 where config.json does not say."""
+    import torch
+
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    found = getattr(torch, str(name), torch.float32)
+    return found if isinstance(found, torch.dtype) else torch.float32

@@ -1,0 +1,165 @@
+"""Checkpoints: everything that decides how a run goes on, whole or not at all.
+
+    checkpoint-100/
+        adapter_model.safetensors, adapter_config.json   PEFT's own files: the adapter as it was
+        trainable.safetensors                            trained parameters by name, exact
+        optimizer.safetensors                            the optimizer's tensors and torch's generators
+        state.json                                       step, counters, the optimizer's other state
+        lorafold.json                                    the manifest, written last: sizes and sha256
+
+The folder is staged beside its name, synced and renamed. What is read back is checked against the manifest
+first; no pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
+from lorafold.errors import InputError
+from lorafold.train.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(slots=True)
+class RunState:
+    """The counters of a run.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: tokens seen, padding not counted.
+        best_loss: lowest evaluation loss, None before the first evaluation.
+        best_step: the step of it.
+        worse: evaluations since then.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+    worse: int = 0
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """The parameters that are trained, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def save_checkpoint(
+    run: Path,
+    state: RunState,
+    model: Any,
+    optimizer: Any,
+    schedule: Any,
+    facts: dict[str, Any],
+    *,
+    keep: int,
+    save_adapter: Callable[[Path], None],
+) -> Path:
+    """Write the checkpoint of a step and remove the oldest beyond `keep`.
+
+    Args:
+        run: folder of the run.
+        facts: what a resumed run must agree with (config, data, base, versions), as JSON values.
+        keep: checkpoints that stay.
+        save_adapter: writes PEFT's files into a folder.
+
+    Raises:
+        SystemFault: the disk is full or cannot be written; the older checkpoints are untouched.
+    """
+    import torch
+
+    skeleton, tensors = flatten_state({"optimizer": optimizer.state_dict(), "random": random_state()})
+    counters = {name: getattr(state, name) for name in RunState.__slots__}
+    target = run / f"checkpoint-{state.step}"
+    with new_folder(target, force=True) as staging:
+        save_adapter(staging)
+        save_tensors(staging / "trainable.safetensors", trainable(model))
+        save_tensors(staging / "optimizer.safetensors", tensors)
+        record = {"counters": counters, "schedule": schedule.state_dict(), "state": skeleton}
+        (staging / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        write_manifest(staging, "checkpoint", {"torch": torch.__version__, **facts})
+    for old in list_checkpoints(run)[keep:]:
+        with system_faults(old):
+            shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first, whole or not."""
+    found = [
+        (int(match[1]), path) for path in run.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files all match its manifest, and a note for each newer one."""
+    notes = []
+    for path in list_checkpoints(run):
+        try:
+            manifest = read_manifest(path)
+        except InputError:
+            manifest = None
+        damaged = ["lorafold.json"] if manifest is None else damaged_files(path, manifest)
+        if not damaged:
+            return path, notes
+        notes.append(f"{path.name} is not whole ({', '.join(damaged)}): falling back to an older one")
+    return None, notes
+
+
+def load_checkpoint(path: Path, model: Any, optimizer: Any, schedule: Any) -> RunState:
+    """Put a run back to where it was; the caller has checked that the checkpoint is whole and its own.
+
+    Raises:
+        InputError: the checkpoint holds other parameters than the model.
+    """
+    restore_parameters(model, path / "trainable.safetensors")
+    record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    whole = restore_state(record["state"], load_tensors(path / "optimizer.safetensors"))
+    optimizer.load_state_dict(whole["optimizer"])
+    schedule.load_state_dict(record["schedule"])
+    set_random_state(whole["random"])
+    return RunState(**record["counters"])
+
+
+def restore_parameters(model: Any, path: Path) -> None:
+    """Copy saved parameters into the model.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    import torch
+
+    saved, live = load_tensors(path), trainable(model)
+    odd = sorted(set(saved) ^ set(live)) or [name for name in live if saved[name].shape != live[name].shape]
+    if odd:
+        problem = f"it holds other parameters than this model ({odd[0]})"
+        raise InputError(problem, at=path, fix="resume with the same configuration and versions")
+    with torch.no_grad():
+        for name, value in live.items():
+            value.copy_(saved[name])
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's generators, the only ones that the loop and the models draw from."""
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's generators back."""
+    import torch
+
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

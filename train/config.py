@@ -1,0 +1,249 @@
+"""The training stage's configuration: every knob, under the name that TrainingArguments and peft give it.
+
+cyclopts builds the flags of `lorafold train` from this class and the texts below its fields; recipes (YAML)
+set the same names. The resolved config is saved in the adapter's `lorafold.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lorafold.errors import UsageError
+
+MethodName = Literal[
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "olora",
+    "loraplus",
+    "qlora",
+    "full",
+    "ptuning",
+    "prompt",
+    "prefix",
+    "ia3",
+]
+LayoutName = Literal["auto", "instruction", "messages", "conversations", "prompt", "text"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+OptimName = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+    "adafactor",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+ScheduleName = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What to train, on what, how, and where the result goes."""
+
+    base: str = ""
+    """Base model: `demo`, a Hugging Face folder, a hub id, or modelscope:ID."""
+    data: tuple[str, ...] = ()
+    """Data files (json, jsonl, csv, tsv, txt, parquet, zip, tar), saved `datasets` folders, or hub ids."""
+    out: Path | None = None
+    """Folder for the adapter."""
+    method: MethodName = "lora"
+    """What is trained and how it starts."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint of an interrupted run into `out`."""
+    force: bool = False
+    """Replace what is in `out`, and discard an unfinished run."""
+    offline: bool = False
+    """Never connect to a hub."""
+    trust_remote_code: bool = False
+    """Run Python code that the base model brings (Index, for example, needs it). Read it first."""
+
+    layout: LayoutName = "auto"
+    """Layout of the records; auto recognises it by the fields."""
+    chat_template: str | None = None
+    """Name or Jinja file of a chat template to use instead of the base's own."""
+    system: str | None = None
+    """System message for conversations that have none."""
+    max_length: int = 1024
+    """Longest example in tokens; longer ones are cut at the end (text is split)."""
+    allow_pickle: bool = False
+    """Read pickled DataFrames. A pickle can run any code: only for files that you made."""
+    eval_data: tuple[str, ...] = ()
+    """Data for evaluation, like `data`."""
+    eval_split: float = 0.0
+    """Share of the examples held out for evaluation where there is no eval_data (0 to 0.5)."""
+
+    r: int = 8
+    """Rank."""
+    lora_alpha: float = 16.0
+    """Numerator of the scale: alpha / r, or alpha / sqrt(r) with rslora."""
+    lora_dropout: float = 0.0
+    """Probability of zeroing an adapter's input while training."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Modules that get an adapter: all-linear, names, or one regular expression for the whole path."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained and saved whole beside the adapter."""
+    layers_to_transform: tuple[int, ...] = ()
+    """Numbers of the layers that get an adapter; none means all."""
+    loraplus_lr_ratio: float = 16.0
+    """loraplus: learning rate of B divided by that of A."""
+    num_virtual_tokens: int = 20
+    """ptuning, prompt, prefix: length of the trained prompt in tokens."""
+    new_tokens: tuple[str, ...] = ()
+    """Tokens to add to the vocabulary; their embeddings are trained."""
+
+    load_in_4bit: bool = False
+    """Keep the base in 4 bit (bitsandbytes); qlora implies it."""
+    load_in_8bit: bool = False
+    """Keep the base in 8 bit (bitsandbytes LLM.int8)."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type."""
+    bnb_4bit_use_double_quant: bool = True
+    """Quantize the scales of the 4-bit blocks too."""
+    bnb_4bit_compute_dtype: DtypeName = "auto"
+    """Type in which 4-bit weights are multiplied."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    lr_scheduler_type: ScheduleName = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 0
+    """Steps from 0 to the peak learning rate."""
+    warmup_ratio: float = 0.0
+    """The same as a share of all steps, where warmup_steps is 0."""
+    per_device_train_batch_size: int = 4
+    """Examples in one forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes in one optimizer step."""
+    num_train_epochs: float = 3.0
+    """Passes over the data."""
+    max_steps: int = 0
+    """Optimizer steps; where not 0 it replaces num_train_epochs."""
+    optim: OptimName = "adamw_torch"
+    """Optimizer."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    adam_beta1: float = 0.9
+    """AdamW's first decay rate."""
+    adam_beta2: float = 0.999
+    """AdamW's second decay rate."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    group_by_length: bool = True
+    """Put examples of similar length into one batch, which saves padding."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, more time."""
+    dtype: DtypeName = "auto"
+    """Type of the base's weights; auto: bfloat16 where the device is fast at it, else float32."""
+    device_map: str | None = None
+    """Where the base goes: none for one device, or auto, balanced, cpu, cuda:0."""
+    attn_implementation: str | None = None
+    """Attention of transformers: sdpa, eager, flash_attention_2."""
+    seed: int = 42
+    """Seed of initial weights, order and dropout."""
+
+    logging_steps: int = 1
+    """Steps between lines of metrics.jsonl."""
+    save_steps: int = 100
+    """Steps between checkpoints; 0 saves only at the end of an interrupted run."""
+    save_total_limit: int = 2
+    """Checkpoints that are kept."""
+    eval_steps: int = 0
+    """Steps between evaluations; 0: once an epoch."""
+    early_stopping_patience: int = 0
+    """Stop after this many evaluations without a lower loss; 0 never stops early."""
+    load_best_model_at_end: bool = False
+    """Write the adapter of the evaluation with the lowest loss instead of the last."""
+    report_to: Literal["none", "tensorboard"] = "none"
+    """Also write the figures for TensorBoard, under `runs` in the adapter's folder."""
+
+    def check(self) -> None:
+        """Refuse values that cannot be meant.
+
+        Raises:
+            UsageError: naming the field, what was got and what was expected.
+        """
+        for name in ("base", "data", "out"):
+            if not getattr(self, name):
+                raise UsageError("it is required", at=f"--{name}", fix=f"give --{name}")
+        for name, (low, high, wanted) in _RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise UsageError(f"expected {wanted}, got {value}", at=_flag(name), fix=f"give {wanted}")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UsageError("4 bit and 8 bit exclude each other", at="--load-in-8bit", fix="choose one")
+        if (self.load_best_model_at_end or self.early_stopping_patience) and not self.evaluates:
+            name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
+            raise UsageError("there is nothing to evaluate on", at=_flag(name), fix="give --eval-split 0.1")
+        if self.method == "full" and (self.load_in_4bit or self.load_in_8bit):
+            problem = "quantized weights cannot be trained themselves"
+            raise UsageError(problem, at="--method full", fix="use --method qlora")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an evaluation set."""
+        return bool(self.eval_data) or self.eval_split > 0
+
+    @property
+    def output(self) -> Path:
+        """The output folder of a checked config."""
+        assert self.out is not None, "check() comes first"
+        return self.out
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        values = dataclasses.asdict(self)
+        return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+_ANY = math.inf
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "learning_rate": (5e-324, _ANY, "a number above 0"),
+    "r": (1, _ANY, "a rank of 1 or more"),
+    "lora_alpha": (5e-324, _ANY, "a number above 0"),
+    "lora_dropout": (0, 0.999, "a probability from 0 to 0.999"),
+    "max_length": (2, _ANY, "2 or more tokens"),
+    "eval_split": (0, 0.5, "a share from 0 to 0.5"),
+    "loraplus_lr_ratio": (5e-324, _ANY, "a number above 0"),
+    "num_virtual_tokens": (1, _ANY, "1 or more"),
+    "warmup_steps": (0, _ANY, "0 or more"),
+    "warmup_ratio": (0, 1, "a share from 0 to 1"),
+    "per_device_train_batch_size": (1, _ANY, "1 or more"),
+    "gradient_accumulation_steps": (1, _ANY, "1 or more"),
+    "num_train_epochs": (5e-324, _ANY, "a number above 0"),
+    "max_steps": (0, _ANY, "0 or more"),
+    "weight_decay": (0, _ANY, "0 or more"),
+    "adam_beta1": (0, 0.999999, "a number from 0 to below 1"),
+    "adam_beta2": (0, 0.999999, "a number from 0 to below 1"),
+    "adam_epsilon": (5e-324, _ANY, "a number above 0"),
+    "max_grad_norm": (0, _ANY, "0 or more"),
+    "seed": (0, 2**63 - 1, "a whole number from 0"),
+    "logging_steps": (1, _ANY, "1 or more"),
+    "save_steps": (0, _ANY, "0 or more"),
+    "save_total_limit": (1, _ANY, "1 or more"),
+    "eval_steps": (0, _ANY, "0 or more"),
+    "early_stopping_patience": (0, _ANY, "0 or more"),
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,104 @@
+"""Data sources → a data set of examples: what was read, in which layouts, and its hash.
+
+The hash is taken over the examples, not over the files, so that it survives a change of file type but not a
+change of content or order: a resumed run must see what the stopped one saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafold.errors import InputError
+from lorafold.train.config import TrainConfig
+from lorafold.train.files import read_records
+from lorafold.train.layouts import Example, build_example, recognise
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Examples in the order of their files.
+
+    Attributes:
+        examples: at least one.
+        layouts: number of examples by layout.
+        sha256: over the examples.
+    """
+
+    examples: tuple[Example, ...]
+    layouts: dict[str, int]
+    sha256: str
+
+
+def load_data(
+    sources: Sequence[str],
+    *,
+    layout: str = "auto",
+    system: str | None = None,
+    allow_pickle: bool = False,
+    offline: bool = False,
+) -> DataSet:
+    """Read and check data sources.
+
+    Args:
+        sources: files, saved `datasets` folders or hub ids.
+        layout: a name of `layouts.LAYOUTS`, or "auto" to recognise each source by its first record.
+        system: system message for conversations that have none.
+        allow_pickle: accept pickled DataFrames.
+        offline: never connect.
+
+    Raises:
+        InputError: a source is missing, empty or malformed; line and field are named.
+        UnsafeInputError: a source would run code.
+    """
+    examples: list[Example] = []
+    layouts: Counter[str] = Counter()
+    for source in sources:
+        chosen = None
+        count = len(examples)
+        for place, record in read_records(source, allow_pickle=allow_pickle, offline=offline):
+            chosen = chosen or recognise(record, place, layout)
+            examples.append(build_example(record, place, chosen, system))
+        if chosen is None:
+            raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
+        layouts[chosen.name] += len(examples) - count
+    return DataSet(tuple(examples), dict(layouts), _sha256(examples))
+
+
+def _sha256(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        content = list(example.messages) if example.text is None else example.text
+        digest.update(json.dumps(content, ensure_ascii=True, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def load_splits(config: TrainConfig) -> tuple[DataSet, DataSet | None]:
+    """The training data and, where the config asks for one, the evaluation data.
+
+    A split is drawn from the training data with the config's seed; it does not depend on anything else.
+    """
+    options = {"layout": config.layout, "system": config.system, "offline": config.offline}
+    pickles = config.allow_pickle
+    data = load_data(config.data, allow_pickle=pickles, **options)  # type: ignore[arg-type]
+    if config.eval_data:
+        return data, load_data(config.eval_data, allow_pickle=pickles, **options)  # type: ignore[arg-type]
+    if not config.eval_split:
+        return data, None
+    count = max(1, round(len(data.examples) * config.eval_split))
+    if count >= len(data.examples):
+        problem = f"{len(data.examples)} example leaves nothing to train on beside the evaluation split"
+        raise InputError(problem, at="--eval-split", fix="give more data")
+    held_out = set(random.Random(config.seed).sample(range(len(data.examples)), count))
+    parts = [
+        [example for index, example in enumerate(data.examples) if (index in held_out) is wanted]
+        for wanted in (False, True)
+    ]
+    return DataSet(tuple(parts[0]), data.layouts, data.sha256), DataSet(
+        tuple(parts[1]), {}, _sha256(parts[1])
+    )

@@ -1,0 +1,418 @@
+"""One training run from config to adapter folder: where it is kept, how it is resumed, what is written.
+
+While it runs everything lies in `OUT.run` beside the target: checkpoints, metrics.jsonl. The finished adapter
+is staged, synced and renamed to OUT, so OUT is the complete old state or the complete new one; then the
+checkpoints move into it and `OUT.run` goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lorafold import __version__
+from lorafold.artifacts import check_output, lock, new_folder, read_manifest, system_faults, write_manifest
+from lorafold.chat import ChatTokenizer
+from lorafold.errors import InputError, SystemFault, UsageError
+from lorafold.models import Base, require, resolve_base
+from lorafold.progress import Progress, silent
+from lorafold.train import checkpoints
+from lorafold.train.adapter import copy_tokenizer, initial_adapter, save_adapter
+from lorafold.train.base_model import base_dtype, load_model, memory_faults, pick_device, quiet_transformers
+from lorafold.train.card import model_card
+from lorafold.train.checkpoints import RunState
+from lorafold.train.config import TrainConfig
+from lorafold.train.curve import draw_png, keep_until, read_metrics
+from lorafold.train.data import DataSet, load_splits
+from lorafold.train.loop import Trainer, run_steps
+from lorafold.train.methods import METHODS
+from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
+from lorafold.train.signals import stop_requests
+from lorafold.train.tensorboard import event_writer
+from lorafold.train.tokenize import Tokenized, tokenize
+
+# Fields that may differ between a run and its resumption: they do not touch what is computed.
+_FREE = ("out", "resume", "force", "offline", "data", "eval_data", "allow_pickle", "trust_remote_code")
+_FREE += ("logging_steps", "save_steps", "save_total_limit", "report_to", "base")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run made.
+
+    Attributes:
+        folder: the adapter's folder; the run's folder where it was stopped.
+        steps: optimizer steps done.
+        loss: mean loss per trained token of the last step.
+        eval_loss: of the last (or best, if that was kept) evaluation, None without one.
+        tokens: tokens seen.
+        seconds: wall time of this session.
+        stopped_by: the signal that stopped it, None if it finished; the exit code is 128 + signal.
+        notes: what the user should know: examples lost, fallbacks, limits of the method.
+    """
+
+    folder: Path
+    steps: int
+    loss: float
+    eval_loss: float | None
+    tokens: int
+    seconds: float
+    stopped_by: signal.Signals | None
+    notes: tuple[str, ...]
+
+
+def run_folder(out: Path) -> Path:
+    """Where an unfinished run into `out` is kept."""
+    return out.with_name(f"{out.name}.run")
+
+
+def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
+    """Train an adapter (or all weights) and write it to `config.out`.
+
+    Args:
+        config: what to train, on what, how, and where the result goes.
+        progress: told about every step.
+
+    Raises:
+        UsageError: the config cannot be meant, or the output is taken.
+        InputError: base or data are wrong, or changed since the checkpoint.
+        NumericError: loss or gradient is NaN or infinite; the last checkpoint is kept.
+        BusyError: another run has this output.
+        SystemFault: disk, memory, network or a package.
+    """
+    config.check()
+    require("torch", "transformers", "peft", extra="train")
+    out = config.output
+    base = resolve_base(config.base, offline=config.offline, trust_remote_code=config.trust_remote_code)
+    sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
+    check_output(out, inputs=[base.folder, *sources], force=config.force)
+    run = run_folder(out)
+    with system_faults(run):
+        run.parent.mkdir(parents=True, exist_ok=True)
+    with lock(run):
+        _prepare_run_folder(run, config)
+        return _Session(config, base, run, progress).train()
+
+
+def _prepare_run_folder(run: Path, config: TrainConfig) -> None:
+    unfinished = bool(checkpoints.list_checkpoints(run))
+    if unfinished and not (config.resume or config.force):
+        raise UsageError(
+            "an unfinished run with checkpoints lies there",
+            at=run,
+            fix="pass --resume to go on with it, or --force to discard it",
+        )
+    with system_faults(run):
+        if run.exists() and not config.resume:
+            shutil.rmtree(run)
+        run.mkdir(exist_ok=True)
+
+
+class _Session:
+    """The parts of a run, built one after the other."""
+
+    def __init__(self, config: TrainConfig, base: Base, run: Path, progress: Progress) -> None:
+        self.config, self.base, self.run, self.progress = config, base, run, progress
+        self.method = METHODS[config.method]
+        self.notes: list[str] = [self.method.warning] if self.method.warning else []
+        self.state = RunState()
+
+    def train(self) -> TrainResult:
+        began = time.monotonic()
+        self.read_data()
+        resumed = self.find_checkpoint()
+        with memory_faults():
+            self.build(began)
+            if resumed is not None:
+                self.go_on(resumed)
+            with stop_requests() as stop, self.events():
+                ended = run_steps(self.trainer, self.state, stop, self.save, self.save_best, self.progress)
+                if ended != "stopped":
+                    return self.result(self.finish(), None, began)
+        return self.result(self.run, stop.signal, began)
+
+    def read_data(self) -> None:
+        """Read, check and tokenize the data."""
+        self.progress("read the data", 0, 1)
+        self.data, held_out = load_splits(self.config)
+        self.tokenizer = self.chat_tokenizer()
+        self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length)
+        self.held_out: Tokenized | None = None
+        if held_out is not None:
+            self.held_out = tokenize(held_out.examples, self.tokenizer, self.config.max_length)
+            self.notes.append(f"evaluation: {self.held_out.summary()}")
+        self.eval_data: DataSet | None = held_out
+        found = ", ".join(f"{count} {name}" for name, count in self.data.layouts.items())
+        self.notes.insert(0, f"data: {found}; {self.tokens.summary()}")
+        self.progress("read the data", 1, 1, note=self.tokens.summary())
+
+    def chat_tokenizer(self) -> ChatTokenizer:
+        """The base's tokenizer; plain texts need no chat template, so a base without one will do."""
+        chosen = self.config.chat_template
+        if chosen is None and set(self.data.layouts) == {"text"}:
+            with contextlib.suppress(InputError):
+                return ChatTokenizer.from_folder(self.base.folder)
+            chosen = "chatml"
+        return ChatTokenizer.from_folder(self.base.folder, chosen)
+
+    def find_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if this is a resumption.
+
+        Raises:
+            InputError: the data or the base changed since.
+            UsageError: the configuration did.
+        """
+        self.facts = self.agreed_facts()
+        if not self.config.resume:
+            return None
+        path, notes = checkpoints.newest_whole(self.run)
+        self.notes += notes
+        if path is None:
+            self.notes.append("nothing to resume: starting at step 0")
+            return None
+        saved = read_manifest(path)
+        assert saved is not None, "newest_whole read it"
+        for key, what in (("data", "the data set"), ("base", "the base model")):
+            if saved[key] != self.facts[key]:
+                fix = "give the same one, or start over with --force"
+                raise InputError(f"{what} changed since this checkpoint", at=path, fix=fix)
+        then, now = saved["config"], self.facts["config"]
+        changed = [
+            f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]
+        ]
+        if changed:
+            raise UsageError(
+                f"the configuration changed since this checkpoint: {'; '.join(changed)}",
+                at=path,
+                fix="resume with the same flags, or start over with --force",
+            )
+        odd = [
+            f"{name} {saved['versions'].get(name)} → {now}"
+            for name, now in self.facts["versions"].items()
+            if saved["versions"].get(name) != now
+        ]
+        if odd:
+            self.notes.append(
+                f"other versions than at the checkpoint, so not bitwise the same: {', '.join(odd)}"
+            )
+        return path
+
+    def agreed_facts(self) -> dict[str, Any]:
+        """What a checkpoint and its resumption must have in common."""
+        import torch
+
+        data = {"sha256": self.data.sha256, "examples": len(self.data.examples), "layouts": self.data.layouts}
+        if self.eval_data is not None:
+            data["eval_sha256"] = self.eval_data.sha256
+        names = ("torch", "transformers", "peft", "tokenizers", "safetensors")
+        versions = {"lorafold": __version__, **{name: version(name) for name in names}}
+        versions["threads"] = str(torch.get_num_threads())
+        config = {key: value for key, value in self.config.resolved().items() if key not in _FREE}
+        identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
+        # Through JSON and back a tuple is a list.
+        config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+        return {"config": config, "data": data, "base": identity, "versions": versions}
+
+    def build(self, began: float) -> None:
+        """Load the base, put the adapter on it, and set up the optimizer."""
+        import torch
+
+        config, device = self.config, pick_device()
+        self.progress("load the base", 0, 1)
+        torch.manual_seed(config.seed)
+        model = load_model(self.base, config, self.method, device)
+        self.initial: dict[str, Any] = {}
+        if self.method.peft is not None:
+            model = self.add_adapter(model)
+        if config.load_in_4bit or config.load_in_8bit or self.method.quantized:
+            self.notes.append("the base is quantized for training; export folds into the unquantized base")
+        _, note = resolve_optimizer(config.optim, device)
+        self.notes += [note] if note else []
+        if config.device_map:
+            device = next(model.parameters()).device
+        optimizer = build_optimizer(model, config, device)
+        self.trainer = Trainer(
+            config=config,
+            model=model,
+            optimizer=optimizer,
+            schedule=None,
+            sequences=self.tokens.sequences,
+            evaluation=self.held_out.sequences if self.held_out else (),
+            device=device,
+            pad_id=self.tokenizer.pad_id or 0,
+            prompt=self.method.prompt,
+            metrics=self.run / "metrics.jsonl",
+        )
+        self.trainer.schedule = build_schedule(optimizer, config, self.trainer.total_steps)
+        count = sum(value.numel() for value in checkpoints.trainable(model).values())
+        self.check_disk(count)
+        torch.manual_seed(config.seed)
+        self.progress("load the base", 1, 1, note=f"{count:,} trained weights, {device.type}")
+
+    def add_adapter(self, model: Any) -> Any:
+        from peft import get_peft_model
+
+        assert self.method.peft is not None
+        try:
+            with quiet_transformers():
+                wrapped = get_peft_model(model, self.method.peft(self.config))
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            problem = f"peft refuses this adapter ({reason})"
+            raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
+        if self.method.mutates_base:
+            self.initial = initial_adapter(wrapped)
+        return wrapped
+
+    def check_disk(self, trained: int) -> None:
+        """Refuse to start where the checkpoints cannot fit."""
+        # A checkpoint holds the parameters twice, and two moments, in float32; one more is being written.
+        needed = trained * 4 * 4 * (self.config.save_total_limit + 1)
+        free = shutil.disk_usage(self.run).free
+        if free < needed:
+            raise SystemFault(
+                f"checkpoints need {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free",
+                at=self.run,
+                fix="free space, lower --save-total-limit, or choose an --out on another disk",
+            )
+
+    def go_on(self, path: Path) -> None:
+        """Restore a checkpoint."""
+        trainer = self.trainer
+        if self.initial:
+            self.check_start(path)
+        self.state = checkpoints.load_checkpoint(path, trainer.model, trainer.optimizer, trainer.schedule)
+        keep_until(trainer.metrics, self.state.step)
+        for later in checkpoints.list_checkpoints(self.run):
+            if int(later.name.rpartition("-")[2]) > self.state.step:
+                shutil.rmtree(later)  # not whole: a kept one would be chosen over its successor
+        self.notes.append(f"resumed at step {self.state.step}")
+
+    def check_start(self, path: Path) -> None:
+        """PiSSA and OLoRA take their start out of the base: it must come out as it did then."""
+        from lorafold.train.tensorfiles import load_tensors
+
+        saved = load_tensors(path / "initial.safetensors")
+        if any(not saved[name].equal(value) for name, value in self.initial.items()):
+            raise InputError(
+                f"{self.config.method} starts from other numbers on this machine than at the checkpoint",
+                at=path,
+                fix="resume on the machine and with the versions it was made with",
+            )
+
+    def save_peft(self, folder: Path) -> None:
+        """Write PEFT's files; a checkpoint of full fine-tuning holds the weights already."""
+        if self.method.peft is not None:
+            save_adapter(self.trainer.model, folder, self.base, self.method, self.initial)
+        if self.initial:
+            from lorafold.train.tensorfiles import save_tensors
+
+            save_tensors(folder / "initial.safetensors", self.initial)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        trainer = self.trainer
+        checkpoints.save_checkpoint(
+            self.run,
+            self.state,
+            trainer.model,
+            trainer.optimizer,
+            trainer.schedule,
+            self.facts,
+            keep=self.config.save_total_limit,
+            save_adapter=self.save_peft,
+        )
+
+    def save_best(self) -> None:
+        """Keep the parameters of the best evaluation so far."""
+        if not self.config.load_best_model_at_end:
+            return
+        from lorafold.train.tensorfiles import save_tensors
+
+        with new_folder(self.run / "best", force=True) as staging:
+            save_tensors(staging / "trainable.safetensors", checkpoints.trainable(self.trainer.model))
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[None]:
+        """Send the figures to TensorBoard as well, where that is asked for."""
+        if self.config.report_to == "none":
+            yield
+            return
+        with event_writer(self.run / "runs") as write:
+            self.trainer.on_metrics = write
+            yield
+
+    def finish(self) -> Path:
+        """Write the result and put it in its place."""
+        config, out, trainer = self.config, self.config.output, self.trainer
+        self.progress("write the adapter", 0, 1)
+        if config.load_best_model_at_end and self.state.best_step not in (0, self.state.step):
+            checkpoints.restore_parameters(trainer.model, self.run / "best" / "trainable.safetensors")
+            self.notes.append(f"kept the best evaluation, of step {self.state.best_step}")
+        records = read_metrics(trainer.metrics)
+        with new_folder(out, force=config.force) as staging:
+            dtype = base_dtype(self.base) if self.method.peft is None else None
+            save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
+            copy_tokenizer(self.base.folder, staging)
+            shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
+            if (self.run / "runs").is_dir():
+                shutil.copytree(self.run / "runs", staging / "runs")
+            curve = draw_png(records, staging / "loss.png", out.name)
+            facts = self.result_facts(records)
+            (staging / "README.md").write_text(model_card(config, facts, curve=curve), encoding="utf-8")
+            kind = "base" if self.method.peft is None else "adapter"
+            write_manifest(staging, kind, facts)
+        for path in checkpoints.list_checkpoints(self.run):
+            path.rename(out / path.name)
+        shutil.rmtree(self.run)
+        self.progress("write the adapter", 1, 1)
+        return out
+
+    def result_facts(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """What `lorafold.json` says about the run."""
+        identity = dict(self.facts["base"])
+        template = identity.pop("chat_template")
+        return {
+            "method": self.config.method,
+            "config": self.config.resolved(),
+            "base": identity,
+            "data": self.facts["data"],
+            "chat_template": template,
+            "versions": self.facts["versions"],
+            "training": {
+                "steps": self.state.step,
+                "tokens": self.state.tokens,
+                "loss": _last(records, "loss"),
+                "eval_loss": self.eval_loss(records),
+                "cut": self.tokens.cut,
+                "dropped": len(self.tokens.dropped),
+            },
+            "notes": list(self.notes),
+        }
+
+    def eval_loss(self, records: list[dict[str, Any]]) -> float | None:
+        return self.state.best_loss if self.config.load_best_model_at_end else _last(records, "eval_loss")
+
+    def result(self, folder: Path, stopped_by: signal.Signals | None, began: float) -> TrainResult:
+        records = read_metrics(folder / "metrics.jsonl")
+        return TrainResult(
+            folder=folder,
+            steps=self.state.step,
+            loss=_last(records, "loss") or 0.0,
+            eval_loss=self.eval_loss(records),
+            tokens=self.state.tokens,
+            seconds=time.monotonic() - began,
+            stopped_by=stopped_by,
+            notes=tuple(self.notes),
+        )
+
+
+def _last(records: list[dict[str, Any]], key: str) -> float | None:
+    return next((row[key] for row in reversed(records) if key in row), None)
