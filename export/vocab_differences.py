@@ -35,16 +35,9 @@ NEW_CHARACTERS = Difference(
     "llama.cpp does not know the categories of characters that came with Unicode 16",
     lambda text: not text.isascii() and any(unicodedata.category(char) == "Cn" for char in text),
 )
-# unicode_regex_split collapses Lu, Ll, Lt, Lm and Lo into one letter class; there is no case beyond ASCII, and
-# a letter there counts as upper and lower at once. Words differ where case would have cut them, or not.
-CASE_AND_MARKS = Difference(
-    "llama.cpp's pre-tokenizer tells upper from lower case only in ASCII and keeps combining marks out of words: "
-    "words in mixed case in other scripts, and in scripts with vowel signs, may be cut elsewhere",
-    lambda text: not text.isascii() and _CUT_BY_CASE.search("".join(map(_case, text))) is not None,
-)
-# m: mark, l/u: lower/upper case beyond ASCII, a/A: in ASCII, o: letter without case
-_CUT_BY_CASE = re.compile("m|[lao]o*u|[lu]o*A")
+# m: mark, l/u: lower/upper case beyond ASCII, a/A: in ASCII, o: letter without case.
 _CASES = {"Mn": "m", "Mc": "m", "Me": "m", "Ll": "l", "Lu": "u", "Lt": "u", "Lm": "o", "Lo": "o"}
+_CUT_BY_CASE = re.compile("m|[lao]o*u|[lu]o*A")
 
 
 def _case(char: str) -> str:
@@ -53,6 +46,13 @@ def _case(char: str) -> str:
     return _CASES.get(unicodedata.category(char), ".")
 
 
+# unicode_regex_split collapses Lu, Ll, Lt, Lm and Lo into one letter class; there is no case beyond ASCII, and
+# a letter there counts as upper and lower at once. Words differ where case would have cut them, or not.
+CASE_AND_MARKS = Difference(
+    "llama.cpp's pre-tokenizer tells upper from lower case only in ASCII and keeps combining marks out of "
+    "words: words in mixed case in other scripts, and in scripts with vowel signs, may be cut elsewhere",
+    lambda text: not text.isascii() and _CUT_BY_CASE.search("".join(map(_case, text))) is not None,
+)
 # unicode_regex_split replaces white space beyond ASCII by U+000B before it matches ranges of characters.
 IDEOGRAPHIC_SPACE = Difference(
     "llama.cpp does not find the ideographic space (U+3000) in this pre-tokenizer's range of punctuation",
@@ -100,8 +100,8 @@ def doubled_prefix(special: Collection[str], mark: str) -> Difference:
 def prefix_nowhere(special: Collection[str]) -> Difference:
     """A space before the very first text only, where llama.cpp was told to put none."""
     return Difference(
-        "the tokenizer puts a space before a text that begins without a special token; llama.cpp, set for chats "
-        "(which begin with one), does not",
+        "the tokenizer puts a space before a text that begins without a special token; llama.cpp, set for "
+        "chats (which begin with one), does not",
         lambda text: bool(text) and not text.startswith(tuple(special)),
     )
 
