@@ -19,7 +19,8 @@ from cyclopts.config import Yaml
 
 from lorafold import __version__
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.config import ExportConfig, ModelfileConfig
+from lorafold.export.config import ExportConfig
+from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import TrainConfig
 
@@ -79,7 +80,7 @@ def export(config: Annotated[ExportConfig, Flat]) -> None:
 def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
     """Write the proven Ollama Modelfile of any Hugging Face folder or GGUF."""
     from lorafold.console import print_lines
-    from lorafold.export import modelfile as stage
+    from lorafold.export.modelfile import modelfile as stage
 
     print_lines(stage(config).lines())
 
