@@ -46,8 +46,8 @@ def _case(char: str) -> str:
     return _CASES.get(unicodedata.category(char), ".")
 
 
-# unicode_regex_split collapses Lu, Ll, Lt, Lm and Lo into one letter class; there is no case beyond ASCII, and
-# a letter there counts as upper and lower at once. Words differ where case would have cut them, or not.
+# unicode_regex_split collapses Lu, Ll, Lt, Lm and Lo into one letter class: there is no case beyond ASCII,
+# and a letter there counts as upper and lower at once. Words differ where case would have cut them, or not.
 CASE_AND_MARKS = Difference(
     "llama.cpp's pre-tokenizer tells upper from lower case only in ASCII and keeps combining marks out of "
     "words: words in mixed case in other scripts, and in scripts with vowel signs, may be cut elsewhere",
