@@ -35,6 +35,7 @@ __all__ = [
     "RowRange",
     "caveats",
     "find",
+    "folded_config",
     "map_tensors",
     "metadata",
     "quantize_order",
@@ -87,12 +88,40 @@ def caveats(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def folded_config(
+    config: Mapping[str, Any], before: Mapping[str, TensorInfo], after: Mapping[str, TensorInfo]
+) -> dict[str, Any]:
+    """config.json as a fold leaves it: another number of tokens, or a head of its own.
+
+    Args:
+        config: the base's parsed config.json.
+        before: the base's tensors.
+        after: the fold's tensors.
+
+    Returns:
+        A copy; equal to `config` where the fold changed neither.
+    """
+    row = find(config)
+    changed = dict(config)
+    spelled = {_canonical(name, row): name for name in after}
+    rules = {rule.name: rule.source for rule in row.tensors}
+    embedding = spelled.get(rules["token_embd.weight"])
+    if embedding is not None and embedding in before and before[embedding].shape != after[embedding].shape:
+        size = {"vocab_size": after[embedding].shape[0]}
+        text = {"text_config": config["text_config"] | size} if "text_config" in config else {}
+        changed |= size | text
+    # Gemma 2 has no rule for a head, but a fold may have made one.
+    head = spelled.get(rules.get("output.weight", "lm_head.weight"))
+    if head is not None and head not in before:
+        changed["tie_word_embeddings"] = False
+    return changed
+
+
 def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> list[MappedTensor]:
     """What each tensor of the GGUF file is made of.
 
     Args:
-        config: the parsed config.json. After a fold that resized the vocabulary or untied the head,
-            `vocab_size` and `tie_word_embeddings` must say so.
+        config: the parsed config.json; for a fold's tensors, `folded_config` of it.
         tensors: the source's tensors by name; only names, shapes, files are looked at.
 
     Returns:
@@ -146,7 +175,7 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     unknown = sorted(set(tensors) - used - skipped_tensors(config, tensors).keys())
     if unknown:
         raise InputError(
-            f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of {row.classes[0]} by config.json",
+            f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of this {row.classes[0]}",
             at="model.safetensors",
             fix=f"correct config.json if it is of another model; {FOLDER_WORKS}",
         )
@@ -186,7 +215,7 @@ def metadata(
     """The header's entries except the tokenizer's, in the converter's order.
 
     Args:
-        config: the parsed config.json, changed as for `map_tensors`.
+        config: as for `map_tensors`.
         tensors: what `map_tensors` gave; the number of weights goes into general.size_label.
         folder: the base: its name, README.md and generation_config.json tell general.*.
         file_type: llama.cpp's number of the mixture (`enum llama_ftype`).
@@ -259,6 +288,14 @@ def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, 
         if any(rule.source.format(layer=0, expert=0) in actual for rule in rules):
             return rules
     return row.variants[0] if row.variants else ()
+
+
+def _counts(rule: TensorRule, config: Config) -> bool:
+    """Whether the config's switches ask for a rule's tensor."""
+    if rule.when is None:
+        return True
+    wanted = not rule.when.startswith("not ")
+    return config.flag(rule.when.removeprefix("not ")) == wanted
 
 
 def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:

@@ -12,10 +12,13 @@ from typing import Any
 
 from lorafold.export.arch_rules import (
     COMMON,
+    DEFAULTS,
     EMBEDDING,
+    LIMITS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
     PLAIN_HEADS,
+    SILU,
     TIED,
     Architecture,
     Condition,
@@ -23,10 +26,10 @@ from lorafold.export.arch_rules import (
     TensorRule,
     activation,
     layer,
+    rope_kinds,
     switched_off,
 )
 from lorafold.export.hyperparameters import f32, u32
-from lorafold.export.rope import read_rope
 
 
 def _interleaved(first: str, heads: str) -> Callable[[Sizes], Sequence[tuple[int, int]]]:
@@ -90,29 +93,14 @@ INTERNLM2 = Architecture(
         layer("ffn_up.weight", "feed_forward.w3.weight", "ff", "width"),
     ),
     hyperparameters=COMMON,
-    defaults={
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        TIED: False,
-    },
+    defaults=DEFAULTS | {"max_position_embeddings": 2048},
     required=(
-        activation("silu", "swish"),
+        SILU,
         switched_off("bias"),
         PLAIN_HEADS,
-        Condition(
-            "rope_scaling",
-            lambda config: read_rope(config).kind in ("default", "linear", "dynamic"),
-            "type 'linear' or 'dynamic', or none: llama.cpp computes no other here",
-        ),
+        rope_kinds("linear"),
     ),
-    caveats=(
-        Condition(
-            "rope_scaling",
-            lambda config: read_rope(config).kind != "dynamic",
-            "none: llama.cpp leaves dynamic scaling out, so texts longer than max_position_embeddings differ",
-        ),
-    ),
+    caveats=LIMITS,
 )
 
 

@@ -21,7 +21,7 @@ from lorafold.export.hyperparameters import (
     kv_heads,
     u32,
 )
-from lorafold.export.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE
+from lorafold.export.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE, read_rope
 
 Sizes = Mapping[str, int]
 
@@ -106,7 +106,7 @@ class Architecture:
     first: tuple[Hyperparameter, ...] = ()
     variants: tuple[tuple[TensorRule, ...], ...] = ()
     generated: Callable[[Config], dict[str, tuple[float, ...]]] | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     spellings: tuple[tuple[str, str], ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
@@ -115,6 +115,8 @@ class Architecture:
 
 
 TIED = "tie_word_embeddings"
+# transformers' defaults that most families share.
+DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, TIED: False}
 LAYER = "model.layers.{layer}."
 
 EMBEDDING = TensorRule("token_embd.weight", "model.embed_tokens.weight", ("vocab", "width"))
@@ -241,6 +243,7 @@ def undivided_heads(config: Config) -> bool:
     return config.get("head_dim") is None or config.integer("head_dim") == divided_width(config)
 
 
+SILU = activation("silu", "swish")
 PLAIN_HEADS = Condition(
     "head_dim",
     undivided_heads,
@@ -254,4 +257,26 @@ FULL_ATTENTION = Condition(
         or config.integer("sliding_window", least=0) >= config.integer("max_position_embeddings")
     ),
     "none: llama.cpp lets this architecture see the whole context, so texts longer than the window differ",
+)
+
+
+def rope_kinds(*kinds: str) -> Condition:
+    """Only some kinds of rope scaling exist in llama.cpp's graph of an architecture; dynamic is a caveat."""
+    allowed = ("default", "dynamic", *kinds)
+    expected = " or ".join(repr(kind) for kind in allowed)
+    return Condition(
+        "rope_scaling",
+        lambda config: read_rope(config).kind in allowed,
+        f"rope_type {expected}: llama.cpp computes no other here",
+    )
+
+
+# What llama.cpp leaves out of most architectures; both matter for long texts only.
+LIMITS = (
+    FULL_ATTENTION,
+    Condition(
+        "rope_scaling",
+        lambda config: read_rope(config).kind != "dynamic",
+        "none: llama.cpp leaves dynamic scaling out, so texts longer than max_position_embeddings differ",
+    ),
 )

@@ -9,21 +9,21 @@ maker that need more than a row have a module of their own.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from lorafold.export.arch_gemma import GEMMA_ROWS
 from lorafold.export.arch_layouts import LAYOUT_ROWS
+from lorafold.export.arch_qwen import QWEN_ROWS
 from lorafold.export.arch_rules import (
     ATTENTION,
     ATTENTION_OUTPUT,
     COMMON,
+    DEFAULTS,
     DOWN,
     EMBEDDING,
-    FULL_ATTENTION,
     GATE_UP,
     HEAD,
-    HEAD_NORMS,
     KEY,
+    LIMITS,
     MLP,
     MODEL,
     NORMS,
@@ -34,15 +34,16 @@ from lorafold.export.arch_rules import (
     QUERY,
     RMS_EPSILON,
     ROTATED,
+    SILU,
     TIED,
     VALUE,
     VOCABULARY,
     Architecture,
     Condition,
-    activation,
     expert_rules,
     fused_experts,
     layer,
+    rope_kinds,
     switched_off,
     with_bias,
 )
@@ -56,8 +57,6 @@ from lorafold.export.rope import (
     rotary_dim,
 )
 
-SILU = activation("silu", "swish")
-
 # llama.cpp's llama graph rotates adjacent pairs, Hugging Face's halves.
 _QUERY = replace(QUERY, op="interleave_rows", group="head_dim")
 _KEY = replace(KEY, op="interleave_rows", group="head_dim")
@@ -69,19 +68,6 @@ _BIASED_ATTENTION = (
     *with_bias(ATTENTION_OUTPUT, "attention_bias"),
 )
 _BIASED_MLP = tuple(rule for linear in MLP for rule in with_bias(linear, "mlp_bias"))
-# transformers' defaults that most families share.
-_DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, TIED: False}
-
-
-def rope_kinds(*kinds: str) -> Condition:
-    """Only some kinds of rope scaling exist in llama.cpp's graph of an architecture."""
-    allowed = ("default", *kinds)
-    expected = " or ".join(repr(kind) for kind in allowed)
-    return Condition(
-        "rope_scaling",
-        lambda config: read_rope(config).kind in allowed,
-        f"rope_type {expected}: llama.cpp computes no other here",
-    )
 
 
 LLAMA = Architecture(
@@ -92,8 +78,9 @@ LLAMA = Architecture(
     hyperparameters=COMMON,
     extensions=(VOCABULARY, ROTATED),
     generated=llama3_factors,
-    defaults=_DEFAULTS | {"max_position_embeddings": 2048, "head_dim": divided_width},
+    defaults=DEFAULTS | {"max_position_embeddings": 2048, "head_dim": divided_width},
     required=(SILU, rope_kinds("linear", "yarn", "llama3")),
+    caveats=LIMITS,
 )
 
 MISTRAL = replace(
@@ -103,7 +90,6 @@ MISTRAL = replace(
     tensors=(*MODEL, *NORMS, *_PLAIN_ATTENTION, *MLP),
     defaults=LLAMA.defaults
     | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    caveats=(FULL_ATTENTION,),
 )
 
 _ROUTER = layer("ffn_gate_inp.weight", "block_sparse_moe.gate.weight", "experts", "width")
@@ -116,7 +102,7 @@ MIXTRAL = replace(
         (_ROUTER, *expert_rules("block_sparse_moe.experts.{expert}", "w2", "w1", "w3", "ff", "gate down up")),
         (layer(_ROUTER.name, "mlp.gate.weight", *_ROUTER.shape), *fused_experts("ff")),
     ),
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
@@ -145,7 +131,7 @@ SMOLLM3 = replace(
     gguf="smollm3",
     tensors=(*MODEL, *NORMS, *_PLAIN_ATTENTION, *MLP),
     generated=None,
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {
         "max_position_embeddings": 32768,
         "no_rope_layer_interval": 4,
@@ -165,7 +151,7 @@ SMOLLM3 = replace(
             "0 for every fourth layer and 1 for the others: llama.cpp's graph is built so",
         ),
     ),
-    caveats=(FULL_ATTENTION,),
+    caveats=LIMITS,
 )
 
 
@@ -189,111 +175,6 @@ INDEX = replace(
         *MLP,
     ),
     defaults=LLAMA.defaults | {"rope_theta": _index_theta},
-)
-
-QWEN2 = Architecture(
-    classes=("Qwen2ForCausalLM",),
-    model_types=("qwen2",),
-    gguf="qwen2",
-    tensors=(*MODEL, *NORMS, *with_bias(QUERY), *with_bias(KEY), *with_bias(VALUE), ATTENTION_OUTPUT, *MLP),
-    hyperparameters=COMMON,
-    defaults=_DEFAULTS
-    | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False},
-    required=(SILU, PLAIN_HEADS, rope_kinds("linear", "yarn")),
-    caveats=(FULL_ATTENTION,),
-)
-
-QWEN3 = replace(
-    QWEN2,
-    classes=("Qwen3ForCausalLM",),
-    model_types=("qwen3",),
-    gguf="qwen3",
-    tensors=(*MODEL, *NORMS, *ATTENTION, *HEAD_NORMS, *MLP),
-    defaults=QWEN2.defaults | {"head_dim": 128},
-    required=(SILU, switched_off("attention_bias"), rope_kinds("linear", "yarn")),
-)
-
-_QWEN_ROUTER = layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width")
-_QWEN_EXPERTS = (
-    expert_rules("mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", "expert_ff", "down gate up"),
-    fused_experts("expert_ff"),
-)
-_EXPERT_WIDTHS = (
-    u32("expert_feed_forward_length", "moe_intermediate_size"),
-    u32("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
-)
-_EXPERTS_EVERYWHERE = (
-    switched_off("mlp_only_layers"),
-    Condition(
-        "decoder_sparse_step",
-        lambda config: config.get("decoder_sparse_step") == 1,
-        "1: llama.cpp has experts in every layer here",
-    ),
-)
-
-
-def normalized_routing(expected: bool) -> Condition:
-    """Whether the chosen experts' weights are scaled to one is built into llama.cpp's graph."""
-    return Condition(
-        "norm_topk_prob",
-        lambda config: config.flag("norm_topk_prob") == expected,
-        f"{str(expected).lower()}: llama.cpp computes no other here",
-    )
-
-
-QWEN2_MOE = replace(
-    QWEN2,
-    classes=("Qwen2MoeForCausalLM",),
-    model_types=("qwen2_moe",),
-    gguf="qwen2moe",
-    tensors=(
-        EMBEDDING,
-        OUTPUT_NORM,
-        OUTPUT_ALWAYS,
-        *NORMS,
-        *with_bias(QUERY, "qkv_bias"),
-        *with_bias(KEY, "qkv_bias"),
-        *with_bias(VALUE, "qkv_bias"),
-        ATTENTION_OUTPUT,
-        _QWEN_ROUTER,
-        layer("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", "one", "width"),
-        layer("ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight", "shared_ff", "width"),
-        layer("ffn_up_shexp.weight", "mlp.shared_expert.up_proj.weight", "shared_ff", "width"),
-        layer("ffn_down_shexp.weight", "mlp.shared_expert.down_proj.weight", "width", "shared_ff"),
-    ),
-    variants=_QWEN_EXPERTS,
-    extensions=_EXPERT_WIDTHS,
-    defaults=QWEN2.defaults
-    | {
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 1408,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "num_key_value_heads": 16,
-        "qkv_bias": True,
-        "shared_expert_intermediate_size": 5632,
-    },
-    required=(*QWEN2.required, *_EXPERTS_EVERYWHERE, normalized_routing(False)),
-)
-
-QWEN3_MOE = replace(
-    QWEN3,
-    classes=("Qwen3MoeForCausalLM",),
-    model_types=("qwen3_moe",),
-    gguf="qwen3moe",
-    tensors=(*MODEL, *NORMS, *ATTENTION, *HEAD_NORMS, _QWEN_ROUTER),
-    variants=_QWEN_EXPERTS,
-    extensions=_EXPERT_WIDTHS[:1],
-    defaults=QWEN2.defaults
-    | {
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "num_key_value_heads": 4,
-    },
-    aliases={"num_experts": "num_local_experts"},
-    required=(*QWEN3.required, *_EXPERTS_EVERYWHERE, normalized_routing(True)),
 )
 
 
@@ -334,7 +215,7 @@ PHI3 = Architecture(
     # Phi-4 is told from Phi-3 by a window of zero.
     extensions=(u32("attention.sliding_window", lambda config: config.get("sliding_window") or 0),),
     generated=longrope_factors,
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {
         "max_position_embeddings": 4096,
         "num_key_value_heads": None,
@@ -342,7 +223,7 @@ PHI3 = Architecture(
         "rms_norm_eps": 1e-5,
     },
     required=(SILU, PLAIN_HEADS, rope_kinds("longrope", "su")),
-    caveats=(FULL_ATTENTION,),
+    caveats=LIMITS,
 )
 
 GLM4 = Architecture(
@@ -363,7 +244,7 @@ GLM4 = Architecture(
     ),
     hyperparameters=COMMON,
     extensions=(u32("rope.dimension_count", rotary_dim),),
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {
         "attention_bias": True,
         "head_dim": 128,
@@ -373,6 +254,7 @@ GLM4 = Architecture(
         "rms_norm_eps": 1.5625e-07,
     },
     required=(SILU, rope_kinds("linear", "yarn")),
+    caveats=LIMITS,
 )
 
 GRANITE = replace(
@@ -389,7 +271,7 @@ GRANITE = replace(
         f32("residual_scale", "residual_multiplier"),
         f32("logit_scale", "logits_scaling"),
     ),
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {
         "attention_multiplier": 1.0,
         "embedding_multiplier": 1.0,
@@ -416,8 +298,9 @@ OLMO2 = Architecture(
         *MLP,
     ),
     hyperparameters=COMMON,
-    defaults=_DEFAULTS | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+    defaults=DEFAULTS | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
     required=(SILU, PLAIN_HEADS, switched_off("attention_bias"), rope_kinds("linear", "yarn")),
+    caveats=LIMITS,
 )
 
 ARCHITECTURES = (
@@ -426,10 +309,7 @@ ARCHITECTURES = (
     MIXTRAL,
     SMOLLM3,
     INDEX,
-    QWEN2,
-    QWEN2_MOE,
-    QWEN3,
-    QWEN3_MOE,
+    *QWEN_ROWS,
     PHI3,
     GLM4,
     GRANITE,

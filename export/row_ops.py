@@ -65,7 +65,8 @@ def l2_normalize(block: Block, eps: int | float | None) -> Block:
         eps: the smallest norm that is divided by; 1e-12 where None.
     """
     norms = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1, keepdims=True))
-    return (block / np.maximum(norms, 1e-12 if eps is None else eps)).astype(np.float32)
+    unit: Block = (block / np.maximum(norms, 1e-12 if eps is None else eps)).astype(np.float32)
+    return unit
 
 
 ROW_OPS: dict[str, Callable[[Block, int | float | None], Block]] = {

@@ -22,11 +22,33 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+MODEL_CARD = """---
+license: apache-2.0
+language: [en, "no"]
+tags: [chat, tiny]
+base_model: https://huggingface.co/Some-Org/Tiny-1.5B-Instruct-v2
+datasets:
+- some-org/talk
+pipeline_tag: text-generation
+---
+# A model
+"""
+GENERATION = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+
 QWEN_EXPERTS = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,
     "num_hidden_layers": 2,
+}
+
+GPT2_SIZES = {
+    "num_key_value_heads": None,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 256,
+    "n_ctx": 256,  # transformers 5 no longer writes it, the converter still reads it
 }
 
 # family -> (transformers' config class, what departs from tiny_models.SIZES)
@@ -74,6 +96,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "num_hidden_layers": 7},
     ),
+    "gemma3-linear": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 8,
+            "num_hidden_layers": 6,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
     "phi3": ("Phi3Config", {"original_max_position_embeddings": 256}),
     "phi3-longrope": (
         "Phi3Config",
@@ -103,17 +139,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("Olmo2Config", {}),
-    "gpt2": (
-        "GPT2Config",
-        {
-            "num_key_value_heads": None,
-            "n_embd": 64,
-            "n_head": 4,
-            "n_layer": 3,
-            "n_positions": 256,
-            "n_ctx": 256,  # transformers 5 no longer writes it, the converter still reads it
-        },
-    ),
+    "olmo2-tied": ("Olmo2Config", {"tie_word_embeddings": True}),
+    "gpt2": ("GPT2Config", GPT2_SIZES),
+    "gpt2-narrow": ("GPT2Config", GPT2_SIZES | {"n_inner": 96}),
 }
 
 
@@ -144,6 +172,9 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     # differ by some thousandths of what its layers add; norms around a half keep that below the test's bound.
     write_model(config, folder, dtype, seed, norm_centre=-0.5 if family.startswith("gemma") else 1.0)
     write_tokenizer(folder, config.vocab_size)
+    if family == "llama-tied":
+        (folder / "README.md").write_text(MODEL_CARD)
+        (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     return folder
 
 
