@@ -97,9 +97,9 @@ class Folded:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._resized(info) for name, info in tensors.items()}
         )
-        self.touched: Mapping[str, str] = MappingProxyType(
-            {name: "; ".join(_in_words(edit) for edit in edits) for name, edits in self._edits.items()}
-        )
+        self.touched: Mapping[str, str] = {
+            name: "; ".join(_in_words(edit) for edit in edits) for name, edits in self._edits.items()
+        }
         self._note_vocabulary()
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
