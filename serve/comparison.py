@@ -17,37 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import lock, system_faults, write_atomic
-from lorafold.errors import LorafoldError, UsageError
+from lorafold.errors import UsageError
 from lorafold.progress import Progress, silent
+from lorafold.serve.answer_row import ModelCard, answer_row, card_of, lens_of
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import CompareConfig, sampling_of
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.engines import opened
-from lorafold.serve.lens import Lens, look_through
 from lorafold.serve.prompts import Prompt, read_prompts
 from lorafold.serve.session import Answer
 
 JOURNAL = "lorafold-comparison-1"
 FORMATS = (".html", ".md", ".jsonl")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """Which weights answered.
-
-    Attributes:
-        name: for headings.
-        source: as the user spelled it.
-        kind: the engine.
-        quantization: or "" where not known.
-        sha256: of the weights, base and adapters joined by a plus; "" where not known.
-    """
-
-    name: str
-    source: str
-    kind: str
-    quantization: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +121,7 @@ def _ask(
     journal: Path | None,
     progress: Progress,
 ) -> CompareResult:
-    cards = [_card(engine) for engine in engines]
+    cards = [card_of(engine) for engine in engines]
     settings = asdict(sampling_of(config))
     identity = _identity(cards, settings, prompts, config.lens)
     rows = _resumed(journal, identity)[: len(prompts)]
@@ -158,11 +139,6 @@ def _ask(
     )
 
 
-def _card(engine: Engine) -> ModelCard:
-    about = engine.about
-    return ModelCard(about.name, about.source, about.kind, about.quantization, about.digest())
-
-
 def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, number: int) -> dict[str, Any]:
     """Ask all models one question; a model that fails has an error in place of its answer."""
     sampling = seeded(sampling_of(config), number)
@@ -172,45 +148,14 @@ def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, numbe
         if happened is not None:
             answers[happened[0]].take(happened[1])
     lenses = {
-        index: _lens(engines, index, prompt, answers[index]) if config.lens else None for index in answers
+        index: lens_of(engines, index, prompt.messages, answers[index]) for index in answers if config.lens
     }
     return {
         "question": prompt.question,
         "messages": list(prompt.messages),
         "expected": prompt.expected,
-        "answers": [_answer(answers[index], lenses.get(index)) for index in sorted(answers)],
+        "answers": [answer_row(answers[index], lenses.get(index)) for index in sorted(answers)],
     }
-
-
-def _lens(engines: Sequence[Engine], index: int, prompt: Prompt, answer: Answer) -> Lens | None:
-    """The answer seen by the counterpart: the original by the first tuned model, others by the original."""
-    if len(engines) < 2:
-        return None
-    own, other = engines[index].scorer, engines[1 if index == 0 else 0].scorer
-    if own is None or other is None or not answer.text:
-        return None
-    try:
-        return look_through(own, other, prompt.messages, answer.text, answer.ids)
-    except LorafoldError:  # it does not fit the other model's context: the answer itself still counts
-        return None
-
-
-def _answer(answer: Answer, lens: Lens | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "text": answer.text,
-        "reason": answer.reason,
-        "tokens": answer.tokens,
-        "seconds": round(answer.elapsed, 4),
-        "first_token_seconds": round(answer.first, 4),
-        "tokens_per_second": round(answer.rate, 2),
-    }
-    if answer.error:
-        row["error"] = answer.error
-    if lens is not None:
-        row["kl"] = None if lens.kl is None else round(lens.kl, 5)
-        row["mean_log_ratio"] = round(lens.mean_ratio, 5)
-        row["lens"] = [[token.text, round(token.own, 3), round(token.other, 3)] for token in lens.tokens]
-    return row
 
 
 def _identity(

@@ -77,7 +77,7 @@ class Talk:
         panes = {index: pane for pane, index in enumerate(turn.order)}
         abouts = [engine.about for engine in self.engines]
         with interruptible(cancel), unechoed():
-            self.view.begin(heads(abouts, self.digests, turn.order, turn.blind))
+            self.view.begin(heads(abouts, self.digests, self.places(turn), turn.blind))
             try:
                 for happened in answer_all(requests, cancel):
                     if happened is None:
@@ -99,6 +99,12 @@ class Talk:
     def _sampling(self) -> Sampling:
         """One seed for all models of a turn, so that a difference is the models' own."""
         return seeded(self.session.sampling, self.attempt)
+
+    def places(self, turn: Turn) -> list[tuple[str, int]]:
+        """(letter, model) of a turn's answers as shown: by place in a blind vote, else each model's own."""
+        if turn.blind:
+            return list(zip(LETTERS, turn.order, strict=False))
+        return [(self.letter(index), index) for index in turn.order]
 
     def letter(self, index: int) -> str:
         """A model's place in the columns."""

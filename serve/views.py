@@ -69,14 +69,17 @@ class Digests:
         self._thread.join(seconds)
 
 
-def heads(abouts: Sequence[About], digests: Digests, order: Sequence[int], blind: bool) -> list[Head]:
-    """Headings for models in the order shown; without names in a blind vote."""
+def heads(
+    abouts: Sequence[About], digests: Digests, places: Sequence[tuple[str, int]], blind: bool
+) -> list[Head]:
+    """Headings for (letter, model index) in the order shown; without names in a blind vote."""
+    if blind:
+        return [Head(letter, "?", "", "bold") for letter, _ in places]
     found = []
-    for place, index in enumerate(order):
+    for letter, index in places:
         about = abouts[index]
         detail = " · ".join(part for part in (digests.short(index), about.quantization) if part)
-        style = "bold" if blind else STYLES[index]
-        found.append(Head(LETTERS[place], "?" if blind else about.name, "" if blind else detail, style))
+        found.append(Head(letter, about.name, detail, STYLES[index]))
     return found
 
 

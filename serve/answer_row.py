@@ -1,0 +1,72 @@
+"""Models and answers as the plain data that reports and journals hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lorafold.errors import LorafoldError
+from lorafold.jinja_sandbox import Message
+from lorafold.serve.engine import Engine
+from lorafold.serve.lens import Lens, look_through
+from lorafold.serve.session import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Which weights answered.
+
+    Attributes:
+        name: for headings.
+        source: as the user spelled it.
+        kind: the engine.
+        quantization: or "" where not known.
+        sha256: of the weights, base and adapters joined by a plus; "" where not known.
+    """
+
+    name: str
+    source: str
+    kind: str
+    quantization: str
+    sha256: str
+
+
+def card_of(engine: Engine) -> ModelCard:
+    """Which weights an engine answers with; reads them all for their digest."""
+    about = engine.about
+    return ModelCard(about.name, about.source, about.kind, about.quantization, about.digest())
+
+
+def lens_of(
+    engines: Sequence[Engine], index: int, messages: Sequence[Message], answer: Answer
+) -> Lens | None:
+    """The answer seen by the counterpart: the original by the first tuned model, others by the original."""
+    if len(engines) < 2:
+        return None
+    own, other = engines[index].scorer, engines[1 if index == 0 else 0].scorer
+    if own is None or other is None or not answer.text:
+        return None
+    try:
+        return look_through(own, other, messages, answer.text, answer.ids)
+    except LorafoldError:  # it does not fit the other model's context: the answer itself still counts
+        return None
+
+
+def answer_row(answer: Answer, lens: Lens | None) -> dict[str, Any]:
+    """An answer and its lens as plain data, for the journal, JSON lines and the page."""
+    row: dict[str, Any] = {
+        "text": answer.text,
+        "reason": answer.reason,
+        "tokens": answer.tokens,
+        "seconds": round(answer.elapsed, 4),
+        "first_token_seconds": round(answer.first, 4),
+        "tokens_per_second": round(answer.rate, 2),
+    }
+    if answer.error:
+        row["error"] = answer.error
+    if lens is not None:
+        row["kl"] = None if lens.kl is None else round(lens.kl, 5)
+        row["mean_log_ratio"] = round(lens.mean_ratio, 5)
+        row["lens"] = [[token.text, round(token.own, 3), round(token.other, 3)] for token in lens.tokens]
+    return row
