@@ -10,7 +10,7 @@ docs/modelfile.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Generic, TypeVar
@@ -94,7 +94,7 @@ class ChatFormat:
     notes: tuple[str, ...] = ()
 
 
-def derive(template: ChatTemplate, thinking: bool | None = None) -> ChatFormat:
+def derive(template: ChatTemplate, thinking: bool | None = None, *, engine_bos: bool = True) -> ChatFormat:
     """Derive the format of a template.
 
     Args:
@@ -122,7 +122,7 @@ def derive(template: ChatTemplate, thinking: bool | None = None) -> ChatFormat:
                 variants.append(variant)
             except InputError as error:
                 notes.append(f"thinking {'on' if value else 'off'} is left out: {error.problem}")
-    return _assemble(reference, variants, observed, notes)
+    return _assemble(reference, variants, observed, notes, engine_bos)
 
 
 @dataclass(slots=True)
@@ -174,16 +174,13 @@ def _rendered(reference: Reference, variant: Variant, chats: Sequence[Chat]) -> 
 def _find_trims(reference: Reference, variant: Variant, chat: Chat, text: str, seen: _Observed) -> None:
     """Pad and stress each text of a question in turn."""
     users, system = len(chat.turns) // 2 + 1, chat.system is not None
-    places: list[tuple[str, Callable[[str], Chat]]] = [
-        (word, lambda new, at=index: Chat(chat.system, (*chat.turns[:at], new, *chat.turns[at + 1 :])))  # type: ignore[misc]
-        for index, word in enumerate(chat.turns)
-    ]
+    words = list(chat.turns)
     if chat.system is not None and reference.system != "ignored":
-        places.append((chat.system, lambda new: Chat(new, chat.turns)))
+        words.append(chat.system)
     forms = [left + "{}" + right for left, right in PADDINGS] + ["{}" + text + "{}" for text in STRESS]
-    asked = [change(form.replace("{}", word)) for word, change in places for form in forms]
+    asked = [chat.saying(at, form.replace("{}", word)) for at, word in enumerate(words) for form in forms]
     answers = _rendered(reference, variant, asked)
-    for number, (word, _) in enumerate(places):
+    for number, word in enumerate(words):
         who = "the system" if number == len(chat.turns) else f"{'assistant' if number % 2 else 'user'} turn"
         mine = answers[number * len(forms) : (number + 1) * len(forms)]
         trim = find_trim(text, word, mine[: len(PADDINGS)], reference.template, who)
@@ -209,7 +206,11 @@ def _find_ends(reference: Reference, variant: Variant, system: bool, seen: _Obse
 
 
 def _assemble(
-    reference: Reference, variants: Sequence[Variant], observed: Sequence[_Observed], notes: list[str]
+    reference: Reference,
+    variants: Sequence[Variant],
+    observed: Sequence[_Observed],
+    notes: list[str],
+    engine_bos: bool,
 ) -> ChatFormat:
     """Turn observations into pieces, each with the conditions it needs."""
     template = reference.template
@@ -217,7 +218,7 @@ def _assemble(
     after = [row for seen in observed for row in seen.after]
     _check_dates([text for _, text in before + after], template)
     bos, first = template.tokens.get("bos_token"), CONDITIONS.index("first")
-    if bos and all(text.startswith(bos) for key, text in before if key[first]):
+    if engine_bos and bos and all(text.startswith(bos) for key, text in before if key[first]):
         before = [(key, text.removeprefix(bos) if key[first] else text) for key, text in before]
     else:
         bos = None

@@ -47,6 +47,12 @@ class Chat:
             for index, text in enumerate(self.turns)
         ]
 
+    def saying(self, place: int, text: str) -> Chat:
+        """The same with another text for one turn, or, at the place after the last turn, for the system."""
+        if place == len(self.turns):
+            return Chat(text, self.turns)
+        return Chat(self.system, (*self.turns[:place], text, *self.turns[place + 1 :]))
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:

@@ -23,6 +23,7 @@ from lorafold.export.go_template import to_go
 from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.export.modelfile_contract import (
     PromptContract,
+    adds_bos,
     context_length,
     find_stops,
     generation_parameters,
@@ -100,14 +101,14 @@ def plan_modelfile(
             counterexample.
         UnsafeInputError: the template left its sandbox or its limits.
     """
-    template, model_parameters = _read_source(source, chat_template)
+    template, model_parameters, engine_bos = _read_source(source, chat_template)
     begun = time.perf_counter()
     form: ChatFormat | None = None
     proof: PromptProof | None = None
     go_template = refusal = None
     notes: list[str] = []
     try:
-        form = derive(template, thinking)
+        form = derive(template, thinking, engine_bos=engine_bos)
         written = to_go(form)
         seconds = time.perf_counter() - begun
         proof = prove(template, written, form, conversations=conversations)
@@ -129,7 +130,7 @@ def plan_modelfile(
         refusal=refusal,
         stops=stops,
         eot=eot,
-        add_bos=starts_with_bos(template, form),
+        add_bos=engine_bos and starts_with_bos(template, form),
         parameters={**model_parameters, **(parameters or {})},
     )
     return ModelfilePlan(template, contract, form, proof, seconds, tuple(notes))
@@ -150,22 +151,24 @@ def _not_proven(template: ChatTemplate, proof: PromptProof) -> InputError:
 
 def _read_source(
     source: Path, chosen: str | ChatTemplate | None
-) -> tuple[ChatTemplate, dict[str, Parameter]]:
-    """The template with the model's tokens, and the PARAMETERs its files speak of."""
+) -> tuple[ChatTemplate, dict[str, Parameter], bool]:
+    """The template with the model's tokens, its PARAMETERs, and whether its tokenizer puts BOS first."""
     parameters: dict[str, Parameter] = {}
     name = None if isinstance(chosen, ChatTemplate) else chosen
     if source.is_dir():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_folder(source, name)
         parameters = generation_parameters(read_json(source / "generation_config.json"))
         context = context_length(read_json(source / "config.json"))
+        engine_bos = adds_bos(source, template.tokens.get("bos_token"))
     elif source.is_file():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(source, name)
-        context = read_gguf_tokens(source).context_length
+        found = read_gguf_tokens(source)
+        context, engine_bos = found.context_length, found.add_bos
     else:
         raise InputError("no such folder or file", at=source, fix="give a Hugging Face folder or a GGUF")
     if context:
         parameters["num_ctx"] = context
-    return template, parameters
+    return template, parameters, engine_bos
 
 
 def write_modelfile(

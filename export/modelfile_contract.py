@@ -6,12 +6,15 @@ which the GGUF writer, the merged folder and the Modelfile all follow, so that t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lorafold.chat import ChatTemplate, end_of_turn
 from lorafold.chat_fragments import split_controls
+from lorafold.chat_template import read_json
 from lorafold.export.chat_format import ChatFormat
 from lorafold.export.chat_probe import Chat, Reference
 from lorafold.export.modelfile_parser import Parameter, expressible
@@ -73,6 +76,27 @@ def generation_parameters(settings: Mapping[str, Any]) -> dict[str, Parameter]:
             "temperature": 0.0
         }
     return found
+
+
+def adds_bos(folder: Path, bos: str | None) -> bool:
+    """Whether a folder's tokenizer puts BOS before a plain text.
+
+    A GGUF's `add_bos_token` counts for plain completions too, so it is set only where the tokenizer agrees:
+    SmolLM2 calls its turn marker BOS, and nobody wants that before every text.
+
+    Args:
+        folder: an HF folder.
+        bos: the BOS token's text.
+
+    Returns:
+        What tokenizer_config.json says, else what tokenizer.json's post-processor does; True where there is
+        neither.
+    """
+    said = read_json(folder / "tokenizer_config.json").get("add_bos_token")
+    if isinstance(said, bool):
+        return said
+    data = read_json(folder / "tokenizer.json")
+    return not data or (bos is not None and json.dumps(bos) in json.dumps(data.get("post_processor")))
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

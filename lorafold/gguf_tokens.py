@@ -22,6 +22,16 @@ _IDS = {
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
 
+# Where the file does not say, llama.cpp adds BOS for these tokenizer models and pre-tokenizers
+# (llama-vocab.cpp).
+_BOS_MODELS = frozenset(("llama", "bert"))
+_BOS_PRE = frozenset(
+    (
+        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        *("jina-v5-nano", "tekken", "chameleon"),
+    )
+)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufTokens:
@@ -32,7 +42,7 @@ class GgufTokens:
         controls: all tokens of type CONTROL.
         chat_template: the Jinja text, or None.
         context_length: tokens the model was made for, or None.
-        add_bos: `tokenizer.ggml.add_bos_token`, or None where absent.
+        add_bos: whether llama.cpp puts BOS before a prompt: `tokenizer.ggml.add_bos_token`, or its default.
         eot: the text of `tokenizer.ggml.eot_token_id`, or None.
     """
 
@@ -40,7 +50,7 @@ class GgufTokens:
     controls: frozenset[str]
     chat_template: str | None
     context_length: int | None
-    add_bos: bool | None
+    add_bos: bool
     eot: str | None
 
 
@@ -74,11 +84,12 @@ def read_gguf_tokens(path: Path) -> GgufTokens:
 
     tokens = {name: text for name, key in _IDS.items() if (text := token(key)) is not None}
     add_bos = header.metadata.get("tokenizer.ggml.add_bos_token")
+    model, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
     return GgufTokens(
         tokens=tokens,
         controls=frozenset(text for text, kind in zip(vocabulary, types, strict=False) if kind == CONTROL),
         chat_template=header.text("tokenizer.chat_template"),
         context_length=header.number(f"{header.architecture}.context_length"),
-        add_bos=add_bos if isinstance(add_bos, bool) else None,
+        add_bos=add_bos if isinstance(add_bos, bool) else model in _BOS_MODELS or pre in _BOS_PRE,
         eot=token("tokenizer.ggml.eot_token_id"),
     )
