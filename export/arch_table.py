@@ -100,7 +100,7 @@ MIXTRAL = replace(
     tensors=(*MODEL, *NORMS, *_PLAIN_ATTENTION),
     variants=(
         (_ROUTER, *expert_rules("block_sparse_moe.experts.{expert}", "w2", "w1", "w3", "ff", "gate down up")),
-        (layer(_ROUTER.name, "mlp.gate.weight", *_ROUTER.shape), *fused_experts("ff")),
+        (layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width"), *fused_experts("ff")),
     ),
     defaults=DEFAULTS
     | {

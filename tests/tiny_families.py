@@ -8,6 +8,7 @@ tokenizer.json with as many tokens as the embedding has rows, which Gemma 3's co
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Families that are another family saved in another way.
+RESAVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral-fused": ("mixtral", {"save_original_format": False}),
+    "qwen3-moe-fused": ("qwen3-moe", {"save_original_format": False}),
+    "qwen2-moe-sharded": ("qwen2-moe", {"max_shard_size": "60KB"}),
+}
+
 # Families whose model class transformers does not hold; their twin is a Llama that computes the same.
 TWINS = ("index", "internlm2")
 
@@ -153,7 +161,7 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """Write a tiny random model.
 
     Args:
-        family: key of `FAMILIES`, or one of `TWINS`.
+        family: key of `FAMILIES` or `RESAVED`, or one of `TWINS`.
         folder: where it goes; its name becomes general.name.
         dtype: of the weights.
         seed: of the weights.
@@ -164,6 +172,8 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """
     if family in TWINS:
         return _with_twin(family, folder, dtype, seed)
+    if family in RESAVED:
+        return _saved_again(family, folder, dtype, seed)
     import transformers
 
     name, fields = FAMILIES[family]
@@ -175,6 +185,17 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)
         (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+def _saved_again(family: str, folder: Path, dtype: str, seed: int) -> Path:
+    """Write a model as transformers saves it on request: experts fused, or in many shards."""
+    from transformers import AutoModelForCausalLM
+
+    original, options = RESAVED[family]
+    first = tiny_family(original, folder / "first", dtype, seed)
+    AutoModelForCausalLM.from_pretrained(first, dtype="auto").save_pretrained(folder, **options)
+    shutil.copyfile(first / "tokenizer.json", folder / "tokenizer.json")
     return folder
 
 
