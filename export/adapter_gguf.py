@@ -224,7 +224,8 @@ def _products(folded: Folded, at: str | Path | None) -> Products:
                 at=at,
                 fix=FOLD_IT,
             )
-        products[name] = found
+        if found:
+            products[name] = found
     return products
 
 

@@ -43,6 +43,9 @@ from lorafold.weights import TensorInfo, TensorSource
 
 Rounding = Literal["exact", "peft"]
 
+COPY_ROWS = 1024
+"""Rows that a comparison with the base reads at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Edit:
@@ -158,15 +161,28 @@ class Folded:
 
         Returns:
             The products with the adapters' weights in their scales; empty for an unchanged tensor; None where
-            something else than adding low-rank products is done.
+            something else than adding low-rank products is done. A copy of the base's own values, which PEFT
+            saves beside an adapted embedding, is nothing.
         """
         products: list[AddLowRank] = []
         for edit in self._edits.get(name, ()):
             for change in edit.changes:
+                if isinstance(change, Replace) and self._is_copy(name, change):
+                    continue
                 if not isinstance(change, AddLowRank):
                     return None
                 products.append(replace(change, scale=change.scale * edit.weight))
         return products
+
+    def _is_copy(self, name: str, change: Replace) -> bool:
+        """Whether a replacement brings just what the base has already."""
+        origin = self._origin.get(name, name)
+        info = self.base.tensors[origin]
+        return change.shape == info.shape and all(
+            np.array_equal(change.read(start, stop), self.base.rows(origin, start, stop))
+            for start in range(0, info.rows, COPY_ROWS)
+            for stop in (min(start + COPY_ROWS, info.rows),)
+        )
 
     # What the constructor is made of.
 

@@ -55,7 +55,14 @@ class Case:
         return out
 
 
-def make(folder: Path, family: str, *configs: dict[str, Any], seed: int = 0, **changes: Any) -> Case:
+def make(
+    folder: Path,
+    family: str,
+    *configs: dict[str, Any],
+    seed: int = 0,
+    save_embeddings: bool = False,
+    **changes: Any,
+) -> Case:
     """Adapters with random A and B for a tiny model, and the logits with all of them active."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -72,8 +79,9 @@ def make(folder: Path, family: str, *configs: dict[str, Any], seed: int = 0, **c
         for name, value in peft.named_parameters():
             if "lora_" in name:
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
-    # PEFT would add the base's own embeddings where these are adapted; resized ones need that.
-    peft.save_pretrained(folder / "adapters", selected_adapters=names, save_embedding_layers=False)
+            elif "modules_to_save" in name or "trainable_tokens_delta" in name:
+                value += torch.randn(value.shape, generator=generator) * 0.1
+    peft.save_pretrained(folder / "adapters", selected_adapters=names, save_embedding_layers=save_embeddings)
     if len(names) > 1:
         peft.base_model.set_adapter(names)
     with torch.inference_mode():
@@ -139,6 +147,24 @@ def test_other_weights(tmp_path: Path, name: str) -> None:
     assert with_it < 1e-3 and without > 0.01
 
 
+def test_copies_of_the_bases_embeddings_are_no_change(tmp_path: Path) -> None:
+    """PEFT saves whole embeddings beside adapted ones; changed copies are refused like other replacements."""
+    from safetensors.numpy import load_file, save_file
+
+    fields = LINEAR | {"target_modules": ["embed_tokens", "lm_head"]}
+    case = make(tmp_path, "llama", fields, save_embeddings=True)
+    path = case.adapters[0] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    copies = [name for name in tensors if "lora" not in name]
+    assert len(copies) == 2
+    with_it, without = differences(case, case.written(tmp_path / "adapter.gguf"), tmp_path)
+    assert with_it < 1e-3 and without > 0.01
+    tensors[copies[0]][5, 7] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"is changed by more than a low-rank product \(replaced"):
+        case.plan()
+
+
 def test_two_adapters_become_one(tmp_path: Path) -> None:
     """Ranks add up; the file answers as both adapters together, and as the folded model, weights included."""
     second = {"target_modules": ["q_proj", "up_proj"], "r": 3, "lora_alpha": 9, "use_rslora": True}
@@ -157,6 +183,7 @@ def test_two_adapters_become_one(tmp_path: Path) -> None:
     assert ranks["blk.0.attn_q.weight.lora_b"] == 7 and ranks["blk.0.attn_k.weight.lora_b"] == 4
 
 
+@pytest.mark.slow
 def test_plain_adapter_is_the_converters(tmp_path: Path) -> None:
     """Where llama.cpp's converter is right (one alpha, alpha / rank), names, alpha and bytes are its own."""
     case = make(tmp_path, "llama", LINEAR)
