@@ -1,26 +1,23 @@
 """examples → adapter: the training stage.
 
-`train(TrainConfig(...))` is the entry; `describe_data` is what `lorafold inspect` shows of a data file.
-Neither torch nor transformers is imported before it is needed.
+`lorafold.train(TrainConfig(...))` is the entry; `describe_data` is what `lorafold inspect` shows of a data
+file. Neither torch nor transformers is imported before it is needed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lorafold.stages import make_stage
 from lorafold.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    from lorafold.train.describe import DataReport, describe_data
     from lorafold.train.run import TrainResult, train
 
-__all__ = ["TrainConfig", "TrainResult", "train"]
+__all__ = ["DataReport", "TrainConfig", "TrainResult", "describe_data", "train"]
 
-_HOMES = {"train": "run", "TrainResult": "run"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+make_stage(
+    __name__,
+    {"train": "run", "TrainResult": "run", "describe_data": "describe", "DataReport": "describe"},
+)

@@ -102,7 +102,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files all match its manifest, and a note for each newer one."""
-    notes = []
+    notes: list[str] = []
     for path in list_checkpoints(run):
         try:
             manifest = read_manifest(path)

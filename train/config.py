@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ ScheduleName = Literal[
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """What to train, on what, how, and where the result goes."""
+
+    _: KW_ONLY
 
     base: str = ""
     """Base model: `demo`, a Hugging Face folder, a hub id, or modelscope:ID."""

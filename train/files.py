@@ -7,7 +7,6 @@ that a data set could bring is run: no pickle without leave, no loading script, 
 from __future__ import annotations
 
 import csv
-import io
 import re
 import tarfile
 import zipfile
@@ -251,8 +250,8 @@ def _tar(path: Path) -> Iterator[Placed]:
             members = [(info, _member(info.name, path)) for info in archive.getmembers()]
             for info, kind in members:
                 if kind and info.isreg() and (member := archive.extractfile(info)) is not None:
-                    with io.BufferedReader(member) as file:  # type: ignore[arg-type]
-                        yield from _TEXT[kind](file, f"{path.name}/{info.name}")
+                    with member:
+                        yield from _TEXT[kind](member, f"{path.name}/{info.name}")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(f"not a readable tar archive ({error})", at=path, fix="pack it again") from error
 

@@ -40,7 +40,7 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
 
         return LoraConfig(
             r=config.r,
-            lora_alpha=int(config.lora_alpha) if config.lora_alpha.is_integer() else config.lora_alpha,
+            lora_alpha=_whole(config.lora_alpha),
             lora_dropout=config.lora_dropout,
             target_modules=_targets(config),
             modules_to_save=list(config.modules_to_save) or None,
@@ -50,6 +50,11 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
         )
 
     return build
+
+
+def _whole(value: float) -> float:
+    """A whole number as an int, as other tools expect alpha."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _targets(config: TrainConfig) -> str | list[str]:

@@ -29,7 +29,7 @@ from lorafold.train.base_model import base_dtype, load_model, memory_faults, pic
 from lorafold.train.card import model_card
 from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
-from lorafold.train.curve import draw_png, keep_until, read_metrics
+from lorafold.train.curve import curves, draw_png, keep_until, read_metrics, text_curve
 from lorafold.train.data import DataSet, load_splits
 from lorafold.train.loop import Trainer, run_steps
 from lorafold.train.methods import METHODS
@@ -39,8 +39,8 @@ from lorafold.train.tensorboard import event_writer
 from lorafold.train.tokenize import Tokenized, tokenize
 
 # Fields that may differ between a run and its resumption: they do not touch what is computed.
-_FREE = ("out", "resume", "force", "offline", "data", "eval_data", "allow_pickle", "trust_remote_code")
-_FREE += ("logging_steps", "save_steps", "save_total_limit", "report_to", "base")
+_FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
+_FREE |= {"trust_remote_code", "logging_steps", "save_steps", "save_total_limit", "report_to"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class TrainResult:
         seconds: wall time of this session.
         stopped_by: the signal that stopped it, None if it finished; the exit code is 128 + signal.
         notes: what the user should know: examples lost, fallbacks, limits of the method.
+        records: the lines of metrics.jsonl.
     """
 
     folder: Path
@@ -66,6 +67,26 @@ class TrainResult:
     seconds: float
     stopped_by: signal.Signals | None
     notes: tuple[str, ...]
+    records: tuple[dict[str, Any], ...] = ()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What the command line prints: label and text; the loss curve has no label."""
+        verdict = f"loss {self.loss:.4f}"
+        if self.eval_loss is not None:
+            verdict += f", evaluation loss {self.eval_loss:.4f}"
+        minutes, seconds = divmod(round(self.seconds), 60)
+        rows = [("note", note) for note in self.notes]
+        rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
+        rows.append(
+            ("trained", f"{self.steps} steps, {self.tokens} tokens, {minutes}:{seconds:02}; {verdict}")
+        )
+        if self.stopped_by is None:
+            rows.append(("adapter", str(self.folder)))
+        else:
+            rows.append(
+                ("stopped", f"by {self.stopped_by.name}, saved in {self.folder}; go on with --resume")
+            )
+        return rows
 
 
 def run_folder(out: Path) -> Path:
@@ -411,6 +432,7 @@ class _Session:
             seconds=time.monotonic() - began,
             stopped_by=stopped_by,
             notes=tuple(self.notes),
+            records=tuple(records),
         )
 
 

@@ -1,0 +1,131 @@
+"""What a data set is, before it is trained on: layout, counts, lengths, losses, and examples with their mask.
+
+`lorafold inspect data.json --base B` prints a `DataReport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafold.chat import ChatTokenizer, Encoded
+from lorafold.models import resolve_base
+from lorafold.train.data import load_data
+from lorafold.train.tokenize import tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An example as the model will see it.
+
+    Attributes:
+        place: where it was read ("data.jsonl:12").
+        pieces: (text, trained) in order; a caller colours the trained ones.
+    """
+
+    place: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What is known of a data set without a base, and with one.
+
+    Attributes:
+        layouts: number of examples by layout.
+        examples: number of examples.
+        turns: number of assistant turns.
+        sha256: over the examples.
+        tokens: number of all tokens, None without a base.
+        trained: tokens that count in the loss.
+        lengths: (name, tokens) at some quantiles of the examples' lengths.
+        cut: examples whose end is cut off at `max_length`.
+        dropped: places of examples that are dropped, because nothing is left to learn.
+        lost_tokens: tokens cut off or dropped.
+        samples: the first examples.
+    """
+
+    layouts: dict[str, int]
+    examples: int
+    turns: int
+    sha256: str
+    tokens: int | None = None
+    trained: int | None = None
+    lengths: tuple[tuple[str, int], ...] = ()
+    cut: int = 0
+    dropped: tuple[str, ...] = ()
+    lost_tokens: int = 0
+    samples: tuple[Sample, ...] = ()
+
+
+_QUANTILES = (("shortest", 0.0), ("median", 0.5), ("90%", 0.9), ("99%", 0.99), ("longest", 1.0))
+
+
+def describe_data(
+    sources: Sequence[str],
+    base: str | None = None,
+    *,
+    max_length: int = 1024,
+    layout: str = "auto",
+    system: str | None = None,
+    chat_template: str | None = None,
+    allow_pickle: bool = False,
+    offline: bool = False,
+    samples: int = 3,
+) -> DataReport:
+    """Read a data set and say what training would make of it.
+
+    Args:
+        sources: files, saved `datasets` folders or hub ids.
+        base: base model whose tokenizer and template count; None leaves out everything about tokens.
+        max_length: as in training.
+        layout, system, chat_template, allow_pickle, offline: as in training.
+        samples: number of examples to show.
+
+    Raises:
+        InputError: the data or the base are wrong.
+        UnsafeInputError: a source would run code.
+    """
+    data = load_data(sources, layout=layout, system=system, allow_pickle=allow_pickle, offline=offline)
+    turns = sum(message["role"] == "assistant" for example in data.examples for message in example.messages)
+    if base is None:
+        return DataReport(data.layouts, len(data.examples), turns, data.sha256)
+    folder = resolve_base(base, offline=offline).folder
+    tokenizer = ChatTokenizer.from_folder(folder, chat_template)
+    whole = tokenize(data.examples, tokenizer, max_length)
+    lengths = sorted(len(sequence.ids) for sequence in whole.sequences)
+    shown = list(zip(whole.places, whole.sequences, strict=True))[:samples]
+    return DataReport(
+        layouts=data.layouts,
+        examples=len(data.examples),
+        turns=turns,
+        sha256=data.sha256,
+        tokens=whole.tokens,
+        trained=whole.trained,
+        lengths=tuple((name, lengths[round(part * (len(lengths) - 1))]) for name, part in _QUANTILES),
+        cut=whole.cut,
+        dropped=whole.dropped,
+        lost_tokens=whole.lost_tokens,
+        samples=tuple(Sample(place, _pieces(sequence, tokenizer)) for place, sequence in shown),
+    )
+
+
+def is_data(path: Path) -> bool:
+    """Whether a path looks like a data set and not like a model."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    known = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".tgz", ".pkl", ".pickle")
+    return path.suffix.lower() in known or path.name.lower().endswith(".tar.gz")
+
+
+def _pieces(sequence: Encoded, tokenizer: ChatTokenizer) -> tuple[tuple[str, bool], ...]:
+    """Runs of ids with the same mask, decoded; the first token of a sequence is never predicted."""
+    mask = [False, *sequence.mask[1:]]
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    for index in range(1, len(mask) + 1):
+        if index == len(mask) or mask[index] != mask[start]:
+            pieces.append((tokenizer.decode(sequence.ids[start:index], skip_special=False), mask[start]))
+            start = index
+    return tuple(pieces)
