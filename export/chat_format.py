@@ -37,7 +37,9 @@ from lorafold.export.chat_probe import (
 from lorafold.jinja_sandbox import Refusal
 
 CONDITIONS = ("think_set", "think", "system", "first", "second", "last")
-DATE_PARTS = frozenset("YmdbB%")  # strftime letters that Ollama's currentDate can answer
+DATE_PARTS = frozenset(
+    ("Y", "y", "m", "-m", "d", "-d", "b", "B", "%")
+)  # strftime directives that Ollama's currentDate can answer
 
 Value = TypeVar("Value")
 Key = tuple[bool, ...]  # one flag per condition
@@ -183,10 +185,10 @@ def _find_trims(reference: Reference, variant: Variant, chat: Chat, text: str, s
     for number, word in enumerate(words):
         who = "the system" if number == len(chat.turns) else f"{'assistant' if number % 2 else 'user'} turn"
         mine = answers[number * len(forms) : (number + 1) * len(forms)]
-        trim = find_trim(text, word, mine[: len(PADDINGS)], reference.template, who)
         for form, got in zip(forms[len(PADDINGS) :], mine[len(PADDINGS) :], strict=True):
             if got != text.replace(word, form.replace("{}", word)):
                 raise refuse(f"it changes the text of {who}, {form[2:-2]!r} for one", reference.template)
+        trim = find_trim(text, word, mine[: len(PADDINGS)], reference.template, who)
         if number == len(chat.turns):
             seen.system_trim.add(trim)
         else:

@@ -238,7 +238,10 @@ def _date(form: str) -> str:
     month = "slice currentDate 5 7"
     parts = {
         "%Y": "{{ slice currentDate 0 4 }}",
+        "%y": "{{ slice currentDate 2 4 }}",
         "%m": f"{{{{ {month} }}}}",
+        "%-m": _unpadded(5),
+        "%-d": _unpadded(8),
         "%d": "{{ slice currentDate 8 10 }}",
         "%B": _months(month, MONTHS),
         "%b": _months(month, [name[:3] for name in MONTHS]),
@@ -250,8 +253,15 @@ def _date(form: str) -> str:
 
 
 def _date_rest(form: str, parts: dict[str, str]) -> str:
-    pieces = re.split(r"(%.)", form)
+    pieces = re.split(r"(%-?.)", form)
     return "".join(parts.get(piece, "{{ " + quoted(piece) + " }}") for piece in pieces if piece)
+
+
+def _unpadded(start: int) -> str:
+    """Two digits of currentDate without a leading zero."""
+    zero = f'eq (slice currentDate {start} {start + 1}) "0"'
+    one, two = f"slice currentDate {start + 1} {start + 2}", f"slice currentDate {start} {start + 2}"
+    return f"{{{{- if {zero} -}}}}{{{{ {one} }}}}{{{{- else -}}}}{{{{ {two} }}}}{{{{- end -}}}}"
 
 
 def _months(month: str, names: Iterable[str]) -> str:

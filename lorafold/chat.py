@@ -141,17 +141,19 @@ class ChatTokenizer:
                 at=folder,
                 fix="save it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             )
-        template = ChatTemplate.from_folder(folder, chat_template)
-        strips = {}
-        for row in data.get("added_tokens", ()):
-            if looks_control(row["content"]):
-                row["special"] = True
-            if row.get("lstrip") or row.get("rstrip"):
-                strips[row["content"]] = (bool(row.get("lstrip")), bool(row.get("rstrip")))
-        tokenizer = _load(data, path)
-        inner = tokenizer
-        if (first_only := _never_prefixed(data)) is not None:
-            inner = _load(first_only, path)
+        template = ChatTemplate.from_folder(folder, chat_template, data)
+        added = data.get("added_tokens", ())
+        strips = {
+            row["content"]: (bool(row.get("lstrip")), bool(row.get("rstrip")))
+            for row in added
+            if row.get("lstrip") or row.get("rstrip")
+        }
+        unmarked = [row for row in added if looks_control(row["content"]) and not row.get("special")]
+        for row in unmarked:
+            row["special"] = True
+        tokenizer = _load(json.dumps(data) if unmarked else path.read_text(encoding="utf-8"), path)
+        first_only = _never_prefixed(data)
+        inner = tokenizer if first_only is None else _load(json.dumps(first_only), path)
         eos_ids = _eos_ids(folder, template, tokenizer)
         if not eos_ids:
             raise InputError(
@@ -250,11 +252,11 @@ class ChatTokenizer:
         return kept
 
 
-def _load(data: dict[str, Any], path: Path) -> Tokenizer:
+def _load(text: str, path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the package raises nothing narrower
         raise InputError(f"not a tokenizer: {error}", at=path, fix="download it again") from error
     tokenizer.encode_special_tokens = True

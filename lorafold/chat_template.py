@@ -61,12 +61,15 @@ class ChatTemplate:
     _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_fragments' cache
 
     @classmethod
-    def from_folder(cls, folder: Path, chat_template: str | None = None) -> ChatTemplate:
+    def from_folder(
+        cls, folder: Path, chat_template: str | None = None, tokenizer: dict[str, Any] | None = None
+    ) -> ChatTemplate:
         """Read the template of an HF folder.
 
         Args:
             folder: a model or tokenizer folder.
             chat_template: a name of `NAMED` or a Jinja file to use instead of the folder's own.
+            tokenizer: the contents of tokenizer.json, where the caller has read them already.
 
         Returns:
             The template with the folder's special tokens.
@@ -74,7 +77,7 @@ class ChatTemplate:
         Raises:
             InputError: no template, or files that cannot be read.
         """
-        tokens, controls = folder_tokens(folder)
+        tokens, controls = folder_tokens(folder, tokenizer)
         if chat_template is not None:
             given = cls.chosen(chat_template)
             return replace(given, tokens={**given.tokens, **tokens}, controls=controls)
@@ -299,11 +302,14 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def folder_tokens(folder: Path) -> tuple[dict[str, str], frozenset[str]]:
+def folder_tokens(
+    folder: Path, tokenizer: dict[str, Any] | None = None
+) -> tuple[dict[str, str], frozenset[str]]:
     """Special tokens of an HF folder by name, and all its control tokens.
 
     Args:
         folder: with tokenizer_config.json, and tokenizer.json where the control tokens are wanted.
+        tokenizer: the contents of tokenizer.json, where the caller has read them already.
 
     Returns:
         The map that transformers gives to templates, and the control tokens.
@@ -319,9 +325,8 @@ def folder_tokens(folder: Path) -> tuple[dict[str, str], frozenset[str]]:
                 tokens.pop(name, None)
                 if text is not None:
                     tokens[name] = text
-    added = read_json(folder / "tokenizer.json").get("added_tokens") or list(
-        (settings.get("added_tokens_decoder") or {}).values()
-    )
+    data = read_json(folder / "tokenizer.json") if tokenizer is None else tokenizer
+    added = data.get("added_tokens") or list((settings.get("added_tokens_decoder") or {}).values())
     controls = {row["content"] for row in added if row.get("special") or looks_control(row["content"])}
     return tokens, frozenset(controls | set(tokens.values()))
 
