@@ -1,1 +1,39 @@
-"""base + adapter → GGUF, merged folder or adapter GGUF; Modelfile; proof: the export stage."""
+"""base + adapter → GGUF, merged folder or adapter GGUF; Modelfile; proof: the export stage.
+
+`lorafold.export(ExportConfig(...))` is the entry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorafold.export.config import ExportConfig
+from lorafold.export.modelfile_config import ModelfileConfig
+from lorafold.stages import make_stage
+
+if TYPE_CHECKING:
+    from lorafold.export.modelfile import ModelfileResult, make_modelfile
+    from lorafold.export.stage import ExportResult, export, plan_export, verify
+
+__all__ = [
+    "ExportConfig",
+    "ExportResult",
+    "ModelfileConfig",
+    "ModelfileResult",
+    "export",
+    "make_modelfile",
+    "plan_export",
+    "verify",
+]
+
+make_stage(
+    __name__,
+    {
+        "ExportResult": "stage",
+        "export": "stage",
+        "plan_export": "stage",
+        "verify": "stage",
+        "ModelfileResult": "modelfile",
+        "make_modelfile": "modelfile",
+    },
+)

@@ -58,8 +58,14 @@ class ExportConfig:
     system: str | None = None
     """A system message for the Modelfile."""
 
-    embedded_template_only: bool = False
-    """Write a Modelfile without TEMPLATE, which relies on the Jinja template inside the GGUF."""
+    thinking: Literal["on", "off"] | None = None
+    """Fix the template's thinking switch; Ollama's own switch decides where not given."""
+
+    modelfile: bool = True
+    """Write a Modelfile; without it a model needs no chat template."""
+
+    allow_embedded_jinja: bool = False
+    """Where the template cannot be expressed for Ollama, rely on the Jinja template inside the GGUF."""
 
     chats: Path | None = None
     """Held-out chats for the proof (jsonl, json or txt); the adapter's own where it has some."""

@@ -77,12 +77,14 @@ class GgufFile:
         recipe: the quantization's name, e.g. "Q4_K_M".
         header: everything before the tensors' data.
         tensors: types and offsets; offsets count from the header's end.
+        first: False for the further files of a split model.
     """
 
     name: str
     recipe: str
     header: bytes
     tensors: tuple[TypedTensor, ...]
+    first: bool = True
 
     @property
     def size(self) -> int:

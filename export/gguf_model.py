@@ -38,7 +38,7 @@ class PromptMetadata:
 
 def plan_gguf(
     inputs: Inputs, config: ExportConfig, prompt: PromptMetadata, imatrix: Collection[str] | None = None
-) -> ExportPlan:
+) -> tuple[ExportPlan, Vocab]:
     """Plan one model per recipe, all written from one read.
 
     Args:
@@ -46,6 +46,9 @@ def plan_gguf(
         config: recipes, overrides, limits.
         prompt: the chat template's part of the header.
         imatrix: GGUF names of the tensors with importance weights, or None.
+
+    Returns:
+        The plan, and the vocabulary that is in its headers.
 
     Raises:
         UsageError: an unknown recipe or override.
@@ -74,13 +77,14 @@ def plan_gguf(
         )
         order = _order(tensors, recipe)
         outputs.append(Output(recipe.name, metadata, tuple((tensor, types[tensor.name]) for tensor in order)))
-    return plan_files(
+    plan = plan_files(
         outputs,
         inputs.name,
         threads=config.workers,
         max_memory=config.max_memory,
         split_max_size=config.split_max_size,
     )
+    return plan, vocab
 
 
 def _metadata(

@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.chat import ChatTokenizer
+from lorafold.artifacts import write_atomic
+from lorafold.chat import ChatTemplate, ChatTokenizer
+from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
+from lorafold.export.gguf import GgufFile
 from lorafold.export.gguf_model import PromptMetadata, plan_gguf
 from lorafold.export.imatrix import read_imatrix
 from lorafold.export.inputs import Inputs
+from lorafold.export.modelfile import ModelfilePlan, plan_modelfile, write_modelfile
 from lorafold.export.plan import describe
 from lorafold.export.proof import Check
 from lorafold.export.proof_chats import proof_chats
@@ -31,21 +35,24 @@ class GgufOutput:
     def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
         self._inputs, self._config = inputs, config
         self._imatrix = _read_importance(inputs, config)
-        self.plan = plan_gguf(inputs, config, PromptMetadata(), self._imatrix)
-        self.notes = arch.caveats(inputs.config)
+        self._prompt = _plan_prompt(inputs, config)
+        self.plan, vocab = plan_gguf(inputs, config, _metadata(self._prompt), self._imatrix)
+        prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
+        self.notes = [*arch.caveats(inputs.config), *vocab.notes, *prompt_notes]
 
     @property
     def size(self) -> int:
-        """Exact bytes of all files."""
+        """Exact bytes of the GGUF files."""
         return self.plan.size
 
     def describe(self) -> list[tuple[str, str]]:
-        """Files with sizes and types, memory, time."""
-        return describe(self.plan)
+        """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
+        paths = self._prompt.paths() if self._prompt else []
+        return [*describe(self.plan), *paths]
 
     def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
-        """Write the GGUF files."""
-        return write_gguf_files(
+        """Write the GGUF files and a Modelfile for each model."""
+        checksums = write_gguf_files(
             self.plan.files,
             self._inputs.source,
             folder,
@@ -54,30 +61,74 @@ class GgufOutput:
             imatrix=self._imatrix,
             progress=progress,
         )
+        if self._prompt:
+            for number, file in enumerate(self._models()):
+                name = f"Modelfile-{file.recipe}" if number else "Modelfile"
+                text = write_modelfile(self._prompt, f"./{file.name}", system=self._config.system)
+                write_atomic(folder / name, text)
+        return checksums
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
         inputs, files = self._inputs, self.plan.files
         first = folder / files[0].name
         checks = [check_tokenizer(first, inputs.tokenizer, probe_texts())]
-        total = len(files)
         for number, file in enumerate(files):
-            progress("prove the tensors", number, total)
+            progress("prove the tensors", number, len(files))
             checks.append(
                 check_tensors(
                     folder, file, inputs.source, rounding=self._config.rounding, imatrix=self._imatrix
                 )
             )
-        progress("prove the tensors", total, total)
+        progress("prove the tensors", len(files), len(files))
+        models = [(file.recipe, folder / file.name) for file in self._models()]
+        if self._prompt is None:
+            reason = "there is no chat template"
+            return checks + [Check(f"logits {path.name}", "not checked", reason) for _, path in models]
         chats = proof_chats(self._config.chats, [adapter.folder for adapter, _ in inputs.adapters])
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+        checks.append(_prompt_check(self._prompt))
         checks.append(check_prompt_tokens(first, tokenizer, [_question(chat) for chat in chats]))
-        models = [
-            (file.recipe, folder / file.name)
-            for file in files
-            if "-of-" not in file.name or "-00001-" in file.name
-        ]
         return checks + check_logits(models, inputs, tokenizer, chats, progress)
+
+    def _models(self) -> list[GgufFile]:
+        """The file that stands for each model: of a split one, the first."""
+        return [file for file in self.plan.files if file.first]
+
+
+def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
+    if not config.modelfile:
+        return None
+    try:
+        template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
+    except InputError as error:
+        fix = "name one with --chat-template, or pass --no-modelfile for a model that does not chat"
+        raise InputError(error.problem, at=error.at, fix=fix) from error
+    return plan_modelfile(
+        inputs.base.folder,
+        chat_template=template,
+        thinking=None if config.thinking is None else config.thinking == "on",
+        allow_embedded_jinja=config.allow_embedded_jinja,
+    )
+
+
+def _metadata(prompt: ModelfilePlan | None) -> PromptMetadata:
+    if prompt is None:
+        return PromptMetadata()
+    contract = prompt.contract
+    return PromptMetadata(contract.template_source, contract.eot, contract.add_bos)
+
+
+def _prompt_check(prompt: ModelfilePlan) -> Check:
+    if prompt.proof is None:
+        return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
+    chats, clocks = prompt.proof.conversations, prompt.proof.clocks
+    figures = {"conversations": chats, "clocks": clocks}
+    meaning = (
+        f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
+        f"and {clocks} dates"
+    )
+    return Check("prompt", "passed", meaning, figures)
 
 
 def _question(chat: list[dict[str, str]]) -> list[dict[str, str]]:

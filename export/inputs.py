@@ -33,7 +33,7 @@ class Inputs:
         base: the base model's folder and name.
         adapters: adapter folders with their weights; empty for a plain conversion.
         source: the base's tensors with the adapters folded in.
-        config: the base's config.json, with the vocabulary as the adapters left it.
+        config: the base's config.json, with vocabulary and head as the adapters left them.
         tokenizer: the folder whose tokenizer goes into the output.
         template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
         name: the model's name.
@@ -86,7 +86,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         base=base,
         adapters=adapters,
         source=source,
-        config=base.config(),
+        config=source.config,
         tokenizer=_tokenizer_folder(base, [adapter for adapter, _ in adapters]),
         template=config.chat_template or _trained_template([adapter for adapter, _ in adapters]),
         name=config.name or _name(base, folder),

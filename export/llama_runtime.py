@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.machine import cores
+from lorafold.machine import idle_cores
 
 Tokenize = Callable[[str, bool], list[int]]
 
@@ -63,7 +63,7 @@ class Runner:
 @contextlib.contextmanager
 def runner(gguf: Path, context: int) -> Iterator[Runner]:
     """Load a model for prompts of at most `context` tokens."""
-    threads = cores()
+    threads = idle_cores()
     # A flash attention kernel or a quantized cache would add an error that is not the file's.
     with _load(
         gguf,

@@ -240,7 +240,7 @@ class ModelfileResult:
         return lines + [("note", note) for note in self.plan.notes]
 
 
-def modelfile(config: ModelfileConfig) -> ModelfileResult:
+def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
     """Write the Modelfile of an HF folder or a GGUF.
 
     Args:

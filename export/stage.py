@@ -94,7 +94,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
                 {"folder": str(adapter.folder.resolve()), "weight": weight}
                 for adapter, weight in inputs.adapters
             ],
-            "folded": inputs.source.touched,
+            "folded": dict(inputs.source.touched),
             "proof": proof.as_json(),
         }
         manifest = write_manifest(staging, "export", facts, checksums=checksums)
@@ -102,7 +102,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     return ExportResult(config.out, sizes, proof, clock.laps, tuple(output.notes))
 
 
-def plan(config: ExportConfig, progress: Progress = silent) -> Lines:
+def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
     """What `export` would do: files, sizes, types, memory, disk, time. Nothing is written.
 
     Raises:

@@ -28,7 +28,7 @@ SLACK = 1.02
 ROUNDING = {"exact": 1e-6, "peft": 2.0**-8}
 
 
-class _ExactSource:
+class ExactSource:
     """The fold in float64, rounded to float32 once."""
 
     def __init__(self, folded: Folded) -> None:
@@ -59,7 +59,7 @@ def check_tensors(
         seed: of the sampling.
     """
     random = np.random.default_rng(seed)
-    exact = _ExactSource(source)
+    exact = ExactSource(source)
     worst, worst_name, rows_seen, wrong = 0.0, "", 0, []
     descriptor = os.open(folder / file.name, os.O_RDONLY)
     try:

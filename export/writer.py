@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.artifacts import sha256_file, system_faults
-from lorafold.errors import NumericError
 from lorafold.export import kernels
 from lorafold.export.gguf import GgufFile, TypedTensor
 from lorafold.export.mapped_tensor import MappedTensor
@@ -156,15 +155,7 @@ def _write_block(
         importance = importance[start // tensor.shape[-2]] if len(importance) > 1 else importance[0]
     written = 0
     for target in targets[tensor.name]:
-        try:
-            rows = kernels.quantize(block, target.typed.type, importance)
-        except NumericError as error:
-            names = ", ".join(dict.fromkeys(part.source for part in tensor.sources))
-            raise NumericError(
-                f"{error.problem} in rows {start} to {stop} of {tensor.name}",
-                at=names or tensor.name,
-                fix="the base or the adapter is damaged: train or fetch it again",
-            ) from error
+        rows = kernels.quantize(block, target.typed.type, importance, at=tensor.name, first_row=start)
         offset = target.base + target.typed.offset + start * target.typed.row_bytes
         _pwrite(descriptors[target.file], rows, offset)
         written += rows.nbytes

@@ -54,7 +54,7 @@ def demo(*, out: Path = Path("lorafold-demo"), force: bool = False) -> None:
 
 
 @app.command
-def train(config: Annotated[TrainConfig, Flat]) -> None:
+def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> int:  # noqa: B008 - frozen
     """Train an adapter from examples."""
     from lorafold.console import live_progress, print_lines
     from lorafold.train import train as stage
@@ -62,6 +62,7 @@ def train(config: Annotated[TrainConfig, Flat]) -> None:
     with live_progress() as progress:
         result = stage(config, progress)
     print_lines(result.lines())
+    return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
 @app.command
@@ -69,10 +70,10 @@ def export(config: Annotated[ExportConfig, Flat]) -> None:
     """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
     from lorafold.console import live_progress, print_lines
     from lorafold.export import export as stage
-    from lorafold.export import plan as plan_stage
+    from lorafold.export import plan_export
 
     with live_progress() as progress:
-        lines = plan_stage(config, progress) if config.plan else stage(config, progress).lines()
+        lines = plan_export(config, progress) if config.plan else stage(config, progress).lines()
     print_lines(lines)
 
 
@@ -80,9 +81,9 @@ def export(config: Annotated[ExportConfig, Flat]) -> None:
 def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
     """Write the proven Ollama Modelfile of any Hugging Face folder or GGUF."""
     from lorafold.console import print_lines
-    from lorafold.export.modelfile import modelfile as stage
+    from lorafold.export import make_modelfile
 
-    print_lines(stage(config).lines())
+    print_lines(make_modelfile(config).lines())
 
 
 @app.command
@@ -114,12 +115,13 @@ def chat(config: Annotated[ChatConfig, Flat]) -> int:
 @app.command
 def compare(config: Annotated[CompareConfig, Flat]) -> None:
     """Ask several models the same questions and save the answers side by side."""
-    from lorafold.console import live_progress, print_lines
+    from lorafold.console import live_progress, print_lines, print_table
     from lorafold.serve import compare as stage
 
     with live_progress() as progress:
         result = stage(config, progress)
-    print_lines(result.lines())
+    print_table("Comparison", result.columns, result.table)
+    print_lines([("saved", str(path)) for path in result.saved])
 
 
 @app.command

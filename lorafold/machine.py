@@ -13,6 +13,16 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def idle_cores() -> int:
+    """Cores that nothing else is using at the moment, at least one.
+
+    llama.cpp's threads wait for each other by spinning: one thread too many on a busy machine is not a little
+    but twenty times slower (docs/log.md).
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, round(cores() - load))
+
+
 def memory_available() -> int:
     """Bytes of memory that can be taken without swapping; 0 where the system does not say."""
     meminfo = Path("/proc/meminfo")

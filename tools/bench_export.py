@@ -127,7 +127,7 @@ def usual_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace
 def our_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> Run:
     out = work / "ours"
     command = ["-m", "lorafold", "export", adapter, "--base", base, "--out", out, "--quant", options.quant]
-    command += ["--threads", options.threads, "--no-verify", "--force", "--embedded-template-only"]
+    command += ["--threads", options.threads, "--no-verify", "--force"]
     run = timed("lorafold export", command, out)
     shutil.rmtree(out)
     return run

@@ -1,0 +1,104 @@
+"""The adapter alone as a GGUF: for llama.cpp's `--lora`, `base.gguf+adapter.gguf`, and Ollama's ADAPTER."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from lorafold.errors import UsageError
+from lorafold.export import arch, ggml
+from lorafold.export.adapter_gguf import plan_adapter_gguf
+from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof import Check
+from lorafold.export.row_ops import read_block
+from lorafold.export.verify_tensors import ExactSource
+from lorafold.models import read_config
+from lorafold.progress import Progress
+
+TYPES = {"keep": Type.F16, "f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32}
+
+
+class AdapterOutput:
+    """A planned adapter GGUF; an `Output`."""
+
+    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
+        if not inputs.adapters:
+            raise UsageError(
+                f"{config.source} is a base, not an adapter",
+                at="--format adapter",
+                fix="name an adapter folder",
+            )
+        self._inputs = inputs
+        base_config = read_config(inputs.base.folder)
+        self._tensors = arch.map_tensors(base_config, inputs.source.base.tensors)
+        self._plan = plan_adapter_gguf(
+            inputs.source,
+            self._tensors,
+            arch.find(base_config).gguf,
+            inputs.name,
+            type=TYPES[config.dtype],
+            at=inputs.adapters[0][0].folder,
+        )
+        self.notes = ["give it to llama.cpp with the base's GGUF: llama-server -m BASE.gguf --lora THIS.gguf"]
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of the file."""
+        return self._plan.size
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The file, its size and how many weights it changes."""
+        text = f"{self.size:,} bytes, changes {len(self._plan.tensors)} tensors at scale 1.0"
+        return [(self._plan.file.name, text)]
+
+    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+        """Write the file."""
+        progress("write", 0, self.size)
+        self._plan.write(folder / self._plan.file.name)
+        progress("write", self.size, self.size)
+        return {}
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """What llama.cpp will add, read back, against the fold's own difference in float64."""
+        pairs = {typed.tensor.name: typed for typed in self._plan.file.tensors}
+        data = (folder / self._plan.file.name).read_bytes()
+
+        def stored(name: str) -> NDArray[np.float64]:
+            typed = pairs[name]
+            start = len(self._plan.file.header) + typed.offset
+            raw = np.frombuffer(data, np.uint8, typed.nbytes, start).reshape(-1, typed.row_bytes)
+            return ggml.dequantize(np.ascontiguousarray(raw), typed.type, typed.tensor.cols).astype(
+                np.float64
+            )
+
+        random = np.random.default_rng(0)
+        wrong, rows_seen = [], 0
+        plain = [low_rank for low_rank in self._plan.tensors if len(low_rank.tensor.shape) == 2]
+        for number, low_rank in enumerate(plain):
+            progress("prove the tensors", number, len(plain))
+            tensor = low_rank.tensor
+            a, b = stored(f"{tensor.name}.lora_a"), stored(f"{tensor.name}.lora_b")
+            groups = random.choice(
+                tensor.rows // tensor.group, min(2, tensor.rows // tensor.group), replace=False
+            )
+            for group in groups.tolist():
+                start, stop = group * tensor.group, (group + 1) * tensor.group
+                left, right = (a, b.T) if low_rank.looked_up else (b, a)
+                got = self._plan.alpha / low_rank.rank * (left[start:stop] @ right)
+                before = read_block(self._inputs.source.base, tensor, start, stop).astype(np.float64)
+                after = read_block(ExactSource(self._inputs.source), tensor, start, stop)
+                # float32 keeps 24 bits of the sum, F16 keeps 11 of each factor.
+                allowed = 2e-3 * np.abs(after - before).max() + 2.0**-22 * np.abs(before).max()
+                if not np.all(np.abs(before + got - after) <= allowed):
+                    wrong.append(tensor.name)
+                rows_seen += stop - start
+        progress("prove the tensors", len(plain), len(plain))
+        if wrong:
+            return [Check("adapter", "failed", f"{', '.join(wrong[:8])} would change by something else")]
+        meaning = f"{rows_seen:,} rows of {len(plain)} tensors change by what the fold in float64 adds"
+        return [Check("adapter", "passed", meaning, {"rows": rows_seen, "tensors": len(plain)})]

@@ -1,0 +1,81 @@
+"""A merged Hugging Face folder: safetensors, config, tokenizer and chat template, streamed like a GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lorafold.chat import ChatTemplate
+from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import Inputs
+from lorafold.export.merged_folder import plan_shards, write_merged_folder
+from lorafold.export.proof import Check
+from lorafold.progress import Progress
+from lorafold.weights import Checkpoint
+
+ROWS = 8  # sampled rows of each tensor
+# Half a step of each type, relative to the weight; PEFT's rounding to the base's type may add another.
+STEP = {"F32": 2.0**-24, "F64": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+
+
+class FolderOutput:
+    """A planned merged folder; an `Output`."""
+
+    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
+        self._inputs, self._config = inputs, config
+        self._shards = plan_shards(inputs.source, config.dtype, config.shard_max_size)
+        self.notes: list[str] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights' files."""
+        return sum(shard.size for shard in self._shards)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Files with sizes."""
+        return [(shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards]
+
+    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+        """Write the folder."""
+        template = self._inputs.template
+        write_merged_folder(
+            self._inputs.source,
+            self._inputs.base.folder,
+            folder,
+            self._config.dtype,
+            self._config.shard_max_size,
+            progress,
+            self._config.workers,
+            tokenizer_folder=self._inputs.tokenizer,
+            chat_template=None if template is None else ChatTemplate.chosen(template).source,
+        )
+        return {}
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Sampled rows of every tensor, read back, against the fold in float64."""
+        written, source = Checkpoint.open(folder), self._inputs.source
+        if (missing := source.tensors.keys() ^ written.tensors.keys()) != set():
+            return [Check("tensors", "failed", f"not in both: {', '.join(sorted(missing)[:8])}")]
+        random = np.random.default_rng(0)
+        wrong, rows_seen = [], 0
+        for number, (name, info) in enumerate(source.tensors.items()):
+            progress("prove the tensors", number, len(source.tensors))
+            height = int(np.prod(info.shape[:-1], dtype=np.int64))
+            rows = np.sort(random.choice(height, min(ROWS, height), replace=False))
+            exact = source.exact_rows(name, rows)
+            got = np.concatenate([written.rows(name, int(row), int(row) + 1) for row in rows])
+            step = STEP.get(written.tensors[name].dtype, 2.0**-8) + (
+                STEP["BF16"] if self._config.rounding == "peft" else 2.0**-22
+            )
+            if not np.all(np.abs(got - exact) <= step * np.abs(exact) + 1e-7 * np.abs(exact).max(initial=0)):
+                wrong.append(name)
+            rows_seen += len(rows)
+        progress("prove the tensors", len(source.tensors), len(source.tensors))
+        if wrong:
+            return [Check("tensors", "failed", f"rows of {', '.join(wrong[:8])} are not the folded weights")]
+        meaning = (
+            f"{rows_seen:,} rows from all {len(source.tensors)} tensors are the fold in float64, rounded"
+        )
+        return [Check("tensors", "passed", meaning, {"rows": rows_seen})]

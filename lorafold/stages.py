@@ -1,0 +1,41 @@
+"""Makes a stage's package callable, so that `lorafold.export(config)` and `lorafold.export.plan` both work.
+
+The packages are called like their stage functions. A module that is called would be an error; a subclass of
+the module type may say what a call does (Python reference, "Customizing module attribute access").
+It also imports a stage's functions when they are first used: `lorafold --help` loads neither torch nor numba.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+
+class Stage(ModuleType):
+    """A package whose public names live in its modules, and whose call is the function of its own name."""
+
+    _homes: Mapping[str, str]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._homes:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{self.__name__}.{self._homes[name]}"), name)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the stage function."""
+        return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **named)
+
+
+def make_stage(package: str, homes: Mapping[str, str]) -> None:
+    """Turn a package that is being imported into a `Stage`.
+
+    Args:
+        package: the package's `__name__`.
+        homes: module by public name.
+    """
+    module = sys.modules[package]
+    module.__class__ = Stage
+    module.__dict__["_homes"] = homes
