@@ -64,11 +64,15 @@ class Finished:
         reason: the model stopped; max_tokens was reached; the context is full; the user interrupted.
         elapsed: seconds since the request.
         text: what was left of an incomplete character.
+        tokens: of the answer, where only the end tells (servers send several at once).
+        prompt_tokens: of the prompt, where only the end tells.
     """
 
     reason: Reason
     elapsed: float
     text: str = ""
+    tokens: int | None = None
+    prompt_tokens: int | None = None
 
 
 Event = Started | Token | Finished

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from lorafold.artifacts import sha256_file
 from lorafold.chat import Message
 from lorafold.errors import InputError
+from lorafold.serve.computing import compute, thread_count
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
-from lorafold.serve.engine import About, Cancel, Event, Finished, PromptFitter, Reason, Started, Token
-from lorafold.serve.llama_cache import BATCH, OUTPUTS, KeyValueCache
-from lorafold.serve.llama_library import complaint, compute, look, thread_count
+from lorafold.serve.engine import About, Cancel, Event, PromptFitter
+from lorafold.serve.llama_cache import OUTPUTS, KeyValueCache
+from lorafold.serve.llama_library import complaint, look
 from lorafold.serve.llama_model import LlamaModel
+from lorafold.serve.speech import BATCH, Speaker, speak
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,36 +101,20 @@ class LlamaEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
-        begin = time.perf_counter()
-        prompt, dropped = self._fitter.fit(messages, sampling.max_tokens)
-        reused = compute(lambda: self._cache.keep(prompt, len(prompt) - 1))
-        for start in range(reused, len(prompt), BATCH):
-            if cancel.is_set():
-                yield Finished("cancelled", time.perf_counter() - begin)
-                return
-            chunk = prompt[start : start + BATCH]
-            compute(partial(self._cache.read, chunk))
-        yield Started(len(prompt), reused, dropped, time.perf_counter() - begin)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        reason: Reason = "length"
         with _sampler(self.c, self.model.size, sampling) as draw:
-            token: int | None = None
-            for _ in range(sampling.max_tokens):
-                if cancel.is_set():
-                    reason = "cancelled"
-                    break
-                if len(self._cache.held) >= self._context:
-                    reason = "context"
-                    break
-                token, logprob = compute(partial(self._next, token, draw))
-                if self.model.ends(token):
-                    reason = "stop"
-                    break
-                text = decoder.decode(self.model.piece(token))
-                yield Token(text, token, logprob, time.perf_counter() - begin)
-        yield Finished(reason, time.perf_counter() - begin, decoder.decode(b"", final=True))
+            speaker = Speaker(
+                held=self._cache.held,
+                keep=self._cache.keep,
+                read=self._cache.read,
+                draw=partial(self._next, draw),
+                ends=self.model.ends,
+                text=lambda token: decoder.decode(self.model.piece(token)),
+                rest=lambda: decoder.decode(b"", final=True),
+            )
+            yield from speak(speaker, self._fitter, messages, sampling, cancel)
 
-    def _next(self, previous: int | None, draw: Callable[[Any], int]) -> tuple[int, float]:
+    def _next(self, draw: Callable[[Any], int], previous: int | None) -> tuple[int, float]:
         """Read the token before, draw the next one; with its log-probability."""
         if previous is not None:
             self._cache.read([previous])

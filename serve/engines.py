@@ -86,11 +86,11 @@ class _Opener:
         if model.startswith(("http://", "https://")):
             from lorafold.serve.engine_openai import OpenAIEngine
 
-            return OpenAIEngine(model)
+            return OpenAIEngine(model, self.config.context)
         if model.startswith("ollama:"):
             from lorafold.serve.engine_ollama import OllamaEngine
 
-            return OllamaEngine(model)
+            return OllamaEngine(model, self.config.context)
         pieces = parts(model)
         opener: Callable[[str, Sequence[str]], Engine]
         opener = self._open_gguf if pieces[0].lower().endswith(".gguf") else self._open_folder

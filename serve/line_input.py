@@ -28,8 +28,8 @@ TAIL = 4_000_000  # bytes read from the end of a history file
 class FileHistory(History):
     """Questions in a file that only its owner may read; one JSON text a line.
 
-    A symbolic link, a file of somebody else or one that cannot be opened is left alone: the history then lives
-    as long as the program, and `notes` says why.
+    A symbolic link, a file of somebody else or one that cannot be opened is left alone: the history then
+    lives as long as the program, and `notes` says why.
 
     Args:
         path: the file; None keeps nothing.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from lorafold.errors import NumericError, SystemFault
 from lorafold.serve.llama_library import complaint
 from lorafold.serve.llama_model import LlamaModel
+from lorafold.serve.speech import BATCH
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BATCH = 256  # prompt tokens read at once: what Ctrl-C and the other model wait for
 OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
 FIRST_CELLS = 512  # tokens that a new KV cache holds
 
@@ -65,7 +65,11 @@ class KeyValueCache:
             self.c.llama_set_adapters_lora(context, pointers, len(self.adapters), scales)
         if self.context:
             if self.held and not self._move_into(context):
-                self.held = []
+                raise SystemFault(
+                    "llama.cpp could not move the conversation to a larger context",
+                    at=self.model.path,
+                    fix="/reset the conversation, or start with a smaller --context",
+                )
             self.c.llama_free(self.context)
         # llama.cpp may round the size up.
         self.context, self.cells = context, min(self.limit, int(self.c.llama_n_ctx(context)))
@@ -108,7 +112,7 @@ class KeyValueCache:
         code = self.c.llama_decode(self.context, batch)
         if code:
             self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
-            self.held = []
+            self.held.clear()
             raise SystemFault(
                 f"llama.cpp failed with code {code} ({complaint()})",
                 at=self.model.path,

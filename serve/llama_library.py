@@ -1,4 +1,4 @@
-"""The border to llama.cpp: its log kept quiet but not lost, one thread that computes, files looked at first.
+"""The border to llama.cpp: its log kept quiet but not lost, files looked at before it sees them.
 
 llama-cpp-python binds llama.h by ctypes; the names `llama_*` below are that header's
 (https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h).
@@ -7,19 +7,15 @@ llama-cpp-python binds llama.h by ctypes; the names `llama_*` below are that hea
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lorafold.errors import InputError, SystemFault
 from lorafold.gguf_header import GgufHeader, read_gguf_header
 
-T = TypeVar("T")
 WARNING = 3  # GGML_LOG_LEVEL_WARN; 4 is an error, 5 continues the line before
 
 
@@ -62,39 +58,6 @@ def complaint() -> str:
         (line for line in found if "error" in line.lower()), found[-1] if found else "no reason given"
     )
     return re.sub(r"^\w+: ", "", told)
-
-
-@cache
-def _computer() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama.cpp")
-
-
-def compute(work: Callable[[], T]) -> T:
-    """Run `work` on the one thread that computes, and wait for it.
-
-    Two models that computed at once would each start threads on all cores, and OpenMP's spinning threads
-    would slow both down many times over. On one thread, first come first served, two streams alternate token
-    by token and each token has all cores.
-    """
-    return _computer().submit(work).result()
-
-
-def thread_count(wanted: int) -> int:
-    """Threads to compute with: as asked for, else OMP_NUM_THREADS, else the cores (not hyperthreads)."""
-    if wanted > 0:
-        return wanted
-    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(given) > 0:
-        return int(given)
-    affinity = getattr(os, "sched_getaffinity", None)
-    logical = affinity(0) if affinity else range(os.cpu_count() or 1)
-    cores = set()
-    for cpu in logical:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
 
 
 def look(path: Path, expected: str) -> GgufHeader:

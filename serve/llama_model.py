@@ -13,7 +13,8 @@ from lorafold.chat import ChatTemplate, Message, encode, end_of_turn, fragments
 from lorafold.chat_fragments import split_controls
 from lorafold.errors import InputError
 from lorafold.gguf_header import GgufArray
-from lorafold.serve.llama_library import complaint, compute, library, look
+from lorafold.serve.computing import compute
+from lorafold.serve.llama_library import complaint, library, look
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
 

@@ -74,6 +74,8 @@ class Answer:
                 self.logprobs.append(event.logprob)
         else:
             added, self.reason, self.elapsed = event.text, event.reason, event.elapsed
+            self.tokens = self.tokens if event.tokens is None else event.tokens
+            self.prompt_tokens = self.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         self.text += added
         return added
 

@@ -1,0 +1,159 @@
+"""Models of a running Ollama: `ollama:NAME[:TAG]`, at OLLAMA_HOST or this machine's usual port.
+
+The answer streams as JSON lines (https://github.com/ollama/ollama/blob/main/docs/api.md, "Generate a chat
+completion"). Ollama builds the prompt from the model's Modelfile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lorafold.errors import SystemFault, UsageError
+from lorafold.jinja_sandbox import Message
+from lorafold.serve.config import REPEAT_WINDOW, Sampling
+from lorafold.serve.engine import About, Cancel, Event, Finished, Started, Token
+from lorafold.serve.engine_openai import SERVER_PROMPT
+from lorafold.serve.http_stream import Server
+
+DEFAULT_HOST = "http://127.0.0.1:11434"
+
+
+class OllamaEngine:
+    """A model of Ollama (see `lorafold.serve.engine.Engine`).
+
+    Args:
+        model: "ollama:NAME".
+        context: tokens that a conversation may hold (num_ctx); Ollama's own setting where None.
+
+    Raises:
+        UsageError: Ollama does not have this model.
+        SystemFault: Ollama does not answer.
+    """
+
+    def __init__(self, model: str, context: int | None = None) -> None:
+        self._server = Server(_host())
+        self._context = context
+        name = model.removeprefix("ollama:")
+        if not name:
+            raise UsageError("no model named", at=model, fix="write ollama:NAME")
+        row = self._find(name)
+        self._name = str(row["name"])
+        digest = str(row.get("digest", "")).removeprefix("sha256:")
+        self._about = About(
+            name=self._name,
+            source=model,
+            kind="ollama",
+            quantization=str((row.get("details") or {}).get("quantization_level", "")),
+            digest=lambda: digest,
+            notes=(SERVER_PROMPT,),
+        )
+
+    def _find(self, name: str) -> dict[str, Any]:
+        tags = self._server.get("/api/tags")
+        rows = [row for row in (tags.get("models") or ()) if isinstance(row, dict) and "name" in row]
+        for wanted in (name, f"{name}:latest"):
+            for row in rows:
+                if row["name"] == wanted:
+                    return row
+        known = ", ".join(str(row["name"]) for row in rows[:20])
+        raise UsageError(
+            f"Ollama has no model {name!r}",
+            at=self._server.url,
+            fix=f"choose one of {known}" if known else f"ollama create {name} -f Modelfile",
+        )
+
+    @property
+    def about(self) -> About:
+        """Which weights answer, by the digest that Ollama lists."""
+        return self._about
+
+    @property
+    def context(self) -> int | None:
+        """As given; Ollama has its own limit."""
+        return self._context
+
+    @property
+    def scorer(self) -> None:
+        """Ollama keeps the full distributions to itself."""
+        return None
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
+        """Answer a conversation (see `Engine.stream`)."""
+        begin = time.perf_counter()
+        started = False
+        body = {
+            "model": self._name,
+            "messages": list(messages),
+            "stream": True,
+            "options": self._options(sampling),
+        }
+        for line in self._server.lines("/api/chat", body, cancel):
+            row = self._row(line)
+            if not started:
+                yield Started(None, elapsed=time.perf_counter() - begin)
+                started = True
+            if text := (row.get("message") or {}).get("content"):
+                yield Token(text, None, None, time.perf_counter() - begin)
+            if row.get("done"):
+                yield Finished(
+                    "length" if row.get("done_reason") == "length" else "stop",
+                    time.perf_counter() - begin,
+                    tokens=row.get("eval_count"),
+                    prompt_tokens=row.get("prompt_eval_count"),
+                )
+                return
+        if not cancel.is_set():
+            raise SystemFault(
+                "Ollama broke off in the middle of an answer",
+                at=self._server.url,
+                fix="look at Ollama's log, and ask again",
+            )
+        yield Finished("cancelled", time.perf_counter() - begin)
+
+    def _row(self, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problem = f"Ollama sent something that is not JSON: {line[:60]!r}"
+            raise SystemFault(problem, at=self._server.url) from error
+        if not isinstance(row, dict) or row.get("error"):
+            said = row.get("error") if isinstance(row, dict) else row
+            raise SystemFault(f"Ollama failed: {said}"[:300], at=self._server.url)
+        return row
+
+    def _options(self, sampling: Sampling) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repeat_penalty": sampling.repeat_penalty,
+            "repeat_last_n": REPEAT_WINDOW,
+            "seed": sampling.seed,
+            "num_predict": sampling.max_tokens,
+        }
+        if self._context is not None:
+            options["num_ctx"] = self._context
+        return options
+
+    def count_tokens(self, text: str) -> None:
+        """Not known."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is held; Ollama unloads the model by itself."""
+
+
+def _host() -> str:
+    """OLLAMA_HOST as Ollama reads it: scheme and port may be missing."""
+    given = os.environ.get("OLLAMA_HOST", "").strip().rstrip("/")
+    if not given:
+        return DEFAULT_HOST
+    if "://" not in given:
+        given = f"http://{given}"
+    host = given.partition("://")[2]
+    return given if ":" in host or "/" in host else f"{given}:11434"

@@ -1,0 +1,169 @@
+"""JSON over HTTP to a model server: small requests, and answers that arrive line by line until cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
+from lorafold.serve.engine import Cancel
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 600.0  # to the next line: a server may have to load the model first
+LONGEST_LINE = 10_000_000  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A model server's address.
+
+    Attributes:
+        url: http(s)://host[:port][/path], without a slash at the end.
+        headers: sent with every request; may hold a key, which no message shows.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        try:
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UsageError("not the address of a server", at=self.url, fix="write http://HOST:PORT")
+
+    def get(self, path: str) -> Any:
+        """The JSON that a path answers with.
+
+        Raises:
+            SystemFault: no connection, or the server failed.
+            InputError: the server refused the request.
+        """
+        with self._request("GET", path, None, None) as response:
+            return _json(response.read(LONGEST_LINE), self.url)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that a path answers a JSON body with (errors as in `get`)."""
+        with self._request("POST", path, body, None) as response:
+            return _json(response.read(LONGEST_LINE), self.url)
+
+    def lines(self, path: str, body: Mapping[str, Any], cancel: Cancel) -> Iterator[bytes]:
+        """The lines of a streamed answer, as they come, empty ones left out.
+
+        The iterator ends early, without an error, once `cancel` is set.
+        """
+        with contextlib.suppress(_Cancelled), self._request("POST", path, body, cancel) as response:
+            while not cancel.is_set():
+                line = self._line(response, cancel)
+                if not line:
+                    return
+                if line.strip():
+                    yield line.strip()
+
+    def _line(self, response: http.client.HTTPResponse, cancel: Cancel) -> bytes:
+        try:
+            return response.readline(LONGEST_LINE)
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            if cancel.is_set():
+                return b""
+            raise SystemFault(
+                f"the server broke off in the middle of an answer ({type(error).__name__})",
+                at=self.url,
+                fix="look at the server's log, and ask again",
+            ) from error
+
+    @contextlib.contextmanager
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, cancel: Cancel | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        connection = (
+            http.client.HTTPSConnection(
+                parts.hostname, parts.port, timeout=CONNECT_SECONDS, context=ssl.create_default_context()
+            )
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(parts.hostname, parts.port, timeout=CONNECT_SECONDS)
+        )
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **self.headers}
+        try:
+            try:
+                connection.connect()
+                connected: socket.socket = connection.sock
+                connected.settimeout(ANSWER_SECONDS)
+                if cancel is not None:
+                    cancel.on_set(lambda: _shut(connected))
+                data = None if body is None else json.dumps(body).encode()
+                connection.request(method, parts.path + path, data, headers)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                if cancel is not None and cancel.is_set():
+                    raise _Cancelled from None
+                fix = "start it, or check the address"
+                raise SystemFault(
+                    f"the server does not answer ({_reason(error)})", at=self.url, fix=fix
+                ) from error
+            if response.status >= 400:
+                raise self._refusal(response)
+            yield response
+        finally:
+            connection.close()
+
+    def _refusal(self, response: http.client.HTTPResponse) -> LorafoldError:
+        """What a server's error means: ours to mend (4xx) or its own."""
+        said = ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            said = _message(response.read(100_000))
+        problem = f"the server answered {response.status} {response.reason}: {said}"[:500]
+        if response.status in (401, 403):
+            return InputError(problem, at=self.url, fix="set the server's key in OPENAI_API_KEY")
+        if response.status < 500:
+            return Refused(problem, at=self.url, fix="check the model's name and the settings")
+        return SystemFault(problem, at=self.url, fix="look at the server's log")
+
+
+class Refused(InputError):
+    """The server found something wrong with the request itself."""
+
+
+class _Cancelled(Exception):
+    """The user did not wait for the connection."""
+
+
+def _shut(connected: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _json(raw: bytes, url: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        fix = "check that this is the address of a model server"
+        raise SystemFault(f"the server's answer is not JSON: {raw[:60]!r}", at=url, fix=fix) from error
+
+
+def _message(raw: bytes) -> str:
+    """The text of an error body in the usual spellings."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return raw[:200].decode("utf-8", errors="replace").strip()
+    for key in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(key):
+            found = body[key]
+            return str(found.get("message", found)) if isinstance(found, dict) else str(found)
+    return str(body)[:200]
