@@ -7,7 +7,8 @@ src/llama-vocab.cpp). `probe_texts()` is the battery on which the result is held
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,33 +20,17 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError
 from lorafold.export.metadata import KeyValue
 from lorafold.export.pre_tokenizers import is_byte_level, recognise
-from lorafold.export.vocab_bpe import read_merges, read_ordinary_tokens, words_reached_only_whole
-from lorafold.export.vocab_differences import (
-    Difference,
-    doubled_prefix,
-    literal_space_mark,
-    nul_token,
-    prefix_everywhere,
-    prefix_nowhere,
-    stripped_space,
-    texts_taken_as_control,
+from lorafold.export.vocab_bpe import (
+    read_merges,
+    read_ordinary_tokens,
+    require_bpe,
+    words_reached_only_whole,
 )
+from lorafold.export.vocab_differences import Difference, needed_name, token_differences
 from lorafold.export.vocab_files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
 from lorafold.export.vocab_layout import Layout, lay_out
-from lorafold.export.vocab_special import (
-    END_OF_GENERATION,
-    TAKEN_AS_CONTROL,
-    SpecialTokens,
-    find_special_tokens,
-)
-from lorafold.export.vocab_spm import (
-    SPACE,
-    Pieces,
-    Spaces,
-    pieces_from_json,
-    read_model_file,
-    spaces_from_json,
-)
+from lorafold.export.vocab_special import END_OF_GENERATION, SpecialTokens, find_special_tokens
+from lorafold.export.vocab_spm import SPACE, read_pieces, space_differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +73,39 @@ class Vocab:
         """Everything the report should say about this vocabulary."""
         return (*(difference.reason for difference in self.differences), *self.remarks)
 
-    def known_difference(self, text: str) -> str | None:
-        """Why llama.cpp may give other ids for a text; None where the ids must be equal."""
-        return next((each.reason for each in self.differences if each.concerns(text)), None)
+    def known_difference(self, text: str, parse_special: bool = True) -> str | None:
+        """Why llama.cpp may give other ids for a text; None where the ids must be equal.
+
+        Args:
+            text: a text.
+            parse_special: whether special tokens in the text are recognised as such by both sides.
+        """
+        concerned = (
+            each.reason
+            for each in self.differences
+            if each.parse_special in (None, parse_special) and each.concerns(text)
+        )
+        return next(concerned, None)
+
+    def comparable(self, texts: Iterable[str], parse_special: bool = True) -> tuple[list[str], Counter[str]]:
+        """Set aside the texts with a known difference.
+
+        Args:
+            texts: texts to compare ids on.
+            parse_special: as in `known_difference`.
+
+        Returns:
+            The texts whose ids must be equal, and how many were set aside for each reason.
+        """
+        equal: list[str] = []
+        aside: Counter[str] = Counter()
+        for text in texts:
+            reason = self.known_difference(text, parse_special)
+            if reason is None:
+                equal.append(text)
+            else:
+                aside[reason] += 1
+        return equal, aside
 
     def metadata(self) -> list[KeyValue]:
         """The `tokenizer.ggml.*` entries, in the order of llama.cpp's converter (chat template excluded)."""
@@ -188,7 +203,7 @@ def _read_byte_level(
     end_of_turn: str | None,
 ) -> Vocab:
     at, model = files.origin, tokenizer["model"]
-    _require_bpe(model, at)
+    require_bpe(model, at)
     pre = recognise(tokenizer, at, str(config.get("model_type", "")), pre_tokenizer)
     ordinary = read_ordinary_tokens(model, at)
     merges = read_merges(model, ordinary, at)
@@ -212,8 +227,8 @@ def _read_byte_level(
         add_bos=special.add_bos,
         add_eos=special.add_eos,
         merges=merges.lines(),
-        needs_name=_needs_name(files.added.values()),
-        differences=(*pre.differences, *_differences(layout, files.added.values())),
+        needs_name=needed_name(layout, files.added.values()),
+        differences=(*pre.differences, *token_differences(layout, files.added.values())),
         remarks=(*layout.notes, *special.notes),
     )
 
@@ -221,7 +236,7 @@ def _read_byte_level(
 def _read_sentencepiece(
     files: TokenizerFiles, config: Mapping[str, Any], rows: int, end_of_turn: str | None
 ) -> Vocab:
-    pieces, spaces = _read_pieces(files)
+    pieces, spaces = read_pieces(files)
     ordinary = {text: index for index, text in enumerate(pieces.texts) if text}
     added = {
         # llama.cpp looks for these in the text before spaces become U+2581.
@@ -251,10 +266,10 @@ def _read_sentencepiece(
         add_eos=special.add_eos,
         scores=scores,
         add_space_prefix=spaces.each or (spaces.first and not chat),
-        needs_name=_needs_name(files.added.values()),
+        needs_name=needed_name(layout, files.added.values()),
         differences=(
-            *_space_differences(spaces, chat, files.added.values()),
-            *_differences(layout, files.added.values()),
+            *space_differences(spaces, chat, files.added.values()),
+            *token_differences(layout, files.added.values()),
         ),
         remarks=(*spaces.notes, *layout.notes, *special.notes),
     )
@@ -263,37 +278,6 @@ def _read_sentencepiece(
 # What llama.cpp's converter gives to added tokens and padding; neither takes part in merging.
 _ADDED_SCORE = -1000.0
 _PADDING_SCORE = -10000.0
-
-
-def _read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
-    """tokenizer.json says which pieces there are; a tokenizer.model of the same ones has their scores."""
-    pieces: Pieces | None = None
-    if files.model_file is not None:
-        pieces, dummy_prefix = read_model_file(files.model_file)
-        if files.tokenizer is None:
-            wanted = dummy_prefix and files.settings.get("add_prefix_space") is not False
-            legacy = files.settings.get("legacy") is not False
-            return pieces, Spaces(each=wanted and legacy, first=wanted and not legacy)
-    assert files.tokenizer is not None
-    at, model = files.origin, files.tokenizer["model"]
-    _require_bpe(model, at)
-    vocab = read_ordinary_tokens(model, at)
-    spaces = spaces_from_json(files.tokenizer, at)
-    if pieces is not None:
-        if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
-            return pieces, spaces
-        note = "tokenizer.model has other pieces than tokenizer.json and is not used"
-        spaces = replace(spaces, notes=(*spaces.notes, note))
-    return pieces_from_json(model, vocab, read_merges(model, vocab, at)), spaces
-
-
-def _require_bpe(model: Mapping[str, Any], at: Path) -> None:
-    if model.get("type", "BPE") != "BPE":
-        raise InputError(
-            f"the tokenizer is of type {model['type']}; only BPE is exported",
-            at=at,
-            fix="export with --format folder",
-        )
 
 
 def _with_named(files: TokenizerFiles, ordinary: Mapping[str, int]) -> dict[int, AddedToken]:
@@ -312,45 +296,6 @@ def _mark_control(layout: Layout, special: SpecialTokens, end_of_turn: str | Non
     for index in ids:
         if layout.types[index] in (TokenType.NORMAL, TokenType.USER_DEFINED):
             layout.types[index] = TokenType.CONTROL
-
-
-# llama.cpp swallows white space after special tokens for one family only, which it knows by general.name
-# containing "phi-3", and there for all special tokens but these (llama_vocab::impl::load).
-_PHI3_KEEPS = frozenset(("<unk>", "<s>", "<|endoftext|>"))
-
-
-def _needs_name(added: Iterable[AddedToken]) -> str | None:
-    strips = {token.content for token in added if token.rstrip}
-    return "phi-3" if strips and "</s>" in strips and not strips & _PHI3_KEEPS else None
-
-
-def _differences(layout: Layout, added: Iterable[AddedToken]) -> Iterator[Difference]:
-    """Known differences that come from single tokens."""
-    tokens = list(added)
-    before = [token.content for token in tokens if token.lstrip]
-    after = [] if _needs_name(tokens) else [token.content for token in tokens if token.rstrip]
-    if before or after:
-        yield stripped_space(before, after)
-    taken = [
-        text
-        for text in TAKEN_AS_CONTROL & layout.id_of.keys()
-        if layout.types[layout.id_of[text]] == TokenType.NORMAL
-    ]
-    if taken:
-        yield texts_taken_as_control(taken)
-    if any("\0" in text for text in layout.id_of):
-        yield nul_token()
-
-
-def _space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -> Iterator[Difference]:
-    """Known differences of SentencePiece vocabularies in the handling of spaces."""
-    tokens = [token.content for token in added]
-    if spaces.first:
-        yield prefix_nowhere(tokens) if chat else prefix_everywhere(tokens)
-    if spaces.unless_there:
-        yield doubled_prefix(tokens, SPACE)
-    if any(SPACE in token.content and not token.special for token in added):
-        yield literal_space_mark(SPACE)
 
 
 def _has_template(folder: Path) -> bool:

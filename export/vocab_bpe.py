@@ -29,6 +29,16 @@ class Merges:
         return [f"{left} {right}" for left, right in zip(self.left, self.right, strict=True)]
 
 
+def require_bpe(model: Mapping[str, Any], at: Path) -> None:
+    """Refuse models of another type (Unigram, WordPiece, WordLevel)."""
+    if model.get("type", "BPE") != "BPE":
+        raise InputError(
+            f"the tokenizer is of type {model['type']}; only BPE is exported",
+            at=at,
+            fix="export with --format folder",
+        )
+
+
 def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
     """The "vocab" of a BPE model, checked.
 

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+
+from gguf import TokenType
+
+from lorafold.export.vocab_files import AddedToken
+from lorafold.export.vocab_layout import Layout
+from lorafold.export.vocab_special import END_OF_GENERATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +26,13 @@ class Difference:
     Attributes:
         reason: a sentence for the report.
         concerns: whether it can change the ids of a text.
+        parse_special: whether it comes only with (True) or only without (False) recognising special tokens
+            in the text; None: with and without.
     """
 
     reason: str
     concerns: Callable[[str], bool]
+    parse_special: bool | None = None
 
 
 NOT_NORMALISED = Difference(
@@ -35,6 +44,20 @@ NEW_CHARACTERS = Difference(
     "llama.cpp does not know the categories of characters that came with Unicode 16",
     lambda text: not text.isascii() and any(unicodedata.category(char) == "Cn" for char in text),
 )
+# Texts that llama.cpp takes for control tokens whatever their type: ends of generation, and those for filling
+# in the middle.
+_FILL_IN_THE_MIDDLE = """
+    <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
+    <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
+    <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
+    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]
+    <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+"""
+TAKEN_AS_CONTROL = END_OF_GENERATION | frozenset(_FILL_IN_THE_MIDDLE.split())
+# Texts that it takes for user-defined tokens whatever their type, for one family (gpt-oss).
+TAKEN_AS_TEXT = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "<|end|>"))
+RETYPED = TAKEN_AS_CONTROL | TAKEN_AS_TEXT
+
 # m: mark, l/u: lower/upper case beyond ASCII, a/A: in ASCII, o: letter without case.
 _CASES = {"Mn": "m", "Mc": "m", "Me": "m", "Ll": "l", "Lu": "u", "Lt": "u", "Lm": "o", "Lo": "o"}
 _CUT_BY_CASE = re.compile("m|[lao]o*u|[lu]o*A")
@@ -66,6 +89,27 @@ def texts_taken_as_control(texts: Collection[str]) -> Difference:
     return Difference(
         f"llama.cpp takes the ordinary token {named} for a control token, by its text",
         lambda text: any(token in text for token in texts),
+        parse_special=True,
+    )
+
+
+def texts_taken_as_text(texts: Collection[str]) -> Difference:
+    """Control tokens that llama.cpp takes for parts of the text."""
+    named = ", ".join(sorted(texts)[:3])
+    return Difference(
+        f"where control tokens in a text are to stay text, llama.cpp parses some all the same ({named})",
+        lambda text: any(token in text for token in texts),
+        parse_special=False,
+    )
+
+
+def texts_marked_here(texts: Collection[str]) -> Difference:
+    """Tokens that are CONTROL in the GGUF although the tokenizer does not mark them special."""
+    named = ", ".join(sorted(texts)[:3])
+    return Difference(
+        f"where control tokens in a text are to stay text, the tokenizer parses some all the same ({named})",
+        lambda text: any(token in text for token in texts),
+        parse_special=False,
     )
 
 
@@ -120,3 +164,38 @@ def nul_token() -> Difference:
         "llama.cpp cannot represent a token with a NUL character, and spells it in bytes",
         lambda text: "\0" in text,
     )
+
+
+# llama.cpp swallows white space after special tokens for one family only, which it knows by general.name
+# containing "phi-3", and there for all special tokens but these (llama_vocab::impl::load).
+_PHI3_KEEPS = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+
+
+def needed_name(layout: Layout, added: Iterable[AddedToken]) -> str | None:
+    """What `general.name` must contain for llama.cpp to swallow the same white space as this tokenizer."""
+    strips = {token.content for token in added if token.rstrip}
+    fits = "</s>" in strips and not strips & _PHI3_KEEPS
+    # llama.cpp looks these up without asking whether they exist, and throws.
+    return "phi-3" if fits and layout.id_of.keys() >= _PHI3_KEEPS else None
+
+
+def token_differences(layout: Layout, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Known differences that come from single tokens."""
+    tokens = list(added)
+    before = [token.content for token in tokens if token.lstrip]
+    after = [] if needed_name(layout, tokens) else [token.content for token in tokens if token.rstrip]
+    if before or after:
+        yield stripped_space(before, after)
+    type_of = {text: layout.types[layout.id_of[text]] for text in RETYPED & layout.id_of.keys()}
+    if taken := [text for text in TAKEN_AS_CONTROL & type_of.keys() if type_of[text] == TokenType.NORMAL]:
+        yield texts_taken_as_control(taken)
+    unmarked = [token.content for token in tokens if token.special and not token.marked]
+    unmarked += [
+        text for text in TAKEN_AS_CONTROL & type_of.keys() if type_of[text] == TokenType.USER_DEFINED
+    ]
+    if unmarked:
+        yield texts_marked_here(unmarked)
+    if shown := [text for text in TAKEN_AS_TEXT & type_of.keys() if type_of[text] == TokenType.CONTROL]:
+        yield texts_taken_as_text(shown)
+    if any("\0" in text for text in layout.id_of):
+        yield nul_token()

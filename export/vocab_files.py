@@ -24,12 +24,14 @@ class AddedToken:
     Attributes:
         content: its text.
         special: it steers the model and is not text: marked so, named so by the settings, or of such a form.
+        marked: tokenizer.json itself marks it as special.
         rstrip: white space after it belongs to it.
         lstrip: white space before it belongs to it.
     """
 
     content: str
     special: bool = False
+    marked: bool = True
     rstrip: bool = False
     lstrip: bool = False
 
@@ -152,6 +154,7 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
             AddedToken(
                 content=text,
                 special=bool(flags.get("special")) or text in special or looks_special(text),
+                marked=bool(flags.get("special")),
                 rstrip=bool(flags.get("rstrip")),
                 lstrip=bool(flags.get("lstrip")),
             ),

@@ -27,16 +27,6 @@ _END_OF_GENERATION = """
 """
 END_OF_GENERATION = frozenset(_END_OF_GENERATION.split())
 
-# Texts that it takes for control tokens whatever their type: these, and those for filling in the middle.
-_FILL_IN_THE_MIDDLE = """
-    <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
-    <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
-    <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
-    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]
-    <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
-"""
-TAKEN_AS_CONTROL = END_OF_GENERATION | frozenset(_FILL_IN_THE_MIDDLE.split())
-
 
 @dataclass(frozen=True, slots=True)
 class SpecialTokens:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.export.vocab_bpe import Merges
+from lorafold.export.vocab_bpe import Merges, read_merges, read_ordinary_tokens, require_bpe
+from lorafold.export.vocab_differences import (
+    Difference,
+    doubled_prefix,
+    literal_space_mark,
+    prefix_everywhere,
+    prefix_nowhere,
+)
+from lorafold.export.vocab_files import AddedToken, TokenizerFiles
 
 SPACE = "\u2581"
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -60,6 +68,40 @@ class Spaces:
     first: bool = False
     unless_there: bool = False
     notes: tuple[str, ...] = ()
+
+
+def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
+    """Read the pieces of a folder, and what is done about spaces.
+
+    tokenizer.json says which pieces there are; a tokenizer.model of the same ones has their scores.
+
+    Args:
+        files: the tokenizer files of a folder.
+
+    Returns:
+        The pieces and the handling of spaces.
+
+    Raises:
+        InputError: neither file holds a SentencePiece BPE that llama.cpp can represent.
+    """
+    pieces: Pieces | None = None
+    if files.model_file is not None:
+        pieces, dummy_prefix = read_model_file(files.model_file)
+        if files.tokenizer is None:
+            wanted = dummy_prefix and files.settings.get("add_prefix_space") is not False
+            legacy = files.settings.get("legacy") is not False
+            return pieces, Spaces(each=wanted and legacy, first=wanted and not legacy)
+    assert files.tokenizer is not None
+    at, model = files.origin, files.tokenizer["model"]
+    require_bpe(model, at)
+    vocab = read_ordinary_tokens(model, at)
+    spaces = spaces_from_json(files.tokenizer, at)
+    if pieces is not None:
+        if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
+            return pieces, spaces
+        note = "tokenizer.model has other pieces than tokenizer.json and is not used"
+        spaces = replace(spaces, notes=(*spaces.notes, note))
+    return pieces_from_json(model, vocab, read_merges(model, vocab, at), at), spaces
 
 
 def read_model_file(path: Path) -> tuple[Pieces, bool]:
@@ -110,16 +152,20 @@ def read_model_file(path: Path) -> tuple[Pieces, bool]:
     )
 
 
-def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges) -> Pieces:
+def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges, at: Path) -> Pieces:
     """The pieces of a tokenizer.json: scores from the order of the merges.
 
     Args:
         model: the "model" object.
         vocab: its tokens.
         merges: its merges, best first.
+        at: the file, for messages.
 
     Returns:
         The pieces by id; ids without a token have an empty text and are UNUSED.
+
+    Raises:
+        InputError: the merges are not those of a SentencePiece vocabulary.
     """
     count = max(vocab.values()) + 1
     texts = [""] * count
@@ -134,12 +180,30 @@ def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges:
     # Backwards, so that of several merges that make the same piece the first, best one stays. float32 holds
     # every whole number up to 2**24 exactly; the longest known list has 0.6 million merges.
     made = np.fromiter(map(vocab.__getitem__, merges.made), np.int64, len(merges.made))
+    _require_every_way(vocab, np.bincount(made, minlength=count), at)
     scores = np.full(count, _NEVER_MERGED, np.float32)
     scores[made[::-1]] = -1.0 - np.arange(len(made), dtype=np.float32)[::-1]
     unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown in vocab:
         types[vocab[unknown]] = TokenType.UNKNOWN
     return Pieces(texts, scores, types)
+
+
+def _require_every_way(vocab: Mapping[str, int], ways: NDArray[np.int64], at: Path) -> None:
+    """Check, on a sample, that a piece is made of any two pieces it consists of.
+
+    SentencePiece merges whatever gives a piece, and so does llama.cpp. A BPE that was trained otherwise knows
+    one way for each piece, and comes to other pieces.
+    """
+    for text in list(vocab)[:: max(1, len(vocab) // 4000)]:
+        splits = sum(text[:cut] in vocab and text[cut:] in vocab for cut in range(1, len(text)))
+        if 0 < ways[vocab[text]] < splits:
+            raise InputError(
+                f"the merges make the token {text!r} in {ways[vocab[text]]} of {splits} possible ways, where "
+                "SentencePiece has them all; llama.cpp would merge in another order",
+                at=f"{at}: model.merges",
+                fix="export with --format folder",
+            )
 
 
 def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
@@ -190,6 +254,17 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
             fix="export with --format folder",
         )
     return Spaces(each, first, unless_there, tuple(notes))
+
+
+def space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Known differences of SentencePiece vocabularies in the handling of spaces."""
+    tokens = [token.content for token in added]
+    if spaces.first:
+        yield prefix_nowhere(tokens) if chat else prefix_everywhere(tokens)
+    if spaces.unless_there:
+        yield doubled_prefix(tokens, SPACE)
+    if any(SPACE in token.content and not token.special for token in added):
+        yield literal_space_mark(SPACE)
 
 
 def _joins_words(vocab: Iterable[str]) -> bool:
