@@ -3,8 +3,9 @@
 In: the base's weights and any number of adapters, each with a weight. Out: `Folded`, a `TensorSource` like
 the base itself. Nothing is computed before a block is asked for, and nothing of it is kept after.
 
-Several adapters are summed up: W + Σ weightᵢ · (foldᵢ(W) - W), which is what the base computes with all of
-them active. (For LoRA, PEFT's `add_weighted_adapter(combination_type="cat")` is the same.)
+Several adapters are folded in one after the other, W ← W + weight · (fold(W) - W), which is what the base
+computes with all of them active, in this order. For LoRA that is the weighted sum of the products, and the
+same as PEFT's `add_weighted_adapter(combination_type="cat")`.
 
 A base with tied embeddings is untied where an adapter changes one side alone: then the output head appears as
 a tensor of its own. PEFT's merge changes both sides there, and with them what the model answers.
@@ -54,6 +55,7 @@ class Edit:
     changes: tuple[Change, ...]
     weight: float
     adapter: str
+    words: str
 
 
 class Folded:
@@ -94,14 +96,14 @@ class Folded:
         if adapters:
             names = BaseNames.of(tensors, str(self.config.get("model_type")), base, self._says_tied())
             for adapter, weight in adapters:
-                self._fold_in(adapter, weight, plan_adapter(adapter, base, names, self._cache, rounding))
+                self._fold_in(weight, plan_adapter(adapter, base, names, self._cache, rounding))
             self._settle_tie(names)
             tensors = {name: names.tensors[name] for name in names.tensors if self._is_there(name, names)}
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._resized(info) for name, info in tensors.items()}
         )
         self.touched: Mapping[str, str] = {
-            name: "; ".join(_in_words(edit) for edit in edits) for name, edits in self._edits.items()
+            name: "; ".join(edit.words for edit in edits) for name, edits in self._edits.items()
         }
         self._note_vocabulary()
 
@@ -110,22 +112,17 @@ class Folded:
         origin = self._origin.get(name, name)
         edits = self._edits.get(name, ())
         rounding = self.base.tensors[origin].dtype if self.rounding == "peft" else ""
-        if len(edits) == 1 and (edits[0].weight == 1.0):
-            return read_through(self.base, origin, edits[0].changes, start, stop, rounding)
-        block = self.base.rows(origin, start, stop)
-        before = (
-            block.copy() if any(not change.additive for edit in edits for change in edit.changes) else block
-        )
+        if edits and edits[0].weight == 1.0:
+            block = read_through(self.base, origin, edits[0].changes, start, stop, rounding)
+            edits = edits[1:]
+        else:
+            block = self.base.rows(origin, start, stop)
         for edit in edits:
-            for change in _weighted(edit):
-                if isinstance(change, Edit):
-                    folded = before.copy()
-                    for step in change.changes:
-                        folded = step.apply(folded, start)
-                    block += np.float32(change.weight) * (folded - before)
-                else:
-                    block = change.apply(block, start)
-            round_to(rounding, block)
+            before = block if edit.weight == 1.0 else block.copy()
+            for change in edit.changes:
+                block = round_to(rounding, change.apply(block, start))
+            if edit.weight != 1.0:
+                block = round_to(rounding, before + np.float32(edit.weight) * (block - before))
         return block
 
     def exact_rows(self, name: str, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
@@ -140,21 +137,17 @@ class Folded:
         """
         numbers = np.asarray(rows, dtype=np.int64)
         edits = self._edits.get(name, ())
-        info = self.tensors[name]
         origin = self._origin.get(name, name)
-        before = np.empty((len(numbers), info.cols), np.float64)
-        if not (edits and isinstance(edits[0].changes[0], Replace)):
+        block = np.zeros((len(numbers), self.tensors[name].cols), np.float64)
+        if not (edits and isinstance(edits[0].changes[0], Replace) and edits[0].weight == 1.0):
             for index, number in enumerate(numbers.tolist()):
-                before[index] = self.base.rows(origin, number, number + 1)[0]
-        result = before.copy()
+                block[index] = self.base.rows(origin, number, number + 1)[0]
         for edit in edits:
-            folded = before.copy()
+            before = block.copy()
             for change in edit.changes:
-                folded = change.exact(folded, numbers)
-            result = (
-                folded if edit.weight == 1.0 and len(edits) == 1 else result + edit.weight * (folded - before)
-            )
-        return result
+                block = change.exact(block, numbers)
+            block = before + edit.weight * (block - before)
+        return block
 
     def low_rank(self, name: str) -> list[AddLowRank] | None:
         """The products that are added to a tensor, where nothing else is done to it.
@@ -171,7 +164,7 @@ class Folded:
                     continue
                 if not isinstance(change, AddLowRank):
                     return None
-                products.append(replace(change, scale=change.scale * edit.weight))
+                products.append(change)
         return products
 
     def _is_copy(self, name: str, change: Replace) -> bool:
@@ -189,16 +182,16 @@ class Folded:
     def _says_tied(self) -> bool:
         return bool(self.config.get("tie_word_embeddings", False))
 
-    def _fold_in(self, adapter: Adapter, weight: float, targets: Targets) -> None:
+    def _fold_in(self, weight: float, targets: Targets) -> None:
         """Take over one adapter's steps."""
         targets.factors.check_finite()
-        head = settle_head(targets)
-        for name, changes in targets.changes.items():
-            if changes and name != targets.names.head:
-                self._edits.setdefault(name, []).append(Edit(tuple(changes), weight, adapter.folder.name))
-        if head and targets.names.head:
-            edit = Edit(tuple(head), weight, adapter.folder.name)
-            self._edits.setdefault(targets.names.head, []).append(edit)
+        changes: dict[str, Sequence[Change]] = dict(targets.changes)
+        if targets.names.head is not None:
+            changes[targets.names.head] = settle_head(targets)
+        for name, steps in changes.items():
+            if steps:
+                edits = self._edits.setdefault(name, [])
+                edits.append(_ready(targets, steps, weight, later=bool(edits)))
 
     def _settle_tie(self, names: BaseNames) -> None:
         """Keep a tied head tied where both sides changed alike, else give it its own tensor."""
@@ -266,12 +259,21 @@ def _base_config(base: TensorSource) -> Mapping[str, Any]:
     return {}
 
 
-def _weighted(edit: Edit) -> list[Change | Edit]:
-    """An adapter's steps with its weight: in their scale where they only add, else as a whole."""
-    if all(isinstance(change, AddLowRank) for change in edit.changes):
-        low_rank = [change for change in edit.changes if isinstance(change, AddLowRank)]
-        return [replace(change, scale=change.scale * edit.weight) for change in low_rank]
-    return [edit]
+def _ready(targets: Targets, changes: Sequence[Change], weight: float, later: bool) -> Edit:
+    """One adapter's steps for one tensor, as they are carried out.
+
+    A weight goes into the scale where steps only add. A DoRA norm is always that of the base, so behind
+    another adapter it cannot be taken from the block.
+    """
+    adapter = targets.adapter.folder.name
+    kinds = dict.fromkeys(_WORDS.get(type(change), "bias") for change in changes)
+    words = f"{' + '.join(kinds)} from {adapter}" + ("" if weight == 1.0 else f" × {weight:g}")
+    if all(isinstance(change, AddLowRank) for change in changes):
+        products = [change for change in changes if isinstance(change, AddLowRank)]
+        changes, weight = [replace(step, scale=step.scale * weight) for step in products], 1.0
+    if later:
+        changes = [replace(step, alone=False) if isinstance(step, Dora) else step for step in changes]
+    return Edit(tuple(changes), weight, adapter, words)
 
 
 _WORDS = {
@@ -281,9 +283,3 @@ _WORDS = {
     ReplaceRows: "trained tokens",
     Scale: "(IA)³",
 }
-
-
-def _in_words(edit: Edit) -> str:
-    kinds = dict.fromkeys(_WORDS.get(type(change), "bias") for change in edit.changes)
-    weight = "" if edit.weight == 1.0 else f" × {edit.weight:g}"
-    return f"{' + '.join(kinds)} from {edit.adapter}{weight}"

@@ -34,10 +34,6 @@ NORM_ROWS = 256
 class Change(Protocol):
     """One step of a fold."""
 
-    @property
-    def additive(self) -> bool:
-        """Whether it adds something that does not depend on the tensor, so that a weight just scales it."""
-
     def apply(self, block: Block, start: int) -> Block:
         """Change rows [start, start + n) and return them, in place where possible."""
 
@@ -65,7 +61,6 @@ class AddLowRank:
     start: int
     stop: int
     rounded: str = ""
-    additive: bool = True
 
     def apply(self, block: Block, start: int) -> Block:
         from lorafold.export.fold_kernel import add_low_rank
@@ -96,7 +91,6 @@ class AddVector:
 
     vector: Callable[[], Block]
     scale: float
-    additive: bool = True
 
     def apply(self, block: Block, start: int) -> Block:
         block += self.vector() * np.float32(self.scale)
@@ -121,7 +115,6 @@ class Replace:
     key: str
     shape: tuple[int, ...]
     offset: int = 0
-    additive: bool = False
 
     def read(self, start: int, stop: int) -> Block:
         """Rows [start, stop) of the result."""
@@ -150,7 +143,6 @@ class ReplaceRows:
     source: TensorSource
     key: str
     numbers: Rows
-    additive: bool = False
 
     def apply(self, block: Block, start: int) -> Block:
         for index in np.flatnonzero((self.numbers >= start) & (self.numbers < start + len(block))):
@@ -176,7 +168,6 @@ class Scale:
 
     vector: Callable[[], Block]
     by_row: bool
-    additive: bool = False
 
     def apply(self, block: Block, start: int) -> Block:
         vector = self.vector()
@@ -203,6 +194,8 @@ class Dora:
         by_row: whether an output is a row.
         before: rows [a, b) of the tensor as it is before this step, float32.
         rows: number of rows of the tensor.
+        alone: whether blocks come as `before` gives them, so that a row's norm can be taken from the block;
+            behind another adapter they do not, and the norm is still that of the base with this product.
     """
 
     product: AddLowRank
@@ -210,14 +203,17 @@ class Dora:
     by_row: bool
     before: Callable[[int, int], Block]
     rows: int
-    additive: bool = False
+    alone: bool = True
     _norms: dict[str, Exact] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def apply(self, block: Block, start: int) -> Block:
         block = self.product.apply(block, start)
         if self.by_row:
-            squares = np.square(block, dtype=np.float64).sum(axis=1)
+            normed = block
+            if not self.alone:
+                normed = self.product.apply(self.before(start, start + len(block)), start)
+            squares = np.square(normed, dtype=np.float64).sum(axis=1)
             norms = np.sqrt(squares).astype(np.float32)
             block *= (self.magnitude()[start : start + len(block)] / norms)[:, None]
         else:
@@ -229,7 +225,11 @@ class Dora:
         block = self.product.exact(block, rows)
         magnitude = self.magnitude().astype(np.float64)
         if self.by_row:
-            block *= (magnitude[rows] / np.linalg.norm(block, axis=1))[:, None]
+            normed = block
+            if not self.alone:
+                base = [self.before(row, row + 1) for row in rows.tolist()]
+                normed = self.product.exact(np.concatenate(base).astype(np.float64), rows)
+            block *= (magnitude[rows] / np.linalg.norm(normed, axis=1))[:, None]
         else:
             block *= (magnitude / self._column_norms("float64"))[None, :]
         return block

@@ -149,20 +149,20 @@ class Targets:
         shape = self.names.tensors[weight].shape
         a_shape, b_shape = self._factor_shapes(module.module, a, b)
         product_shape = (b_shape[0], a_shape[1])
-        conv1d = self.names.is_conv1d(module.module)
+        config, conv1d = self.adapter.config, self.names.is_conv1d(module.module)
         if conv1d is None:
-            conv1d = self.adapter.config.fan_in_fan_out
+            conv1d = config.fan_in_fan_out
         transposed = conv1d if product_shape == product_shape[::-1] else shape != product_shape
         if shape != (product_shape[::-1] if transposed else product_shape) or (transposed and not conv1d):
             raise self._wrong_shape(f"{b} · {a}", product_shape, weight, shape)
         rank = self._rank(module.module, a_shape[0], b_shape[1])
-        scale = self.adapter.config.scale(module.module)
+        scale = config.scale(module.module)
         steps = self.changes.setdefault(weight, [])
         steps += self._without_initial(module.module, weight, rank, scale, transposed)
         step = self._product(module, scale, shape[0], transposed)
         if "lora_magnitude_vector" in module.parts:
             steps.append(self._dora(module, weight, step, by_row=not transposed))
-        elif self.adapter.config.rounds_product:
+        elif config.rounds_product or matches(config.target_parameters, f"{module.module}.weight"):
             steps.append(self._rounded(step, weight))
         else:
             steps.append(step)

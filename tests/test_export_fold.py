@@ -1,0 +1,373 @@
+"""The fold against PEFT's own merge, feature by feature, on tiny random models.
+
+The oracle is `merge_and_unload().save_pretrained()`: PEFT's arithmetic and transformers' way back to the file's
+names. With `rounding="peft"` the numbers must be equal to the bit, in every type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import SIZES, tiny_model, write_model
+
+from lorafold.adapters import Adapter
+from lorafold.export.fold import Folded
+from lorafold.export.fold_changes import round_to
+from lorafold.export.fold_kernel import add_low_rank
+from lorafold.weights import Checkpoint
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _gpt2() -> Any:
+    return transformers.GPT2Config(
+        vocab_size=320, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+
+
+def _mixtral() -> Any:
+    return transformers.MixtralConfig(**(SIZES | {"num_local_experts": 4, "num_hidden_layers": 2}))
+
+
+def _qwen3_moe() -> Any:
+    experts = {"num_experts": 4, "moe_intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16}
+    return transformers.Qwen3MoeConfig(**(SIZES | experts))
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {"gpt2": _gpt2, "mixtral": _mixtral, "qwen3_moe": _qwen3_moe}
+
+
+def base_model(folder: Path, family: str, dtype: str, **changes: Any) -> Path:
+    if family in FAMILIES:
+        return write_model(FAMILIES[family](), folder, dtype, 0)
+    return tiny_model(family, folder, dtype, **changes)
+
+
+def load(folder: Path, dtype: str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+
+
+def draw(model: Any, seed: int = 0, size: float = 0.05) -> Any:
+    """Give every adapter tensor a random value: PEFT starts B at zero, which would hide everything."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if any(
+            part in name for part in ("lora_A", "lora_B", "lora_embedding", "lora_diag", "trainable_tokens")
+        ):
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * size).to(parameter.dtype)
+        elif any(part in name for part in ("lora_magnitude", "ia3_l", "modules_to_save", "ln_tuning")):
+            noise = torch.randn(parameter.shape, generator=generator) * size
+            parameter.data = (parameter.data.float() * (1 + noise)).to(parameter.dtype)
+    return model
+
+
+def make_adapter(base: Path, folder: Path, dtype: str, config: Any, seed: int = 0) -> Path:
+    draw(peft.get_peft_model(load(base, dtype), config), seed).save_pretrained(folder)
+    return folder
+
+
+def merged_by_peft(base: Path, adapter: Path, folder: Path, dtype: str) -> Checkpoint:
+    model = peft.PeftModel.from_pretrained(load(base, dtype), adapter).merge_and_unload()
+    model.save_pretrained(folder)
+    return Checkpoint.open(folder)
+
+
+def all_rows(source: Any, name: str) -> Any:
+    return source.rows(name, 0, source.tensors[name].rows)
+
+
+def assert_equal(folded: Folded, merged: Checkpoint, allowed: int = 0, step: float = 0.0) -> None:
+    """Every tensor of both; of all numbers `allowed` may differ, by `step` of the tensor's largest."""
+    assert set(folded.tensors) == set(merged.tensors)
+    different = 0
+    for name in merged.tensors:
+        assert folded.tensors[name].shape == merged.tensors[name].shape, name
+        got, wanted = all_rows(folded, name), all_rows(merged, name)
+        wrong = got != wanted
+        if wrong.any():
+            different += int(wrong.sum())
+            worst = np.abs(got - wanted).max() / np.abs(wanted).max()
+            assert worst <= step, (name, worst)
+    assert different <= allowed, different
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One row of the table: how an adapter is made, and how far PEFT's result may be away.
+
+    Args:
+        config: arguments of LoraConfig, or a config.
+        family: of the base.
+        base: changes to the base's config.
+        almost: share of numbers that may fall on the other side of a rounding, for features whose sums PEFT takes
+            in another order: norms in float32 (ours in float64), singular values by torch's LAPACK.
+    """
+
+    config: dict[str, Any]
+    family: str = "llama"
+    base: dict[str, Any] = field(default_factory=dict)
+    almost: float = 0.0
+
+
+QKV = ["q_proj", "k_proj", "v_proj"]
+UNTIED = {"tie_word_embeddings": False}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+FEATURES: dict[str, Feature] = {
+    "plain": Feature({"r": 4, "lora_alpha": 16, "target_modules": [*QKV, "down_proj"]}),
+    "patterns": Feature(
+        {
+            "r": 8,
+            "target_modules": "all-linear",
+            "rank_pattern": {"q_proj": 3, "layers.2.mlp.up_proj": 5},
+            "alpha_pattern": {"layers.1.*": 5, "q_proj": 40},
+        }
+    ),
+    "rslora": Feature({"r": 7, "lora_alpha": 16, "use_rslora": True, "target_modules": QKV}),
+    "layers": Feature(
+        {"r": 2, "target_modules": QKV, "layers_to_transform": [1], "exclude_modules": ["k_proj"]}
+    ),
+    "regex": Feature({"r": 2, "target_modules": r".*\.[02]\.self_attn\.(q|o)_proj"}),
+    "dora": Feature({"r": 4, "target_modules": [*QKV, "down_proj"], "use_dora": True}, almost=2e-4),
+    "embedding": Feature({"r": 4, "target_modules": ["embed_tokens", "lm_head", "q_proj"]}, base=UNTIED),
+    "dora embedding": Feature(
+        {"r": 4, "target_modules": ["embed_tokens", "q_proj"], "use_dora": True}, base=UNTIED, almost=2e-4
+    ),
+    "lora_bias": Feature({"r": 4, "target_modules": QKV, "lora_bias": True}, family="qwen2", base=UNTIED),
+    "bias lora_only": Feature(
+        {"r": 4, "target_modules": QKV, "bias": "lora_only"}, family="qwen2", base=UNTIED
+    ),
+    "bias all": Feature({"r": 4, "target_modules": ["q_proj"], "bias": "all"}, family="qwen2", base=UNTIED),
+    "modules_to_save": Feature(
+        {"r": 4, "target_modules": QKV, "modules_to_save": ["lm_head", "norm"]}, base=UNTIED
+    ),
+    "tokens": Feature({"r": 4, "target_modules": QKV, "trainable_token_indices": [200, 3, 7]}, base=UNTIED),
+    "tokens of both": Feature(
+        {
+            "r": 4,
+            "target_modules": QKV,
+            "trainable_token_indices": {"embed_tokens": [3, 7], "lm_head": [9]},
+        },
+        base=UNTIED,
+    ),
+    "pissa": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "pissa"}, almost=5e-3),
+    "olora": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "olora"}, almost=1e-3),
+    "orthogonal": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "orthogonal"}),
+    "mica": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "mica"}),
+    "conv1d": Feature(
+        {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, family="gpt2"
+    ),
+    "conv1d dora": Feature(
+        {"r": 4, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
+        family="gpt2",
+        almost=2e-4,
+    ),
+    "conv1d pissa": Feature(
+        {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "pissa"},
+        family="gpt2",
+        almost=5e-3,
+    ),
+    "experts": Feature(
+        {
+            "r": 4,
+            "target_modules": ["q_proj"],
+            "target_parameters": [*EXPERTS, "mlp.gate.weight"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+        family="mixtral",
+    ),
+    "one expert parameter": Feature(
+        {"r": 4, "target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}, family="mixtral"
+    ),
+    "experts in pieces": Feature({"r": 4, "target_parameters": EXPERTS}, family="qwen3_moe"),
+}
+
+
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", *SLOW])
+@pytest.mark.parametrize("name", FEATURES)
+def test_fold_equals_peft(name: str, dtype: str, tmp_path: Path) -> None:
+    feature = FEATURES[name]
+    base = base_model(tmp_path / "base", feature.family, dtype, **feature.base)
+    adapter = make_adapter(base, tmp_path / "adapter", dtype, peft.LoraConfig(**feature.config))
+    merged = merged_by_peft(base, adapter, tmp_path / "merged", dtype)
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)], "peft")
+    assert folded.touched
+    if not feature.almost:
+        assert_equal(folded, merged)
+    elif dtype == "float32":
+        total = sum(info.rows * info.cols for info in merged.tensors.values())
+        assert_equal(folded, merged, allowed=total, step=1e-5 if "pissa" in name else 1e-6)
+    else:
+        changed = sum(folded.tensors[tensor].rows * folded.tensors[tensor].cols for tensor in folded.touched)
+        # Of the numbers next to a rounding boundary some fall on its other side: more in float16, whose steps
+        # are an eighth of bfloat16's, and each by one step.
+        share = feature.almost * (8 if dtype == "float16" else 1)
+        assert_equal(folded, merged, allowed=int(changed * share), step=2.0**-5)
+
+
+def test_exact_rows_is_the_same_fold_in_float64(tmp_path: Path) -> None:
+    for name in ("plain", "dora", "embedding", "conv1d dora", "tokens", "experts in pieces", "bias all"):
+        feature = FEATURES[name]
+        base = base_model(tmp_path / name / "base", feature.family, "bfloat16", **feature.base)
+        config = peft.LoraConfig(**feature.config)
+        adapter = make_adapter(base, tmp_path / name / "adapter", "bfloat16", config)
+        folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 0.7)])
+        for tensor in folded.touched:
+            rows = np.random.default_rng(1).permutation(folded.tensors[tensor].rows)[:9]
+            exact, fast = folded.exact_rows(tensor, rows), all_rows(folded, tensor)[rows]
+            assert exact.dtype == np.float64
+            assert np.abs(exact - fast).max() <= 1e-6 * np.abs(exact).max(), (name, tensor)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    cols=st.integers(1, 70),
+    rank=st.integers(1, 13),
+    cut=st.integers(1, 70),
+    seed=st.integers(0),
+)
+def test_the_kernel_depends_on_no_blocking(rows: int, cols: int, rank: int, cut: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    left = random.standard_normal((rows, rank), dtype=np.float32)
+    right = random.standard_normal((rank, cols), dtype=np.float32)
+    block = random.standard_normal((rows, cols), dtype=np.float32)
+    scale = np.float32(random.uniform(-3, 3))
+    whole = block.copy()
+    add_low_rank(whole, left, right, scale)
+    pieces = block.copy()
+    for start in range(0, rows, cut):
+        add_low_rank(pieces[start : start + cut], left[start : start + cut], right, scale)
+    assert np.array_equal(whole, pieces)
+    # The chain of fused multiply-adds by hand: float64 holds a product of two float32 exactly.
+    chain = np.zeros_like(block)
+    for k in range(rank):
+        chain = (left[:, k : k + 1].astype(np.float64) * right[k] + chain).astype(np.float32)
+    assert np.abs(whole - (block + chain * scale)).max() <= 1e-6 * np.abs(whole).max()
+
+
+def test_the_kernel_by_hand() -> None:
+    block = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    add_low_rank(
+        block, np.array([[1.0], [10.0]], np.float32), np.array([[0.5, -1.0]], np.float32), np.float32(2)
+    )
+    assert block.tolist() == [[2.0, 0.0], [13.0, -16.0]]
+
+
+@pytest.mark.parametrize("name", ["plain", "dora", "conv1d dora", "tokens", "experts in pieces"])
+def test_rows_depend_on_no_blocking_and_no_thread(name: str, tmp_path: Path) -> None:
+    feature = FEATURES[name]
+    base = base_model(tmp_path / "base", feature.family, "bfloat16", **feature.base)
+    adapter = make_adapter(base, tmp_path / "adapter", "bfloat16", peft.LoraConfig(**feature.config))
+    whole = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
+    expected = {tensor: all_rows(whole, tensor) for tensor in whole.tensors}
+    for step, threads in ((1, 7), (5, 2), (64, 1)):
+        fresh = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
+        blocks = [
+            (tensor, start, min(start + step, info.rows))
+            for tensor, info in fresh.tensors.items()
+            for start in range(0, info.rows, step)
+        ]
+        with ThreadPoolExecutor(threads) as pool:
+            for block, rows in zip(blocks, pool.map(lambda block: fresh.rows(*block), blocks), strict=True):
+                assert np.array_equal(rows, expected[block[0]][block[1] : block[2]]), block
+
+
+def test_bfloat16_is_rounded_half_to_even() -> None:
+    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 0.0], np.float32)
+    wanted = torch.from_numpy(values.copy()).bfloat16().float().numpy()
+    assert np.array_equal(round_to("BF16", values), wanted)
+    assert wanted.tolist() == [1.0, 1.0, 1.015625, 1.0078125, -1.0, 0.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0), exponent=st.integers(-30, 30), dtype=st.sampled_from(["BF16", "F16"]))
+def test_rounding_equals_torch(seed: int, exponent: int, dtype: str) -> None:
+    values = np.random.default_rng(seed).standard_normal(500, dtype=np.float32)
+    values *= np.float32(2.0 ** (exponent if dtype == "BF16" else exponent / 3))
+    torch_type = torch.bfloat16 if dtype == "BF16" else torch.float16
+    wanted = torch.from_numpy(values.copy()).to(torch_type).float().numpy()
+    assert np.array_equal(round_to(dtype, values.copy()), wanted)
+
+
+def test_several_adapters_are_summed_up_with_their_weights(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "llama", "float32")
+    first = make_adapter(base, tmp_path / "a", "float32", peft.LoraConfig(r=4, target_modules=QKV), seed=1)
+    second = make_adapter(
+        base,
+        tmp_path / "b",
+        "float32",
+        peft.LoraConfig(r=2, use_rslora=True, target_modules=["v_proj", "o_proj"]),
+        2,
+    )
+    model = peft.PeftModel.from_pretrained(load(base, "float32"), first, adapter_name="a")
+    model.load_adapter(second, adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], [0.3, -1.5], "both", combination_type="cat")
+    model.set_adapter("both")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    adapters = [(Adapter.open(first), 0.3), (Adapter.open(second), -1.5)]
+    folded = Folded(Checkpoint.open(base), adapters)
+    assert_equal(folded, Checkpoint.open(tmp_path / "merged"), allowed=1 << 30, step=1e-6)
+    assert "a × 0.3" in folded.touched["model.layers.0.self_attn.v_proj.weight"]
+
+
+def test_adapters_of_different_kinds_are_summed_up_as_active_together(tmp_path: Path) -> None:
+    """LoRA and DoRA both active: PEFT's unmerged model adds what each changes."""
+    base = base_model(tmp_path / "base", "llama", "float32")
+    lora = make_adapter(base, tmp_path / "a", "float32", peft.LoraConfig(r=4, target_modules=QKV), seed=1)
+    dora = make_adapter(
+        base,
+        tmp_path / "b",
+        "float32",
+        peft.LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]),
+        seed=2,
+    )
+    model = peft.PeftModel.from_pretrained(load(base, "float32"), lora, adapter_name="a")
+    model.load_adapter(dora, adapter_name="b")
+    model.base_model.set_adapter(["a", "b"])
+    layer = model.base_model.model.model.layers[1].self_attn.q_proj
+    with torch.no_grad():
+        wanted = layer(torch.eye(64)).T.numpy()
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(lora), 1.0), (Adapter.open(dora), 1.0)])
+    got = all_rows(folded, "model.layers.1.self_attn.q_proj.weight")
+    assert np.abs(got - wanted).max() <= 2e-6
+
+
+def test_low_rank_gives_the_products_and_nothing_else(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "llama", "float32")
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapter = make_adapter(base, tmp_path / "a", "float32", config)
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 0.5)])
+    (product,) = folded.low_rank("model.layers.2.self_attn.q_proj.weight") or ()
+    assert product.scale == 12 / 4 * 0.5
+    delta = product.scale * product.left(0, 64) @ product.right()
+    name = "model.layers.2.self_attn.q_proj.weight"
+    assert np.abs(all_rows(folded, name) - all_rows(folded.base, name) - delta).max() < 1e-6
+    assert folded.low_rank("model.norm.weight") == []
+    assert folded.low_rank("lm_head.weight") is None
+
+
+def test_without_adapters_a_fold_is_its_base(tmp_path: Path) -> None:
+    base = Checkpoint.open(base_model(tmp_path / "base", "qwen2", "bfloat16"))
+    folded = Folded(base)
+    assert folded.tensors == base.tensors and not folded.touched
+    name = next(iter(base.tensors))
+    assert np.array_equal(all_rows(folded, name), all_rows(base, name))
