@@ -1,0 +1,218 @@
+"""Hugging Face folders answered by transformers: a model, a model with PEFT adapters, and in 4 bit.
+
+In: a base (folder, hub id, `demo`) and adapter folders, or an adapter folder that names its base. Every PEFT
+method loads, those too that cannot be folded into weights: of prompt tuning the learned part becomes
+the beginning of the cache. Out: tokens and log-probabilities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorafold.artifacts import sha256_file
+from lorafold.chat import ChatTokenizer, Message
+from lorafold.errors import InputError
+from lorafold.models import require, resolve_base
+from lorafold.progress import Progress
+from lorafold.serve.computing import compute, thread_count
+from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
+from lorafold.serve.engine import About, Cancel, Event, PromptFitter
+from lorafold.serve.sampling import draw, log_softmax
+from lorafold.serve.speech import BATCH, Speaker, speak
+from lorafold.serve.torch_model import LoadedModel, TorchCache, base_of, load
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
+SCORED = 32  # places scored at once; bounds the memory for logits
+
+
+def open_transformers(
+    model: str, pieces: Sequence[str], config: ChatConfig | CompareConfig, progress: Progress
+) -> TransformersEngine:
+    """Open a base with adapters.
+
+    Args:
+        model: as the user spelled it.
+        pieces: the base and its adapter folders; an adapter folder alone brings its base.
+        config: context, threads, 4 bit, template.
+        progress: told about downloads.
+
+    Raises:
+        InputError: a folder is missing or not what it should be.
+        UnsafeInputError: the model brings code, and that was not allowed.
+        SystemFault: transformers, peft or memory is missing.
+    """
+    require("torch", "transformers", extra="train")
+    first = Path(pieces[0]).expanduser()
+    adapters = [Path(piece).expanduser() for piece in pieces[1:]]
+    spec = pieces[0]
+    if (first / "adapter_config.json").is_file():
+        spec, adapters = base_of(first), [first, *adapters]
+    base = resolve_base(
+        spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+    )
+    tokenizer_folder = base.folder
+    for adapter in adapters:
+        if not (adapter / "adapter_config.json").is_file():
+            fix = "give a folder that PEFT saved"
+            raise InputError("no adapter_config.json in it", at=adapter, fix=fix)
+        if (adapter / "tokenizer.json").is_file():
+            tokenizer_folder = adapter  # it may have tokens that the base lacks
+    tokenizer = ChatTokenizer.from_folder(tokenizer_folder, config.chat_template)
+    threads = thread_count(config.threads)
+    loaded = compute(
+        partial(
+            load,
+            base.folder,
+            adapters,
+            in_4bit=config.load_in_4bit,
+            trust_remote_code=config.trust_remote_code,
+            threads=threads,
+            vocabulary=tokenizer.tokenizer.get_vocab_size(),
+        )
+    )
+    names = [first.name if first.is_dir() else spec.rpartition("/")[2], *(a.name for a in adapters)]
+    if adapters and first == adapters[0]:
+        names = [a.name for a in adapters]
+    folders = [base.folder, *adapters]
+    about = About(
+        name="+".join(names),
+        source=model,
+        kind="transformers",
+        quantization=loaded.quantization,
+        digest=lambda: "+".join(map(_folder_digest, folders)),
+    )
+    return TransformersEngine(loaded, tokenizer, about, config.context)
+
+
+def _folder_digest(folder: Path) -> str:
+    """sha256 over the weights of a folder, file by file; of the file alone where there is one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+class TransformersEngine:
+    """The engine of a Hugging Face folder (see `lorafold.serve.engine.Engine`).
+
+    Args:
+        model: loaded.
+        tokenizer: with its chat template.
+        about: which weights answer.
+        context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
+    """
+
+    def __init__(
+        self, model: LoadedModel, tokenizer: ChatTokenizer, about: About, context: int | None = None
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._about = about
+        self._context = min(model.limit or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
+        self._fitter = PromptFitter(self._encode, self._context)
+        self._cache = compute(partial(TorchCache, model))
+        self._vocabulary = ""
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        return self._tokenizer.encode_chat(messages, add_generation_prompt=True).ids
+
+    @property
+    def about(self) -> About:
+        """Which weights answer."""
+        return self._about
+
+    @property
+    def context(self) -> int:
+        """Tokens that a conversation may hold."""
+        return self._context
+
+    @property
+    def scorer(self) -> TransformersEngine:
+        """Itself: transformers gives all probabilities."""
+        return self
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
+        """Answer a conversation (see `Engine.stream`)."""
+        import numpy as np
+
+        said: list[int] = []
+        dice = np.random.default_rng(sampling.seed)
+        text = self._texts()
+
+        def following(previous: int | None) -> tuple[int, float]:
+            if previous is not None:
+                said.append(previous)
+                self._cache.read([previous])
+            token = draw(self._cache.logits, sampling, said, dice)
+            return token, float(log_softmax(self._cache.logits)[token])
+
+        speaker = Speaker(
+            held=self._cache.held,
+            keep=self._cache.keep,
+            read=self._cache.read,
+            draw=following,
+            ends=lambda token: token in self._tokenizer.eos_ids,
+            text=text,
+            rest=lambda: "",
+        )
+        yield from speak(speaker, self._fitter, messages, sampling, cancel)
+
+    def _texts(self) -> Callable[[int], str]:
+        """A function that tells what each further token adds."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer.tokenizer, token) or ""
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self.tokenize(text))
+
+    @property
+    def vocabulary(self) -> str:
+        """A digest of the vocabulary, equal to that of a GGUF of the same tokens."""
+        if not self._vocabulary:
+            known = {index: name for name, index in self._tokenizer.tokenizer.get_vocab().items()}
+            names = [known.get(index, f"[PAD{index}]") for index in range(max(known) + 1)]
+            self._vocabulary = hashlib.sha256(b"\0".join(name.encode() for name in names)).hexdigest()
+        return self._vocabulary
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, control tokens in it taken as text."""
+        return self._tokenizer.tokenize(text, False, first=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token; a character's bytes count with the token that completes it."""
+        text = self._texts()
+        return [text(token).encode() for token in ids]
+
+    def log_probabilities(
+        self, messages: Sequence[Message], answer: Sequence[int]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
+        if not answer:
+            return
+        prompt, _ = self._fitter.fit(messages, len(answer))
+        ids = [*prompt, *answer[:-1]]
+        if len(ids) > self._context:
+            raise InputError(f"the answer ends past the context of {self._context:,} tokens")
+        first = len(prompt) - 1
+        reused = compute(partial(self._cache.keep, ids, first))
+        for start in range(reused, first, BATCH):
+            compute(partial(self._cache.read, ids[start : min(first, start + BATCH)]))
+        for start in range(first, len(ids), SCORED):
+            rows = compute(partial(self._cache.score, ids[start : start + SCORED]))
+            yield from map(log_softmax, rows)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._cache.close()
+        self._model.close()
