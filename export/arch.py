@@ -132,13 +132,14 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
             missing, has another shape than the config says, or is none of the architecture's.
     """
     row, view = _view(config)
-    _check(view, row)
     sizes = dimensions(view)
     actual = {_canonical(name, row): name for name in tensors}
+    rules = [rule for rule in (*row.tensors, *_variant(row, actual)) if _counts(rule, view)]
+    _check_number(rules, sizes, len(tensors))
+    _check(view, row)
     order = {
         name: place for place, name in enumerate(sorted(tensors, key=lambda n: (tensors[n].file.name, n)))
     }
-    rules = (*row.tensors, *_variant(row, actual))
     found: list[tuple[int, int, MappedTensor]] = []
     missing: list[str] = []
     used: set[str] = set()
@@ -257,6 +258,21 @@ def _view(config: Mapping[str, Any]) -> tuple[Architecture, Config]:
     text = config.get("text_config")
     raw = {**config, **text} if isinstance(text, Mapping) else config
     return row, Config(raw, row.defaults, row.aliases)
+
+
+def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: int) -> None:
+    """Refuse a config that asks for far more tensors than there are, before counting through their names."""
+    wanted = sum(
+        (sizes["layers"] if "{layer}" in rule.source else 1)
+        * (sizes.get("experts", 0) if "{expert}" in rule.source else 1)
+        for rule in rules
+    )
+    if wanted > 2 * held + 1000:
+        raise InputError(
+            f"num_hidden_layers {sizes['layers']} asks for {wanted} tensors, the files hold {held}",
+            at="config.json: num_hidden_layers",
+            fix="use the config.json that belongs to these weights",
+        )
 
 
 def _check(config: Config, row: Architecture) -> None:

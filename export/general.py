@@ -7,12 +7,15 @@ names agree (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#general-m
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import yaml
+from gguf import GGUFValueType
 
 from lorafold.errors import InputError
 from lorafold.export.mapped_tensor import MappedTensor
@@ -52,10 +55,40 @@ def general_metadata(
             fix="correct the lines between the two `---`, or remove README.md",
         ) from error
     return [
-        KeyValue(key, entry.value, entry.type, entry.sub_type or _element_type(entry.value))
+        _checked(folder, key, entry.value, entry.type)
         for key, entry in writer.kv_data[0].items()
         if key not in first
     ]
+
+
+# What a value from YAML or JSON must be for each type of entry.
+_KINDS: dict[GGUFValueType, tuple[type, ...]] = {
+    GGUFValueType.STRING: (str, int, float, datetime.date),
+    GGUFValueType.INT32: (int,),
+    GGUFValueType.UINT32: (int,),
+    GGUFValueType.FLOAT32: (int, float),
+    GGUFValueType.ARRAY: (list,),
+}
+
+
+def _checked(folder: Path, key: str, value: Any, kind: GGUFValueType) -> KeyValue:
+    """An entry whose value is of its type; YAML's numbers and dates become text where text belongs.
+
+    Raises:
+        InputError: a list or an object where a word belongs, a word where a number belongs.
+    """
+    file = "generation_config.json" if key.startswith("general.sampling.") else "README.md"
+    words = value if kind is GGUFValueType.ARRAY else [value]
+    fits = isinstance(value, _KINDS[kind]) and not any(isinstance(word, (list, dict)) for word in words)
+    if not fits:
+        raise InputError(
+            f"{key.removeprefix('general.')} is {value!r}, expected {kind.name.lower()}",
+            at=folder / file,
+            fix=f"correct it, or remove {file}",
+        )
+    if kind is GGUFValueType.ARRAY:
+        return KeyValue(key, [str(word) for word in value], kind, GGUFValueType.STRING)
+    return KeyValue(key, str(value) if kind is GGUFValueType.STRING else value, kind)
 
 
 def count_weights(tensors: Sequence[MappedTensor]) -> tuple[int, int, int, int]:
@@ -75,8 +108,3 @@ def count_weights(tensors: Sequence[MappedTensor]) -> tuple[int, int, int, int]:
         else:
             shared += weights
     return total, shared, per_expert, sum(stacks) // len(stacks) if stacks else 0
-
-
-def _element_type(value: object) -> gguf.GGUFValueType | None:
-    """The type of a list's elements, which the writer works out late."""
-    return gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) and value else None

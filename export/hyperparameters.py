@@ -9,6 +9,7 @@ on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +54,9 @@ class Config:
             InputError: it is missing or something else.
         """
         value = self.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_whole(value) or value < least:
             raise self.wrong(field, value, f"a whole number of at least {least}")
-        return value
+        return int(value)
 
     def number(self, field: str) -> float:
         """A number.
@@ -64,7 +65,7 @@ class Config:
             InputError: it is missing or something else.
         """
         value = self.get(field)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not is_finite(value):
             raise self.wrong(field, value, "a number")
         return float(value)
 
@@ -81,6 +82,16 @@ class Config:
             at=f"config.json: {name}",
             fix="take config.json from the model's original folder",
         )
+
+
+def is_whole(value: object) -> bool:
+    """Whether a JSON value is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a JSON value is a number; Python's parser lets NaN and Infinity through."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def kv_heads(config: Config) -> int:
@@ -177,13 +188,12 @@ class Hyperparameter:
         value = self.value(config) if callable(self.value) else config.get(self.value)
         if value is None:
             return None
-        if self.type is GGUFValueType.UINT32 and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 0
-        ):
-            raise config.wrong(str(self.value), value, "a whole number")
+        field = self.key if callable(self.value) else self.value
+        if self.type is GGUFValueType.UINT32 and not (is_whole(value) and 0 <= value < 1 << 32):
+            raise config.wrong(field, value, "a whole number below 2^32")
         if self.type is GGUFValueType.FLOAT32:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise config.wrong(str(self.value), value, "a number")
+            if not is_finite(value):
+                raise config.wrong(field, value, "a number")
             value = float(value)
         key = self.key if self.key.startswith("general.") else f"{arch}.{self.key}"
         return KeyValue(key, value, self.type, self.subtype)

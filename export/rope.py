@@ -18,11 +18,24 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from lorafold.export.hyperparameters import Config, Hyperparameter, f32, head_dim
+from lorafold.export.hyperparameters import Config, Hyperparameter, f32, head_dim, is_finite
 
 # Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
 SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
 PLAIN_KINDS = ("default", "llama3", "dynamic")
+# Parameters that must be numbers above 0 where they are given.
+NUMBERS = (
+    "attention_factor",
+    "attn_factor",
+    "beta_fast",
+    "beta_slow",
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,10 @@ def read_rope(config: Config) -> Rope:
             full[name] = config.get(name)
     if not sliding and config.get("rope_local_base_freq") is not None:
         sliding["rope_theta"] = config.get("rope_local_base_freq")
+    for name in NUMBERS:
+        for part in (full, sliding):
+            if part.get(name) is not None and not (is_finite(part[name]) and part[name] > 0):
+                raise config.wrong(f"{field}.{name}", part[name], "a number above 0")
     rope = Rope(full, sliding)
     if rope.kind not in SCALING_NAMES and rope.kind not in PLAIN_KINDS:
         known = ", ".join((*SCALING_NAMES, *PLAIN_KINDS))
@@ -166,8 +183,8 @@ def longrope_factors(config: Config) -> dict[str, tuple[float, ...]]:
     found: dict[str, tuple[float, ...]] = {}
     for field, name in (("long_factor", "long"), ("short_factor", "short")):
         values = full.get(field)
-        if not isinstance(values, list) or len(values) != half:
-            got = f"{len(values)} numbers" if isinstance(values, list) else values
+        if not isinstance(values, list) or len(values) != half or not all(map(is_finite, values)):
+            got = f"{len(values)} values" if isinstance(values, list) else values
             raise config.wrong(f"rope_scaling.{field}", got, f"{half} numbers (half the rotated columns)")
         found[f"rope_factors_{name}.weight"] = tuple(float(np.float32(value)) for value in values)
     return found

@@ -423,7 +423,11 @@ def test_model_type_stands_in_for_architectures() -> None:
         ("LlamaForCausalLM", {"num_attention_heads": 6}, "num_attention_heads"),
         ("LlamaForCausalLM", {"hidden_size": None}, "hidden_size"),
         ("LlamaForCausalLM", {"num_hidden_layers": 0}, "num_hidden_layers"),
+        ("LlamaForCausalLM", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": "4"}}, "rope_scaling.factor"),
+        ("LlamaForCausalLM", {"rope_theta": float("nan")}, "rope_scaling.rope_theta"),
         ("LlamaForCausalLM", {"vocab_size": "many"}, "vocab_size"),
+        ("MixtralForCausalLM", {"num_local_experts": 10**9}, "num_hidden_layers"),
         ("LlamaForCausalLM", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ("Qwen2ForCausalLM", {"head_dim": 32}, "head_dim"),
         ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
@@ -463,6 +467,7 @@ def test_wrong_values_of_the_header_are_refused() -> None:
     """A header entry of the wrong kind names its field."""
     for changes, field in (
         ({"max_position_embeddings": -1}, "max_position_embeddings"),
+        ({"max_position_embeddings": 1 << 32}, "max_position_embeddings"),
         ({"max_position_embeddings": 4.5}, "max_position_embeddings"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
     ):
