@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from converter import add_vocabulary, convert
 from numpy.typing import NDArray
-from oracles import llama_logits
+from oracles import llama_logits, quantize_with_llama
 from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
 
-from lorafold.export.arch import map_tensors, metadata
+from lorafold.export.arch import map_tensors, metadata, quantize_order
 from lorafold.export.row_ops import read_block
 from lorafold.weights import Checkpoint
 
@@ -133,3 +133,44 @@ def transformers_logits(folder: Path, ids: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
         logits: NDArray[np.float32] = network(torch.tensor([ids])).logits[0].numpy()
     return logits
+
+
+@pytest.mark.parametrize("family", ["llama-tied", pytest.param("qwen2-moe", marks=pytest.mark.slow)])
+def test_quantize_order(family: str) -> None:
+    """llama_model_quantize writes tensors in the order that is said of it."""
+    folder = model(family, "float32")
+    quantized = folder / "quantized.gguf"
+    quantize_with_llama(folder / "f32.gguf", quantized, ftype=2)
+    names = [tensor.name for tensor in gguf.GGUFReader(quantized).tensors]
+    assert names == quantize_order(sorted(names, reverse=True))
+
+
+@pytest.mark.parametrize("family", families())
+def test_spelling_of_transformers_4(family: str) -> None:
+    """A config.json as transformers 4 wrote it gives the same tensors and the same header."""
+    folder = model(family, "float32")
+    new = json.loads((folder / "config.json").read_text())
+    tensors = Checkpoint.open(folder).tensors
+    results = [
+        (map_tensors(config, tensors), metadata(config, map_tensors(config, tensors), folder, 0))
+        for config in (new, spelled_as_before(new))
+    ]
+    assert results[0] == results[1]
+
+
+def spelled_as_before(new: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5's config.json in transformers 4's spelling."""
+    old = dict(new)
+    if "dtype" in old:
+        old["torch_dtype"] = old.pop("dtype")
+    rope = dict(old.pop("rope_parameters", {}))
+    if "full_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            old[name] = rope.pop(name)
+    kind = rope.pop("rope_type", "default")
+    if kind != "default":
+        old["rope_scaling"] = rope | {"type": kind}
+    return old
