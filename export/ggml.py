@@ -25,7 +25,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from lorafold.errors import InputError, SystemFault
+from lorafold.errors import InputError, NumericError, SystemFault
 
 INSTALL = "pip install llama-cpp-python"
 
@@ -40,6 +40,11 @@ QUANTIZABLE = frozenset(
         *(Type.TQ1_0, Type.TQ2_0, Type.MXFP4),
     }
 )
+
+# Types that ggml quantizes by search in a grid. It asserts that the search finds something, which fails
+# when sums overflow: seen from values of 1e15 on, and from 1e4 on with weights of 1e37.
+GRIDDED = frozenset(type for type in QUANTIZABLE if type.name.startswith(("IQ1", "IQ2", "IQ3")))
+_STRONGEST = 1e15  # largest value squared times largest weight; its square is far from overflow
 
 _LIBRARY_NAMES = {
     "darwin": ("libggml-base.dylib", "libggml-base.so"),
@@ -63,6 +68,7 @@ def quantize(
     Raises:
         InputError: a type that cannot be written, a width that its blocks do not divide, or no weights for a
             type that needs them.
+        NumericError: values or weights so large that ggml's search would abort the process.
         SystemFault: ggml's library is missing.
     """
     rows, cols = check_arguments(block, type, weights)
@@ -72,6 +78,14 @@ def quantize(
         return block.view(np.uint8).reshape(out.shape).copy()
     if out.size == 0:
         return out
+    if type in GRIDDED:
+        largest = float(np.abs(block).max())
+        # Written so that NaN fails too.
+        if not largest * largest * (1.0 if weights is None else float(weights.max())) <= _STRONGEST:
+            raise NumericError(
+                f"values up to {largest:g} are too large for {type.name}",
+                fix="choose a type of 4 bits or more",
+            )
     source = block.ctypes.data_as(ctypes.c_void_p)
     importance = None if weights is None else weights.ctypes.data_as(ctypes.c_void_p)
     written = library.ggml_quantize_chunk(

@@ -89,20 +89,21 @@ def quantize(
 
     Raises:
         InputError: a type that cannot be written, does not divide the width, or needs weights.
-        NumericError: a value is NaN or infinite, or too large for F16.
+        NumericError: a value is NaN or infinite, or too large for F16 or for a search of ggml's.
         SystemFault: ggml's library is missing.
     """
     try:
         ggml.check_arguments(block, type, weights)
-    except InputError as error:
-        raise InputError(error.problem, at=at, fix=error.fix) from None
-    if block.size == 0:
+        if block.size:
+            _check_values(block, type, at, first_row)
+            kernel = _kernel(type, weights is not None, wait=False)
+            if kernel:
+                return _run(kernel, block, type, weights)
         return ggml.quantize(block, type, weights)
-    _check_values(block, type, at, first_row)
-    kernel = _kernel(type, weights is not None, wait=False)
-    if kernel is None:
-        return ggml.quantize(block, type, weights)
-    return _run(kernel, block, type, weights)
+    except (InputError, NumericError) as error:
+        if error.at or not at:
+            raise
+        raise error.__class__(error.problem, at=at, fix=error.fix) from None
 
 
 def prepare(types: Iterable[Type], weighted: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""ggml through ctypes: bytes against gguf-py's independent code, and every refusal that stands before an abort."""
+"""ggml through ctypes: values against gguf-py's independent code, and every refusal before an abort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from lorafold.errors import InputError, SystemFault
+from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.export import ggml
 
 ALL_TYPES = sorted(ggml.QUANTIZABLE, key=lambda t: t.name)
@@ -27,7 +27,11 @@ def random_block(rows: int, cols: int) -> np.ndarray:
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
     )
 
 
@@ -159,3 +163,44 @@ def test_the_gil_is_released_while_ggml_works() -> None:
         steps += 1
     worker.join()
     assert steps > 1000
+
+
+def test_values_that_ggml_would_abort_on_are_refused() -> None:
+    block = random_block(1, 256) * np.float32(1e15)
+    with pytest.raises(
+        NumericError, match=r"values up to .*e\+15 are too large for IQ3_XXS; fix: choose a type"
+    ):
+        ggml.quantize(block, Type.IQ3_XXS)
+    with pytest.raises(NumericError, match="too large for IQ2_XS"):
+        ggml.quantize(random_block(1, 256), Type.IQ2_XS, np.full(256, 1e16, np.float32))
+    with pytest.raises(NumericError, match="values up to nan"):
+        ggml.quantize(np.full((1, 256), np.nan, np.float32), Type.IQ3_S)
+
+
+PROVOKE = """
+import numpy as np
+from lorafold.export import ggml
+random = np.random.default_rng(0)
+normal, ones = random.standard_normal((4, 512)), np.ones(512)
+shapes = [
+    normal,
+    normal * (random.random(normal.shape) < 0.05),
+    np.ones((4, 512)),
+    normal * 10.0 ** random.uniform(-9, 0, normal.shape),
+]
+sizes = (0, 1e-41, 1e-12, 1, 1e3, 1e6)
+for type in sorted(ggml.GRIDDED):
+    for block in [(shape * size).astype(np.float32) for shape in shapes for size in sizes]:
+        strongest = min(0.99e15 / max(float(np.abs(block).max()) ** 2, 1e-15), 1e30)
+        sparse, halves = random.random(512) < 0.04, np.arange(512) // 64 % 2
+        for weights in (ones * strongest, ones * 1e-42, ones * 0, sparse, halves):
+            ggml.quantize(block, type, weights.astype(np.float32))
+        if not ggml.requires_imatrix(type) and strongest > 1:
+            ggml.quantize(block, type)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_not_refused_does_not_abort() -> None:
+    done = run_python(PROVOKE)
+    assert done.returncode == 0, done.stderr[-500:]
