@@ -10,7 +10,7 @@ from lorafold.train.config import TrainConfig
 
 
 def persona_file() -> Path:
-    """The embedded data set: an old lighthouse keeper, 233 records."""
+    """The embedded data set: an old lighthouse keeper, 250 records."""
     return _resource("persona.jsonl")
 
 
@@ -28,7 +28,7 @@ def demo_config(out: Path) -> TrainConfig:
         out=out,
         r=16,
         lora_alpha=32,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         warmup_steps=5,
         per_device_train_batch_size=4,
         num_train_epochs=2,

@@ -52,6 +52,21 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
     return build
 
 
+def linear_names(model: Any) -> tuple[str, ...]:
+    """Last names of the linear layers, the output head left out: what "all-linear" means, as a list.
+
+    peft takes `layers_to_transform` only together with a list.
+    """
+    head = model.get_output_embeddings()
+    kinds = ("Linear", "Linear4bit", "Linear8bitLt", "Conv1D")
+    found = (
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if type(module).__name__ in kinds and module is not head
+    )
+    return tuple(dict.fromkeys(found))
+
+
 def _whole(value: float) -> float:
     """A whole number as an int, as other tools expect alpha."""
     return int(value) if float(value).is_integer() else value
