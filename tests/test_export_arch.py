@@ -84,7 +84,7 @@ def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(out, entries[0].value)
     for entry in entries[1:]:
         writer.add_key_value(entry.key, entry.value, entry.type, entry.subtype)
-    add_vocabulary(writer, config["vocab_size"])
+    add_vocabulary(writer, config.get("text_config", config)["vocab_size"])
     for tensor in tensors:
         block = read_block(source, tensor, 0, tensor.rows).reshape(tensor.shape)
         kind = types.get(tensor.name, gguf.GGMLQuantizationType.F32)
@@ -161,6 +161,8 @@ def test_spelling_of_transformers_4(family: str) -> None:
 def spelled_as_before(new: dict[str, Any]) -> dict[str, Any]:
     """transformers 5's config.json in transformers 4's spelling."""
     old = dict(new)
+    if "text_config" in old:
+        old["text_config"] = spelled_as_before(old["text_config"])
     if "dtype" in old:
         old["torch_dtype"] = old.pop("dtype")
     rope = dict(old.pop("rope_parameters", {}))

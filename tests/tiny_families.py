@@ -111,6 +111,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3-multimodal": (
+        "Gemma3Config",
+        {
+            "text_config": SIZES
+            | {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "num_hidden_layers": 6},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 5,
+            "eoi_token_index": 6,
+            "image_token_index": 7,
+        },
+    ),
     "phi3": ("Phi3Config", {"original_max_position_embeddings": 256}),
     "phi3-longrope": (
         "Phi3Config",
@@ -177,11 +196,12 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     import transformers
 
     name, fields = FAMILIES[family]
-    config = getattr(transformers, name)(**(SIZES | fields | changes))
+    sizes = {} if "text_config" in fields else SIZES
+    config = getattr(transformers, name)(**(sizes | fields | changes))
     # Gemma stores its norms less one. llama.cpp's GELU goes through a table in float16, so Gemma's logits
     # differ by some thousandths of what its layers add; norms around a half keep that below the test's bound.
     write_model(config, folder, dtype, seed, norm_centre=-0.5 if family.startswith("gemma") else 1.0)
-    write_tokenizer(folder, config.vocab_size)
+    write_tokenizer(folder, config.get_text_config().vocab_size)
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)
         (folder / "generation_config.json").write_text(json.dumps(GENERATION))
