@@ -41,6 +41,7 @@ class LlamaEngine:
         source: as the user spelled the model.
         context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
         threads: 0: one per core.
+        exact: keep keys and values in float32 (see `KeyValueCache`).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LlamaEngine:
         source: str,
         context: int | None = None,
         threads: int = 0,
+        exact: bool = False,
     ) -> None:
         self.c = model.c
         self.model = model
@@ -68,9 +70,9 @@ class LlamaEngine:
             notes=_notes(context, trained),
         )
         self._vocabulary = ""
-        self._cache = compute(lambda: self._open(adapters, thread_count(threads)))
+        self._cache = compute(lambda: self._open(adapters, thread_count(threads), exact))
 
-    def _open(self, adapters: Sequence[Path], threads: int) -> KeyValueCache:
+    def _open(self, adapters: Sequence[Path], threads: int, exact: bool) -> KeyValueCache:
         pointers = []
         for path in adapters:
             look(path, "adapter")
@@ -82,7 +84,7 @@ class LlamaEngine:
                     fix="give the base it was trained on",
                 )
             pointers.append(pointer)
-        return KeyValueCache(self.model, pointers, self._context, threads)
+        return KeyValueCache(self.model, pointers, self._context, threads, exact)
 
     @property
     def about(self) -> About:

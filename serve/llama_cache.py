@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
+GGML_F32 = 0  # ggml_type
+FLASH_ATTENTION_OFF = 0  # llama_flash_attn_type
 FIRST_CELLS = 512  # tokens that a new KV cache holds
 
 
@@ -31,14 +33,18 @@ class KeyValueCache:
         adapters: pointers of loaded adapters, applied at full strength.
         limit: tokens it may hold at most.
         threads: to compute with.
+        exact: keys and values in float32, in twice the memory; llama.cpp's usual cache rounds them to float16.
     """
 
-    def __init__(self, model: LlamaModel, adapters: Sequence[Any], limit: int, threads: int) -> None:
+    def __init__(
+        self, model: LlamaModel, adapters: Sequence[Any], limit: int, threads: int, exact: bool = False
+    ) -> None:
         self.c = model.c
         self.model = model
         self.adapters = adapters
         self.limit = limit
         self.threads = threads
+        self.exact = exact
         self.cells = 0
         self.context: Any = None
         self.held: list[int] = []  # the tokens in the cache, from position 0
@@ -52,6 +58,9 @@ class KeyValueCache:
         parameters.n_batch = parameters.n_ubatch = BATCH
         parameters.n_outputs_max = parameters.n_outputs_max_per_seq = OUTPUTS
         parameters.n_threads = parameters.n_threads_batch = self.threads
+        if self.exact:
+            parameters.type_k = parameters.type_v = GGML_F32
+            parameters.flash_attn_type = FLASH_ATTENTION_OFF  # it computes in float16
         context = self.c.llama_init_from_model(self.model.pointer, parameters)
         if not context:
             raise SystemFault(
@@ -60,7 +69,7 @@ class KeyValueCache:
                 fix="give a smaller --context, or close other models",
             )
         if self.adapters:
-            pointers = (ctypes.c_void_p * len(self.adapters))(*self.adapters)
+            pointers = (self.c.llama_adapter_lora_p_ctypes * len(self.adapters))(*self.adapters)
             scales = (ctypes.c_float * len(self.adapters))(*[1.0] * len(self.adapters))
             self.c.llama_set_adapters_lora(context, pointers, len(self.adapters), scales)
         if self.context:

@@ -84,7 +84,10 @@ def load(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as chatter
 
+    chatter.disable_progress_bar()  # it would draw into the conversation
+    chatter.set_verbosity_error()
     torch.set_num_threads(threads)
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": "auto" if on_gpu else torch.float32}
@@ -178,9 +181,8 @@ class TorchCache:
         if shared == len(self.held):
             return shared
         # Sliding windows and recurrent layers have forgotten what a cut would need.
-        if all(type(layer).__name__ == "DynamicLayer" for layer in self._cache.layers) and shared:
-            # crop() keeps everything when asked for 0 tokens, hence the test for `shared`.
-            self._cache.crop(self._virtual + shared)
+        if all(type(layer).__name__ == "DynamicLayer" for layer in self._cache.layers):
+            self._cache.crop(shared - len(self.held))  # a negative number of tokens is taken off the end
             del self.held[shared:]
             return shared
         self._begin()
