@@ -253,7 +253,8 @@ def _tar(path: Path) -> Iterator[Placed]:
                     with member:
                         yield from _TEXT[kind](member, f"{path.name}/{info.name}")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"not a readable tar archive ({error})", at=path, fix="pack it again") from error
+        problem = f"not a readable tar archive ({type(error).__name__})"
+        raise InputError(problem, at=path, fix="pack it again") from error
 
 
 _TEXT: dict[str, Callable[[IO[bytes], str], Iterable[Placed]]] = {

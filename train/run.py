@@ -8,6 +8,7 @@ checkpoints move into it and `OUT.run` goes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import signal
 import time
@@ -32,7 +33,7 @@ from lorafold.train.config import TrainConfig
 from lorafold.train.curve import curves, draw_png, keep_until, read_metrics, text_curve
 from lorafold.train.data import DataSet, load_splits
 from lorafold.train.loop import Trainer, run_steps
-from lorafold.train.methods import METHODS
+from lorafold.train.methods import METHODS, linear_names
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.signals import stop_requests
 from lorafold.train.tensorboard import event_writer
@@ -77,15 +78,13 @@ class TrainResult:
         minutes, seconds = divmod(round(self.seconds), 60)
         rows = [("note", note) for note in self.notes]
         rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
-        rows.append(
-            ("trained", f"{self.steps} steps, {self.tokens} tokens, {minutes}:{seconds:02}; {verdict}")
-        )
+        spent = f"{minutes}:{seconds:02}"
+        rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
         if self.stopped_by is None:
             rows.append(("adapter", str(self.folder)))
         else:
-            rows.append(
-                ("stopped", f"by {self.stopped_by.name}, saved in {self.folder}; go on with --resume")
-            )
+            text = f"by {self.stopped_by.name}, saved in {self.folder}; go on with --resume"
+            rows.append(("stopped", text))
         return rows
 
 
@@ -281,9 +280,12 @@ class _Session:
         from peft import get_peft_model
 
         assert self.method.peft is not None
+        config = self.config
+        if config.layers_to_transform and config.target_modules == ("all-linear",):
+            config = dataclasses.replace(config, target_modules=linear_names(model))
         try:
             with quiet_transformers():
-                wrapped = get_peft_model(model, self.method.peft(self.config))
+                wrapped = get_peft_model(model, self.method.peft(config))
         except ValueError as error:
             reason = str(error).strip().splitlines()[0][:300]
             problem = f"peft refuses this adapter ({reason})"
