@@ -33,7 +33,7 @@ class KeyValueCache:
         adapters: pointers of loaded adapters, applied at full strength.
         limit: tokens it may hold at most.
         threads: to compute with.
-        exact: keys and values in float32, in twice the memory; llama.cpp's usual cache rounds them to float16.
+        exact: keys and values in float32, in twice the memory; the usual cache rounds them to float16.
     """
 
     def __init__(
