@@ -20,7 +20,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError
-from lorafold.export.arch_rules import Architecture, TensorRule
+from lorafold.export.arch_rules import TIED, Architecture, TensorRule
 from lorafold.export.arch_table import ARCHITECTURES
 from lorafold.export.general import general_metadata
 from lorafold.export.hyperparameters import Config, dimensions, read_all
@@ -35,7 +35,6 @@ __all__ = [
     "RowRange",
     "caveats",
     "find",
-    "folded_config",
     "map_tensors",
     "metadata",
     "quantize_order",
@@ -88,40 +87,12 @@ def caveats(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def folded_config(
-    config: Mapping[str, Any], before: Mapping[str, TensorInfo], after: Mapping[str, TensorInfo]
-) -> dict[str, Any]:
-    """config.json as a fold leaves it: another number of tokens, or a head of its own.
-
-    Args:
-        config: the base's parsed config.json.
-        before: the base's tensors.
-        after: the fold's tensors.
-
-    Returns:
-        A copy; equal to `config` where the fold changed neither.
-    """
-    row = find(config)
-    changed = dict(config)
-    spelled = {_canonical(name, row): name for name in after}
-    rules = {rule.name: rule.source for rule in row.tensors}
-    embedding = spelled.get(rules["token_embd.weight"])
-    if embedding is not None and embedding in before and before[embedding].shape != after[embedding].shape:
-        size = {"vocab_size": after[embedding].shape[0]}
-        text = {"text_config": config["text_config"] | size} if "text_config" in config else {}
-        changed |= size | text
-    # Gemma 2 has no rule for a head, but a fold may have made one.
-    head = spelled.get(rules.get("output.weight", "lm_head.weight"))
-    if head is not None and head not in before:
-        changed["tie_word_embeddings"] = False
-    return changed
-
-
 def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> list[MappedTensor]:
     """What each tensor of the GGUF file is made of.
 
     Args:
-        config: the parsed config.json; for a fold's tensors, `folded_config` of it.
+        config: the parsed config.json; after a fold, with `vocab_size` and `tie_word_embeddings` as the fold
+            left them (`Folded.config`).
         tensors: the source's tensors by name; only names, shapes, files are looked at.
 
     Returns:
@@ -253,11 +224,13 @@ def quantize_order(names: Iterable[str]) -> list[str]:
 
 
 def _view(config: Mapping[str, Any]) -> tuple[Architecture, Config]:
-    """A model's row, and its config seen through it; a multimodal model's text part counts."""
+    """A model's row, and its config seen through it: a multimodal model's text part, but the whole's tie."""
     row = find(config)
     text = config.get("text_config")
-    raw = {**config, **text} if isinstance(text, Mapping) else config
-    return row, Config(raw, row.defaults, row.aliases)
+    if isinstance(text, Mapping):
+        outer = {TIED: config[TIED]} if TIED in config else {}
+        config = {**config, **text, **outer}
+    return row, Config(config, row.defaults, row.aliases)
 
 
 def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: int) -> None:

@@ -16,7 +16,6 @@ from lorafold.export.arch import (
     Architecture,
     caveats,
     find,
-    folded_config,
     map_tensors,
     metadata,
     quantize_order,
@@ -336,9 +335,8 @@ def test_gemma2_head_is_the_embedding() -> None:
     tensors = tensors_of(config) | {"lm_head.weight": header("lm_head.weight", 320, 64)}
     assert "output.weight" not in named(map_tensors(config, tensors))
     assert list(skipped_tensors(config, tensors)) == ["lm_head.weight"]
-    untied = folded_config(config, tensors_of(config), tensors)
     with pytest.raises(InputError, match="tie_word_embeddings is False"):
-        map_tensors(untied, tensors)
+        map_tensors(config | {"tie_word_embeddings": False}, tensors)
 
 
 def test_index_normalises_its_head() -> None:
@@ -379,21 +377,16 @@ def test_text_part_of_a_multimodal_gemma3(prefix: str) -> None:
     assert metadata(whole, mapped, Path("nowhere"), 0) == metadata(text, plain, Path("nowhere"), 0)
 
 
-def test_folded_config() -> None:
-    """A fold that resized the vocabulary or untied the head shows in the config, and only then."""
-    config = config_of("LlamaForCausalLM", tie_word_embeddings=True)
-    before = tensors_of(config)
-    assert folded_config(config, before, before) == config
-    name = "model.embed_tokens.weight"
-    after = before | {name: header(name, 384, 64), "lm_head.weight": header("lm_head.weight", 384, 64)}
-    changed = folded_config(config, before, after)
-    assert changed == config | {"vocab_size": 384, "tie_word_embeddings": False}
-    assert named(map_tensors(changed, after))["output.weight"].shape == (384, 64)
-    nested = {
+def test_tie_of_a_multimodal_model_is_the_outer_one() -> None:
+    """transformers ties by the whole model's config, whatever the text part says."""
+    text = config_of("Gemma3ForCausalLM", tie_word_embeddings=True)
+    whole = {
         "architectures": ["Gemma3ForConditionalGeneration"],
-        "text_config": config_of("Gemma3ForCausalLM"),
+        "text_config": text,
+        "tie_word_embeddings": False,
     }
-    assert folded_config(nested, before, after)["text_config"]["vocab_size"] == 384
+    with pytest.raises(InputError, match=re.escape("lm_head.weight is missing")):
+        map_tensors(whole, tensors_of(text))
 
 
 def test_unknown_architecture_lists_the_table() -> None:
