@@ -137,6 +137,6 @@ def _value(entry: KeyValue) -> bytes:
     head = struct.pack("<IQ", entry.subtype, len(entry.value))
     if entry.subtype == GGUFValueType.STRING:
         # Vocabularies and merges: hundreds of thousands of strings, hence no call per string.
-        texts = [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in entry.value]
+        texts = [str(item).encode("utf-8") for item in entry.value]
         return head + b"".join(part for text in texts for part in (len(text).to_bytes(8, "little"), text))
     return head + np.asarray(entry.value, dtype=_SCALARS[entry.subtype]).tobytes()

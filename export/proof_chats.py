@@ -43,8 +43,8 @@ def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[Cha
     Raises:
         InputError: the file is missing, not readable, or without a question.
     """
-    kept = next((path for folder in adapter_folders if (path := folder / HELD_OUT).is_file()), None)
-    path = given or kept
+    kept = [folder / HELD_OUT for folder in adapter_folders if (folder / HELD_OUT).is_file()]
+    path = given or next(iter(kept), None)
     if path is None:
         return [[{"role": "user", "content": question}] for question in GENERAL]
     chats = _read(path)

@@ -163,7 +163,7 @@ def _write_block(
 
 
 def _pwrite(descriptor: int, data: NDArray[np.uint8], offset: int) -> None:
-    view = memoryview(np.ascontiguousarray(data)).cast("B")
+    view = memoryview(data.reshape(-1))  # type: ignore[arg-type]  # numpy arrays are buffers
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count

@@ -1,6 +1,6 @@
 """lorafold: train an adapter, fold it into its base, ship it to llama.cpp and Ollama, see what changed.
 
-`lorafold.train(TrainConfig(...))`, `lorafold.export(ExportConfig(...))`, `lorafold.compare(CompareConfig(...))`
+`lorafold.train(TrainConfig(…))`, `lorafold.export(ExportConfig(…))`, `lorafold.compare(CompareConfig(…))`
 are the command line's stages; their configs are in `lorafold.train`, `lorafold.export`, `lorafold.serve`.
 """
 

@@ -184,7 +184,7 @@ def _whole_tensor(name: str) -> str | None:
     """The model's tensor that a key without an adapter's part names; None for a mere copy of the base's."""
     if ".original_module." in name:  # PEFT before 0.6 wrote the untrained copy too
         return None
-    name = re.sub(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)", "", name)
+    name = re.sub(r"\.(?:modules_to_save|ln_tuning_layers)(?:\.[^.]+)?(?=\.[^.]+$)", "", name)
     return re.sub(r"\.(?:token_adapter|base_layer)(?=\.)", "", name)
 
 

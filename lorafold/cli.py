@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,10 +134,13 @@ def inspect(path: str, *, base: str | None = None, max_length: int = 1024) -> No
         base: For data: the base whose tokenizer and template count the tokens.
         max_length: For data: tokens that an example may have.
     """
-    from lorafold.console import print_lines
+    from lorafold.console import print_lines, print_sample
     from lorafold.inspection import inspect_path
 
-    print_lines(inspect_path(path, base=base, max_length=max_length))
+    found = inspect_path(path, base=base, max_length=max_length)
+    print_lines(found.lines)
+    for place, pieces in found.samples:
+        print_sample(place, pieces)
 
 
 @app.command
@@ -254,6 +258,8 @@ def _quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }.items():
         os.environ.setdefault(name, value)
+    # What other libraries will change in their next version is nothing that our user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,15 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
         console.print(Text(f"{label:<{width}}  ", style="bold") + Text(sanitize(text)))
 
 
+def print_sample(place: str, pieces: Sequence[tuple[str, bool]]) -> None:
+    """Print an example as the model will see it: trained pieces in green, and between ⟦ ⟧."""
+    text = Text(f"{sanitize(place)}\n", style="bold")
+    for piece, trained in pieces:
+        shown = sanitize(piece)
+        text.append(f"⟦{shown}⟧" if trained else shown, style="green" if trained else "dim")
+    stdout().print(text)
+
+
 Segment = tuple[str, str]  # text and its style in rich's words ("bold", "red on grey11", "")
 Row = list[Segment]  # one line of the screen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,26 @@ from lorafold.weights import Checkpoint
 Lines = list[tuple[str, str]]
 
 
-def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) -> Lines:
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        lines: labels and texts.
+        samples: for data: a few examples as (place, pieces), a piece being a text and whether it is trained.
+    """
+
+    lines: Lines
+    samples: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = ()
+
+
+def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) -> Inspection:
     """Describe a folder or file.
 
     Args:
         path: what to look at; `demo` is the embedded base.
         base: for data: the base whose tokenizer counts.
         max_length: for data: tokens that an example may have.
-
-    Returns:
-        Labels and texts.
 
     Raises:
         InputError: there is no such thing, or nothing known is in it.
@@ -37,18 +48,42 @@ def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) 
         raise InputError("no such file or folder", at=path)
     if place.is_file():
         if place.suffix == ".gguf":
-            return _gguf(place)
-        from lorafold.train import describe_data
-
-        return describe_data([str(place)], base=base, max_length=max_length).lines()
+            return Inspection(_gguf(place))
+        return _data(place, base, max_length)
     for name, describe in _FOLDERS.items():
         if (place / name).exists():
-            return describe(place)
+            return Inspection(describe(place))
     raise InputError(
         f"nothing known is in this folder (looked for {', '.join(_FOLDERS)})",
         at=place,
         fix="give a model, adapter or export folder, a GGUF, or a data file",
     )
+
+
+def _data(path: Path, base: str | None, max_length: int) -> Inspection:
+    from lorafold.train import describe_data
+
+    report = describe_data([str(path)], base, max_length=max_length)
+    layouts = ", ".join(f"{name} × {count}" for name, count in report.layouts.items())
+    lines: Lines = [
+        ("data", str(path)),
+        ("layout", layouts),
+        ("examples", f"{report.examples:,} with {report.turns:,} assistant turns"),
+        ("sha256", report.sha256),
+    ]
+    if report.tokens is None:
+        lines.append(("tokens", "name a base with --base to count them"))
+        return Inspection(lines)
+    lines += [
+        ("tokens", f"{report.tokens:,}, of which {report.trained:,} are trained"),
+        ("lengths", ", ".join(f"{name} {tokens}" for name, tokens in report.lengths)),
+        (
+            "cut",
+            f"{report.cut} examples are longer than {max_length} tokens ({report.lost_tokens:,} tokens lost)",
+        ),
+        *(("dropped", f"{place}: nothing is left to learn") for place in report.dropped),
+    ]
+    return Inspection(lines, tuple((sample.place, sample.pieces) for sample in report.samples))
 
 
 def _adapter(folder: Path) -> Lines:
