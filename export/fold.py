@@ -238,9 +238,9 @@ class Folded:
             return
         names = BaseNames.of(self.tensors, "", self.base, tied=False)
         for side in (names.embedding, names.head):
-            if (side is not None and self.tensors[side].shape[0] not in sizes) or len(sizes) > 1:
+            if side is not None and sizes != {names.tensors[side].shape[0]}:
                 raise InputError(
-                    f"{side} has {self.tensors[side or ''].shape[0]} rows, but the adapter brings "
+                    f"{side} has {names.tensors[side].shape[0]} rows, but the adapter brings "
                     f"{', '.join(f'{name} with {rows}' for name, rows in resized.items())}",
                     at="the adapter",
                     fix="save it with `save_embedding_layers=True`, so that it brings both sides",

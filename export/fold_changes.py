@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafold.errors import NumericError
 from lorafold.weights import TensorSource
 
 Block = NDArray[np.float32]
@@ -191,6 +192,7 @@ class Dora:
     Args:
         product: the low-rank product.
         magnitude: float32, one value for each output.
+        name: of the tensor, for the error.
         by_row: whether an output is a row.
         before: rows [a, b) of the tensor as it is before this step, float32.
         rows: number of rows of the tensor.
@@ -200,6 +202,7 @@ class Dora:
 
     product: AddLowRank
     magnitude: Callable[[], Block]
+    name: str
     by_row: bool
     before: Callable[[int, int], Block]
     rows: int
@@ -215,11 +218,20 @@ class Dora:
                 normed = self.product.apply(self.before(start, start + len(block)), start)
             squares = np.square(normed, dtype=np.float64).sum(axis=1)
             norms = np.sqrt(squares).astype(np.float32)
-            block *= (self.magnitude()[start : start + len(block)] / norms)[:, None]
+            block *= self._factors(self.magnitude()[start : start + len(block)], norms)[:, None]
         else:
             norms = self._column_norms("float32").astype(np.float32)
-            block *= (self.magnitude() / norms)[None, :]
+            block *= self._factors(self.magnitude(), norms)[None, :]
         return block
+
+    def _factors(self, magnitude: Block, norms: Block) -> Block:
+        if not norms.all():
+            raise NumericError(
+                f"DoRA divides by the norm of output {int(np.argmin(norms))}, which is zero",
+                at=self.name,
+                fix="use the base that the adapter was trained on",
+            )
+        return magnitude / norms
 
     def exact(self, block: Exact, rows: Rows) -> Exact:
         block = self.product.exact(block, rows)

@@ -253,6 +253,7 @@ class Targets:
         return Dora(
             step,
             self.factors.vector(key),
+            weight,
             by_row,
             lambda start, stop: read_through(self.base, weight, prior, start, stop),
             step.stop,

@@ -69,10 +69,11 @@ def draw(model: Any, seed: int = 0, size: float = 0.05) -> Any:
         if any(
             part in name for part in ("lora_A", "lora_B", "lora_embedding", "lora_diag", "trainable_tokens")
         ):
-            parameter.data = (torch.randn(parameter.shape, generator=generator) * size).to(parameter.dtype)
+            # In place: tied adapters share their memory.
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * size)
         elif any(part in name for part in ("lora_magnitude", "ia3_l", "modules_to_save", "ln_tuning")):
             noise = torch.randn(parameter.shape, generator=generator) * size
-            parameter.data = (parameter.data.float() * (1 + noise)).to(parameter.dtype)
+            parameter.data.copy_(parameter.data.float() * (1 + noise))
     return model
 
 

@@ -1,0 +1,295 @@
+"""Adapter folders: what is read from them, and what is refused, by name, with what to do instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lorafold.adapter_config import FOLDABLE, LOST_BASE, NOT_FOLDABLE_OPTIONS, NOT_IN_WEIGHTS
+from lorafold.adapters import Adapter
+from lorafold.errors import InputError, LorafoldError, NumericError, UnsafeInputError
+from lorafold.export.fold import Folded
+from lorafold.weights import Checkpoint
+
+Q = "model.layers.{}.self_attn.q_proj"
+PREFIX = "base_model.model."
+
+
+def zeros(*shape: int) -> Any:
+    return np.zeros(shape, np.float32)
+
+
+def lora(module: str, rank: int = 2, rows: int = 8, cols: int = 6) -> dict[str, Any]:
+    return {
+        f"{PREFIX}{module}.lora_A.weight": np.ones((rank, cols), np.float32),
+        f"{PREFIX}{module}.lora_B.weight": np.ones((rows, rank), np.float32),
+    }
+
+
+def adapter_folder(folder: Path, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]} | config
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = lora(Q.format(0)) | lora(Q.format(1)) if tensors is None else tensors
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def base_folder(folder: Path, layers: int = 2) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
+    tensors = {f"{Q.format(i)}.weight": zeros(8, 6) for i in range(layers)}
+    tensors |= {f"model.layers.{i}.mlp.up_proj.weight": zeros(8, 6) for i in range(layers)}
+    tensors |= {"model.embed_tokens.weight": zeros(10, 6), "lm_head.weight": zeros(10, 6)}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
+    return Checkpoint.open(folder)
+
+
+def fold(tmp_path: Path, tensors: dict[str, Any] | None = None, layers: int = 2, **config: Any) -> Folded:
+    adapter = Adapter.open(adapter_folder(tmp_path / "adapter", tensors, **config))
+    return Folded(base_folder(tmp_path / "base", layers), [(adapter, 1.0)])
+
+
+def refused(action: Any, problem: str, kind: type[LorafoldError] = InputError) -> LorafoldError:
+    with pytest.raises(kind, match=problem) as caught:
+        action()
+    assert "\n" not in str(caught.value) and caught.value.at
+    return caught.value
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    folded = fold(tmp_path)
+    # ones (8, 2) @ ones (2, 6) = 2, times alpha / r = 2
+    assert np.array_equal(folded.rows(f"{Q.format(1)}.weight", 0, 8), np.full((8, 6), 4.0))
+    assert not folded.rows("model.layers.1.mlp.up_proj.weight", 0, 8).any()
+    assert folded.touched == {f"{Q.format(i)}.weight": "LoRA from adapter" for i in (0, 1)}
+
+
+def test_names_of_adapters_and_wrappers_in_keys(tmp_path: Path) -> None:
+    module = Q.format(0)
+    tensors = {
+        f"{PREFIX}_orig_mod.{module}.lora_A.my-name.weight": np.ones((2, 6), np.float32),
+        f"{PREFIX}{module}.lora_B.my-name.weight": np.ones((8, 2), np.float32),
+        f"{PREFIX}{module}.lora_magnitude_vector.my-name.weight": np.ones(8, np.float32),
+        f"{PREFIX}model.embed_tokens.lora_embedding_A.default": zeros(2, 10),
+        f"{PREFIX}model.embed_tokens.lora_embedding_B.default": zeros(6, 2),
+        f"{PREFIX}lm_head.modules_to_save.default.weight": np.ones((10, 6), np.float32),
+        f"{PREFIX}lm_head.original_module.weight": zeros(10, 6),
+    }
+    adapter = Adapter.open(adapter_folder(tmp_path / "a", tensors, modules_to_save=["lm_head"]))
+    found = {entry.module: set(entry.parts) for entry in adapter.modules}
+    assert found == {
+        module: {"lora_A", "lora_B", "lora_magnitude_vector"},
+        "model.embed_tokens": {"lora_embedding_A", "lora_embedding_B"},
+    }
+    assert [(entry.tensor, entry.trained) for entry in adapter.saved] == [("lm_head.weight", True)]
+
+
+def test_patterns_and_scales(tmp_path: Path) -> None:
+    config = Adapter.open(
+        adapter_folder(
+            tmp_path / "a",
+            r=4,
+            lora_alpha=8,
+            use_rslora=True,
+            rank_pattern={"layers.1.*": 16, "q_proj": 9},
+            alpha_pattern={"^.*k_proj": 3},
+        )
+    ).config
+    assert config.rank("model.layers.1.self_attn.q_proj") == 16  # the first pattern that matches
+    assert config.rank("model.layers.0.self_attn.q_proj") == 9
+    assert config.rank("model.layers.0.self_attn.my_q_proj") == 4  # whole parts of names only
+    assert config.scale("model.layers.0.self_attn.q_proj") == 8 / 3
+    assert config.scale("model.layers.0.self_attn.k_proj") == 3 / 2
+
+
+@pytest.mark.parametrize("method", NOT_IN_WEIGHTS)
+def test_methods_that_no_weight_can_hold(method: str, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "a", {"prompt_embeddings": zeros(4, 6)}, peft_type=method)
+    error = refused(lambda: Adapter.open(folder), "it cannot be folded")
+    assert error.problem.startswith(NOT_IN_WEIGHTS[method]) and "train LoRA" in str(error)
+
+
+def test_every_method_of_peft_is_folded_or_refused_by_name(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    for method in peft.PeftType:
+        folder = adapter_folder(tmp_path / "a", peft_type=method.value, token_indices=[1])
+        if method.value in FOLDABLE:
+            assert Adapter.open(folder).config.peft_type == method.value
+        elif method.value not in NOT_IN_WEIGHTS:
+            refused(
+                lambda folder=folder: Adapter.open(folder),
+                f"{method.value} is not folded here.*merge_and_unload",
+            )
+
+
+@pytest.mark.parametrize("option", NOT_FOLDABLE_OPTIONS)
+def test_options_that_cannot_be_folded(option: str, tmp_path: Path) -> None:
+    error = refused(lambda: Adapter.open(adapter_folder(tmp_path / "a", **{option: [1]})), option)
+    assert error.fix
+
+
+@pytest.mark.parametrize("init", [*LOST_BASE, "pissa_niter_16"])
+def test_bases_that_cannot_be_computed_again(init: str, tmp_path: Path) -> None:
+    error = refused(
+        lambda: Adapter.open(adapter_folder(tmp_path / "a", init_lora_weights=init)), "base|random"
+    )
+    assert "path_initial_model_for_weight_conversion" in str(error)
+
+
+CONFIG_FAULTS = {
+    "truncated": ('{"peft_type": "LO', "truncated or invalid JSON"),
+    "no method": ("{}", "peft_type is missing"),
+    "rank 0": ('{"peft_type": "LORA", "r": 0}', "got 0, expected at least 1"),
+    "rank of text": ('{"peft_type": "LORA", "r": "8"}', "got '8', expected an integer"),
+    "alpha NaN": ('{"peft_type": "LORA", "lora_alpha": NaN}', "got nan, expected a number"),
+    "pattern of text": ('{"peft_type": "LORA", "rank_pattern": {"q": "x"}}', "expected an integer"),
+    "no pattern": ('{"peft_type": "LORA", "rank_pattern": {"q(": 3}}', "regular expressions, 'q.' is none"),
+    "pattern list": ('{"peft_type": "LORA", "alpha_pattern": [1]}', "expected an object of patterns"),
+    "modules": ('{"peft_type": "LORA", "modules_to_save": 3}', "got 3, expected a list of names"),
+    "layers": ('{"peft_type": "LORA", "layers_to_transform": ["a"]}', "expected a list of layer numbers"),
+    "tokens": ('{"peft_type": "LORA", "trainable_token_indices": [-1]}', r"token indices are \[-1\]"),
+    "blocks": ('{"peft_type": "LORA", "use_bdlora": {"a": 1}}', "an object with `nblocks`"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FAULTS)
+def test_a_wrong_configuration(name: str, tmp_path: Path) -> None:
+    text, problem = CONFIG_FAULTS[name]
+    folder = adapter_folder(tmp_path / "a")
+    (folder / "adapter_config.json").write_text(text)
+    error = refused(lambda: Adapter.open(folder), problem)
+    assert "adapter_config.json" in str(error)
+
+
+def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
+    refused(lambda: Adapter.open(tmp_path), "no adapter_config.json: not a PEFT adapter")
+    folder = adapter_folder(tmp_path / "a")
+    (folder / "adapter_model.safetensors").unlink()
+    refused(lambda: Adapter.open(folder), "no adapter_model.safetensors")
+    (folder / "adapter_model.bin").write_bytes(b"")
+    refused(lambda: Adapter.open(folder), "weights only as a pickle", UnsafeInputError)
+
+
+def test_two_adapters_in_one_file(tmp_path: Path) -> None:
+    tensors = {f"{PREFIX}{Q.format(0)}.lora_A.{name}.weight": zeros(2, 6) for name in ("a", "b")}
+    refused(lambda: Adapter.open(adapter_folder(tmp_path / "a", tensors)), "the same tensor of two adapters")
+
+
+def without(key: str) -> dict[str, Any]:
+    tensors = lora(Q.format(0)) | lora(Q.format(1))
+    return {name: value for name, value in tensors.items() if not (key and name.endswith(key))}
+
+
+FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "more layers": ({"layers": 1}, "2 of its tensors belong to nothing in the base, the first is .*layers.1"),
+    "fewer layers": (
+        {"layers": 3},
+        "nothing in it for model.layers.2.self_attn.q_proj, which its target_modules",
+    ),
+    "left over": ({"tensors": {**without(""), "x.y": zeros(3)}}, "1 of its tensors .* is 'x.y'"),
+    "no B": ({"tensors": without("0.self_attn.q_proj.lora_B.weight")}, "has lora_A but no lora_B"),
+    "no A": ({"tensors": without("0.self_attn.q_proj.lora_A.weight")}, "has lora_B but no lora_A"),
+    "other width": (
+        {"tensors": {**without(""), **lora(Q.format(0), cols=7)}},
+        r"made for another base: .* has the shape \[8, 7\], model.layers.0.*\[8, 6\]",
+    ),
+    "other rank": ({"r": 3}, "A has rank 2 and B has rank 2, the configuration says 3"),
+    "ranks differ": (
+        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(3, 6)}},
+        "A has rank 3 and B has rank 2",
+    ),
+    "one dimension": (
+        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(0)}},
+        "expected two dimensions; fix: gather sharded weights",
+    ),
+    "saved with another shape": (
+        {"tensors": {**without(""), f"{PREFIX}lm_head.weight": zeros(10, 5)}, "modules_to_save": ["lm_head"]},
+        "made for another base: .*lm_head",
+    ),
+    "not saved": (
+        {"modules_to_save": ["lm_head"]},
+        "nothing in it for lm_head, which its modules_to_save names",
+    ),
+    "no bias": (
+        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_B.bias": zeros(8)}, "lora_bias": True},
+        "the base has no bias there",
+    ),
+    "magnitude": (
+        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_magnitude_vector": zeros(6)}},
+        "made for another base: .*magnitude",
+    ),
+    "tokens beyond": (
+        {
+            "tensors": {
+                **without(""),
+                f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": zeros(1, 6),
+            },
+            "trainable_token_indices": [10],
+        },
+        "token 10 was trained, but model.embed_tokens.weight has 10 rows",
+    ),
+    "tokens miscounted": (
+        {
+            "tensors": {
+                **without(""),
+                f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": zeros(2, 6),
+            },
+            "trainable_token_indices": [3],
+        },
+        "expected one row for each of the 1 different token indices",
+    ),
+    "pissa too large": (
+        {"r": 9, "tensors": lora(Q.format(0), 9) | lora(Q.format(1), 9), "init_lora_weights": "pissa"},
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLD_FAULTS)
+def test_an_adapter_that_does_not_fit(name: str, tmp_path: Path) -> None:
+    arguments, problem = FOLD_FAULTS[name]
+    if problem:
+        refused(lambda: fold(tmp_path, **arguments), problem)
+    else:  # seen when the weight is read
+        folded = fold(tmp_path, **arguments)
+        refused(lambda: folded.rows(f"{Q.format(0)}.weight", 0, 1), "rank 9 is too large for a weight")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_in_an_adapter(value: float, tmp_path: Path) -> None:
+    tensors = without("")
+    tensors[f"{PREFIX}{Q.format(1)}.lora_B.weight"][3, 1] = value
+    error = refused(
+        lambda: fold(tmp_path, tensors), "NaN or infinity in tensor .*layers.1.*lora_B", NumericError
+    )
+    assert error.exit_code == 6
+
+
+def test_a_direction_without_length(tmp_path: Path) -> None:
+    tensors = without("")
+    for layer in (0, 1):
+        tensors[f"{PREFIX}{Q.format(layer)}.lora_B.weight"][:] = 0
+        tensors[f"{PREFIX}{Q.format(layer)}.lora_magnitude_vector"] = np.ones(8, np.float32)
+    folded = fold(tmp_path, tensors, use_dora=True)  # the base is zero: no norm to divide by
+    error = refused(lambda: folded.rows(f"{Q.format(0)}.weight", 0, 8), "DoRA", NumericError)
+    assert error.exit_code == 6
+
+
+def test_names_between_models_and_files(tmp_path: Path) -> None:
+    """The file may lack "model." or carry another prefix than the model that the adapter was trained on."""
+    for prefix in ("layers.{}", "model.language_model.layers.{}", "language_model.model.layers.{}"):
+        folder = tmp_path / prefix.split(".")[0]
+        folder.mkdir(exist_ok=True)
+        save_file(
+            {f"{prefix.format(i)}.self_attn.q_proj.weight": zeros(8, 6) for i in (0, 1)},
+            folder / "model.safetensors",
+        )
+        adapter = Adapter.open(adapter_folder(tmp_path / "adapter"))
+        folded = Folded(Checkpoint.open(folder), [(adapter, 1.0)], config={})
+        assert len(folded.touched) == 2 and all("LoRA" in words for words in folded.touched.values())

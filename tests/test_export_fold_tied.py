@@ -1,0 +1,200 @@
+"""Tied embeddings, resized vocabularies and PEFT's other foldable methods, judged by what the model answers.
+
+The reference is the PEFT model with its adapter active, not merged: PEFT's merge changes both sides of a tied
+embedding, which is not what was trained. The folded side is the merged folder, loaded by transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_export_fold import base_model, draw, load, make_adapter, merged_by_peft
+from tiny_models import VOCABULARY
+
+from lorafold.adapters import Adapter
+from lorafold.errors import InputError
+from lorafold.export.fold import Folded
+from lorafold.export.merged_folder import write_merged_folder
+from lorafold.weights import Checkpoint
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+TOKENS = [[1, 5, 17, 200, 3, 9, 9, 60], [2, 7, 311, 4, 40, 41, 42, 8]]
+
+
+def logits(model: Any) -> Any:
+    with torch.no_grad():
+        return model.eval()(torch.tensor(TOKENS)).logits.float().numpy()
+
+
+def fold_into_folder(base: Path, adapter: Path, folder: Path, **options: Any) -> Folded:
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
+    folder.mkdir()
+    write_merged_folder(folded, base, folder, **options)
+    return folded
+
+
+def assert_same_answers(base: Path, adapter: Path, tmp_path: Path) -> Folded:
+    folded = fold_into_folder(base, adapter, tmp_path / "folded")
+    wanted = logits(peft.PeftModel.from_pretrained(load(base, "float32"), adapter))
+    plain = logits(load(base, "float32"))
+    assert np.abs(wanted - plain).max() > 1e-3, "the adapter changes nothing"
+    got = logits(load(tmp_path / "folded", "float32"))
+    assert np.abs(got - wanted).max() < 1e-4
+    return folded
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+TIED = {
+    # name: (LoraConfig, untied by it)
+    "neither side": ({"target_modules": ["q_proj"]}, False),
+    "embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, True),
+    "head": ({"target_modules": ["lm_head", "q_proj"]}, True),
+    "both alone": ({"target_modules": ["lm_head", "embed_tokens"]}, True),
+    "embedding saved": ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, True),
+    "head saved": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True),
+    "tokens of both": ({"target_modules": ["q_proj"], "trainable_token_indices": [5, 9, 200]}, False),
+    "both together": (
+        {"target_modules": ["lm_head", "embed_tokens", "q_proj"], "ensure_weight_tying": True},
+        False,
+    ),
+    "both saved together": (
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["lm_head", "embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_tied_embeddings(name: str, tmp_path: Path) -> None:
+    config, untied = TIED[name]
+    base = base_model(tmp_path / "base", "qwen2", "float32", tie_word_embeddings=True)
+    assert HEAD not in Checkpoint.open(base).tensors
+    adapter = make_adapter(base, tmp_path / "adapter", "float32", peft.LoraConfig(r=4, **config))
+    folded = assert_same_answers(base, adapter, tmp_path)
+    assert (HEAD in folded.tensors) == untied
+    assert folded.config["tie_word_embeddings"] is not untied
+    written = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is not untied
+    if untied:  # the head is materialised from the embedding
+        base_rows = folded.base.rows(EMBEDDING, 0, 7)
+        sides = (HEAD, EMBEDDING)
+        changed = {side for side in sides if not np.array_equal(folded.rows(side, 0, 7), base_rows)}
+        assert changed == {"embedding": {EMBEDDING}, "head": {HEAD}}.get(name.split()[0], {HEAD, EMBEDDING})
+
+
+def test_two_copies_of_a_tied_embedding_are_one(tmp_path: Path) -> None:
+    """Some files hold the tied head too; transformers ties it to the embedding all the same."""
+    from safetensors.torch import load_file, save_file
+
+    base = base_model(tmp_path / "base", "qwen2", "float32", tie_word_embeddings=True)
+    tensors = load_file(base / "model.safetensors")
+    save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, base / "model.safetensors", {"format": "pt"})
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 9])
+    adapter = make_adapter(base, tmp_path / "adapter", "float32", config)
+    folded = assert_same_answers(base, adapter, tmp_path)
+    assert HEAD not in folded.tensors and folded.config["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_resized_vocabulary(tied: bool, tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=tied)
+    model = load(base, "float32")
+    model.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+    tuned = draw(peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"])))
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    folded = fold_into_folder(base, tmp_path / "adapter", tmp_path / "folded")
+    assert folded.config["vocab_size"] == VOCABULARY + 8
+    assert folded.tensors[EMBEDDING].shape == (VOCABULARY + 8, 64)
+    assert folded.config["tie_word_embeddings"] is tied and (HEAD in folded.tensors) is not tied
+    got = logits(load(tmp_path / "folded", "float32"))
+    assert got.shape[-1] == VOCABULARY + 8
+    assert np.abs(got - logits(tuned)).max() < 1e-4
+
+
+def test_a_resized_embedding_without_its_head_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=False)
+    model = load(base, "float32")
+    model.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+    tuned = draw(peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"])))
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if "lm_head" not in key}, file)
+    with pytest.raises(InputError, match=r"lm_head.weight has 320 rows, but the adapter brings .* with 328"):
+        Folded(Checkpoint.open(base), [(Adapter.open(tmp_path / "adapter"), 1.0)])
+
+
+OTHER_METHODS = {
+    "ia3": lambda: peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+    ),
+    "trainable tokens": lambda: peft.TrainableTokensConfig(
+        target_modules=["embed_tokens"], token_indices=[9, 3, 200]
+    ),
+    "layer norms": lambda: peft.LNTuningConfig(
+        task_type="CAUSAL_LM", target_modules=["input_layernorm", "norm"]
+    ),
+    "kasa": lambda: peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], kasa_config=peft.tuners.lora.config.KasaConfig()
+    ),
+    "block diagonal": lambda: peft.LoraConfig(
+        r=4,
+        target_modules=["q_proj", "o_proj"],
+        use_bdlora=peft.tuners.lora.config.BdLoraConfig(
+            target_modules_bd_a=["o_proj"], target_modules_bd_b=["q_proj"], nblocks=2
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_METHODS)
+def test_other_methods(name: str, tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "qwen2", "float32", tie_word_embeddings=False)
+    adapter = make_adapter(base, tmp_path / "adapter", "float32", OTHER_METHODS[name]())
+    assert_same_answers(base, adapter, tmp_path)
+    merged = merged_by_peft(base, adapter, tmp_path / "merged", "float32")
+    folded = Checkpoint.open(tmp_path / "folded")
+    for tensor, info in merged.tensors.items():
+        got, wanted = folded.rows(tensor, 0, info.rows), merged.rows(tensor, 0, info.rows)
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max(), tensor
+
+
+def test_ia3_of_conv1d(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "gpt2", "float32")
+    config = peft.IA3Config(
+        task_type="CAUSAL_LM",
+        target_modules=["c_attn", "mlp.c_proj"],
+        feedforward_modules=["mlp.c_proj"],
+        fan_in_fan_out=True,
+    )
+    assert_same_answers(base, make_adapter(base, tmp_path / "adapter", "float32", config), tmp_path)
+
+
+def test_a_converted_pissa_adapter_is_a_plain_one(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "llama", "float32")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
+    model = peft.get_peft_model(load(base, "float32"), config)
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's documentation says
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = "pissa"
+    draw(model)
+    wanted = logits(model)
+    model.save_pretrained(
+        tmp_path / "adapter", path_initial_model_for_weight_conversion=str(tmp_path / "initial")
+    )
+    fold_into_folder(base, tmp_path / "adapter", tmp_path / "folded")
+    assert np.abs(logits(load(tmp_path / "folded", "float32")) - wanted).max() < 1e-4
