@@ -12,12 +12,13 @@ Listed differences to the converter's output:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFValueType
+from gguf import GGML_QUANT_VERSION, GGUFValueType
 
 from lorafold.errors import InputError
 from lorafold.export.arch_rules import TIED, Architecture, TensorRule
@@ -81,7 +82,7 @@ def caveats(config: Mapping[str, Any]) -> list[str]:
     """What llama.cpp leaves out of this model, a sentence each; mostly nothing."""
     row, view = _view(config)
     return [
-        f"{rule.field} is {view.get(rule.field)!r}, expected {rule.expected}"
+        f"{view.spelled(rule.field)} is {view.get(rule.field)!r}, expected {rule.expected}"
         for rule in row.caveats
         if not rule.holds(view)
     ]
@@ -108,32 +109,21 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     rules = [rule for rule in (*row.tensors, *_variant(row, actual)) if _counts(rule, view)]
     _check_number(rules, sizes, len(tensors))
     _check(view, row)
-    order = {
-        name: place for place, name in enumerate(sorted(tensors, key=lambda n: (tensors[n].file.name, n)))
-    }
+    order = {name: place for place, name in enumerate(_file_order(tensors))}
     found: list[tuple[int, int, MappedTensor]] = []
     missing: list[str] = []
     used: set[str] = set()
     for number, rule in enumerate(rules):
-        if rule.when is not None and view.flag(rule.when.removeprefix("not ")) == rule.when.startswith(
-            "not "
-        ):
-            continue
         for layer in range(sizes["layers"]) if "{layer}" in rule.name else (0,):
-            wanted = _sources(rule, layer, sizes)
+            wanted = _wanted(rule, layer, sizes, actual, view)
             absent = [source for source in wanted if source not in actual]
-            if absent and rule.unless is not None and view.flag(rule.unless):
-                if rule.instead is None:
-                    continue
-                wanted, absent = [rule.instead], []
-            if absent:
-                missing += absent
+            missing += absent
+            if absent or not wanted:
                 continue
             names = [actual[source] for source in wanted]
             for name in names:
                 _check_shape(tensors[name], rule, sizes)
             used.update(names)
-            # The converter emits a stack of experts when it has met the last of all its parts.
             last = max(order[name] for name in names)
             if "{expert}" in rule.source:
                 last = _last_part(rules, layer, sizes, actual, order, last)
@@ -208,8 +198,7 @@ def metadata(
         *(entry for entry in hyperparameters if entry.key in before),
         file_type_entry,
         *(entry for entry in hyperparameters if entry.key not in before),
-        # The version of ggml's block layouts, GGML_QNT_VERSION.
-        KeyValue("general.quantization_version", 2, GGUFValueType.UINT32),
+        KeyValue("general.quantization_version", GGML_QUANT_VERSION, GGUFValueType.UINT32),
     ]
 
 
@@ -250,8 +239,9 @@ def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: i
 
 def _check(config: Config, row: Architecture) -> None:
     """Refuse what would be computed wrongly, rather than write it."""
-    if config.get("quantization_config"):
-        method = config.raw["quantization_config"].get("quant_method")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
         raise InputError(
             f"the weights are quantized already ({method})",
             at="config.json: quantization_config",
@@ -287,6 +277,21 @@ def _counts(rule: TensorRule, config: Config) -> bool:
     return config.flag(rule.when.removeprefix("not ")) == wanted
 
 
+def _file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Tensors as the converter meets them: file by file, by name in each."""
+    return sorted(tensors, key=lambda name: (tensors[name].file.name, name))
+
+
+def _wanted(
+    rule: TensorRule, layer: int, sizes: Mapping[str, int], actual: Mapping[str, str], config: Config
+) -> list[str]:
+    """The canonical names of the sources to take; none where the tensor may be and is absent."""
+    sources = _sources(rule, layer, sizes)
+    if rule.unless is None or not config.flag(rule.unless) or sources[0] in actual:
+        return sources
+    return [] if rule.instead is None else [rule.instead]
+
+
 def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
     """The canonical names of a rule's sources, one for each expert where there are experts."""
     experts = range(sizes.get("experts", 0)) if "{expert}" in rule.source else (0,)
@@ -301,7 +306,7 @@ def _last_part(
     order: Mapping[str, int],
     last: int,
 ) -> int:
-    """Where the last of all experts' tensors of a layer stands."""
+    """Where the last of all experts' tensors of a layer stands: there the converter emits their stacks."""
     for rule in rules:
         if "{expert}" in rule.source:
             present = (actual[name] for name in _sources(rule, layer, sizes) if name in actual)
@@ -325,10 +330,7 @@ def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -
 def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int]) -> MappedTensor:
     """One GGUF tensor from a rule and its sources' names."""
     shape = tuple(sizes[name] for name in rule.shape)
-    height = 1
-    for size in shape[:-1]:
-        height *= size
-    ranges = rule.rows(sizes) if rule.rows else [(0, height)]
+    ranges = rule.rows(sizes) if rule.rows else [(0, math.prod(shape[:-1]))]
     if rule.becomes is not None:
         shape = tuple(sizes[name] for name in rule.becomes)
     elif rule.transpose:

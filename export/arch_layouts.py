@@ -14,6 +14,7 @@ from lorafold.export.arch_rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
+    EVEN_HEADS,
     LIMITS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
@@ -96,6 +97,7 @@ INTERNLM2 = Architecture(
     defaults=DEFAULTS | {"max_position_embeddings": 2048},
     required=(
         SILU,
+        EVEN_HEADS,
         switched_off("bias"),
         PLAIN_HEADS,
         rope_kinds("linear"),

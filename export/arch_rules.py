@@ -244,6 +244,9 @@ def undivided_heads(config: Config) -> bool:
 
 
 SILU = activation("silu", "swish")
+EVEN_HEADS = Condition(
+    "head_dim", lambda config: head_dim(config) % 2 == 0, "an even number: rope rotates pairs of columns"
+)
 PLAIN_HEADS = Condition(
     "head_dim",
     undivided_heads,

@@ -20,6 +20,7 @@ from lorafold.export.arch_rules import (
     DEFAULTS,
     DOWN,
     EMBEDDING,
+    EVEN_HEADS,
     GATE_UP,
     HEAD,
     KEY,
@@ -79,7 +80,7 @@ LLAMA = Architecture(
     extensions=(VOCABULARY, ROTATED),
     generated=llama3_factors,
     defaults=DEFAULTS | {"max_position_embeddings": 2048, "head_dim": divided_width},
-    required=(SILU, rope_kinds("linear", "yarn", "llama3")),
+    required=(SILU, EVEN_HEADS, rope_kinds("linear", "yarn", "llama3")),
     caveats=LIMITS,
 )
 
@@ -142,6 +143,7 @@ SMOLLM3 = replace(
     },
     required=(
         SILU,
+        EVEN_HEADS,
         rope_kinds("linear", "yarn"),
         switched_off("attention_bias"),
         switched_off("mlp_bias"),

@@ -19,6 +19,9 @@ from gguf import GGUFValueType
 from lorafold.errors import InputError
 from lorafold.export.metadata import KeyValue
 
+# Fields that transformers 5 writes under another name.
+RENAMED = {"rope_scaling": "rope_parameters"}
+
 # A default is a value, or is worked out from other fields.
 Default = Any
 
@@ -41,11 +44,15 @@ class Config:
     def get(self, field: str) -> Any:
         """The field's value, its default, or None; a default that is worked out replaces null too."""
         default = self.defaults.get(field)
-        alias = self.aliases.get(field, field)
-        name = alias if alias in self.raw else field
+        name = self.spelled(field)
         if name in self.raw and not (self.raw[name] is None and callable(default)):
             return self.raw[name]
         return default(self) if callable(default) else default
+
+    def spelled(self, field: str) -> str:
+        """The name under which the file has a field: the family's or the newer one where it is there."""
+        alias = self.aliases.get(field, RENAMED.get(field, field))
+        return alias if alias in self.raw else field
 
     def integer(self, field: str, least: int = 1) -> int:
         """A whole number of at least `least`.
@@ -75,7 +82,8 @@ class Config:
 
     def wrong(self, field: str, got: object, expected: str) -> InputError:
         """The error for a field that cannot be used."""
-        name = self.aliases.get(field, field)
+        first, dot, rest = field.partition(".")
+        name = self.spelled(first) + dot + rest
         got_text = "nothing" if got is None else repr(got)
         return InputError(
             f"{name} is {got_text}, expected {expected}",

@@ -62,7 +62,7 @@ def read_rope(config: Config) -> Rope:
     Raises:
         InputError: the parameters are no object, or of a kind that llama.cpp cannot compute.
     """
-    field = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    field = "rope_scaling"
     given = config.get(field) or {}
     if not isinstance(given, Mapping):
         raise config.wrong(field, given, "an object")
@@ -84,6 +84,8 @@ def read_rope(config: Config) -> Rope:
     if rope.kind not in SCALING_NAMES and rope.kind not in PLAIN_KINDS:
         known = ", ".join((*SCALING_NAMES, *PLAIN_KINDS))
         raise config.wrong(field, rope.kind, f"a rope_type that llama.cpp knows ({known})")
+    if rope.kind in ("linear", "yarn") and full.get("factor") is None:
+        raise config.wrong(f"{field}.factor", None, "a number above 0")
     return rope
 
 
@@ -93,10 +95,8 @@ def rotary_dim(config: Config) -> int:
 
 
 def scaling_name(config: Config) -> str | None:
-    """The header's name of the scaling, where it has one and, unless longrope, a factor."""
-    rope = read_rope(config)
-    name = SCALING_NAMES.get(rope.kind)
-    return name if name == "longrope" or rope.full.get("factor") is not None else None
+    """The header's name of the scaling, where it has one."""
+    return SCALING_NAMES.get(read_rope(config).kind)
 
 
 def _scaled(name: str, *kinds: str) -> Any:
