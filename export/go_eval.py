@@ -186,7 +186,9 @@ class _State:
             if not call.arguments and not piped:
                 raise GoTemplateError(f"{call.name} wants an argument")
             return piped[0] if piped else value
-        arguments = [self.value(item, dot, scope) for item in call.arguments] + piped
+        arguments = [
+            item.value if type(item) is Constant else self.value(item, dot, scope) for item in call.arguments
+        ] + piped
         if call.name == "currentDate":
             if arguments:
                 raise GoTemplateError("currentDate takes no argument")
@@ -244,10 +246,15 @@ def _comparable(first: Any, second: Any) -> None:
 def _eq(arguments: list[Any]) -> bool:
     if len(arguments) < 2:
         raise GoTemplateError("eq wants two arguments or more")
-    for other in arguments[1:]:
-        _comparable(arguments[0], other)
-        if arguments[0] == other:
+    first, others = arguments[0], arguments[1:]
+    kind = type(first)
+    for other in others:
+        if type(other) is not kind:
+            _comparable(first, other)
+        if first == other:
+            _comparable(first, other)
             return True
+    _comparable(first, first)
     return False
 
 

@@ -106,7 +106,7 @@ def test_a_way_out_of_the_sandbox_is_unsafe(source: str) -> None:
         "{{ 'a' * 10**10 }}",
         "{{ 'a'.ljust(10**11) }}",
         "{{ '%1000000000d' % 1 }}",
-        "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{{ range(10**9) | list }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -247,7 +247,7 @@ def _trained(template: ChatTemplate, messages: list[dict[str, str]], **variables
     ],
 )
 def test_the_mask_covers_answers_with_their_end(name: str, first: str, last: str) -> None:
-    """Trained is what follows the generation prompt (a space may be the model's own), up to the end of turn."""
+    """Trained is what follows the generation prompt (a space too), up to the end of turn."""
     template = ChatTemplate.named(name)
     if name == "gemma":
         template = ChatTemplate(template.source, template.tokens, template.controls | {"<end_of_turn>"})
@@ -313,7 +313,7 @@ def test_control_text_in_contents_stays_text(before: str, after: str) -> None:
 
 
 def test_encode_by_hand() -> None:
-    """A tokenizer of pairs: text that training cuts is encoded whole, and a token over the border is trained."""
+    """A tokenizer of pairs: text that training cuts is encoded whole; a token over the border is trained."""
 
     def pairs(text: str, parse_special: bool) -> list[int]:
         return [1000] if parse_special else [sum(map(ord, text[i : i + 2])) for i in range(0, len(text), 2)]
@@ -366,7 +366,7 @@ def _benign(source: random.Random, number: int) -> list[dict[str, str]]:
 
 
 def _metaspace(tmp_path: Path) -> Path:
-    """llama2's tokenizer as transformers saves the non-legacy kind: a prefix space before the first text only."""
+    """llama2's tokenizer as transformers saves the non-legacy kind: a prefix space before the first text."""
     data = json.loads((shared("tokenizers") / "llama2" / "tokenizer.json").read_text(encoding="utf-8"))
     data["normalizer"] = None
     data["pre_tokenizer"] = {
@@ -444,7 +444,7 @@ def test_ids_equal_transformers(name: str, chat_template: str | None) -> None:
 
 
 def test_control_tokens_that_swallow_whitespace_and_unmarked_ones(tmp_path: Path) -> None:
-    """Phi-3's `<|end|>` takes the whitespace at its right; markers added without the flag count as control tokens."""
+    """Phi-3's `<|end|>` takes the whitespace at its right; markers without the flag count too."""
     transformers = pytest.importorskip("transformers")
     folder = _metaspace(tmp_path)
     data = json.loads((folder / "tokenizer.json").read_text())
@@ -452,7 +452,8 @@ def test_control_tokens_that_swallow_whitespace_and_unmarked_ones(tmp_path: Path
     for number, token in enumerate(("<|user|>", "<|assistant|>", "<|end|>")):
         data["added_tokens"].append({"id": 32000 + number, "content": token, **flags})
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    template = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}<|assistant|>\n"
+    turns = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    template = turns + "<|assistant|>\n"
     (folder / "chat_template.jinja").write_text(template)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     chat = [{"role": "user", "content": "  Hi \n"}, {"role": "assistant", "content": "\n\nYo "}]
