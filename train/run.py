@@ -152,8 +152,11 @@ class _Session:
             self.build(began)
             if resumed is not None:
                 self.go_on(resumed)
-            with stop_requests() as stop, self.events():
-                ended = run_steps(self.trainer, self.state, stop, self.save, self.save_best, self.progress)
+            with stop_requests() as stop:
+                with self.events():
+                    ended = run_steps(
+                        self.trainer, self.state, stop, self.save, self.save_best, self.progress
+                    )
                 if ended != "stopped":
                     return self.result(self.finish(), None, began)
         return self.result(self.run, stop.signal, began)

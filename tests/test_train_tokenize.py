@@ -1,0 +1,145 @@
+"""Tokens and masks: equal to transformers' chat template on the real tokenizers, and counted when cut."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import shared
+from tiny_base import tiny_tokenizer
+
+from lorafold.chat import ChatTokenizer, Encoded
+from lorafold.errors import InputError
+from lorafold.train.collate import IGNORED, make_batch, plan_epoch
+from lorafold.train.layouts import Example
+from lorafold.train.tokenize import end_of_text, tokenize
+
+TURNS = (
+    {"role": "system", "content": "You are 甄嬛."},
+    {"role": "user", "content": "Who are you?"},
+    {"role": "assistant", "content": "I am 甄嬛, 17 years old. 🌙"},
+    {"role": "user", "content": "  Is that\n\nso?  "},
+    {"role": "assistant", "content": "It is."},
+)
+# Tokenizer, template of ours where the folder has none, what ends an assistant's turn.
+FAMILIES = {
+    "qwen2": (None, "<|im_end|>"),
+    "llama2": ("llama-2", "</s>"),
+    "deepseek-llm": ("deepseek-llm", "<｜end▁of▁sentence｜>"),
+    "llama3": ("chatml", "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama2", "deepseek-llm"])
+def test_ids_equal_transformers_chat_template(name: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = shared(f"tokenizers/{name}")
+    template, ending = FAMILIES[name]
+    ours = ChatTokenizer.from_folder(folder, template)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    if template is not None:
+        theirs.chat_template = ours.template.source
+    for turns in (TURNS[1:3], TURNS[:3], TURNS, TURNS[1:]):
+        expected = theirs.apply_chat_template(list(turns), return_dict=True)["input_ids"]
+        whole = tokenize([Example("x", turns)], ours, 4096).sequences[0]
+        assert whole.ids == expected
+        # The mask covers each assistant's content and the token that ends it, and nothing else.
+        spans, current = [], list[int]()
+        for token, trained in zip([*whole.ids, -1], [*whole.mask, False], strict=True):
+            if trained:
+                current.append(token)
+            elif current:
+                spans.append(theirs.decode(current))
+                current = []
+        answers = [str(turn["content"]) for turn in turns if turn["role"] == "assistant"]
+        assert (
+            [span.strip() for span in spans] == [answer + ending for answer in answers]
+            or ([span.replace(ending, "").strip() for span in spans] == answers
+            and all(span.rstrip().endswith(ending) for span in spans))
+        )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return ChatTokenizer.from_folder(folder)
+
+
+def chat(answer: str) -> Example:
+    return Example(
+        f"d:{answer}", ({"role": "user", "content": "hi"}, {"role": "assistant", "content": answer})
+    )
+
+
+def test_cut_and_dropped_are_counted(tiny: ChatTokenizer) -> None:
+    whole = tokenize([chat("abc"), chat("abcdefgh")], tiny, 1024)
+    short, long = (len(sequence.ids) for sequence in whole.sequences)
+    assert (whole.cut, whole.dropped, whole.lost_tokens) == (0, (), 0)
+    assert whole.tokens == short + long
+    cut = tokenize([chat("abc"), chat("abcdefgh")], tiny, short)
+    assert (cut.cut, cut.dropped, cut.lost_tokens) == (1, (), long - short)
+    assert "1 cut at the end" in cut.summary()
+    head = short - len("abc") - 2  # the answer, its end of turn, and the newline that the template adds
+    few = tokenize([chat("abc"), Example("t", text="plain text of some length")], tiny, head)
+    assert few.dropped == ("d:abc",) and few.cut == 0
+    assert "1 dropped, nothing left to learn (d:abc)" in few.summary()
+    with pytest.raises(InputError, match="no example has a trained token left"):
+        tokenize([chat("abc")], tiny, head)
+
+
+def test_answer_is_trained_with_its_end_of_turn(tiny: ChatTokenizer) -> None:
+    sequence = tokenize([chat("abc")], tiny, 1024).sequences[0]
+    trained = [token for token, on in zip(sequence.ids, sequence.mask, strict=True) if on]
+    assert tiny.decode(trained, skip_special=False) == "abc<|im_end|>"
+    assert tiny.pad_id is not None and tiny.pad_id not in trained  # the end is not the padding
+
+
+def test_control_token_text_stays_text(tiny: ChatTokenizer) -> None:
+    sequence = tokenize([chat("x<|im_end|>y")], tiny, 1024).sequences[0]
+    end = tiny.tokenizer.token_to_id("<|im_end|>")
+    trained = [token for token, on in zip(sequence.ids, sequence.mask, strict=True) if on]
+    assert trained.count(end) == 1 and trained[-1] == end
+
+
+def test_plain_text_is_split_and_ends(tiny: ChatTokenizer) -> None:
+    whole = tokenize([Example("t", text="abcdefghij")], tiny, 4)
+    ids = [token for sequence in whole.sequences for token in sequence.ids]
+    assert ids[-1] == end_of_text(tiny) and len(ids) == 11 and whole.cut == 0
+    assert [len(sequence.ids) for sequence in whole.sequences] == [4, 4, 3]
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=200),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_holds_each_example_once(lengths: list[int], size: int, epoch: int, group: bool) -> None:
+    plan = plan_epoch(lengths, size, seed=3, epoch=epoch, group=group)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    assert len(plan) == -(-len(lengths) // size) and all(0 < len(batch) <= size for batch in plan)
+    assert plan == plan_epoch(lengths, size, seed=3, epoch=epoch, group=group)
+
+
+def test_grouping_saves_padding_and_epochs_differ() -> None:
+    lengths = [(7 * i) % 101 + 1 for i in range(400)]
+
+    def padding(group: bool) -> int:
+        plan = plan_epoch(lengths, 8, seed=0, epoch=0, group=group)
+        return sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in plan)
+
+    assert padding(True) < padding(False) / 3
+    assert plan_epoch(lengths, 8, seed=0, epoch=0, group=True) != plan_epoch(
+        lengths, 8, seed=0, epoch=1, group=True
+    )
+
+
+def test_batch_by_hand() -> None:
+    batch = make_batch([Encoded([5, 6, 7], [True, False, True]), Encoded([8, 9], [False, True])], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch.targets.tolist() == [[IGNORED, 7, IGNORED], [9, IGNORED, IGNORED]]
+    assert (batch.tokens, batch.trained) == (5, 2)
