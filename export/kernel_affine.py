@@ -116,6 +116,19 @@ def pack_6bit(scales: Array, minimums: Array, packed: Array) -> None:
 
 
 @njit
+def pack_6bit_cut(scales: Array, minimums: Array, packed: Array) -> None:
+    """`pack_6bit` of levels cut at 63, which the search's bytes exceed where a scale was negative.
+
+    ggml cuts in Q5_K; in Q4_K it packs such a byte as it is.
+    """
+    for j in range(8):
+        scale, minimum = load(scales, j * LANES), load(minimums, j * LANES)
+        store(scales, j * LANES, select(scale < 63, scale, 63))
+        store(minimums, j * LANES, select(minimum < 63, minimum, 63))
+    pack_6bit(scales, minimums, packed)
+
+
+@njit
 def pack_4bit(scales: Array, minimums: Array, packed: Array) -> None:
     """Sixteen 4-bit scales and minimums into sixteen bytes, and back out of them what a reader will see."""
     for j in range(16):
@@ -284,7 +297,7 @@ run_q4_weighted = driver(
     8, 144, 2, weigh_importance(32), fit_q4_weighted, magnitude_fit(8, 63), pack_6bit, write_q4
 )
 run_q5_weighted = driver(
-    8, 176, 2, weigh_importance(32), fit_q5_weighted, magnitude_fit(8, 63), pack_6bit, write_q5
+    8, 176, 2, weigh_importance(32), fit_q5_weighted, magnitude_fit(8, 63), pack_6bit_cut, write_q5
 )
 run_q2_weighted = driver(
     16, 84, 1, weigh_importance(16), fit_q2_weighted, magnitude_fit(16, 15), pack_4bit, write_q2

@@ -27,13 +27,14 @@ from lorafold.export.kernel_lanes import (
     floats,
     ints,
     load,
+    round_even,
     select,
     store,
     to_float,
 )
-from lorafold.export.kernel_rounding import clamp, nearest, round_float
+from lorafold.export.kernel_rounding import clamp, nearest
 
-# `round_float` equals ggml's `nearest_int` below 2^22 = 4194304. A lane whose search leaves this range is
+# `round_even` equals ggml's `nearest_int` below 2^22 = 4194304. A lane whose search leaves this range is
 # odd, and its row is left to ggml; it takes subnormal or nearly overflowing values to get there.
 REACH = 4.0e6
 
@@ -90,7 +91,7 @@ def affine_fit(count: int, top: int, linear: bool, tries: Array) -> Any:
         error = floats(0.0)
         for i in range(count):
             x = load(values, i * LANES)
-            level = clamp(round_float(inverse * (x - low)), 0.0, top)
+            level = clamp(round_even(inverse * (x - low)), 0.0, top)
             difference = scale * level + low - x
             difference = absolute(difference) if linear else difference * difference
             error = error + load(weights, i * LANES) * difference
@@ -102,7 +103,7 @@ def affine_fit(count: int, top: int, linear: bool, tries: Array) -> Any:
             sum_l, sum_l2, sum_xl = floats(0.0), floats(0.0), floats(0.0)
             for i in range(count):
                 x = load(values, i * LANES)
-                level = clamp(round_float(inverse * (x - minimum)), 0.0, top)
+                level = clamp(round_even(inverse * (x - minimum)), 0.0, top)
                 store(levels, i * LANES, level)
                 wl = load(weights, i * LANES) * level
                 sum_l = sum_l + wl

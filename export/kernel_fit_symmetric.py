@@ -26,11 +26,12 @@ from lorafold.export.kernel_lanes import (
     floats,
     ints,
     load,
+    round_even,
     select,
     store,
     to_float,
 )
-from lorafold.export.kernel_rounding import clamp, clamp_ints, nearest, round_float
+from lorafold.export.kernel_rounding import clamp, clamp_ints, nearest
 
 
 @njit
@@ -49,7 +50,7 @@ def symmetric_fit(count: int, top: int) -> Any:
     """Compile the fit `x ~ scale * level`, level in -top..top-1.
 
     Follows `make_qx_quants` with `rmse_type` 1. In the caller's hands x / largest is at most 1, so that no
-    rounding leaves the range of `round_float`.
+    rounding leaves the range of `round_even`.
 
     Args:
         count: values in a group.
@@ -80,7 +81,7 @@ def symmetric_fit(count: int, top: int) -> Any:
             w = load(weights, i * LANES)
             wx = w * x
             store(products, i * LANES, wx)
-            level = clamp(round_float(inverse * x), -top, top - 1)
+            level = clamp(round_even(inverse * x), -top, top - 1)
             sum_xl = sum_xl + wx * level
             sum_l2 = sum_l2 + w * level * level
         scale = select(sum_l2 != 0.0, sum_xl / sum_l2, 0.0)
@@ -89,7 +90,7 @@ def symmetric_fit(count: int, top: int) -> Any:
             inverse = tries[step] / largest
             sum_xl, sum_l2 = floats(0.0), floats(0.0)
             for i in range(count):
-                level = clamp(round_float(inverse * load(values, i * LANES)), -top, top - 1)
+                level = clamp(round_even(inverse * load(values, i * LANES)), -top, top - 1)
                 sum_xl = sum_xl + load(products, i * LANES) * level
                 sum_l2 = sum_l2 + load(weights, i * LANES) * level * level
             better = (sum_l2 > 0.0) & (sum_xl * sum_xl > best * sum_l2)

@@ -262,6 +262,9 @@ def _call(builder: Any, name: str, *args: Any) -> Any:
 
 
 sqrt = _define_call("sqrt", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.sqrt.v{LANES}f32", v))
+round_even = _define_call(
+    "round_even", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.roundeven.v{LANES}f32", v)
+)
 absolute = _define_call("absolute", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.fabs.v{LANES}f32", v))
 bits = _define_call("bits", FLOATS, INTS, lambda b, v: b.bitcast(v, _vector(_INT)))
 from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, _vector(_FLOAT)))

@@ -22,12 +22,6 @@ def nearest(value: Floats) -> Ints:
 
 
 @njit
-def round_float(value: Floats) -> Floats:
-    """The nearest integers as floats; only for magnitudes below 2^22."""
-    return (value + MAGIC) - MAGIC
-
-
-@njit
 def clamp(value: Floats, low: float, high: float) -> Floats:
     """`value` within [low, high]; a NaN becomes `low`."""
     value = select(value > low, value, low)

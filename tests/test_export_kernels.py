@@ -277,6 +277,7 @@ def test_a_cache_folder_that_cannot_be_used_only_costs_time(tmp_path: Path) -> N
     assert out.strip() == "numba"
 
 
+@pytest.mark.slow
 def test_a_broken_cache_only_costs_time(tmp_path: Path) -> None:
     assert report_in_a_new_process(QUANTIZE_AND_REPORT, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "numba"
     kept = [p for p in tmp_path.rglob("*") if p.suffix in {".nbi", ".nbc"}]
@@ -286,6 +287,7 @@ def test_a_broken_cache_only_costs_time(tmp_path: Path) -> None:
     assert report_in_a_new_process(QUANTIZE_AND_REPORT, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "numba"
 
 
+@pytest.mark.slow
 def test_a_kernel_whose_bytes_differ_is_not_used(tmp_path: Path) -> None:
     # Scaling by 126 instead of 127: a wrong kernel, in a copy of the package, found by the check at first
     # use.
