@@ -230,7 +230,9 @@ def _steps(pre_tokenizer: Any, at: Path) -> Iterable[str]:
         elif kind == "Split" and isinstance(regex := (part.get("pattern") or {}).get("Regex"), str):
             step, how = _normal_form(regex), (part.get("behavior"), bool(part.get("invert")))
             if how != ("Isolated", False) and not (how == ("Removed", True) and step in _GAPLESS):
-                raise _unknown(at, f"{_brief(part)}, a way to split that llama.cpp has not")
+                raise _unknown(
+                    at, f"a Split with behavior {how[0]!r}{' and invert' if how[1] else ''}: {_brief(part)}"
+                )
             yield step
         else:
             raise _unknown(at, f"{_brief(part)} as part {index + 1} of {len(parts)}")

@@ -139,15 +139,18 @@ def _added_around(
     texts: list[str],
     without_word: bool,
 ) -> tuple[bool, bool]:
-    """Whether BOS and EOS are added: explicit settings first (either one resets both, as in transformers)."""
-    flags = [files.settings.get(f"add_{kind}_token") for kind in ("bos", "eos")]
-    if any(isinstance(flag, bool) for flag in flags):
-        bos = flags[0] if isinstance(flags[0], bool) else files.tokenizer is None and without_word
-        return bool(bos and "bos" in ids), bool(flags[1])
-    if files.tokenizer is None:
-        return without_word and "bos" in ids, False
-    first = bool(leading) and "bos" in ids and texts[ids["bos"]] == leading[0]
-    return first, bool(trailing) and texts[ids["eos"]] == trailing[-1]
+    """Whether BOS and EOS are added: the settings' word for each, else what the post-processor does.
+
+    So do transformers 4 for most tokenizers, and llama.cpp's converter; transformers 5 looks at the
+    post-processor alone where there is a tokenizer.json.
+    """
+    bos, eos = (files.settings.get(f"add_{kind}_token") for kind in ("bos", "eos"))
+    if not isinstance(bos, bool):
+        first = leading[0] if leading else None
+        bos = without_word if files.tokenizer is None else "bos" in ids and texts[ids["bos"]] == first
+    if not isinstance(eos, bool):
+        eos = bool(trailing) and texts[ids["eos"]] == trailing[-1]
+    return bos and "bos" in ids, eos
 
 
 def _further_ends(

@@ -119,24 +119,30 @@ def _sentencepiece_folder(
     *,
     normalizer: Any = None,
     further: tuple[str, ...] = (),
+    spare: int = 0,
     padding: int = 0,
     dummy_prefix: bool = True,
     config: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """A folder with a trained tokenizer.model, `further` special tokens and `padding` spare rows."""
-    model = sentencepiece_model(dummy_prefix=dummy_prefix)
-    count = 1200
-    folder = _folder(tmp_path, name, architecture, count + len(further) + padding, **(config or {}))
+    """A folder with a trained tokenizer.model, `further` special tokens and `padding` rows without a token.
+
+    With `spare` pieces "[UNUSED_TOKEN_0]" and so on in the model, `further` replaces those.
+    """
+    symbols = tuple(f"[UNUSED_TOKEN_{index}]" for index in range(spare))
+    model = sentencepiece_model(dummy_prefix=dummy_prefix, symbols=symbols)
+    first = 3 if spare else 1200
+    size = 1200 + padding + (0 if spare else len(further))
+    folder = _folder(tmp_path, name, architecture, size, **(config or {}))
     (folder / "tokenizer.model").write_bytes(model)
     decoder = {
-        str(count + index): added(0, text) | {"__type": "AddedToken"} for index, text in enumerate(further)
+        str(first + index): added(0, text) | {"__type": "AddedToken"} for index, text in enumerate(further)
     }
     plain = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = None
     if normalizer is not None:
         tokenizer = json_of_sentencepiece(model, normalizer)
-        tokenizer["added_tokens"] += [added(count + index, text) for index, text in enumerate(further)]
+        tokenizer["added_tokens"] += [added(first + index, text) for index, text in enumerate(further)]
     return write_folder(folder, tokenizer, **(plain | {"added_tokens_decoder": decoder} | settings))
 
 
@@ -160,8 +166,9 @@ def test_sentencepiece_families_equal_the_converters_but_for_listed_departures(t
             tmp_path,
             "internlm2",
             "InternLM2ForCausalLM",
-            normalizer=LLAMA2_NORMALIZER,
+            spare=4,
             further=("<|im_start|>", "<|im_end|>"),
+            config={"bos_token_id": 1, "eos_token_id": 2},
             eos_token="<|im_end|>",
             **adds,
         ),
@@ -186,7 +193,7 @@ def test_sentencepiece_families_equal_the_converters_but_for_listed_departures(t
     assert llama == {SPACE: (None, True)}
     assert gemma2 == {}
     assert internlm2 == {}
-    # tokenizer.json marks <unk> as special, and the converter for Phi-3 then calls it a control token; llama.cpp
-    # treats both alike. Their scores, which no merge looks at, are set to -1000 with it.
+    # tokenizer.json marks <unk> as special, and the converter for Phi-3 then calls it a control token;
+    # llama.cpp treats both kinds alike.
     assert phi3.pop("tokenizer.ggml.token_type") == ([(0, control)], [(0, unknown)])
     assert phi3 == {SPACE: (None, True)}
