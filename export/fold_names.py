@@ -7,6 +7,7 @@ into one parameter that the files hold in pieces. Both are tables here, from its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -60,6 +61,9 @@ HEADS = {
     "language_model.model.embed_tokens.weight": "language_model.lm_head.weight",
 }
 
+
+# Modules of their own once, parameters of stacked experts or of a router since transformers 5.
+NO_MODULES_ANY_MORE = re.compile(r".*\.experts\.\d+\.[^.]+|.*\.(mlp|block_sparse_moe)\.gate")
 
 COMPARED_ROWS = 1024
 

@@ -7,7 +7,6 @@ cannot fail on them later.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +27,14 @@ from lorafold.export.fold_changes import (
 )
 from lorafold.export.fold_complete import OTHER_BASE, check_complete, matches
 from lorafold.export.fold_factors import FactorCache, Factors, initial_part, once
-from lorafold.export.fold_names import PARAMETER_ORDER, TRANSPOSED_EXPERTS, BaseNames, Piece
+from lorafold.export.fold_names import (
+    NO_MODULES_ANY_MORE,
+    PARAMETER_ORDER,
+    TRANSPOSED_EXPERTS,
+    BaseNames,
+    Piece,
+)
+from lorafold.export.fold_products import factor_shapes, linear_product
 from lorafold.weights import TensorSource
 
 COMPLETE = (
@@ -147,7 +153,7 @@ class Targets:
     def _linear(self, module: ModuleTensors, weight: str) -> None:
         a, b = module.parts["lora_A"], module.parts["lora_B"]
         shape = self.names.tensors[weight].shape
-        a_shape, b_shape = self._factor_shapes(module.module, a, b)
+        a_shape, b_shape = factor_shapes(self.adapter, self.factors, module.module, a, b)
         product_shape = (b_shape[0], a_shape[1])
         config, conv1d = self.adapter.config, self.names.is_conv1d(module.module)
         if conv1d is None:
@@ -159,63 +165,19 @@ class Targets:
         scale = config.scale(module.module)
         steps = self.changes.setdefault(weight, [])
         steps += self._without_initial(module.module, weight, rank, scale, transposed)
-        step = self._product(module, scale, shape[0], transposed)
+        step = linear_product(self.adapter, self.factors, module, scale, shape[0], transposed)
         if "lora_magnitude_vector" in module.parts:
             steps.append(self._dora(module, weight, step, by_row=not transposed))
-        elif config.rounds_product or matches(config.target_parameters, f"{module.module}.weight"):
+        elif (
+            config.rounds_product
+            or matches(config.target_parameters, f"{module.module}.weight")
+            or NO_MODULES_ANY_MORE.fullmatch(module.module)
+        ):
             steps.append(self._rounded(step, weight))
         else:
             steps.append(step)
         if "lora_bias" in module.parts:
             self._bias(module, scale)
-
-    def _factor_shapes(self, module: str, a: str, b: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of A and B, block-diagonal ones as they are when spread out."""
-        a_shape, b_shape = self.factors.shape(a), self.factors.shape(b)
-        for key, shape in ((a, a_shape), (b, b_shape)):
-            if len(shape) != 2 or 0 in shape:
-                raise InputError(
-                    f"{key!r} has the shape {list(shape)}, expected two dimensions",
-                    at=self.adapter.folder,
-                    fix="gather sharded weights (DeepSpeed, FSDP) before saving",
-                )
-        blocks = self.adapter.config.blocks
-        if blocks is not None:
-            leaf = module.rpartition(".")[2]
-            if any(name in leaf for name in blocks[1]):
-                a_shape = (a_shape[0], a_shape[1] * blocks[0])
-            elif any(name in leaf for name in blocks[2]):
-                b_shape = (b_shape[0], b_shape[1] * blocks[0])
-        return a_shape, b_shape
-
-    def _product(self, module: ModuleTensors, scale: float, rows: int, transposed: bool) -> AddLowRank:
-        """scale · B @ A, or with its diagonal, or with its blocks, for a weight of so many rows."""
-        a, b = module.parts["lora_A"], module.parts["lora_B"]
-        blocks = self.adapter.config.blocks
-        spread = {key: self.factors.shape(key) for key in (a, b)} != dict(
-            zip((a, b), self._factor_shapes(module.module, a, b), strict=True)
-        )
-        diagonal = module.parts.get("lora_diag")
-        if diagonal is None and not spread:
-            return self.factors.product(a, b, scale, rows, transposed=transposed)
-        whole = self.factors.whole
-        make_a: Callable[[], Block] = lambda: whole(a)  # noqa: E731
-        make_b: Callable[[], Block] = lambda: whole(b)  # noqa: E731
-        if diagonal is not None:
-            vector = self.factors.vector(diagonal)
-            make_b = self.factors.made("times diagonal", (b, diagonal), lambda: whole(b) * vector()[None, :])
-        elif blocks is not None:
-            if self.factors.shape(a)[0] != self._factor_shapes(module.module, a, b)[1][1]:
-                raise InputError(f"the blocks of {a!r} and {b!r} do not fit", at=self.adapter.folder)
-            if self._factor_shapes(module.module, a, b)[0] != self.factors.shape(a):
-                make_a = self.factors.block_diagonal(a, blocks[0])
-            else:
-                make_b = self.factors.block_diagonal(b, blocks[0])
-        if not transposed:
-            return self.factors.computed_product(make_b, make_a, scale, rows)
-        left = self.factors.made("A transposed", (a, b), lambda: make_a().T)
-        right = self.factors.made("B transposed", (a, b), lambda: make_b().T)
-        return self.factors.computed_product(left, right, scale, rows)
 
     def _without_initial(
         self, module: str, weight: str, rank: int, scale: float, transposed: bool
@@ -275,7 +237,7 @@ class Targets:
     def _embedding(self, module: ModuleTensors, weight: str) -> None:
         """An embedding's weight is (tokens, width) and its product A.T @ B.T (PEFT: `lora_embedding_*`)."""
         a, b = module.parts["lora_embedding_A"], module.parts["lora_embedding_B"]
-        a_shape, b_shape = self._factor_shapes(module.module, a, b)
+        a_shape, b_shape = factor_shapes(self.adapter, self.factors, module.module, a, b)
         steps = self.changes.setdefault(weight, [])
         resized = steps[0].shape if steps and isinstance(steps[0], Replace) else None
         shape = resized or self.names.tensors[weight].shape
@@ -355,7 +317,7 @@ class Targets:
         a, b = module.parts["lora_A"], module.parts["lora_B"]
         pieces = self.names.pieces(parameter)
         experts, rows, cols = self.names.expert_shape(pieces)
-        a_shape, b_shape = self._factor_shapes(module.module, a, b)
+        a_shape, b_shape = factor_shapes(self.adapter, self.factors, module.module, a, b)
         transposed = self.names.model_type in TRANSPOSED_EXPERTS
         expected = (rows, cols) if transposed else (cols, rows)
         if (a_shape[1], b_shape[0]) != expected or a_shape[0] % experts or b_shape[1] != a_shape[0]:

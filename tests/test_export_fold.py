@@ -1,7 +1,7 @@
 """The fold against PEFT's own merge, feature by feature, on tiny random models.
 
-The oracle is `merge_and_unload().save_pretrained()`: PEFT's arithmetic and transformers' way back to the file's
-names. With `rounding="peft"` the numbers must be equal to the bit, in every type.
+The oracle is `merge_and_unload().save_pretrained()`: PEFT's arithmetic and transformers' way back to the
+file's names. With `rounding="peft"` the numbers must be equal to the bit, in every type.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Feature:
         config: arguments of LoraConfig, or a config.
         family: of the base.
         base: changes to the base's config.
-        almost: share of numbers that may fall on the other side of a rounding, for features whose sums PEFT takes
-            in another order: norms in float32 (ours in float64), singular values by torch's LAPACK.
+        almost: share of numbers that may fall on the other side of a rounding, for features whose sums PEFT
+            takes in another order: norms in float32 (ours in float64), singular values by torch's LAPACK.
     """
 
     config: dict[str, Any]
@@ -224,6 +224,33 @@ def test_fold_equals_peft(name: str, dtype: str, tmp_path: Path) -> None:
         assert_equal(folded, merged, allowed=int(changed * share), step=2.0**-5)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_one_by_one(family: str, tmp_path: Path) -> None:
+    """PEFT converts such an adapter to stacked experts when it loads it; the files' names need no such."""
+    from safetensors.torch import save_file
+
+    base = base_model(tmp_path / "base", family, "bfloat16")
+    projections = ("w1", "w2", "w3") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, info in Checkpoint.open(base).tensors.items():
+        if ".experts." in name or name.endswith(".gate.weight"):
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            shapes = {"lora_A": (4, info.cols), "lora_B": (info.rows, 4)}
+            for part, shape in shapes.items():
+                tensors[f"{module}.{part}.weight"] = torch.randn(shape, generator=generator) * 0.1
+    (tmp_path / "adapter").mkdir()
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    targets = [*projections, "gate"]
+    peft.LoraConfig(r=4, lora_alpha=12, target_modules=targets, task_type="CAUSAL_LM").save_pretrained(
+        tmp_path / "adapter"
+    )
+    merged = merged_by_peft(base, tmp_path / "adapter", tmp_path / "merged", "bfloat16")
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(tmp_path / "adapter"), 1.0)], "peft")
+    assert len(folded.touched) == 2 * (4 * 3 + 1)
+    assert_equal(folded, merged)
+
+
 def test_exact_rows_is_the_same_fold_in_float64(tmp_path: Path) -> None:
     for name in ("plain", "dora", "embedding", "conv1d dora", "tokens", "experts in pieces", "bias all"):
         feature = FEATURES[name]
@@ -288,7 +315,8 @@ def test_rows_depend_on_no_blocking_and_no_thread(name: str, tmp_path: Path) -> 
             for start in range(0, info.rows, step)
         ]
         with ThreadPoolExecutor(threads) as pool:
-            for block, rows in zip(blocks, pool.map(lambda block: fresh.rows(*block), blocks), strict=True):
+            pieces = pool.map(fresh.rows, *zip(*blocks, strict=True))
+            for block, rows in zip(blocks, pieces, strict=True):
                 assert np.array_equal(rows, expected[block[0]][block[1] : block[2]]), block
 
 
