@@ -244,10 +244,10 @@ def driver(
         packed = np.empty(16 * LANES, np.int32)
         halves = np.empty(2 * LANES, np.int32)
         for group in range(0, total, LANES):
-            source, at, used = gather_values(x, group, total, rest, values)
+            source, at, used = gather_values(x, group, total, SUPER, rest, values)
             energy = floats(0.0)
             if energy_factor:
-                gather_importance(importance, group, spread, columns)
+                gather_importance(importance, group, SUPER, spread, columns)
                 for i in range(SUPER):
                     v = load(values, i * LANES)
                     energy = energy + v * v

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -271,6 +271,38 @@ from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, _v
 to_float = _define_call("to_float", INTS, FLOATS, lambda b, v: b.sitofp(v, _vector(_FLOAT)))
 truncate = _define_call("truncate", FLOATS, INTS, lambda b, v: b.fptosi(v, _vector(_INT)))
 flip = _define_call("flip", MASK, MASK, lambda b, v: b.not_(v))
+
+
+def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) -> Any:
+    """Compile a step function: `choices[k]` where k of the ascending `bounds` are at or below the value.
+
+    The result is INTS if all choices are from a range, else FLOATS. A NaN counts as below every bound.
+    """
+    result = INTS if isinstance(choices, range) else FLOATS
+    scalar = _SCALARS[result.scalar]
+
+    def constant(scalar: Any, value: float) -> Any:
+        return ir.Constant(_vector(scalar), [scalar(value)] * LANES)
+
+    def emit(builder: Any, value: Any) -> Any:
+        # Bisection in all lanes at once: the bound to compare with next is itself selected by what is known.
+        known: list[Any] = []
+
+        def pick(options: Sequence[Any]) -> Any:
+            for mask in reversed(known):
+                options = [
+                    builder.select(mask, high, low) for low, high in zip(*[iter(options)] * 2, strict=True)
+                ]
+            return options[0]
+
+        step = len(choices)
+        while step > 1:
+            bound = pick([constant(_FLOAT, b) for b in bounds[step // 2 - 1 :: step]])
+            known.append(builder.fcmp_ordered(">=", value, bound))
+            step //= 2
+        return pick([constant(scalar, choice) for choice in choices])
+
+    return _define_call(name, FLOATS, result, emit)
 
 
 @intrinsic

@@ -102,9 +102,9 @@ def driver_q6(weighted: bool) -> Any:
         packed = np.empty(17 * LANES, np.int32)
         halves = np.empty(LANES, np.int32)
         for group in range(0, total, LANES):
-            source, at, used = gather_values(x, group, total, rest, values)
+            source, at, used = gather_values(x, group, total, SUPER, rest, values)
             if weighted:
-                gather_importance(importance, group, spread, columns)
+                gather_importance(importance, group, SUPER, spread, columns)
             for j in range(16):
                 here = j * 16 * LANES
                 if weighted:
@@ -213,10 +213,10 @@ def driver_q3(weighted: bool) -> Any:
         packed = np.empty(12 * LANES, np.int32)
         halves = np.empty(LANES, np.int32)
         for group in range(0, total, LANES):
-            source, at, used = gather_values(x, group, total, rest, values)
+            source, at, used = gather_values(x, group, total, SUPER, rest, values)
             strange = ints(0)
             if weighted:
-                gather_importance(importance, group, spread, columns)
+                gather_importance(importance, group, SUPER, spread, columns)
                 energy = floats(0.0)
                 for i in range(SUPER):
                     v = load(values, i * LANES)

@@ -33,6 +33,8 @@ Kernel: TypeAlias = Callable[[Any, Any, Any, Any], None]
 _KERNELS: dict[Type, tuple[str, str, bool]] = {
     Type.F16: ("kernel_plain", "f16", False),
     Type.Q8_0: ("kernel_plain", "q8_0", False),
+    Type.IQ4_XS: ("kernel_iq4", "iq4_xs", True),
+    Type.IQ4_NL: ("kernel_iq4", "iq4_nl", True),
     Type.Q2_K: ("kernel_affine", "q2_k", True),
     Type.Q3_K: ("kernel_symmetric", "q3_k", True),
     Type.Q4_K: ("kernel_affine", "q4_k", True),
