@@ -102,9 +102,13 @@ class ExportConfig:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
         if not self.quant and self.format == "gguf":
             raise UsageError("at least one quantization type is needed", at="--quant")
-        for flag, value in (("--split-max-size", self.split_max_size), ("--max-memory", self.max_memory)):
-            if value is not None and value < 1_000_000:
-                raise UsageError(f"expected at least 1,000,000 bytes, got {value}", at=flag)
+        for flag, value in (
+            ("--split-max-size", self.split_max_size),
+            ("--shard-max-size", self.shard_max_size),
+            ("--max-memory", self.max_memory),
+        ):
+            if value is not None and value < 100_000:
+                raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
 
     @property
     def workers(self) -> int:

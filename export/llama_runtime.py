@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError
 from lorafold.machine import idle_cores
 
+GGML_TYPE_F32 = 0
+
 Tokenize = Callable[[str, bool], list[int]]
 
 
@@ -64,9 +66,12 @@ class Runner:
 def runner(gguf: Path, context: int) -> Iterator[Runner]:
     """Load a model for prompts of at most `context` tokens."""
     threads = idle_cores()
-    # A flash attention kernel or a quantized cache would add an error that is not the file's.
+    # Keys and values in float32, no flash attention: 16-bit ones would add an error that is not the file's.
     with _load(
         gguf,
+        type_k=GGML_TYPE_F32,
+        type_v=GGML_TYPE_F32,
+        flash_attn=False,
         n_ctx=context,
         n_batch=context,
         n_ubatch=context,

@@ -169,7 +169,8 @@ def _verdict(
         "KL of the adapter": effect,
     }
     check = f"logits {name}"
-    told = f"mean KL {kl:.4f} nats from base + adapter, top-1 agreement {same.mean():.1%} over {len(same)} tokens"
+    share = f"{same.mean():.1%} over {len(same)} tokens"
+    told = f"mean KL {kl:.4f} nats from base + adapter, top-1 agreement {share}"
     if not np.isfinite(kl):
         return Check(check, "failed", "the file's logits are not finite", figures)
     if effect is None:

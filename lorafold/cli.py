@@ -220,7 +220,9 @@ def _take_recipe(tokens: list[str]) -> list[str]:
                 raise InputError("--recipe needs a file", fix="--recipe recipes/NAME.yaml")
             value = tokens[index + 1]
         path = _find_recipe(value)
-        app.config = (_Recipe(path, use_commands_as_keys=False),)
+        recipe = _Recipe(path)
+        assert recipe.config is not None  # read now: cyclopts would dress a fault in words of its own
+        app.config = (recipe,)
         return tokens[:index] + tokens[index + (1 if equals else 2) :]
     return tokens
 
@@ -245,7 +247,9 @@ class _Recipe(Yaml):
             raise InputError(f"not readable as YAML ({problem})", at=path, fix="mend the file") from error
         if not isinstance(loaded, dict):
             raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=path)
-        return {str(key).replace("_", "-"): value for key, value in loaded.items()}
+        values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
+        # cyclopts looks under the command's name; every command may find itself there.
+        return {command: values for command in app}
 
 
 def _quiet_libraries() -> None:

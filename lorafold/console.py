@@ -73,9 +73,16 @@ def _visible(char: str, keep: str) -> str:
     return char  # a space or joiner that is only called non-printable
 
 
+class _Pipe(Console):
+    """rich would exit with 1 where the reader of a pipe has gone; `cli.main` knows better what that means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def stdout() -> Console:
     """The console for results. Built anew, so that a redirected stream (a test, a pipe) is honoured."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return _Pipe(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr() -> Console:

@@ -1,0 +1,143 @@
+"""The command line through its real entry point: results on stdout, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_chat
+
+from lorafold.cli import main
+
+RUN = [sys.executable, "-m", "lorafold"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nope"], 2, "Unknown command"),
+        (["export"], 2, "--source"),
+        (["export", "x", "--out", "y", "--nope"], 2, "Unknown option"),
+        (["export", "/no/where", "--out", "OUT"], 3, "no such base model"),
+        (["export", "BASE", "--out", "OUT", "--quant", "Q9"], 2, "unknown quantization type 'Q9'"),
+        (["export", "BASE", "--out", "BASE/inner"], 2, "overlaps the input"),
+        (["export", "BASE", "--out", "FULL"], 2, "not empty"),
+        (["export", "BASE", "--out", "OUT", "--threads", "-1"], 2, "threads"),
+        (["train", "--base", "BASE"], 2, "--data"),
+        (["train", "--base", "BASE", "--data", "x.jsonl", "--out", "OUT", "--r", "0"], 2, "--r"),
+        (["train", "--recipe", "no.yaml"], 3, "no such recipe"),
+        (["inspect", "/no/where"], 3, "no such file or folder"),
+        (["inspect", "FULL"], 3, "nothing known"),
+        (["verify", "FULL"], 3, "not an export"),
+        (["chat", "no.gguf", "--prompt", "hi"], 3, "no.gguf"),
+        (["modelfile", "/no/where"], 3, "no such"),
+    ],
+)
+def test_every_failure_is_one_line_with_its_code(
+    arguments: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    places = {"OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "BASE": str(tiny_chat.folder())}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0] and "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_values_yield_to_flags_and_unknown_keys_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"source: {tiny_chat.folder()}\nquantization: [F32]\n")
+    assert main(["export", "--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "quantization" in capsys.readouterr().err
+    recipe.write_text("quant: [F32, Q8_0]\nverify: false\nname: from-recipe\n")
+    command = ["export", str(tiny_chat.folder()), "--recipe", str(recipe), "--out", str(tmp_path / "out")]
+    assert main([*command, "--name", "from-flag"]) == 0
+    manifest = json.loads((tmp_path / "out" / "lorafold.json").read_text())
+    assert manifest["config"]["quant"] == ["F32", "Q8_0"] and manifest["config"]["verify"] is False
+    assert manifest["config"]["name"] == "from-flag"
+
+
+def test_a_recipe_builds_no_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("quant: !!python/object/apply:os.system ['touch /tmp/never']\n")
+    assert main(["export", "x", "--out", "y", "--recipe", str(recipe)]) == 3
+    assert "not readable as YAML" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from lorafold.cli import main; main(['--help']);"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'numba', 'peft', 'datasets'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "export", "modelfile", "verify", "chat", "compare", "inspect", "doctor", "demo"):
+        assert command in done.stdout
+
+
+def test_export_never_imports_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from lorafold.cli import main;"
+        f"base, out = {str(tiny_chat.folder())!r}, {str(tmp_path / 'out')!r};"
+        "code = main(['export', base, '--out', out, '--no-verify']);"
+        "assert code == 0; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_their_code_and_leave_nothing(number: int, code: int, tmp_path: Path) -> None:
+    """The proof of a tiny export takes seconds: the signal arrives in it."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*RUN, "export", str(tiny_chat.folder()), "--out", str(out), "--quant", "F32"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("prove the tensors"):
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(60) == code and "Traceback" not in rest
+    assert not out.exists() and not list(tmp_path.glob(".out.partial"))
+
+
+def test_a_closed_stdout_is_no_traceback() -> None:
+    process = subprocess.Popen([*RUN, "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(60) in (0, 141) and "Traceback" not in errors
+
+
+def test_inspect_tells_what_things_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"instruction": "Hi", "output": "Hello"}\n')
+    started = time.monotonic()
+    for path, words in (
+        (tiny_chat.folder(), "LlamaForCausalLM"),
+        (tiny_chat.adapter(), "LORA"),
+        (tiny_chat.gguf(), "quantization"),
+        (data, "instruction × 1"),
+    ):
+        assert main(["inspect", str(path)]) == 0
+        assert words in capsys.readouterr().out
+    assert time.monotonic() - started < 120

@@ -1,0 +1,217 @@
+"""The export as a whole, on tiny models: what it makes, what it proves, what it refuses, what it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import tiny_chat
+
+from lorafold.errors import InputError, NumericError, SystemFault, UsageError
+from lorafold.export import ExportConfig, export, plan_export, verify
+from lorafold.export.inputs import open_inputs
+from lorafold.export.proof import Check, Proof
+
+
+@pytest.fixture(scope="module")
+def adapter() -> str:
+    return str(tiny_chat.adapter())
+
+
+@pytest.fixture(scope="module")
+def exported(adapter: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "out"
+    export(ExportConfig(adapter, out=out, quant=("F32", "Q8_0"), name="tiny"))
+    return out
+
+
+def config(source: str, out: Path, **changes: Any) -> ExportConfig:
+    return ExportConfig(source, out=out, **{"quant": ("F32",), "verify": False, **changes})
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.gguf")}
+
+
+def test_an_export_holds_files_modelfile_report_and_a_passed_proof(exported: Path) -> None:
+    manifest = json.loads((exported / "lorafold.json").read_text())
+    assert set(manifest["files"]) == {
+        "tiny-F32.gguf",
+        "tiny-Q8_0.gguf",
+        "Modelfile",
+        "Modelfile-Q8_0",
+        "report.md",
+    }
+    verdicts = {check["name"]: check["verdict"] for check in manifest["proof"]}
+    assert verdicts == {
+        "tokenizer": "passed",
+        "tensors tiny-F32.gguf": "passed",
+        "tensors tiny-Q8_0.gguf": "passed",
+        "prompt": "passed",
+        "prompt tokens": "passed",
+        "logits tiny-F32.gguf": "passed",
+        "logits tiny-Q8_0.gguf": "passed",
+    }
+    figures = {check["name"]: check["figures"] for check in manifest["proof"]}
+    exact, rounded = figures["logits tiny-F32.gguf"], figures["logits tiny-Q8_0.gguf"]
+    assert exact["mean KL"] < 1e-5 < rounded["mean KL"] and exact["top-1 agreement"] == 1.0
+    assert exact["KL of the adapter"] > 1e-3
+    assert "FROM ./tiny-F32.gguf" in (exported / "Modelfile").read_text()
+    assert "FROM ./tiny-Q8_0.gguf" in (exported / "Modelfile-Q8_0").read_text()
+    assert "| tokenizer | passed |" in (exported / "report.md").read_text()
+
+
+def test_verify_repeats_the_proof_and_sees_a_flipped_bit(exported: Path, tmp_path: Path) -> None:
+    assert verify(exported).passed
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    path = copy / "tiny-Q8_0.gguf"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"tiny-Q8_0\.gguf changed since the export"):
+        verify(copy)
+
+
+def test_verify_sees_weights_that_are_not_the_fold(exported: Path, tmp_path: Path) -> None:
+    """A manifest that matches a wrong file: the tensors themselves tell."""
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    path = copy / "tiny-F32.gguf"
+    reader = gguf.GGUFReader(path)
+    tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_down.weight")
+    data = bytearray(path.read_bytes())
+    data[tensor.data_offset : tensor.data_offset + tensor.n_bytes] = bytes(tensor.n_bytes)
+    path.write_bytes(data)
+    manifest = json.loads((copy / "lorafold.json").read_text())
+    manifest["files"][path.name]["sha256"] = hashlib.sha256(data).hexdigest()
+    (copy / "lorafold.json").write_text(json.dumps(manifest))
+    proof = verify(copy)
+    failed = {check.name for check in proof.checks if check.verdict == "failed"}
+    assert "tensors tiny-F32.gguf" in failed and "tensors tiny-Q8_0.gguf" not in failed
+    with pytest.raises(NumericError, match=r"blk\.1\.ffn_down\.weight") as caught:
+        proof.require()
+    assert caught.value.exit_code == 6
+
+
+def test_bytes_depend_on_nothing_but_the_inputs(adapter: str, tmp_path: Path) -> None:
+    made = []
+    for number, (threads, memory) in enumerate(((1, 200_000_000), (2, 1_000_000), (7, 2_000_000))):
+        out = tmp_path / f"place {number} 地方" / "out"
+        quant = ("F16", "Q4_K_M", "Q8_0")
+        export(config(adapter, out, quant=quant, threads=threads, max_memory=memory, name="same"))
+        made.append(digests(out))
+    assert made[0] == made[1] == made[2] and len(made[0]) == 3
+
+
+def test_a_plan_writes_nothing_and_knows_the_exact_size(adapter: str, tmp_path: Path) -> None:
+    settings = config(adapter, tmp_path / "out", quant=("Q8_0",), name="tiny")
+    lines = dict(plan_export(settings))
+    assert not (tmp_path / "out").exists()
+    export(settings)
+    size = (tmp_path / "out" / "tiny-Q8_0.gguf").stat().st_size
+    assert lines["tiny-Q8_0.gguf"].startswith(f"{size:,} bytes")
+
+
+def test_a_split_model_is_whole_together(adapter: str, tmp_path: Path) -> None:
+    export(config(adapter, tmp_path / "one", name="tiny"))
+    export(config(adapter, tmp_path / "many", name="tiny", split_max_size=100_000))
+    whole = gguf.GGUFReader(tmp_path / "one" / "tiny-F32.gguf")
+    paths = sorted((tmp_path / "many").glob("*.gguf"))
+    assert len(paths) > 2
+    parts = [gguf.GGUFReader(path) for path in paths]
+    assert paths[0].name == f"tiny-F32-00001-of-{len(paths):05d}.gguf"
+    for number, part in enumerate(parts):
+        assert part.fields["split.no"].contents() == number
+        assert part.fields["split.count"].contents() == len(parts)
+        assert part.fields["split.tensors.count"].contents() == len(whole.tensors)
+    names = [tensor.name for part in parts for tensor in part.tensors]
+    assert names == [tensor.name for tensor in whole.tensors]
+    import llama_cpp
+
+    model = llama_cpp.Llama(str(paths[0]), n_ctx=32, verbose=False)
+    model.close()
+
+
+def test_a_merged_folder_and_an_adapter_gguf_are_proven_too(adapter: str, tmp_path: Path) -> None:
+    for kind, wanted in (("folder", "model.safetensors"), ("adapter", "tiny.gguf")):
+        settings = ExportConfig(adapter, out=tmp_path / kind, format=kind, name="tiny")  # type: ignore[arg-type]
+        result = export(settings)
+        assert wanted in result.files and [check.verdict for check in result.proof.checks] == ["passed"]
+        assert verify(tmp_path / kind).passed
+
+
+def test_a_base_is_converted_as_it_is(tmp_path: Path) -> None:
+    result = export(ExportConfig(str(tiny_chat.folder()), out=tmp_path / "out", quant=("F32",)))
+    assert result.proof.passed and all(check.verdict == "passed" for check in result.proof.checks)
+
+
+def test_the_names_are_checked_before_anything_is_read(adapter: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown quantization type 'Q9'.*Q4_K_M"):
+        export(config(adapter, tmp_path / "out", quant=("Q9",)))
+    with pytest.raises(UsageError, match="not empty"):
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").write_text("")
+        export(config(adapter, tmp_path / "full"))
+    with pytest.raises(UsageError, match="overlaps the input"):
+        export(config(adapter, Path(adapter) / "inside"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_an_adapter_of_another_base_is_refused(adapter: str, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_chat.folder(), tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "lorafold.json").write_text(
+        json.dumps({"kind": "adapter", "files": {}, "base": {"fingerprint": "0" * 64, "id": "x"}})
+    )
+    with pytest.raises(InputError, match="made for another base") as caught:
+        export(config(str(copy), tmp_path / "out", base=str(other)))
+    assert caught.value.exit_code == 3 and not (tmp_path / "out").exists() and settings
+
+
+def test_a_full_disk_is_found_before_the_first_byte(
+    adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(SystemFault, match=r"the disk is too small \(needs [\d,]+ bytes, 1,000 are free\)"):
+        export(config(adapter, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weighted_adapters_are_read_from_the_command_line(adapter: str, tmp_path: Path) -> None:
+    inputs = open_inputs(config(f"{adapter}=0.5", tmp_path / "out", adapter=(f"{adapter}=0.25",)))
+    assert [weight for _, weight in inputs.adapters] == [0.5, 0.25]
+    with pytest.raises(UsageError, match="FOLDER=WEIGHT"):
+        open_inputs(config(f"{adapter}=much", tmp_path / "out"))
+
+
+def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"--chat-template.*--no-modelfile"):
+        export(config(str(base), tmp_path / "out"))
+    export(config(str(base), tmp_path / "plain", modelfile=False))
+    assert not (tmp_path / "plain" / "Modelfile").exists()
+    export(config(str(base), tmp_path / "named", chat_template="chatml"))
+    assert (tmp_path / "named" / "Modelfile").exists()
+
+
+def test_a_proof_fails_with_its_sentences() -> None:
+    checks = (
+        Check("a", "passed", "fine"),
+        Check("b", "failed", "rows differ"),
+        Check("c", "not checked", ""),
+    )
+    with pytest.raises(NumericError, match="b: rows differ"):
+        Proof(checks).require()
+    Proof(checks[::2]).require()
