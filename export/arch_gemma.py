@@ -14,6 +14,7 @@ from lorafold.export.arch_rules import (
     EMBEDDING,
     HEAD,
     HEAD_NORMS,
+    LIMITS,
     MLP,
     MODEL,
     OUTPUT_NORM,
@@ -24,9 +25,10 @@ from lorafold.export.arch_rules import (
     activation,
     layer,
     normed,
+    rope_kinds,
     switched_off,
 )
-from lorafold.export.hyperparameters import Config, divided_width, f32, kv_heads, u32
+from lorafold.export.hyperparameters import Config, divided_width, f32, is_finite, kv_heads, u32
 from lorafold.export.rope import read_rope
 
 _NORMS = (
@@ -38,6 +40,13 @@ _NORMS = (
 _TANH_GELU = activation("gelu_pytorch_tanh", of="hidden_activation")
 _SOFTCAP = f32("final_logit_softcapping", "final_logit_softcapping")
 _WINDOW = u32("attention.sliding_window", "sliding_window")
+
+
+def _given(field: str) -> Condition:
+    """llama.cpp has a default of its own where the header has no entry."""
+    return Condition(
+        field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without"
+    )
 
 
 def _scale(layers_of_27b: int) -> Condition:
@@ -120,6 +129,9 @@ GEMMA2 = Architecture(
             "rope_theta", _theta_is(10000.0), "10000 without scaling: llama.cpp computes no other here"
         ),
         _TANH_GELU,
+        _given("attn_logit_softcapping"),
+        _given("final_logit_softcapping"),
+        _given("sliding_window"),
         _scale(46),
         _windows(2),
         switched_off("attention_bias"),
@@ -147,6 +159,7 @@ GEMMA3 = Architecture(
         "vocab_size": 262208,
         TIED: True,
     },
+    caveats=LIMITS[1:],
     spellings=(
         ("language_model.model.", "model."),
         ("model.language_model.", "model."),
@@ -158,6 +171,8 @@ GEMMA3 = Architecture(
     ),
     required=(
         _TANH_GELU,
+        *rope_kinds("linear"),
+        _given("sliding_window"),
         _scale(62),
         _windows(6),
         switched_off("attention_bias"),

@@ -100,7 +100,7 @@ INTERNLM2 = Architecture(
         EVEN_HEADS,
         switched_off("bias"),
         PLAIN_HEADS,
-        rope_kinds("linear"),
+        *rope_kinds("linear"),
     ),
     caveats=LIMITS,
 )

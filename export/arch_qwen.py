@@ -44,7 +44,7 @@ QWEN2 = Architecture(
     hyperparameters=COMMON,
     defaults=DEFAULTS
     | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False},
-    required=(SILU, PLAIN_HEADS, rope_kinds("linear", "yarn")),
+    required=(SILU, PLAIN_HEADS, *rope_kinds("linear", "yarn")),
     caveats=LIMITS,
 )
 
@@ -55,7 +55,7 @@ QWEN3 = replace(
     gguf="qwen3",
     tensors=(*MODEL, *NORMS, *ATTENTION, *HEAD_NORMS, *MLP),
     defaults=QWEN2.defaults | {"head_dim": 128},
-    required=(SILU, switched_off("attention_bias"), rope_kinds("linear", "yarn")),
+    required=(SILU, switched_off("attention_bias"), *rope_kinds("linear", "yarn")),
 )
 
 _QWEN_ROUTER = layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width")

@@ -21,7 +21,7 @@ from lorafold.export.hyperparameters import (
     kv_heads,
     u32,
 )
-from lorafold.export.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE, read_rope
+from lorafold.export.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE, read_rope, usual_yarn
 
 Sizes = Mapping[str, int]
 
@@ -263,15 +263,31 @@ FULL_ATTENTION = Condition(
 )
 
 
-def rope_kinds(*kinds: str) -> Condition:
-    """Only some kinds of rope scaling exist in llama.cpp's graph of an architecture; dynamic is a caveat."""
+def rope_kinds(*kinds: str, partial: bool = False) -> tuple[Condition, ...]:
+    """What kinds of rope there are in llama.cpp's graph of an architecture; dynamic scaling is a caveat.
+
+    Args:
+        kinds: scaling besides none and dynamic.
+        partial: whether a part of each head may go unrotated.
+    """
     allowed = ("default", "dynamic", *kinds)
     expected = " or ".join(repr(kind) for kind in allowed)
-    return Condition(
+    known = Condition(
         "rope_scaling",
         lambda config: read_rope(config).kind in allowed,
         f"rope_type {expected}: llama.cpp computes no other here",
     )
+    ramp = Condition(
+        "rope_scaling",
+        usual_yarn,
+        "beta_fast 32, beta_slow 1 and truncate: llama.cpp computes no other YaRN here",
+    )
+    whole = Condition(
+        "partial_rotary_factor",
+        lambda config: (read_rope(config).full.get("partial_rotary_factor") or 1.0) == 1.0,
+        "1: llama.cpp rotates whole heads here",
+    )
+    return (known, ramp) if partial else (known, ramp, whole)
 
 
 # What llama.cpp leaves out of most architectures; both matter for long texts only.

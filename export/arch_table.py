@@ -80,7 +80,7 @@ LLAMA = Architecture(
     extensions=(VOCABULARY, ROTATED),
     generated=llama3_factors,
     defaults=DEFAULTS | {"max_position_embeddings": 2048, "head_dim": divided_width},
-    required=(SILU, EVEN_HEADS, rope_kinds("linear", "yarn", "llama3")),
+    required=(SILU, EVEN_HEADS, *rope_kinds("linear", "yarn", "llama3")),
     caveats=LIMITS,
 )
 
@@ -144,7 +144,7 @@ SMOLLM3 = replace(
     required=(
         SILU,
         EVEN_HEADS,
-        rope_kinds("linear", "yarn"),
+        *rope_kinds("linear", "yarn"),
         switched_off("attention_bias"),
         switched_off("mlp_bias"),
         Condition(
@@ -224,7 +224,7 @@ PHI3 = Architecture(
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
     },
-    required=(SILU, PLAIN_HEADS, rope_kinds("longrope", "su")),
+    required=(SILU, PLAIN_HEADS, *rope_kinds("longrope", "su", partial=True)),
     caveats=LIMITS,
 )
 
@@ -255,7 +255,7 @@ GLM4 = Architecture(
         "partial_rotary_factor": 0.5,
         "rms_norm_eps": 1.5625e-07,
     },
-    required=(SILU, rope_kinds("linear", "yarn")),
+    required=(SILU, *rope_kinds("linear", "yarn", partial=True)),
     caveats=LIMITS,
 )
 
@@ -301,7 +301,7 @@ OLMO2 = Architecture(
     ),
     hyperparameters=COMMON,
     defaults=DEFAULTS | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
-    required=(SILU, PLAIN_HEADS, switched_off("attention_bias"), rope_kinds("linear", "yarn")),
+    required=(SILU, PLAIN_HEADS, switched_off("attention_bias"), *rope_kinds("linear", "yarn")),
     caveats=LIMITS,
 )
 

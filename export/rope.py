@@ -32,6 +32,8 @@ NUMBERS = (
     "factor",
     "high_freq_factor",
     "low_freq_factor",
+    "mscale",
+    "mscale_all_dim",
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "rope_theta",
@@ -74,6 +76,8 @@ def read_rope(config: Config) -> Rope:
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
         if full.get(name) is None and config.get(name) is not None:
             full[name] = config.get(name)
+    if config.raw.get("original_max_position_embeddings") is not None:  # transformers lets the outer one win
+        full["original_max_position_embeddings"] = config.raw["original_max_position_embeddings"]
     if not sliding and config.get("rope_local_base_freq") is not None:
         sliding["rope_theta"] = config.get("rope_local_base_freq")
     for name in NUMBERS:
@@ -124,6 +128,37 @@ def _attention_factor(config: Config) -> Any:
     return full.get("attention_factor", full.get("attn_factor"))
 
 
+def _yarn_magnitude(stretch: float, weight: float = 1.0) -> float:
+    """YaRN's factor on sine and cosine for a stretched context (https://arxiv.org/abs/2309.00071, 3.4)."""
+    return 1.0 if stretch <= 1.0 else 0.1 * weight * math.log(stretch) + 1.0
+
+
+def _yarn_correction(config: Config) -> float | None:
+    """What llama.cpp must multiply its own YaRN magnitude by; None where it is right by itself.
+
+    llama.cpp reads none of the yarn_* entries in these architectures' graphs and always takes the paper's
+    magnitude, but multiplies it by rope.scaling.attn_factor.
+    """
+    if scaling_name(config) != "yarn":
+        return None
+    full = read_rope(config).full
+    stretch = float(full["factor"])
+    wanted = full.get("attention_factor")
+    if wanted is None and full.get("mscale") and full.get("mscale_all_dim"):
+        wanted = _yarn_magnitude(stretch, full["mscale"]) / _yarn_magnitude(stretch, full["mscale_all_dim"])
+    return None if wanted is None else float(wanted) / _yarn_magnitude(stretch)
+
+
+def usual_yarn(config: Config) -> bool:
+    """Whether YaRN's ramp, if there is one, is the one that llama.cpp computes."""
+    full = read_rope(config).full
+    return scaling_name(config) != "yarn" or (
+        (full.get("beta_fast") or 32) == 32
+        and (full.get("beta_slow") or 1) == 1
+        and full.get("truncate", True) is not False
+    )
+
+
 SCALING = (
     Hyperparameter("rope.scaling.type", GGUFValueType.STRING, scaling_name),
     f32("rope.scaling.factor", _scaled("factor", "linear", "yarn")),
@@ -132,6 +167,7 @@ SCALING = (
     f32("rope.scaling.yarn_attn_factor", _attention_factor),
     f32("rope.scaling.yarn_beta_fast", _scaled("beta_fast", "yarn")),
     f32("rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn")),
+    f32("rope.scaling.attn_factor", _yarn_correction),
 )
 FREQUENCY_BASE = f32("rope.freq_base", lambda config: read_rope(config).full.get("rope_theta"))
 SLIDING_FREQUENCY_BASE = f32("rope.freq_base_swa", lambda config: read_rope(config).sliding.get("rope_theta"))
@@ -191,14 +227,15 @@ def longrope_factors(config: Config) -> dict[str, tuple[float, ...]]:
 
 
 def longrope_attention_factor(config: Config) -> float | None:
-    """Phi's factor on the attention scores, from how far the context was stretched; None without factors."""
-    rope = read_rope(config)
-    if not rope.full.get("long_factor"):
+    """Phi's factor on sine and cosine, from how far the context was stretched; None without factors.
+
+    Formula: sqrt(1 + ln(stretch) / ln(original context)) (https://arxiv.org/abs/2402.13753).
+    """
+    full = read_rope(config).full
+    if not full.get("long_factor"):
         return None
-    original = config.integer("original_max_position_embeddings")
-    stretch = config.integer("max_position_embeddings") / original
-    if stretch <= 1.0:
-        return 1.0
-    if rope.kind == "yarn":
-        return 0.1 * math.log(stretch) + 1.0
-    return math.sqrt(1 + math.log(stretch) / math.log(original))
+    if full.get("attention_factor") is not None:
+        return float(full["attention_factor"])
+    original = full["original_max_position_embeddings"]
+    stretch = full.get("factor") or config.integer("max_position_embeddings") / original
+    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1.0 else 1.0

@@ -23,6 +23,13 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
 MODEL_CARD = """---
 license: apache-2.0
 language: [en, "no"]
@@ -64,15 +71,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": None, "head_dim": 32}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen2-untied": ("Qwen2Config", {"tie_word_embeddings": False}),
-    "qwen2-yarn": (
-        "Qwen2Config",
+    "qwen2-yarn": ("Qwen2Config", {"rope_parameters": YARN}),
+    "llama-yarn-factor": ("LlamaConfig", {"rope_parameters": YARN | {"attention_factor": 1.3}}),
+    "olmo2-yarn-mscale": ("Olmo2Config", {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}}),
+    "glm4-yarn": ("Glm4Config", {"head_dim": 16, "rope_parameters": YARN | {"partial_rotary_factor": 0.5}}),
+    "phi3-longrope-factor": (
+        "Phi3Config",
         {
+            "max_position_embeddings": 1024,
+            "original_max_position_embeddings": 256,
             "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 1000000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            }
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "long_factor": [2.0] * 8,
+                "short_factor": [1.5] * 8,
+                "attention_factor": 1.2,
+            },
         },
     ),
     "smollm3": ("SmolLM3Config", {"num_hidden_layers": 5}),
