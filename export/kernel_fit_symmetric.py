@@ -20,6 +20,7 @@ from lorafold.export.kernel_lanes import (
     LANES,
     Array,
     Floats,
+    Mask,
     absolute,
     any_lane,
     flip,
@@ -115,57 +116,68 @@ def descent_fit(count: int, top: int) -> Any:
     """
 
     @njit
-    def fit(values: Array, squares: Array, cubes: Array, levels: Array) -> Any:
-        """Fit one sub-block in each lane.
-
-        Args:
-            values: (count, LANES) float32, flat.
-            squares: scratch of the same size.
-            cubes: scratch of the same size.
-            levels: (count, LANES) int32, flat, to be filled.
-
-        Returns:
-            scale, and the mask of lanes that count as all zero (their scale is 0, their levels are -top).
-        """
+    def begin(values: Array, levels: Array) -> Any:
         largest = largest_of(values, count)
         inverse = -float(top) / largest
         sum_xl, sum_l2 = floats(0.0), floats(0.0)
         for i in range(count):
             x = load(values, i * LANES)
             w = x * x
-            wx = w * x
             level = clamp_ints(nearest(inverse * x), -top, top - 1)
             number = to_float(level)
-            store(squares, i * LANES, w)
-            store(cubes, i * LANES, wx)
             store(levels, i * LANES, level)
-            sum_xl = sum_xl + wx * number
+            sum_xl = sum_xl + w * x * number
             sum_l2 = sum_l2 + w * number * number
-        for _ in range(5):
-            changed = ints(0) != 0
-            for i in range(count):
-                w = load(squares, i * LANES)
-                wx = load(cubes, i * LANES)
-                level = load(levels, i * LANES)
-                number = to_float(level)
-                rest_xl = sum_xl - wx * number
-                rest_l2 = sum_l2 - w * number * number
-                new = clamp_ints(nearest(load(values, i * LANES) * rest_l2 / rest_xl), -top, top - 1)
-                move = (rest_xl > 0.0) & (new != level)
-                number = to_float(new)
-                rest_xl = rest_xl + wx * number
-                rest_l2 = rest_l2 + w * number * number
-                move = move & (rest_l2 > 0.0) & (rest_xl * rest_xl * sum_l2 > sum_xl * sum_xl * rest_l2)
-                store(levels, i * LANES, select(move, new, level))
-                sum_xl = select(move, rest_xl, sum_xl)
-                sum_l2 = select(move, rest_l2, sum_l2)
-                changed = changed | move
-            if not any_lane(changed):
-                break
-        zero = absolute(largest) < TINY
+        return sum_xl, sum_l2, absolute(largest) < TINY
+
+    @njit
+    def move(values: Array, levels: Array, at: int, sum_xl: Floats, sum_l2: Floats) -> Any:
+        x, level = load(values, at), load(levels, at)
+        w = x * x
+        wx = w * x
+        number = to_float(level)
+        rest_xl = sum_xl - wx * number
+        rest_l2 = sum_l2 - w * number * number
+        new = clamp_ints(nearest(x * rest_l2 / rest_xl), -top, top - 1)
+        better = (rest_xl > 0.0) & (new != level)
+        number = to_float(new)
+        rest_xl = rest_xl + wx * number
+        rest_l2 = rest_l2 + w * number * number
+        better = better & (rest_l2 > 0.0) & (rest_xl * rest_xl * sum_l2 > sum_xl * sum_xl * rest_l2)
+        store(levels, at, select(better, new, level))
+        return select(better, rest_xl, sum_xl), select(better, rest_l2, sum_l2), better
+
+    @njit
+    def end(levels: Array, sum_xl: Floats, sum_l2: Floats, zero: Mask) -> Floats:
         if any_lane(zero):
             for i in range(count):
                 store(levels, i * LANES, select(zero, ints(-top), load(levels, i * LANES)))
-        return select(zero | flip(sum_l2 > 0.0), 0.0, sum_xl / sum_l2), zero
+        return select(zero | flip(sum_l2 > 0.0), 0.0, sum_xl / sum_l2)
+
+    @njit
+    def fit(values: Array, levels: Array) -> Any:
+        """Fit two sub-blocks in each lane, position by position in turn.
+
+        A move waits for a division, and for the sums of the move before: a second chain fills the wait.
+
+        Args:
+            values: (2 * count, LANES) float32, flat.
+            levels: (2 * count, LANES) int32, flat, to be filled; -top in lanes that count as all zero.
+
+        Returns:
+            scale of the first, scale of the second; 0 in lanes that count as all zero.
+        """
+        values2, levels2 = values[count * LANES :], levels[count * LANES :]
+        sum_xl, sum_l2, zero = begin(values, levels)
+        sum_xl2, sum_l22, zero2 = begin(values2, levels2)
+        for _ in range(5):
+            changed = ints(0) != 0
+            for i in range(0, count * LANES, LANES):
+                sum_xl, sum_l2, moved = move(values, levels, i, sum_xl, sum_l2)
+                sum_xl2, sum_l22, moved2 = move(values2, levels2, i, sum_xl2, sum_l22)
+                changed = changed | moved | moved2
+            if not any_lane(changed):
+                break
+        return end(levels, sum_xl, sum_l2, zero), end(levels2, sum_xl2, sum_l22, zero2)
 
     return fit

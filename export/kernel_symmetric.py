@@ -206,7 +206,7 @@ def driver_q3(weighted: bool) -> Any:
         weights = np.empty(16 * LANES, np.float32)
         scratch = np.empty(16 * LANES, np.float32)
         found = np.empty(SUPER * LANES, np.uint8)
-        trial = np.empty(16 * LANES, np.int32)
+        trial = np.empty(32 * LANES, np.int32)
         plan = np.empty(16 * LANES, np.float32)
         sums = np.empty(16 * LANES, np.float32)
         levels = np.empty(16 * LANES, np.int32)
@@ -243,11 +243,12 @@ def driver_q3(weighted: bool) -> Any:
                     level = clamp_ints(nearest(inverse * load(plan, j * LANES)), -32, 31) + 32
                     store(levels, j * LANES, select(zero, 0, level))
             else:
-                for j in range(16):
+                for j in range(0, 16, 2):
                     here = j * 16 * LANES
-                    scale, zero = fit_q3_descent(values[here:], weights, scratch, trial)
+                    scale, scale2 = fit_q3_descent(values[here:], trial)
                     store(plan, j * LANES, scale)
-                    for i in range(16):
+                    store(plan, (j + 1) * LANES, scale2)
+                    for i in range(32):
                         store_bytes(found, here + i * LANES, load(trial, i * LANES) + 4)
                 largest = largest_of(plan, 16)
                 inverse = -32.0 / largest
