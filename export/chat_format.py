@@ -344,6 +344,16 @@ class Tokens:
             common.append(pieces[0])
         return "".join(common)
 
+    def shared_end(self, texts: Sequence[str]) -> str:
+        """The longest common ending in whole pieces."""
+        split = [[match[0] for match in self._piece.finditer(text)][::-1] for text in texts]
+        common: list[str] = []
+        for pieces in zip(*split, strict=False):
+            if len(set(pieces)) > 1:
+                break
+            common.insert(0, pieces[0])
+        return "".join(common)
+
     def leading_controls(self, texts: Sequence[str]) -> str:
         """The control tokens all texts begin with."""
         common, end = self.shared_start(texts), 0

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from lorafold.export.chat_format import CONDITIONS, ChatFormat, Choice, Key
+from lorafold.export.chat_format import CONDITIONS, ChatFormat, Choice, Key, Tokens
 from lorafold.export.chat_probe import DATE, SYSTEM, Trim
 
 # %B in the C locale; %b is the first three letters
@@ -159,7 +159,15 @@ class _Writer:
         ]
 
     def choice(self, choice: Choice[str]) -> str:
-        return self.tree(choice.conditions, {key: self.segment(value) for key, value in choice.table.items()})
+        """What all values begin and end with, and between them the tree of what differs."""
+        tokens, values = Tokens(frozenset()), list(choice.table.values())
+        head = tokens.shared_start(values)
+        tail = tokens.shared_end([value[len(head) :] for value in values])
+        middle = {
+            key: self.segment(value[len(head) : len(value) - len(tail)])
+            for key, value in choice.table.items()
+        }
+        return self.segment(head) + self.tree(choice.conditions, middle) + self.segment(tail)
 
     def trim_choice(self, choice: Choice[Trim]) -> str:
         return self.tree(
