@@ -59,8 +59,7 @@ class ChatConfig:
     """Talk to one model, or to several side by side."""
 
     models: tuple[str, ...]
-    """GGUF files, `base.gguf+adapter.gguf`, Hugging Face folders, `BASE+ADAPTER` folders, `ollama:NAME`, or
-    http addresses of OpenAI-compatible servers."""
+    """GGUF, `base.gguf+adapter.gguf`, Hugging Face folder, `BASE+ADAPTER`, `ollama:NAME`, `http://…`."""
 
     prompt: tuple[str, ...] = ()
     """Ask this and leave; several are turns of one conversation."""
@@ -102,7 +101,7 @@ class ChatConfig:
     """A Jinja file or the name of a known template, instead of the model's own."""
 
     load_in_4bit: bool = False
-    """Load Hugging Face folders in 4 bit (needs a GPU)."""
+    """Load Hugging Face folders in 4 bit (bitsandbytes, NF4)."""
 
     trust_remote_code: bool = False
     """Allow a model folder that brings its own Python code to run it."""
@@ -177,7 +176,7 @@ class CompareConfig:
     """A Jinja file or the name of a known template, instead of the models' own."""
 
     load_in_4bit: bool = False
-    """Load Hugging Face folders in 4 bit (needs a GPU)."""
+    """Load Hugging Face folders in 4 bit (bitsandbytes, NF4)."""
 
     trust_remote_code: bool = False
     """Allow a model folder that brings its own Python code to run it."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from lorafold.errors import InputError, SystemFault
 from lorafold.gguf_header import GgufHeader, read_gguf_header
+from lorafold.gguf_model import check_model
 
 WARNING = 3  # GGML_LOG_LEVEL_WARN; 4 is an error, 5 continues the line before
 
@@ -78,6 +79,8 @@ def look(path: Path, expected: str) -> GgufHeader:
             "model": "give the adapter after the base: BASE.gguf+ADAPTER.gguf",
         }
         raise InputError(f"a GGUF of type {kind!r}, expected {expected!r}", at=path, fix=fix.get(kind))
+    if kind == "model":
+        check_model(header)
     for shard in header.shards():
         if shard != path:
             read_gguf_header(shard)

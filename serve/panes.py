@@ -14,7 +14,6 @@ NARROW = 60  # columns of a screen below which panes are stacked
 LEAST_PANE = 24  # columns of a pane below which panes are stacked
 GAP = " │ "
 TAB = "    "
-JOINER = "\u200d"
 
 
 class Wrapper:
@@ -29,8 +28,7 @@ class Wrapper:
         self.lines: list[Row] = []  # complete
         self._line: Row = []
         self._used = 0
-        self._word: Row = []
-        self._letters = ""
+        self._word: Row = []  # characters with what belongs to them, not yet in a line
 
     def feed(self, text: str, style: str = "") -> None:
         """Append text; control characters in it are made visible."""
@@ -46,29 +44,39 @@ class Wrapper:
 
     def _letter(self, char: str, style: str) -> None:
         width = cell_width(char)
-        attached = bool(self._letters) and (
-            width == 0 or self._letters.endswith(JOINER) or cell_width(self._letters[-1] + char) < 1 + width
-        )
-        if not attached and self._letters:
+        if self._word:
+            last, last_style = self._word[-1]
+            joined = cell_width(last + char)
+            if width == 0 or joined < cell_width(last) + width:
+                # An accent, a variation selector, a joined emoji: part of the character before it.
+                self._word[-1] = (last + char, last_style)
+                if self._word_width() > self.width and len(self._word) > 1:
+                    tail = self._word.pop()
+                    self._place_word()
+                    self._word = [tail]
+                return
             # Lines may break beside wide characters (CJK, emoji), as they have no spaces around them.
-            wide = width == 2 or cell_width(self._letters[-1]) == 2
-            if wide or cell_width(self._letters + char) > self.width:
+            wide = width == 2 or cell_width(last) == 2
+            if wide or self._word_width() + width > self.width:
                 self._place_word()
-        self._letters += char
-        if self._word and self._word[-1][1] == style:
-            self._word[-1] = (self._word[-1][0] + char, style)
-        else:
-            self._word.append((char, style))
+        self._word.append((char, style))
+
+    def _word_width(self) -> int:
+        return sum(cell_width(text) for text, _ in self._word)
 
     def _place_word(self) -> None:
-        if not self._letters:
+        if not self._word:
             return
-        width = cell_width(self._letters)
+        width = self._word_width()
         if self._used and self._used + width > self.width:
             self._end_line()
-        self._line.extend(self._word)
+        for text, style in self._word:
+            if self._line and self._line[-1][1] == style:
+                self._line[-1] = (self._line[-1][0] + text, style)
+            else:
+                self._line.append((text, style))
         self._used += width
-        self._word, self._letters = [], ""
+        self._word = []
 
     def _blank(self, text: str, style: str) -> None:
         width = cell_width(text)
@@ -80,11 +88,16 @@ class Wrapper:
         self.lines.append(self._line)
         self._line, self._used = [], 0
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a line has been begun."""
+        return bool(self._used or self._word)
+
     def all_lines(self) -> list[Row]:
         """The complete lines and the one that grows."""
         tail = Wrapper(self.width)
         tail._line, tail._used = list(self._line), self._used
-        tail._word, tail._letters = list(self._word), self._letters
+        tail._word = list(self._word)
         tail._place_word()
         return [*self.lines, *tail.lines, *([tail._line] if tail._line else [])]
 
@@ -156,7 +169,7 @@ class Panes:
 
     def end(self, pane: int, footer: Sequence[Segment]) -> None:
         """A pane is complete but for its footer."""
-        if self.wrappers[pane]._used or self.wrappers[pane]._letters:
+        if self.wrappers[pane].unfinished:
             self.wrappers[pane].feed("\n")
         for text, style in footer:
             self.wrappers[pane].feed(text, style)

@@ -202,7 +202,7 @@ def _turn(row: Mapping[str, Any], models: int) -> Turn:
     vote = row["vote"]
     if not isinstance(row["user"], str) or not (vote is None or isinstance(vote, int)):
         raise TypeError("user")
-    order = [index for index in row["order"] if index in answers]
+    order = [index for index in row["order"] if index in range(models)]
     return Turn(
         row["user"], answers, order, bool(row["blind"]), vote if vote in (None, TIE, *answers) else None
     )

@@ -1,0 +1,314 @@
+"""The conversation at a real pseudo-terminal, and through pipes: every command, and everything hostile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_chat
+
+from lorafold.serve.talk import cleaned
+
+pexpect = pytest.importorskip("pexpect")
+
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>78])")
+CHAT = ["-m", "lorafold", "chat"]
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    return {
+        **{key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")},
+        "TERM": "xterm-256color",
+        "LORAFOLD_HISTORY": str(home / "history"),
+        "OMP_NUM_THREADS": "1",
+        **extra,
+    }
+
+
+class Terminal:
+    """A program in a pseudo-terminal, and what it has written."""
+
+    def __init__(self, home: Path, *arguments: str, columns: int = 100, **extra: str) -> None:
+        self.child = pexpect.spawn(
+            sys.executable,
+            [*CHAT, *arguments],
+            dimensions=(40, columns),
+            env=environment(home, **extra),
+            encoding="utf-8",
+            codec_errors="replace",
+            cwd=str(home),
+            timeout=60,
+        )
+        self.raw = ""
+        self.child.delaybeforesend = None
+
+    def read(self, text: str, timeout: float = 60) -> str:
+        """Read until a text appears on the screen; returns what came since the last call, without escapes."""
+        got, deadline = "", time.monotonic() + timeout
+        while text not in re.sub(r"\s+", " ", plain(got)):
+            try:
+                got += self.child.read_nonblocking(65536, timeout=1)
+            except pexpect.TIMEOUT:
+                pass
+            except pexpect.EOF:
+                self.raw += got
+                raise AssertionError(f"ended before {text!r}:\n{plain(self.raw)[-2000:]}") from None
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{plain(got)[-3000:]}"
+        self.raw += got
+        return plain(got)
+
+    def type(self, line: str, text: str) -> str:
+        """Type a line and read until a text appears."""
+        self.child.send(line + "\r")
+        return self.read(text)
+
+    def end(self) -> int:
+        """Wait for the end; the exit code."""
+        self.child.expect(pexpect.EOF, timeout=60)
+        self.raw += self.child.before
+        self.child.close()
+        return int(self.child.exitstatus)
+
+
+def plain(text: str) -> str:
+    return ESCAPES.sub("", text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chat")
+
+
+@pytest.fixture(scope="module")
+def two(home: Path) -> Iterator[Terminal]:
+    arguments = [str(tiny_chat.gguf()), str(tiny_chat.gguf(1)), "--max-tokens", "8", "--temperature", "0"]
+    terminal = Terminal(home, *arguments)
+    terminal.read("/help lists the commands")
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_two_models_answer_side_by_side(two: Terminal) -> None:
+    shown = two.type("hello", "8 tokens")
+    assert "base0-F32.gguf" in shown and "base1-F32.gguf" in shown and "│" in shown
+    digests = re.findall(r"[0-9a-f]{8} · F32", shown)
+    assert len(set(digests)) == 2
+
+
+COMMANDS = [
+    ("/help", "leave (also Ctrl-D)"),
+    ("/help vote", "say which answer is better"),
+    ("/models", "B base1-F32.gguf F32 · llama.cpp"),
+    ("/system be brief", "system: be brief"),
+    ("/system -", "system: (none"),
+    ("/set seed 7", "seed 7"),
+    ("/set top_p=0.5", "top_p 0.5"),
+    ("/set temperature hot", "temperature takes a number, got 'hot'"),
+    ("/set top_p 2", "expected 0 to 1, got 2.0"),
+    ("/set colour red", "there is no setting 'colour'"),
+    ("/show", "1 turns; history: each model its own; blind: off"),
+    ("/show prompt", "[user] hello"),
+    ("/retry", "8 tokens"),
+    ("/follow a", "all follow base0-F32.gguf"),
+    ("/follow off", "each model follows its own answers"),
+    ("/only b", "answering: B base1-F32.gguf"),
+    ("/only all", "answering: A base0-F32.gguf, B base1-F32.gguf"),
+    ("/only z", "there is no model 'z'"),
+    ("/vote b", "base1-F32.gguf: 1 won, preferred 100% (95% interval 21% to 100%)"),
+    ("/vote", "no vote given"),
+    ("/vote z", "no answer stands under 'z'"),
+    ("/lens b", "mean KL divergence"),
+    ("/lens a b", "base0-F32.gguf seen by base1-F32.gguf"),
+    ("/swap", "columns: A base1-F32.gguf, B base0-F32.gguf"),
+    ("/swap", "columns: A base0-F32.gguf, B base1-F32.gguf"),
+    ("/blind on", "names are hidden"),
+    ("again", "8 tokens"),
+    ("/vote tie", "2 votes, 1 tie"),
+    ("/blind off", "names are shown"),
+    ("/save talk.json", "saved 2 turns: talk.json"),
+    ("/save .", "this is a folder"),
+    ("/export talk.html", "written: talk.html"),
+    ("/export talk.html", "the file exists"),
+    ("/export talk.doc", "unknown format '.doc'"),
+    ("/undo", "forgotten: 'again'; 1 turns are left"),
+    ("/load talk.json", "2 turns from talk.json"),
+    ("/load none.json", "cannot be read"),
+    ("/reset", "a new conversation"),
+    ("/retry", "nothing was said yet"),
+    ("/nonsense", "there is no command /nonsense"),
+    ("//slash", "8 tokens"),
+]
+
+
+@pytest.mark.parametrize(("line", "text"), COMMANDS, ids=[f"{i:02}{c[0]}" for i, c in enumerate(COMMANDS)])
+def test_commands(two: Terminal, line: str, text: str) -> None:
+    shown = two.type(line, text)
+    if line == "again":
+        assert "base0-F32.gguf" not in shown and "?" in shown  # blind
+
+
+def test_the_last_question_can_be_edited(two: Terminal, home: Path) -> None:
+    two.child.send("/edit\r")
+    time.sleep(0.5)
+    two.type(" and more", "8 tokens")
+    two.type("/save edited.json", "saved 1 turns")
+    saved = json.loads((home / "edited.json").read_text())
+    assert saved["turns"][0]["user"] == "/slash and more"
+
+
+def test_completion(two: Terminal) -> None:
+    two.child.send("/mod\t")
+    time.sleep(0.5)
+    two.type("", "llama.cpp")
+
+
+def test_an_empty_line_is_ignored(two: Terminal) -> None:
+    two.child.send("\r\r")
+    two.type("/show", "1 turns")
+
+
+def test_a_paste_is_one_message_and_a_forged_end_sends_nothing(two: Terminal, home: Path) -> None:
+    two.type("/reset", "a new conversation")
+    two.child.send("\x1b[200~first\nsecond\x00\x1b]0;x\x07\x1b[201~\r/quit\r")
+    time.sleep(1.0)
+    two.type("", "control characters taken out")
+    two.read("8 tokens")
+    two.type("/save paste.json", "saved 1 turns")
+    user = json.loads((home / "paste.json").read_text())["turns"][0]["user"]
+    assert user == "first\nsecond]0;x\n/quit\n"
+
+
+def test_ten_megabytes_pasted(two: Terminal) -> None:
+    two.child.send("\x1b[200~")
+    for _ in range(160):
+        two.child.send("some words\n" * 5958)
+    two.child.send("\x1b[201~")
+    shown = two.read("[paste 1: 10,486,080 characters]")
+    assert "some words\nsome words" not in shown
+    time.sleep(0.5)
+    two.type("", "the question was not kept")
+    two.type("/show", "1 turns")
+
+
+def test_ctrl_c_stops_both_and_keeps_them_in_step(two: Terminal, home: Path) -> None:
+    two.type("/reset", "a new conversation")
+    two.type("/set max_tokens 100000", "max_tokens 100000")
+    two.type("/set temperature 1.5", "temperature 1.5")
+    two.child.send("tell me everything\r")
+    time.sleep(0.7)
+    two.child.sendintr()
+    two.read("tokens")
+    two.type("/save stopped.json", "saved 1 turns")
+    answers = json.loads((home / "stopped.json").read_text())["turns"][0]["answers"]
+    assert set(answers) == {"0", "1"} and {"cancelled"} <= {a["reason"] for a in answers.values()} | {
+        "cancelled"
+    }
+    two.type("/set max_tokens 8", "max_tokens 8")
+    two.type("/set temperature 0", "temperature 0.0")
+    two.child.sendintr()  # at the prompt: clears the line, does not leave
+    two.type("more", "8 tokens")
+
+
+def test_nothing_the_models_said_was_obeyed(two: Terminal) -> None:
+    """The models speak random bytes; no control sequence of theirs may have reached the terminal."""
+    rest = ESCAPES.sub("", two.raw)
+    assert not re.search(r"[\x00-\x06\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]", rest)
+    assert not re.search(r"\x1b\](?!0;)", two.raw)  # no OSC at all but titles, which the editor sets itself
+
+
+def test_the_history_is_private_and_the_end_is_zero(two: Terminal, home: Path) -> None:
+    two.child.send("\x04")
+    assert two.end() == 0
+    history = home / "history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert "hello" in [json.loads(line) for line in history.read_text().splitlines()]
+    assert "obeyed" not in history.read_text()
+
+
+def test_a_linked_history_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("x")
+    (tmp_path / "history").symlink_to(tmp_path / "theirs")
+    terminal = Terminal(tmp_path, str(tiny_chat.gguf()), "--max-tokens", "4")
+    terminal.read("the history is not kept")
+    terminal.type("hello", "tokens")
+    terminal.type("/quit", "")
+    assert terminal.end() == 0
+    assert (tmp_path / "theirs").read_text() == "x"
+
+
+def test_narrow_and_without_colour(tmp_path: Path) -> None:
+    models = [str(tiny_chat.gguf()), str(tiny_chat.gguf(1))]
+    arguments = [*models, "--max-tokens", "6", "--temperature", "0"]
+    terminal = Terminal(tmp_path, *arguments, columns=50, NO_COLOR="1")
+    terminal.read("/help lists")
+    shown = terminal.type("hello", "6 tokens")
+    shown += terminal.read("6 tokens") if shown.count("6 tokens") < 2 else ""
+    assert "│" not in shown
+    terminal.type("/lens b", "KL divergence")
+    terminal.child.send("\x04")
+    assert terminal.end() == 0
+    colours = re.findall(r"\x1b\[([0-9;]*)m", terminal.raw)
+    assert not any(re.search(r"(^|;)(3[0-7]|4[0-7]|9[0-7]|38|48)(;|$)", code) for code in colours)
+
+
+def run(home: Path, *arguments: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    raw = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [sys.executable, *CHAT, *arguments],
+        input=raw,
+        capture_output=True,
+        env=environment(home),
+        timeout=120,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
+    )
+
+
+def test_json_for_scripts(home: Path) -> None:
+    models = [str(tiny_chat.gguf()), str(tiny_chat.gguf(1))]
+    options = ["--prompt", "hello", "--json", "--max-tokens", "5", "--temperature", "0"]
+    done = run(home, *models, *options)
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert row["prompt"] == "hello" and len(row["answers"]) == 2
+    assert all(len(a["sha256"]) == 64 and a["tokens"] <= 5 for a in row["answers"])
+    assert row["answers"][0]["text"] != row["answers"][1]["text"]
+    assert json.loads(run(home, *models, *options).stdout)["answers"][0]["text"] == row["answers"][0]["text"]
+
+
+def test_piped_questions_and_plain_lines(home: Path) -> None:
+    done = run(
+        home,
+        str(tiny_chat.gguf()),
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+        stdin=b"hello\n\nbad \xff\x00 byte\n",
+    )
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout and "1 control characters were taken out" in done.stderr
+
+
+def test_a_failed_question_is_an_exit_code(home: Path) -> None:
+    done = run(home, str(tiny_chat.gguf()), "--prompt", "x" * 900, "--context", "128")
+    assert done.returncode == 3 and "error: the message has" in done.stderr
+
+
+def test_a_missing_model_is_one_line(home: Path) -> None:
+    done = run(home, "none.gguf", "--prompt", "x")
+    assert done.returncode == 3
+    assert done.stderr == "error: none.gguf: no such file; fix: check the path\n"
+
+
+def test_control_characters_are_taken_out_of_questions() -> None:
+    assert cleaned("a\r\nb\rc\td\x00\x1b[2J\x85é中") == ("a\nb\nc\td[2Jé中", 3)

@@ -1,0 +1,96 @@
+"""Conversations: histories in step, votes, and files that may be anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lorafold.errors import InputError, SystemFault
+from lorafold.serve.config import Sampling
+from lorafold.serve.engine import Finished, Started, Token
+from lorafold.serve.session import TIE, Answer, Session, Turn, share_interval
+
+
+def session() -> Session:
+    made = Session(["a", "b"], Sampling(seed=1), "be kind")
+    made.turns = [
+        Turn("one", {0: Answer("A1", reason="stop"), 1: Answer("B1", reason="stop")}, [0, 1], vote=1),
+        Turn("two", {0: Answer("A2", reason="stop"), 1: Answer("", reason="failed", error="x")}, [0, 1]),
+        Turn("three", {1: Answer("B3", reason="cancelled")}, [1], blind=True, vote=TIE),
+        Turn("four", {}, [0, 1]),
+    ]
+    return made
+
+
+def said(session: Session, model: int) -> list[str]:
+    return [message["content"] for message in session.messages(model)]
+
+
+def test_each_model_has_its_own_history() -> None:
+    assert said(session(), 0) == ["be kind", "one", "A1", "two", "A2", "four"]
+    assert said(session(), 1) == ["be kind", "one", "B1", "three", "B3", "four"]
+
+
+def test_all_can_follow_one() -> None:
+    following = session()
+    following.follow = 0
+    assert said(following, 1) == said(session(), 0)
+
+
+def test_an_answer_grows_with_events() -> None:
+    answer = Answer()
+    for event in (
+        Started(10, 4, 2, 0.1),
+        Token("Hel", 5, -0.5, 0.2),
+        Token("lo", 6, -0.25, 0.4),
+        Finished("stop", 0.5, "!"),
+    ):
+        answer.take(event)
+    assert (answer.text, answer.ids, answer.logprobs) == ("Hello!", [5, 6], [-0.5, -0.25])
+    assert (answer.prompt_tokens, answer.reused, answer.dropped) == (10, 4, 2)
+    assert answer.first == 0.2 and answer.rate == pytest.approx(1 / 0.3)
+    failed = Answer()
+    failed.take(SystemFault("gone", at="server"))
+    assert failed.reason == "failed" and failed.error == "server: gone"
+
+
+def test_a_session_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    session().save(path)
+    assert Session.load(path, ["a", "b"]) == session()
+    assert len(Session.load(path, ["a"]).turns[0].answers) == 1  # fewer models than before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not JSON"),
+        ("[]", "not a session"),
+        ('{"format": "lorafold-session-1"}', "incomplete"),
+        (json.dumps({**session().as_json(), "turns": [{"user": 3}]}), "incomplete"),
+        (json.dumps({**session().as_json(), "sampling": {"colour": 3}}), "incomplete"),
+    ],
+)
+def test_a_damaged_session_is_named(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        Session.load(path, ["a", "b"])
+    with pytest.raises(InputError, match="cannot be read"):
+        Session.load(tmp_path / "none", ["a"])
+
+
+def test_votes_are_counted() -> None:
+    assert session().votes() == ({0: 0, 1: 1}, 1)
+    assert session().votes(blind_only=True) == ({0: 0, 1: 0}, 1)
+
+
+def test_the_interval_is_wilsons() -> None:
+    # Worked by hand: 7 of 10, z = 1.96: centre (0.7 + 0.19207) / 1.38415, half width 0.24776.
+    share, low, high = share_interval(7, 0, 3)
+    assert (share, round(low, 4), round(high, 4)) == (0.7, 0.3968, 0.8922)
+    assert share_interval(0, 0, 0) == (0.5, 0.0, 1.0)
+    assert share_interval(6, 2, 2)[0] == 0.7  # a tie is half a vote
+    assert 0 <= share_interval(0, 0, 3)[1] < share_interval(0, 0, 3)[2] < 1
