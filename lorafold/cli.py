@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict
 
 from lorafold import __version__
 from lorafold.errors import InputError, LorafoldError
@@ -220,9 +220,8 @@ def _take_recipe(tokens: list[str]) -> list[str]:
                 raise InputError("--recipe needs a file", fix="--recipe recipes/NAME.yaml")
             value = tokens[index + 1]
         path = _find_recipe(value)
-        recipe = _Recipe(path)
-        assert recipe.config is not None  # read now: cyclopts would dress a fault in words of its own
-        app.config = (recipe,)
+        # cyclopts looks under the command's name; every command may find itself there.
+        app.config = (Dict(dict.fromkeys(app, _read_recipe(path)), source=str(path)),)
         return tokens[:index] + tokens[index + (1 if equals else 2) :]
     return tokens
 
@@ -234,22 +233,22 @@ def _find_recipe(name: str) -> Path:
     raise InputError("no such recipe", at=name, fix="give a YAML file; the known ones are in recipes/")
 
 
-class _Recipe(Yaml):
-    """A recipe whose faults are one line with the file's name."""
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a recipe by flag name.
 
-    def _load_config(self, path: Path) -> dict[str, Any]:
-        import yaml
+    Raises:
+        InputError: not YAML, or not keys and values.
+    """
+    import yaml
 
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: builds no objects
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            problem = " ".join(str(error).split())
-            raise InputError(f"not readable as YAML ({problem})", at=path, fix="mend the file") from error
-        if not isinstance(loaded, dict):
-            raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=path)
-        values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
-        # cyclopts looks under the command's name; every command may find itself there.
-        return {command: values for command in app}
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: builds no objects
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = f"not readable as YAML ({' '.join(str(error).split())})"
+        raise InputError(problem, at=path, fix="mend the file") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=path)
+    return {str(key).replace("_", "-"): value for key, value in loaded.items()}
 
 
 def _quiet_libraries() -> None:
