@@ -71,7 +71,7 @@ class Vocab:
     @property
     def notes(self) -> tuple[str, ...]:
         """Everything the report should say about this vocabulary."""
-        return (*(difference.reason for difference in self.differences), *self.remarks)
+        return (*(each.reason for each in self.differences if not each.everywhere), *self.remarks)
 
     def known_difference(self, text: str, parse_special: bool = True) -> str | None:
         """Why llama.cpp may give other ids for a text; None where the ids must be equal.
@@ -250,7 +250,8 @@ def _read_sentencepiece(
     layout.types[:count] = np.where(kept, pieces.types[:count], layout.types[:count])
     scores = np.full(rows, _PADDING_SCORE, np.float32)
     scores[:count] = pieces.scores[:count]
-    scores[[index for index in added if index < rows]] = _ADDED_SCORE
+    replaced = [index for index, token in added.items() if pieces.texts[index : index + 1] != [token.content]]
+    scores[[index for index in replaced if index < rows]] = _ADDED_SCORE
     special = find_special_tokens(
         files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn, add_bos_without_word=True
     )

@@ -28,11 +28,13 @@ class Difference:
         concerns: whether it can change the ids of a text.
         parse_special: whether it comes only with (True) or only without (False) recognising special tokens
             in the text; None: with and without.
+        everywhere: it holds for all models alike, so that a report on one need not name it.
     """
 
     reason: str
     concerns: Callable[[str], bool]
     parse_special: bool | None = None
+    everywhere: bool = False
 
 
 NOT_NORMALISED = Difference(
@@ -43,6 +45,7 @@ NOT_NORMALISED = Difference(
 NEW_CHARACTERS = Difference(
     "llama.cpp does not know the categories of characters that came with Unicode 16",
     lambda text: not text.isascii() and any(unicodedata.category(char) == "Cn" for char in text),
+    everywhere=True,
 )
 # Texts that llama.cpp takes for control tokens whatever their type: ends of generation, and those for filling
 # in the middle.
@@ -97,7 +100,7 @@ def texts_taken_as_text(texts: Collection[str]) -> Difference:
     """Control tokens that llama.cpp takes for parts of the text."""
     named = ", ".join(sorted(texts)[:3])
     return Difference(
-        f"where control tokens in a text are to stay text, llama.cpp parses some all the same ({named})",
+        f"llama.cpp parses {named} in any text, also where control tokens are to stay text",
         lambda text: any(token in text for token in texts),
         parse_special=False,
     )
@@ -107,7 +110,8 @@ def texts_marked_here(texts: Collection[str]) -> Difference:
     """Tokens that are CONTROL in the GGUF although the tokenizer does not mark them special."""
     named = ", ".join(sorted(texts)[:3])
     return Difference(
-        f"where control tokens in a text are to stay text, the tokenizer parses some all the same ({named})",
+        f"the tokenizer parses {named} in any text, also where control tokens are to stay text; "
+        "llama.cpp does not",
         lambda text: any(token in text for token in texts),
         parse_special=False,
     )
@@ -156,6 +160,21 @@ def prefix_everywhere(special: Collection[str]) -> Difference:
         "llama.cpp puts a space after each special token, the tokenizer only before the very first text",
         lambda text: any(token in text for token in special),
     )
+
+
+COLLAPSED_SPACES = Difference(
+    "the tokenizer makes one space of several and drops those at the ends; llama.cpp keeps them",
+    lambda text: "\u2581" in text or "  " in text or text != text.strip(" "),
+)
+# SentencePiece's rules besides "identity" begin with NFKC and turn control characters into spaces.
+MAPPED_CHARACTERS = Difference(
+    "llama.cpp does not apply the tokenizer's map of characters (Unicode's form NFKC, controls to spaces)",
+    lambda text: not unicodedata.is_normalized("NFKC", text) or any(map(_is_mapped, text)),
+)
+
+
+def _is_mapped(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp", "Zs", "Cn", "Mn") and char != " "
 
 
 def nul_token() -> Difference:

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError
 from lorafold.export.vocab_bpe import Merges, read_merges, read_ordinary_tokens, require_bpe
 from lorafold.export.vocab_differences import (
+    COLLAPSED_SPACES,
+    MAPPED_CHARACTERS,
     Difference,
     doubled_prefix,
     literal_space_mark,
@@ -61,12 +63,16 @@ class Spaces:
         each: one is put before each piece of text: at the start and after every special token.
         first: one is put before the very first text only; llama.cpp cannot do that.
         unless_there: none is put where the text begins with one; llama.cpp cannot do that either.
+        collapses: several become one; nor that.
+        maps: characters are mapped to others before; nor that.
         notes: sentences for the report.
     """
 
     each: bool = False
     first: bool = False
     unless_there: bool = False
+    collapses: bool = False
+    maps: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -86,11 +92,16 @@ def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
     """
     pieces: Pieces | None = None
     if files.model_file is not None:
-        pieces, dummy_prefix = read_model_file(files.model_file)
+        pieces, spec = read_model_file(files.model_file)
         if files.tokenizer is None:
-            wanted = dummy_prefix and files.settings.get("add_prefix_space") is not False
+            wanted = spec.add_dummy_prefix and files.settings.get("add_prefix_space") is not False
             legacy = files.settings.get("legacy") is not False
-            return pieces, Spaces(each=wanted and legacy, first=wanted and not legacy)
+            return pieces, Spaces(
+                each=wanted and legacy,
+                first=wanted and not legacy,
+                collapses=spec.remove_extra_whitespaces,
+                maps=spec.maps_characters,
+            )
     assert files.tokenizer is not None
     at, model = files.origin, files.tokenizer["model"]
     require_bpe(model, at)
@@ -104,14 +115,14 @@ def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
     return pieces_from_json(model, vocab, read_merges(model, vocab, at), at), spaces
 
 
-def read_model_file(path: Path) -> tuple[Pieces, bool]:
+def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
     """Read a tokenizer.model.
 
     Args:
         path: the file.
 
     Returns:
-        Its pieces, and whether it puts a space before a text (`add_dummy_prefix`).
+        Its pieces, and what it does to a text before.
 
     Raises:
         InputError: the file is damaged, or not BPE.
@@ -127,11 +138,11 @@ def read_model_file(path: Path) -> tuple[Pieces, bool]:
             at=path,
             fix="fetch it again; it may be truncated, or a Git LFS pointer",
         ) from error
-    specs = _specs(processor.serialized_model_proto())
-    if specs["model_type"] != 2:
+    spec = _spec(processor.serialized_model_proto())
+    if spec.model_type != 2:
         names = {1: "Unigram", 3: "Word", 4: "Char"}
         raise InputError(
-            f"is a SentencePiece model of type {names.get(specs['model_type'], specs['model_type'])}; "
+            f"is a SentencePiece model of type {names.get(spec.model_type, spec.model_type)}; "
             "only BPE is exported",
             at=path,
             fix="export with --format folder",
@@ -147,9 +158,7 @@ def read_model_file(path: Path) -> tuple[Pieces, bool]:
         (TokenType.UNKNOWN, processor.IsUnknown),
     ):
         types[np.asarray(ask(ids), bool)] = kind
-    return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), bool(
-        specs["add_dummy_prefix"]
-    )
+    return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), spec
 
 
 def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges, at: Path) -> Pieces:
@@ -219,7 +228,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
     Raises:
         InputError: a part that llama.cpp's SentencePiece tokenizer has not.
     """
-    each = first = unless_there = escapes = False
+    each = first = unless_there = escapes = maps = False
     notes: list[str] = []
     for part in _leaves(tokenizer.get("normalizer"), "normalizers"):
         match part:
@@ -227,8 +236,8 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
                 each = True
             case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
                 escapes = True
-            case {"type": "NFC" | "NFKC" | "Precompiled" as kind}:
-                notes.append(f"llama.cpp does not normalise; text that {kind} changes gets other token ids")
+            case {"type": "NFC" | "NFKC" | "Precompiled"}:
+                maps = True
             case _:
                 raise _foreign(part, "normalizer", at)
     for part in _leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
@@ -253,7 +262,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
             at=at,
             fix="export with --format folder",
         )
-    return Spaces(each, first, unless_there, tuple(notes))
+    return Spaces(each, first, unless_there, maps=maps, notes=tuple(notes))
 
 
 def space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -> Iterator[Difference]:
@@ -261,6 +270,10 @@ def space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -
     tokens = [token.content for token in added]
     if spaces.first:
         yield prefix_nowhere(tokens) if chat else prefix_everywhere(tokens)
+    if spaces.collapses:
+        yield COLLAPSED_SPACES
+    if spaces.maps:
+        yield MAPPED_CHARACTERS
     if spaces.unless_there:
         yield doubled_prefix(tokens, SPACE)
     if any(SPACE in token.content and not token.special for token in added):
@@ -289,17 +302,31 @@ def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
     )
 
 
-def _specs(proto: bytes) -> dict[str, int]:
-    """The few settings that the library does not hand out.
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Settings of a tokenizer.model that the library does not hand out; the defaults are the schema's.
 
-    ModelProto:  1 pieces (repeated)  2 trainer_spec {3: model_type}  3 normalizer_spec {3: add_dummy_prefix}
+    ModelProto { 1: pieces (repeated)  2: trainer_spec  3: normalizer_spec }
+    TrainerSpec { 3: model_type: 1 Unigram, 2 BPE, 3 Word, 4 Char }
+    NormalizerSpec { 2: precompiled_charsmap  3: add_dummy_prefix  4: remove_extra_whitespaces }
     """
-    found = {"model_type": 1, "add_dummy_prefix": 1}  # the schema's defaults: Unigram, true
-    for number, value in _fields(proto):
-        if isinstance(value, memoryview) and number in (2, 3):
-            name = "model_type" if number == 2 else "add_dummy_prefix"
-            found[name] = next((v for n, v in _fields(value) if n == 3 and isinstance(v, int)), found[name])
-    return found
+
+    model_type: int = 1
+    maps_characters: bool = False
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+
+
+def _spec(proto: bytes) -> ModelSpec:
+    parts = {number: value for number, value in _fields(proto) if number in (2, 3)}
+    trainer, normalizer = (
+        dict(_fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
+    )
+    model_type, charsmap = trainer.get(3, 1), normalizer.get(2, b"")
+    assert isinstance(model_type, int) and isinstance(charsmap, bytes | memoryview)
+    return ModelSpec(
+        model_type, len(charsmap) > 0, bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
+    )
 
 
 def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:

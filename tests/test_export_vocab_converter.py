@@ -95,12 +95,13 @@ def test_real_tokenizers_equal_the_converters_but_for_listed_departures(tmp_path
     # tokenizer.chat_template is the business of lorafold.export.modelfile.
     assert qwen2.pop("tokenizer.chat_template")
     assert qwen2 == {ADD_EOS: (None, False)}
-    # The converter says nothing about BOS, so that llama.cpp would add one (it does for every "llama-bpe");
-    # this tokenizer.json adds none.
-    assert llama3 == {ADD_BOS: (None, False), ADD_EOS: (None, False)}
+    # This tokenizer.json adds no BOS. The converter writes nothing then, where llama.cpp's default is to add
+    # one for "llama-bpe"; and it knows "llama-bpe" by ids that begin with BOS, so that it takes this one for
+    # the same pre-tokenizer without `ignore_merges`, which tokenizer.json sets.
+    assert llama3 == {PRE: ("smaug-bpe", "llama-bpe"), ADD_BOS: (None, False), ADD_EOS: (None, False)}
     # No file says whether a space is put before a text but the normalizer of tokenizer.json, which the
-    # converter does not look at; llama.cpp's default is the same.
-    assert llama2 == {SPACE: (None, True)}
+    # converter does not look at; llama.cpp's default is the same. add_sep_token is for models like BERT.
+    assert llama2 == {"tokenizer.ggml.add_sep_token": (False, None), SPACE: (None, True)}
     # Ten bytes that never occur in UTF-8 are added tokens; the converter decodes them into U+FFFD.
     tokens, types = (
         deepseek.pop("tokenizer.ggml.tokens", ([], [])),
@@ -194,6 +195,10 @@ def test_sentencepiece_families_equal_the_converters_but_for_listed_departures(t
     assert gemma2 == {}
     assert internlm2 == {}
     # tokenizer.json marks <unk> as special, and the converter for Phi-3 then calls it a control token;
-    # llama.cpp treats both kinds alike.
+    # llama.cpp treats both kinds alike. It also gives new scores to the three, which no merge looks at.
     assert phi3.pop("tokenizer.ggml.token_type") == ([(0, control)], [(0, unknown)])
+    assert phi3.pop("tokenizer.ggml.scores") == (
+        [(index, -1000.0) for index in range(3)],
+        [(index, 0.0) for index in range(3)],
+    )
     assert phi3 == {SPACE: (None, True)}

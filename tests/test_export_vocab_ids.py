@@ -252,6 +252,21 @@ def test_a_model_file_alone_gives_sentencepieces_ids(tmp_path: Path) -> None:
         assert got == [processor.encode(text) for text in texts]
 
 
+def test_a_model_file_that_changes_text_before_is_known(tmp_path: Path) -> None:
+    import sentencepiece
+
+    model = sentencepiece_model(normalization="nmt_nfkc", collapse=True)
+    folder = write_folder(tmp_path / "model", None, bos_token="<s>", eos_token="</s>")
+    (folder / "tokenizer.model").write_bytes(model)
+    vocab, gguf = _write(folder, folder, 1200)
+    texts, aside = vocab.comparable(probe_texts(1500, seed=10), parse_special=False)
+    assert len(texts) > 300
+    assert len(aside) == 2
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    (got,) = tokenize([Job(str(gguf), texts, parse_special=False)])
+    assert got == [processor.encode(text) for text in texts]
+
+
 def test_white_space_after_special_tokens_needs_the_name_phi3(tmp_path: Path) -> None:
     """Phi-3's tokens swallow the white space after them; llama.cpp does so by the model's name only."""
     tokenizer = json_of_sentencepiece(sentencepiece_model(), LLAMA2_NORMALIZER)

@@ -114,7 +114,13 @@ def write_folder(folder: Path, tokenizer: dict[str, Any] | None, **settings: Any
 
 @functools.cache
 def sentencepiece_model(
-    *, size: int = 1200, model_type: str = "bpe", dummy_prefix: bool = True, symbols: tuple[str, ...] = ()
+    *,
+    size: int = 1200,
+    model_type: str = "bpe",
+    dummy_prefix: bool = True,
+    symbols: tuple[str, ...] = (),
+    normalization: str = "identity",
+    collapse: bool = False,
 ) -> bytes:
     """Train a tokenizer.model with byte fallback; `symbols` become user-defined pieces."""
     import sentencepiece
@@ -128,8 +134,8 @@ def sentencepiece_model(
         model_type=model_type,
         byte_fallback=True,
         character_coverage=0.98,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
+        normalization_rule_name=normalization,
+        remove_extra_whitespaces=collapse,
         add_dummy_prefix=dummy_prefix,
         user_defined_symbols=list(symbols),
         minloglevel=2,
