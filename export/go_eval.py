@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lorafold.export.go_parse import (
+from lorafold.export.go_nodes import (
     Assign,
     Call,
     Constant,
@@ -25,8 +25,8 @@ from lorafold.export.go_parse import (
     Range,
     Text,
     Variable,
-    parse,
 )
+from lorafold.export.go_parse import parse
 
 DEPTH = 100_000  # text/template's own limit on templates inside templates
 

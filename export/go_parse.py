@@ -12,101 +12,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
-class GoTemplateError(ValueError):
-    """The source is not a template of the subset, or fails while it runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """Literal bytes."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A string (as bytes), an integer or a boolean."""
-
-    value: bytes | int | bool
-
-
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """`.`, or `.A.B`."""
-
-    fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """`$`, `$name` or `$name.A.B`; "$" has the empty name."""
-
-    name: str
-    fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A function with its arguments."""
-
-    name: str
-    arguments: tuple[Operand, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """Commands, each but the first taking the one before as its last argument."""
-
-    commands: tuple[Operand, ...]
-
-
-Operand = Constant | Dot | Variable | Call | Pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """`{{ pipeline }}`."""
-
-    value: Pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """`{{ $name := pipeline }}`, or `=` where `new` is False."""
-
-    name: str
-    new: bool
-    value: Pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class If:
-    """A test with its two sides."""
-
-    test: Pipeline
-    yes: tuple[Node, ...]
-    no: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A loop; `names` are the variables for index and element, or for the element alone."""
-
-    names: tuple[str, ...]
-    value: Pipeline
-    body: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Include:
-    """`{{ template "name" pipeline }}`."""
-
-    name: str
-    value: Pipeline | None
-
-
-Node = Text | Output | Assign | If | Range | Include
+from lorafold.export.go_nodes import (
+    Assign,
+    Call,
+    Constant,
+    Dot,
+    GoTemplateError,
+    If,
+    Include,
+    Node,
+    Operand,
+    Output,
+    Pipeline,
+    Range,
+    Text,
+    Variable,
+)
 
 FUNCTIONS = frozenset(
     ("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "len", "slice", "print", "currentDate")
@@ -120,7 +41,7 @@ _TOKEN = re.compile(
 )
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})|(.))", re.DOTALL)
-_AFTER = {"field", "variable", "word", "dot"}  # kinds that Go wants a terminator after
+_AFTER = {"field", "variable", "word"}  # kinds that Go wants a terminator after
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +114,8 @@ def _tokens(source: str, position: int) -> tuple[list[_Token], int, bool]:
             raise GoTemplateError(f"unexpected {source[position : position + 10]!r} in an action")
         kind, text = str(match.lastgroup), match[0]
         following = source[match.end() : match.end() + 1]
-        if kind in _AFTER - {"dot"} and following and following not in " \t\r\n.,|:)(}=":
+        ends = not following or following in " \t\r\n.,|:)(" or source.startswith("}}", match.end())
+        if kind in _AFTER and not ends:
             raise GoTemplateError(f"bad character {following!r} after {text!r}")
         if kind == "number" and (following.isalnum() or following in "_."):
             raise GoTemplateError(f"bad number {text}{following}")

@@ -19,7 +19,7 @@ from lorafold.chat import ChatTemplate
 from lorafold.export.chat_format import ChatFormat
 from lorafold.export.chat_probe import Chat, Reference, Variant
 from lorafold.export.go_eval import Program
-from lorafold.export.go_parse import GoTemplateError
+from lorafold.export.go_nodes import GoTemplateError
 from lorafold.jinja_sandbox import Refusal
 
 # One day in every month, with first and last days, a leap day and a year's end among them.

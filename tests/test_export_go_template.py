@@ -17,7 +17,7 @@ from lorafold.chat_templates import NAMED
 from lorafold.export.chat_format import ChatFormat, Choice, derive
 from lorafold.export.chat_probe import Trim, trimmed, trims
 from lorafold.export.go_eval import Program, evaluate
-from lorafold.export.go_parse import GoTemplateError
+from lorafold.export.go_nodes import GoTemplateError
 from lorafold.export.go_template import literal, quoted, to_go
 from lorafold.export.modelfile_parser import expressible
 from lorafold.export.prompt_proof import CLOCKS, ollama_data, prove, random_chats
@@ -223,7 +223,15 @@ def test_the_evaluator_is_go_on_generated_templates(main: str, included: str) ->
     "source",
     [
         *("{{", "{{ }}", "{{ .Nope.Deep", "{{ if }}{{ end }}", "{{ if true }}", "{{ end }}", "{{ else }}"),
-        *("{{ $x }}", "{{ $x = 1 }}", '{{ template "none" . }}', "{{ range $a, $b, $c := . }}{{ end }}"),
+        *(
+            "{{ $x }}",
+            "{{ $x = 1 }}",
+            "{{ $x= 1 }}",
+            "{{ $x := 1 }}{{ $x=2 }}",
+            "{{ .A= }}",
+            '{{ template "none" . }}',
+            "{{ range $a, $b, $c := . }}{{ end }}",
+        ),
         *(
             '{{ "a }}',
             '{{ "a""b" }}',
