@@ -100,9 +100,14 @@ def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
         ids = [*tokenizer.tokenize(example.text, False), end_of_text(tokenizer)]
         return Encoded(ids, [True] * len(ids))
     try:
-        return tokenizer.encode_chat(list(example.messages))
+        whole = tokenizer.encode_chat(list(example.messages))
     except InputError as error:
         raise type(error)(error.problem, at=example.place, fix=error.fix) from error
+    last = next((token for token, on in zip(whole.ids[::-1], whole.mask[::-1], strict=True) if on), None)
+    if last in tokenizer.eos_ids or example.messages[-1]["role"] != "assistant":
+        return whole
+    # A template without an end of turn (Index): the answer still has to end, or chat would never stop.
+    return Encoded([*whole.ids, end_of_text(tokenizer)], [*whole.mask, True])
 
 
 def end_of_text(tokenizer: ChatTokenizer) -> int:

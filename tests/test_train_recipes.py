@@ -1,0 +1,116 @@
+"""Each recipe end to end, on a small random model of its family with a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from oracles import REPOSITORY, shared
+from tiny_base import tiny_base
+
+from lorafold.errors import UnsafeInputError
+from lorafold.train import TrainConfig, train
+
+RECIPES = REPOSITORY / "recipes"
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# Recipe: classes, tokenizer, template where that tokenizer's folder has none, what the tutorial sets.
+KNOWN: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
+    "qwen2-1.5b-persona": ("Qwen2", "qwen2", None, {"r": 8, "lora_alpha": 32, "max_length": 384}),
+    "index-1.9b-persona": ("Llama", "llama2", None, {"r": 8, "lora_alpha": 32, "max_length": 384}),
+    "deepseek-7b-qlora": (
+        "Llama",
+        "deepseek-llm",
+        "deepseek-llm",
+        {"r": 8, "lora_alpha": 32, "max_length": 384},
+    ),
+    "llama2-7b-chat-qlora": ("Llama", "llama2", "llama-2", {"r": 64, "lora_alpha": 16, "max_length": 1024}),
+}
+
+# Index's difference from Llama, as its own repository has it: the head's rows are normalised.
+REMOTE = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class IndexConfig(LlamaConfig):
+    model_type = "index"
+
+
+class NormHead(torch.nn.Linear):
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
+
+
+class IndexForCausalLM(LlamaForCausalLM):
+    config_class = IndexConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+"""
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return TrainConfig(**{**values, **changes})
+
+
+def make_index(folder: Path) -> None:
+    """Turn a Llama folder into one with norm_head and remote code."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {
+        "architectures": ["IndexForCausalLM"],
+        "model_type": "index",
+        "norm_head": 1,
+        "auto_map": {
+            "AutoConfig": "modeling_index.IndexConfig",
+            "AutoModelForCausalLM": "modeling_index.IndexForCausalLM",
+        },
+    }
+    path.write_text(json.dumps(config))
+    (folder / "modeling_index.py").write_text(REMOTE)
+
+
+def test_every_recipe_is_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} >= set(KNOWN)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_figures_are_the_tutorials(name: str) -> None:
+    config = recipe(name)
+    figures = KNOWN[name][3]
+    assert {key: getattr(config, key) for key in figures} == figures
+    assert list(config.target_modules) == SEVEN and config.lora_dropout == 0.1
+    assert (config.learning_rate, config.max_steps) in [(1e-4, 0), (2e-4, 500)]
+    assert config.save_steps == 100 and config.gradient_accumulation_steps == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_recipe_end_to_end(name: str, tmp_path: Path) -> None:
+    family, tokenizer, template, figures = KNOWN[name]
+    base = tiny_base(tmp_path / "base", family=family, tokenizer=shared(f"tokenizers/{tokenizer}"))
+    rows = json.loads(shared("data/huanhuan.json").read_text(encoding="utf-8"))[:24]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    changes: dict[str, Any] = {"base": str(base), "data": (str(data),), "out": tmp_path / "out"}
+    changes |= {"num_train_epochs": 2, "max_steps": 0, "gradient_accumulation_steps": 2, "save_steps": 2}
+    changes |= {"logging_steps": 1, **({"chat_template": template} if template else {})}
+    if name.startswith("index"):
+        make_index(base)
+        with pytest.raises(UnsafeInputError, match=r"its own Python code.*--trust-remote-code"):
+            train(recipe(name, **changes))
+        changes["trust_remote_code"] = True
+    result = train(recipe(name, **changes))
+    assert result.steps == 6 and 0 < result.loss < 20
+    settings = json.loads((result.folder / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (figures["r"], figures["lora_alpha"])
+    assert sorted(settings["target_modules"]) == sorted(SEVEN)
+    assert settings["lora_dropout"] == 0.1

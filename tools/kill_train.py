@@ -1,0 +1,100 @@
+"""Kill training runs by SIGKILL at random moments, resume them, and compare with the run that was let be.
+
+    python tools/kill_train.py [--kills 100] [--seed 0]
+
+Each run is killed and resumed until it finishes, then compared bitwise with an undisturbed one. Between the
+kills every checkpoint in the run's folder is judged from outside: is it whole? Prints the figures; exits 1 if
+any run ended differently or a checkpoint that is not whole carried its final name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from resume_train import fingerprint, in_child, make_config  # noqa: E402
+
+from lorafold.artifacts import damaged_files, read_manifest  # noqa: E402
+from lorafold.train import TrainConfig, train  # noqa: E402
+from lorafold.train.checkpoints import list_checkpoints  # noqa: E402
+from lorafold.train.run import run_folder  # noqa: E402
+
+
+def run_and_kill(config: TrainConfig, after: float) -> bool:
+    """Start a run in a child and kill it after some seconds; True if it had finished by then."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(config)
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {type(error).__name__}: {error}", file=sys.stderr)
+            os._exit(1)
+    time.sleep(after)
+    os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the run failed by itself"
+    return os.WIFEXITED(status)
+
+
+def judge(run: Path, counts: Counter[str]) -> None:
+    """Count the checkpoints that carry a final name and are not whole."""
+    for path in list_checkpoints(run):
+        manifest = read_manifest(path)
+        counts["checkpoints seen"] += 1
+        counts["not whole"] += manifest is None or bool(damaged_files(path, manifest))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(1)
+    draw, counts = random.Random(options.seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as name:
+        # A checkpoint after every step: most moments lie in the writing of one.
+        config = dataclasses.replace(make_config(Path(name)), save_steps=1)
+        began = time.monotonic()
+        assert in_child(lambda: train(config)) == 0
+        whole = time.monotonic() - began
+        expected = fingerprint(config.output)
+        while counts["kills"] < options.kills:
+            parted = dataclasses.replace(config, out=Path(name) / f"run-{counts['runs']}")
+            finished = False
+            while not finished and counts["kills"] < options.kills:
+                finished = run_and_kill(parted, draw.uniform(0.1, 0.9) * whole)
+                counts["kills"] += not finished
+                if not finished:
+                    counts["with checkpoints"] += bool(list_checkpoints(run_folder(parted.output)))
+                    judge(run_folder(parted.output), counts)
+            if not finished:
+                assert in_child(lambda parted=parted: train(parted)) == 0
+            counts["runs"] += 1
+            counts["different"] += fingerprint(parted.output) != expected
+    print(
+        ", ".join(
+            f"{key} {counts[key]}"
+            for key in ("kills", "with checkpoints", "checkpoints seen", "not whole", "runs", "different")
+        )
+    )
+    return 1 if counts["different"] or counts["not whole"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
