@@ -54,7 +54,7 @@ class Edit:
 
     changes: tuple[Change, ...]
     weight: float
-    adapter: str
+    adapter: Path
     words: str
 
 
@@ -265,9 +265,9 @@ def _ready(targets: Targets, changes: Sequence[Change], weight: float, later: bo
     A weight goes into the scale where steps only add. A DoRA norm is always that of the base, so behind
     another adapter it cannot be taken from the block.
     """
-    adapter = targets.adapter.folder.name
+    adapter = targets.adapter.folder
     kinds = dict.fromkeys(_WORDS.get(type(change), "bias") for change in changes)
-    words = f"{' + '.join(kinds)} from {adapter}" + ("" if weight == 1.0 else f" × {weight:g}")
+    words = f"{' + '.join(kinds)} from {adapter.name}" + ("" if weight == 1.0 else f" × {weight:g}")
     if all(isinstance(change, AddLowRank) for change in changes):
         products = [change for change in changes if isinstance(change, AddLowRank)]
         changes, weight = [replace(step, scale=step.scale * weight) for step in products], 1.0

@@ -75,7 +75,12 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("name", TIED)
+SLOW = ("neither side", "both alone", "embedding saved", "head saved")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TIED]
+)
 def test_tied_embeddings(name: str, tmp_path: Path) -> None:
     config, untied = TIED[name]
     base = base_model(tmp_path / "base", "qwen2", "float32", tie_word_embeddings=True)
@@ -122,6 +127,18 @@ def test_a_resized_vocabulary(tied: bool, tmp_path: Path) -> None:
     assert np.abs(got - logits(tuned)).max() < 1e-4
 
 
+def test_a_resizing_adapter_stands_alone(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=False)
+    model = load(base, "float32")
+    model.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+    tuned = draw(peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"])))
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    adapter = Adapter.open(tmp_path / "adapter")
+    for adapters in ([(adapter, 0.5)], [(adapter, 1.0), (adapter, 1.0)]):
+        with pytest.raises(InputError, match=r"it resizes .*, so it cannot be mixed with other adapters"):
+            Folded(Checkpoint.open(base), adapters)
+
+
 def test_a_resized_embedding_without_its_head_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -161,6 +178,7 @@ OTHER_METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_METHODS)
 def test_other_methods(name: str, tmp_path: Path) -> None:
     base = base_model(tmp_path / "base", "qwen2", "float32", tie_word_embeddings=False)
