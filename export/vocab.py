@@ -2,7 +2,7 @@
 
 In: a model folder, its config.json and the number of rows of its embedding. Out: `Vocab`, whose `metadata()`
 is the `tokenizer.ggml.*` part of a GGUF header as llama.cpp reads it (llama_vocab::impl::load in its
-src/llama-vocab.cpp). `probe_texts()` is the battery on which the result is held against the original.
+src/llama-vocab.cpp). `vocab_probe.probe_texts()` gives texts on which it is held against the original.
 """
 
 from __future__ import annotations
@@ -245,9 +245,10 @@ def _read_sentencepiece(
     }
     layout = lay_out(ordinary.items(), added, rows, files.origin)
     count = min(len(pieces.texts), rows)
-    kept = np.isin(pieces.types[:count], (TokenType.UNKNOWN, TokenType.BYTE, TokenType.UNUSED))
-    kept |= (pieces.types[:count] == TokenType.CONTROL) & (layout.types[:count] == TokenType.NORMAL)
-    layout.types[:count] = np.where(kept, pieces.types[:count], layout.types[:count])
+    # What an added token says about a piece holds, but bytes and the unknown token stay what they are.
+    own = np.isin(pieces.types[:count], (TokenType.UNKNOWN, TokenType.BYTE))
+    own |= layout.types[:count] == TokenType.NORMAL
+    layout.types[:count] = np.where(own, pieces.types[:count], layout.types[:count])
     scores = np.full(rows, _PADDING_SCORE, np.float32)
     scores[:count] = pieces.scores[:count]
     replaced = [index for index, token in added.items() if pieces.texts[index : index + 1] != [token.content]]

@@ -15,6 +15,8 @@ from typing import Any
 
 from lorafold.errors import InputError
 
+_MOST_TOKENS = 1 << 24  # far above any vocabulary, far below what would exhaust the memory
+
 
 @dataclass(frozen=True, slots=True)
 class Merges:
@@ -55,10 +57,26 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
         raise InputError('"model.vocab" is not an object with tokens', at=at, fix="fetch the tokenizer again")
-    if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
-        text, bad = next((text, bad) for text, bad in vocab.items() if type(bad) is not int or bad < 0)
+    if (
+        set(map(type, vocab.values())) != {int}
+        or min(vocab.values()) < 0
+        or max(vocab.values()) >= _MOST_TOKENS
+    ):
+        text, bad = next(
+            (text, bad) for text, bad in vocab.items() if type(bad) is not int or not 0 <= bad < _MOST_TOKENS
+        )
         raise InputError(
-            f"token {text!r} has the id {bad!r}; expected a number from 0 on", at=at, fix="fetch it again"
+            f"token {text!r} has the id {bad!r}; expected a number from 0 to {_MOST_TOKENS - 1}",
+            at=at,
+            fix="fetch the tokenizer again",
+        )
+    if len(set(vocab.values())) < len(vocab):
+        of_id: dict[int, str] = {}
+        second = next(text for text, number in vocab.items() if of_id.setdefault(number, text) != text)
+        raise InputError(
+            f"tokens {of_id[vocab[second]]!r} and {second!r} have the same id {vocab[second]}",
+            at=at,
+            fix="fetch the tokenizer again",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):

@@ -47,7 +47,7 @@ def lay_out(
     """Give every row of the embedding its token.
 
     Args:
-        vocab: (text, id) of the ordinary tokens.
+        vocab: (text, id) of the ordinary tokens, no id twice.
         added: the added tokens by id; one of them replaces an ordinary token of the same id.
         rows: rows of the embedding; ids without a token become `[PAD{id}]`, UNUSED.
         at: the tokenizer's file, for messages.
@@ -56,7 +56,7 @@ def lay_out(
         The layout.
 
     Raises:
-        InputError: more tokens than rows, two texts for an id, or one text for two ids.
+        InputError: more tokens than rows, or one text for two ids.
     """
     notes: list[str] = []
     placed: list[str | None] = [None] * rows
@@ -65,12 +65,6 @@ def lay_out(
     for text, token_id in vocab:
         if token_id >= rows:
             beyond[token_id] = text
-        elif placed[token_id] is not None:
-            raise InputError(
-                f"tokens {placed[token_id]!r} and {text!r} have the same id {token_id}",
-                at=at,
-                fix="fetch the tokenizer again",
-            )
         else:
             placed[token_id] = text
     ordinary = [index for index, text in enumerate(placed) if text is not None]

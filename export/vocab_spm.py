@@ -1,8 +1,7 @@
 """SentencePiece BPE vocabularies (Llama 2, Mistral, Gemma, Phi-3): `tokenizer.ggml.model` = "llama".
 
-In: tokenizer.model (protobuf `ModelProto` of SentencePiece's sentencepiece_model.proto), or a tokenizer.json
-of the same kind (BPE with byte fallback, spaces written as U+2581). Out: pieces with scores and types, and
-whether a space is put before the text.
+In: tokenizer.model, or a tokenizer.json of the same kind (BPE with byte fallback, spaces written as U+2581).
+Out: pieces with scores and types, and what is done about spaces.
 
 llama.cpp merges the pair whose joined piece has the highest score, leftmost first (llm_tokenizer_spm_session
 in its src/llama-vocab.cpp). tokenizer.json has ranked pairs instead; the rank of the first pair that makes a
@@ -33,26 +32,12 @@ from lorafold.export.vocab_differences import (
     prefix_nowhere,
 )
 from lorafold.export.vocab_files import AddedToken, TokenizerFiles
+from lorafold.export.vocab_model_file import Pieces, read_model_file
 
 SPACE = "\u2581"
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Scores of pieces that no merge makes: they never compete, so any value serves; SentencePiece has 0 there.
 _NEVER_MERGED = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """The ordinary pieces of a SentencePiece vocabulary, ids 0, 1, 2, …
-
-    Attributes:
-        texts: piece texts; spaces are U+2581.
-        scores: float32, one for each.
-        types: `gguf.TokenType` numbers, int32, one for each.
-    """
-
-    texts: list[str]
-    scores: NDArray[np.float32]
-    types: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,52 +98,6 @@ def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
         note = "tokenizer.model has other pieces than tokenizer.json and is not used"
         spaces = replace(spaces, notes=(*spaces.notes, note))
     return pieces_from_json(model, vocab, read_merges(model, vocab, at), at), spaces
-
-
-def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
-    """Read a tokenizer.model.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its pieces, and what it does to a text before.
-
-    Raises:
-        InputError: the file is damaged, or not BPE.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromFile(str(path))
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"is not a SentencePiece model: {str(error).splitlines()[0]}",
-            at=path,
-            fix="fetch it again; it may be truncated, or a Git LFS pointer",
-        ) from error
-    spec = _spec(processor.serialized_model_proto())
-    if spec.model_type != 2:
-        names = {1: "Unigram", 3: "Word", 4: "Char"}
-        raise InputError(
-            f"is a SentencePiece model of type {names.get(spec.model_type, spec.model_type)}; "
-            "only BPE is exported",
-            at=path,
-            fix="export with --format folder",
-        )
-    ids = list(range(processor.GetPieceSize()))
-    types = np.full(len(ids), TokenType.NORMAL, np.int32)
-    texts: list[str] = processor.IdToPiece(ids)
-    types[[text.startswith("[UNUSED") for text in texts]] = TokenType.UNUSED  # InternLM2's spare pieces
-    for kind, ask in (
-        (TokenType.BYTE, processor.IsByte),
-        (TokenType.UNUSED, processor.IsUnused),
-        (TokenType.CONTROL, processor.IsControl),
-        (TokenType.UNKNOWN, processor.IsUnknown),
-    ):
-        types[np.asarray(ask(ids), bool)] = kind
-    return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), spec
 
 
 def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges, at: Path) -> Pieces:
@@ -295,61 +234,9 @@ def _leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
 
 def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
     text = repr(dict(part))
+    found = text if len(text) <= 160 else text[:157] + "..."
     return InputError(
-        f"found {text if len(text) <= 160 else text[:157] + '...'}, which llama.cpp's has not",
+        f"found {found}, which llama.cpp does not do for SentencePiece",
         at=f"{at}: {where}",
         fix="export with --format folder",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """Settings of a tokenizer.model that the library does not hand out; the defaults are the schema's.
-
-    ModelProto { 1: pieces (repeated)  2: trainer_spec  3: normalizer_spec }
-    TrainerSpec { 3: model_type: 1 Unigram, 2 BPE, 3 Word, 4 Char }
-    NormalizerSpec { 2: precompiled_charsmap  3: add_dummy_prefix  4: remove_extra_whitespaces }
-    """
-
-    model_type: int = 1
-    maps_characters: bool = False
-    add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
-
-
-def _spec(proto: bytes) -> ModelSpec:
-    parts = {number: value for number, value in _fields(proto) if number in (2, 3)}
-    trainer, normalizer = (
-        dict(_fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
-    )
-    model_type, charsmap = trainer.get(3, 1), normalizer.get(2, b"")
-    assert isinstance(model_type, int) and isinstance(charsmap, bytes | memoryview)
-    return ModelSpec(
-        model_type, len(charsmap) > 0, bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
-    )
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of a protobuf message; length-delimited values as views."""
-    view, at = memoryview(message), 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = view[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(view):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            yield key >> 3, varint()
-            continue
-        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-        yield key >> 3, view[at : at + length]
-        at += length

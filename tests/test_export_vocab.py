@@ -414,6 +414,7 @@ def test_files_that_are_not_json(name: str, content: str, says: str, tmp_path: P
         (_by_hand(model={"vocab": {}}), '"model.vocab" is not an object with tokens'),
         (_by_hand(model={"vocab": {"a": 0, "b": "1", "ab": 2}}), "token 'b' has the id '1'"),
         (_by_hand(model={"vocab": {"a": 0, "b": -1, "ab": 2}}), "token 'b' has the id -1"),
+        (_by_hand(model={"vocab": {"a": 0, "b": 10**12, "ab": 2}}), "token 'b' has the id 1000000000000"),
         (_by_hand(model={"vocab": {"a": 0, "b": 0, "ab": 2}}), "tokens 'a' and 'b' have the same id 0"),
         (_by_hand(model={"end_of_word_suffix": "</w>"}), "end_of_word_suffix is '</w>'"),
         (_by_hand(model={"type": "WordPiece"}), "of type WordPiece; only BPE"),
@@ -496,12 +497,20 @@ def test_texts_with_a_known_difference_are_set_aside(tmp_path: Path) -> None:
     assert vocab.comparable(["x</s>y"], parse_special=False)[0] == ["x</s>y"]
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama2", "llama3", "deepseek-llm"])
+MARKERS = {
+    "llama2": (32_000, "<s>"),
+    "deepseek-llm": (102_400, "<｜end▁of▁sentence｜>"),
+    "qwen2": (151_936, "<|im_start|>"),
+    "llama3": (128_256, "<|eot_id|>"),
+}
+BIG = ("qwen2", "llama3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in BIG else ()) for name in MARKERS]
+)
 def test_turn_markers_of_real_tokenizers_are_control(name: str) -> None:
-    rows = {"qwen2": 151_936, "llama2": 32_000, "llama3": 128_256, "deepseek-llm": 102_400}[name]
+    rows, marker = MARKERS[name]
     vocab = read_vocab(shared(f"tokenizers/{name}"), {}, rows)
     assert len(vocab.texts) == len(vocab.types) == rows
-    marker = {"qwen2": "<|im_start|>", "llama2": "<s>", "llama3": "<|eot_id|>"}.get(
-        name, "<｜end▁of▁sentence｜>"
-    )
     assert vocab.types[vocab.texts.index(marker)] == TokenType.CONTROL

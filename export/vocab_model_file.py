@@ -1,0 +1,131 @@
+"""SentencePiece's tokenizer.model: a protobuf `ModelProto` of its sentencepiece_model.proto.
+
+In: the file. Out: pieces with scores and types, and what the tokenizer does to a text before cutting it. The
+sentencepiece library reads the pieces; a few settings that it keeps to itself are taken from the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import TokenType
+from numpy.typing import NDArray
+
+from lorafold.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The ordinary pieces of a SentencePiece vocabulary, ids 0, 1, 2, …
+
+    Attributes:
+        texts: piece texts; spaces are U+2581.
+        scores: float32, one for each.
+        types: `gguf.TokenType` numbers, int32, one for each.
+    """
+
+    texts: list[str]
+    scores: NDArray[np.float32]
+    types: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Settings of a tokenizer.model that the library does not hand out; the defaults are the schema's.
+
+    ModelProto { 1: pieces (repeated)  2: trainer_spec  3: normalizer_spec }
+    TrainerSpec { 3: model_type: 1 Unigram, 2 BPE, 3 Word, 4 Char }
+    NormalizerSpec { 2: precompiled_charsmap  3: add_dummy_prefix  4: remove_extra_whitespaces }
+    """
+
+    model_type: int = 1
+    maps_characters: bool = False
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+
+
+def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
+    """Read a tokenizer.model.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its pieces, and what it does to a text before.
+
+    Raises:
+        InputError: the file is damaged, or not BPE.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromFile(str(path))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"is not a SentencePiece model: {str(error).splitlines()[0]}",
+            at=path,
+            fix="fetch it again; it may be truncated, or a Git LFS pointer",
+        ) from error
+    spec = _spec(processor.serialized_model_proto())
+    if spec.model_type != 2:
+        names = {1: "Unigram", 3: "Word", 4: "Char"}
+        raise InputError(
+            f"is a SentencePiece model of type {names.get(spec.model_type, spec.model_type)}; "
+            "only BPE is exported",
+            at=path,
+            fix="export with --format folder",
+        )
+    ids = list(range(processor.GetPieceSize()))
+    types = np.full(len(ids), TokenType.NORMAL, np.int32)
+    texts: list[str] = processor.IdToPiece(ids)
+    types[[text.startswith("[UNUSED") for text in texts]] = TokenType.UNUSED  # InternLM2's spare pieces
+    for kind, ask in (
+        (TokenType.BYTE, processor.IsByte),
+        (TokenType.UNUSED, processor.IsUnused),
+        (TokenType.CONTROL, processor.IsControl),
+        (TokenType.UNKNOWN, processor.IsUnknown),
+    ):
+        types[np.asarray(ask(ids), bool)] = kind
+    return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), spec
+
+
+def _spec(proto: bytes) -> ModelSpec:
+    parts = {number: value for number, value in _fields(proto) if number in (2, 3)}
+    trainer, normalizer = (
+        dict(_fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
+    )
+    model_type, charsmap = trainer.get(3, 1), normalizer.get(2, b"")
+    assert isinstance(model_type, int) and isinstance(charsmap, bytes | memoryview)
+    return ModelSpec(
+        model_type, len(charsmap) > 0, bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
+    )
+
+
+def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, value) of a protobuf message; length-delimited values as views."""
+    view, at = memoryview(message), 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = view[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(view):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        yield key >> 3, view[at : at + length]
+        at += length
