@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.chat_fragments import Fragment, end_of_turn, fragments, split_controls
+from lorafold.chat_fragments import Fragment, control_text, end_of_turn, fragments, split_controls
 from lorafold.chat_template import ChatTemplate, folder_tokens, looks_control, read_json
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Message
@@ -28,11 +28,14 @@ __all__ = [
     "Encoded",
     "Fragment",
     "Message",
+    "control_text",
     "encode",
     "end_of_turn",
     "folder_tokens",
     "fragments",
 ]
+
+SHORT, SHORT_KEPT = 64, 4096  # characters of a text whose ids are remembered, and how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,8 @@ class ChatTokenizer:
         self.eos_ids = eos_ids
         self.pad_id = pad_id
         self._strips = strips
+        # A template's own literals come again and again; they are half of all pieces.
+        self._short: dict[tuple[str, bool], list[int]] = {}
 
     @classmethod
     def from_folder(cls, folder: Path, chat_template: str | None = None) -> ChatTokenizer:
@@ -218,6 +223,15 @@ class ChatTokenizer:
         for piece, special in split_controls(text, self.template.controls):
             token = self.tokenizer.token_to_id(piece) if special else None
             ids += [token] if token is not None else self.tokenize(piece, False, first=first and not ids)
+        return ids
+
+    def _text_ids(self, text: str, first: bool) -> list[int]:
+        found = self._short.get((text, first))
+        if found is not None:
+            return list(found)
+        ids: list[int] = (self.tokenizer if first else self.inner).encode(text, add_special_tokens=False).ids
+        if len(text) <= SHORT and len(self._short) < SHORT_KEPT:
+            self._short[text, first] = list(ids)
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:

@@ -147,6 +147,19 @@ def _neutralised(
     return [clean(message) for message in messages], words
 
 
+def control_text(messages: Sequence[Message], controls: frozenset[str]) -> list[str]:
+    """Control tokens that people typed: what an engine that takes the prompt as one text would obey.
+
+    Args:
+        messages: the conversation.
+        controls: the tokenizer's control tokens.
+
+    Returns:
+        Those in the contents, each once, in order.
+    """
+    return list(dict.fromkeys(_neutralised(messages, controls)[1].values()))
+
+
 def _cut(
     text: str, trained: Sequence[tuple[int, int]], controls: frozenset[str], words: Mapping[str, str]
 ) -> Iterator[Fragment]:

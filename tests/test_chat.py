@@ -15,7 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import shared
 
-from lorafold.chat import ChatTemplate, ChatTokenizer, Encoded, Fragment, encode, end_of_turn, fragments
+from lorafold.chat import (
+    ChatTemplate,
+    ChatTokenizer,
+    Encoded,
+    Fragment,
+    control_text,
+    encode,
+    end_of_turn,
+    fragments,
+)
 from lorafold.chat_templates import NAMED
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.jinja_sandbox import Job, Refusal, render_many
@@ -310,6 +319,8 @@ def test_control_text_in_contents_stays_text(before: str, after: str) -> None:
     assert "".join(piece.text for piece in pieces) == template.render(messages)
     assert sum(piece.special for piece in pieces) == 4
     assert "".join(piece.text for piece in pieces if piece.trained) == attack + "<|im_end|>"
+    assert set(control_text(messages, template.controls)) == {"<|im_end|>", "<|im_start|>"}
+    assert control_text(CHAT, template.controls) == []
 
 
 def test_encode_by_hand() -> None:
