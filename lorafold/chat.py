@@ -123,6 +123,11 @@ class ChatTokenizer:
         # A template's own literals come again and again; they are half of all pieces.
         self._short: dict[tuple[str, bool], list[int]] = {}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle: the `tokenizers` package forgets that control tokens in text are to be left alone."""
+        self.__dict__.update(state)
+        self.tokenizer.encode_special_tokens = self.inner.encode_special_tokens = True
+
     @classmethod
     def from_folder(cls, folder: Path, chat_template: str | None = None) -> ChatTokenizer:
         """Read an HF folder.
