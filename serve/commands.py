@@ -199,7 +199,8 @@ def undo(shell: Shell, argument: str) -> None:
 
 def edit(shell: Shell, argument: str) -> None:
     """Change the last question and ask it again."""
-    shell.draft = _last(shell).user
+    user = _last(shell).user
+    shell.draft = f"/{user}" if user.startswith("/") else user  # a slash alone would be a command
     shell.editing = True
 
 

@@ -18,7 +18,7 @@ from lorafold.errors import LorafoldError
 from lorafold.serve.commands import COMMANDS, Shell, run_command
 from lorafold.serve.config import ChatConfig
 from lorafold.serve.talk import Talk, cleaned
-from lorafold.serve.terminal import colored
+from lorafold.serve.terminal import colored, typed_ahead
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -42,22 +42,23 @@ def converse(talk: Talk, config: ChatConfig) -> int:
 
     shell = Shell(talk, say, _width)
     line = LineEditor()
-    _greet(shell, line.notes)
-    while not shell.leaving:
-        try:
-            text = line.read(shell.draft)
-        except KeyboardInterrupt:
-            shell.draft, shell.editing = "", False
-            continue
-        except EOFError:
-            break
-        shell.draft = ""
-        try:
-            _take(shell, text)
-        except LorafoldError as error:
-            shell.tell(str(error), "red")
-        except KeyboardInterrupt:
-            shell.tell("interrupted", "yellow")
+    with typed_ahead():
+        _greet(shell, line.notes)
+        while not shell.leaving:
+            try:
+                text = line.read(shell.draft)
+            except KeyboardInterrupt:
+                shell.draft, shell.editing = "", False
+                continue
+            except EOFError:
+                break
+            shell.draft = ""
+            try:
+                _take(shell, text)
+            except LorafoldError as error:
+                shell.tell(str(error), "red")
+            except KeyboardInterrupt:
+                shell.tell("interrupted", "yellow")
     return 0
 
 
@@ -127,6 +128,7 @@ class LineEditor:
     def _build(self) -> PromptSession[str]:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.input import create_input
+        from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.output.vt100 import Vt100_Output
 
         from lorafold.serve.line_input import FileHistory, SlashCompleter, fast_pastes
@@ -145,6 +147,7 @@ class LineEditor:
             prompt_continuation="  ",
             input=fast_pastes(create_input()),
             output=output,
+            color_depth=None if colored() else ColorDepth.DEPTH_1_BIT,
         )
 
     def _bindings(self) -> Any:

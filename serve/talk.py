@@ -9,7 +9,7 @@ from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.session import Answer, Session, Turn
-from lorafold.serve.terminal import interruptible, unechoed
+from lorafold.serve.terminal import interruptible
 from lorafold.serve.views import LETTERS, Digests, View, heads
 
 
@@ -76,7 +76,7 @@ class Talk:
             turn.answers[index] = Answer(seed=sampling.seed)
         panes = {index: pane for pane, index in enumerate(turn.order)}
         abouts = [engine.about for engine in self.engines]
-        with interruptible(cancel), unechoed():
+        with interruptible(cancel):
             self.view.begin(heads(abouts, self.digests, self.places(turn), turn.blind))
             try:
                 for happened in answer_all(requests, cancel):

@@ -37,8 +37,11 @@ def interruptible(cancel: Cancel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unechoed() -> Iterator[None]:
-    """Keys typed while models speak are kept for the next prompt, but not shown amid the answers."""
+def typed_ahead() -> Iterator[None]:
+    """Within the block, keys are kept for the next prompt as they are, and not shown amid the answers.
+
+    A terminal in its usual line mode would echo them, and swallow a Ctrl-D. Ctrl-C still interrupts.
+    """
     try:
         import termios
 
@@ -47,9 +50,9 @@ def unechoed() -> Iterator[None]:
     except (ImportError, OSError, ValueError, termios.error):  # no terminal, or not one of this kind
         yield
         return
-    quiet = list(before)
-    quiet[3] = before[3] & ~termios.ECHO
-    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    raw = list(before)
+    raw[3] = before[3] & ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSANOW, raw)
     try:
         yield
     finally:
