@@ -1,8 +1,8 @@
 """The product that a LoRA adapter adds to a linear layer, in all the forms that PEFT stores it in.
 
 In: the tensors of one module. Out: their shapes as factors, and the step that adds them. Besides plain A and
-B there are a diagonal between them (KaSA, arXiv:2412.06071) and factors of which only the diagonal blocks are
-stored (block-diagonal LoRA, PEFT's `use_bdlora`).
+B there are a diagonal between them (KaSA, arXiv:2412.06071; AdaLoRA, arXiv:2303.10512) and factors of which
+only the diagonal blocks are stored (block-diagonal LoRA, PEFT's `use_bdlora`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def linear_product(
         transposed: whether it is stored as (in, out).
     """
     a, b = module.parts["lora_A"], module.parts["lora_B"]
-    diagonal = module.parts.get("lora_diag")
+    diagonal, weights = module.parts.get("lora_diag"), module.parts.get("lora_E")
     side, count = _blocks(adapter, module.module)
-    if diagonal is None and not side:
+    if diagonal is None and weights is None and not side:
         return factors.product(a, b, scale, rows, transposed=transposed)
 
     def stored(key: str) -> Callable[[], Block]:
@@ -73,6 +73,9 @@ def linear_product(
     if diagonal is not None:
         values, plain_b = factors.vector(diagonal), make_b
         make_b = factors.made("times diagonal", (b, diagonal), lambda: plain_b() * values()[None, :])
+    if weights is not None:
+        of_rows, plain_a = factors.vector(weights), make_a
+        make_a = factors.made("times weights", (a, weights), lambda: of_rows()[:, None] * plain_a())
     if not transposed:
         return factors.computed_product(make_b, make_a, scale, rows)
     left = factors.made("A transposed", (a, b), lambda: make_a().T)

@@ -162,6 +162,11 @@ class Targets:
         if shape != (product_shape[::-1] if transposed else product_shape) or (transposed and not conv1d):
             raise self._wrong_shape(f"{b} · {a}", product_shape, weight, shape)
         rank = self._rank(module.module, a_shape[0], b_shape[1])
+        for part in ("lora_diag", "lora_E"):
+            if part in module.parts and self.factors.shape(module.parts[part])[:1] != (rank,):
+                raise self._wrong_shape(
+                    module.parts[part], self.factors.shape(module.parts[part]), a, a_shape
+                )
         scale = config.scale(module.module)
         steps = self.changes.setdefault(weight, [])
         steps += self._without_initial(module.module, weight, rank, scale, transposed)
@@ -343,7 +348,8 @@ class Targets:
         return replace(step, rounded=self.names.tensors[tensor].dtype) if self.rounding == "peft" else step
 
     def _rank(self, module: str, a_rank: int, b_rank: int) -> int:
-        expected = self.adapter.config.rank(module)
+        config = self.adapter.config
+        expected = a_rank if config.peft_type == "ADALORA" else config.rank(module)
         if not a_rank == b_rank == expected:
             raise InputError(
                 f"{module}: A has rank {a_rank} and B has rank {b_rank}, the configuration says {expected}",

@@ -24,7 +24,7 @@ MERGE_FIRST = (
 )
 NOT_WEIGHTS = "serve it with PEFT, or train LoRA on the same data: `lorafold train`"
 
-FOLDABLE = ("LORA", "IA3", "TRAINABLE_TOKENS", "LN_TUNING")
+FOLDABLE = ("LORA", "ADALORA", "IA3", "TRAINABLE_TOKENS", "LN_TUNING")
 """PEFT methods that are folded here."""
 
 # Methods that add something to the input or to the computation, which no weight of the base can hold.
@@ -74,7 +74,7 @@ class AdapterConfig:
     Args:
         path: the file.
         peft_type: one of `FOLDABLE`.
-        r: rank where no pattern matches; 0 for methods without one.
+        r: rank where no pattern matches; the initial one of AdaLoRA; 0 for methods without one.
         lora_alpha: alpha where no pattern matches.
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         use_dora: rows (columns of a transposed weight) are rescaled to a trained magnitude.
@@ -124,7 +124,13 @@ class AdapterConfig:
         return int(_first_match(self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
-        """What B·A is multiplied with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732)."""
+        """What B·A is multiplied with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732).
+
+        AdaLoRA (arXiv:2303.10512) divides by its initial rank plus 1e-5; without an alpha, PEFT takes that
+        rank.
+        """
+        if self.peft_type == "ADALORA":
+            return (self.lora_alpha if self.lora_alpha > 0 else self.r) / (self.r + 1e-5)
         alpha, rank = _first_match(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -162,17 +168,19 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if method == "LORA":
         _check_options(path, raw)
     field = _Fields(path, raw)
+    pruned = method == "ADALORA"  # its rank_pattern holds masks, and its tensors are cut to them
+    rank = "init_r" if pruned else "r"
     blocks = raw.get("use_bdlora")
     indices = raw.get("token_indices" if method == "TRAINABLE_TOKENS" else "trainable_token_indices")
     return AdapterConfig(
         path=path,
         peft_type=method,
-        r=field.number("r", 8, least=1, whole=True) if method == "LORA" else 0,
+        r=field.number(rank, 12 if pruned else 8, least=1, whole=True) if "LORA" in method else 0,
         lora_alpha=field.number("lora_alpha", 8),
         use_rslora=bool(raw.get("use_rslora")),
         use_dora=bool(raw.get("use_dora")),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
-        rank_pattern=field.patterns("rank_pattern", least=1, whole=True),
+        rank_pattern={} if pruned else field.patterns("rank_pattern", least=1, whole=True),
         alpha_pattern=field.patterns("alpha_pattern"),
         init_lora_weights=raw.get("init_lora_weights", True),
         target_modules=field.modules("target_modules"),

@@ -35,6 +35,7 @@ PARTS = (
     "lora_embedding_B",
     "lora_magnitude_vector",
     "lora_diag",
+    "lora_E",
     "ia3_l",
     "trainable_tokens_delta",
 )

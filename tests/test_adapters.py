@@ -115,6 +115,7 @@ def test_methods_that_no_weight_can_hold(method: str, tmp_path: Path) -> None:
     assert error.problem.startswith(NOT_IN_WEIGHTS[method]) and "train LoRA" in str(error)
 
 
+@pytest.mark.slow  # importing PEFT takes seconds
 def test_every_method_of_peft_is_folded_or_refused_by_name(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     for method in peft.PeftType:

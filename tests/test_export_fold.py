@@ -78,7 +78,8 @@ def draw(model: Any, seed: int = 0, size: float = 0.05) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if any(
-            part in name for part in ("lora_A", "lora_B", "lora_embedding", "lora_diag", "trainable_tokens")
+            part in name
+            for part in ("lora_A", "lora_B", "lora_E", "lora_embedding", "lora_diag", "trainable_tokens")
         ):
             # In place: tied adapters share their memory.
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * size)

@@ -154,6 +154,9 @@ def test_a_resized_embedding_without_its_head_is_refused(tmp_path: Path) -> None
 
 
 OTHER_METHODS = {
+    "adalora": lambda: peft.AdaLoraConfig(
+        init_r=6, lora_alpha=12, target_modules=["q_proj", "v_proj"], total_step=10, task_type="CAUSAL_LM"
+    ),
     "ia3": lambda: peft.IA3Config(
         task_type="CAUSAL_LM",
         target_modules=["k_proj", "v_proj", "down_proj"],
@@ -216,3 +219,19 @@ def test_a_converted_pissa_adapter_is_a_plain_one(tmp_path: Path) -> None:
     )
     fold_into_folder(base, tmp_path / "adapter", tmp_path / "folded")
     assert np.abs(logits(load(tmp_path / "folded", "float32")) - wanted).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_pruned_adalora_adapter(tmp_path: Path) -> None:
+    """AdaLoRA cuts its tensors to the masks in `rank_pattern` when it is saved, another rank for each module."""
+    base = base_model(tmp_path / "base", "llama", "float32")
+    config = peft.AdaLoraConfig(
+        init_r=6, lora_alpha=0, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"
+    )
+    model = draw(peft.get_peft_model(load(base, "float32"), config), size=0.3)
+    model.peft_config["default"].rank_pattern = {
+        f"model.layers.{layer}.self_attn.q_proj.lora_E": [True] * (2 + layer) + [False] * (4 - layer)
+        for layer in range(3)
+    }
+    model.save_pretrained(tmp_path / "adapter")
+    assert_same_answers(base, tmp_path / "adapter", tmp_path)
