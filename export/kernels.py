@@ -42,7 +42,7 @@ _KERNELS: dict[Type, tuple[str, str, bool]] = {
     Type.Q6_K: ("kernel_symmetric", "q6_k", True),
 }
 
-_LARGEST_F16 = 65504.0
+_INFINITE_IN_F16 = 65520.0  # the smallest magnitude that rounds to infinity
 _UNWEIGHTED = np.ones(1, np.float32)
 
 
@@ -121,7 +121,7 @@ def kernel_report() -> list[KernelState]:
 
 def _check_values(block: NDArray[np.float32], type: Type, at: str | None, first_row: int) -> None:
     low, high = block.min(), block.max()  # NaN if there is one
-    limit = _LARGEST_F16 + 15.99 if type == Type.F16 else np.inf  # what still rounds down to the largest
+    limit = _INFINITE_IN_F16 if type == Type.F16 else np.inf
     if high < limit and low > -limit:
         return
     row, col = (int(i) for i in np.argwhere(~(np.abs(block) < limit))[0])
@@ -143,15 +143,13 @@ def _run(
         block = block.copy()  # numba would compile another kernel for a read-only array
     importance = _UNWEIGHTED if weights is None else weights if weights.flags.writeable else weights.copy()
     rows, cols = block.shape
+    values = ggml.block_size(type)[0]
     out = np.empty((rows, ggml.row_size(type, cols)), np.uint8)
-    odd = np.zeros((rows, -(-cols // ggml.block_size(type)[0])), np.uint8) if type != Type.F16 else _NO_FLAGS
+    odd = np.zeros((rows, cols // values if values > 1 else 0), np.uint8)  # F16 has no blocks and no flags
     kernel(block.reshape(-1), importance, out.reshape(-1), odd.reshape(-1))
     for row in np.flatnonzero(odd.any(axis=1)):
         out[row] = ggml.quantize(block[row : row + 1], type, weights)
     return out
-
-
-_NO_FLAGS = np.zeros((0, 1), np.uint8)
 
 
 def _kernel(type: Type, weighted: bool, wait: bool) -> Kernel | None:
