@@ -16,10 +16,8 @@ from lorafold.train import TrainConfig, train
 from lorafold.train.curve import read_metrics
 from lorafold.train.methods import METHODS
 
-PAIRS = [
-    (f"{word}?", f"{word[::-1]} {i}")
-    for i, word in enumerate(["red", "blue", "sea", "lamp", "salt", "cat", "gull", "tea"])
-]
+WORDS = ("red", "blue", "sea", "lamp", "salt", "cat", "gull", "tea")
+PAIRS = [(f"{word}?", f"{word[::-1]} {i}") for i, word in enumerate(WORDS)]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +165,7 @@ def test_twenty_examples_are_memorised(config: TrainConfig, base: Path, tmp_path
         learning_rate=1e-2,
         lr_scheduler_type="linear",
         per_device_train_batch_size=20,
-        max_steps=250,
+        max_steps=200,
         save_steps=0,
         modules_to_save=("lm_head",),
         **changes[way],

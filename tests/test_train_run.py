@@ -354,15 +354,17 @@ def test_the_adapter_folder(config: TrainConfig, base: Path) -> None:
         assert any(name.endswith("lora_A.default.weight") for name, _ in loaded.named_parameters())
 
 
-def test_evaluation_best_and_early_stop(config: TrainConfig) -> None:
+def test_evaluation_best_and_early_stop(config: TrainConfig, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
+    # Letters that training never shows become less likely with every step.
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"instruction": "question", "output": "ZZZZ"}))
     watched = dataclasses.replace(
         config,
-        eval_split=0.2,
+        eval_data=(str(other),),
         eval_steps=1,
         max_steps=40,
-        learning_rate=0.1,
         save_steps=1,
         save_total_limit=50,
         early_stopping_patience=4,

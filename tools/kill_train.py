@@ -22,12 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from resume_train import fingerprint, in_child, make_config  # noqa: E402
+from resume_train import fingerprint, in_child, make_config
 
-from lorafold.artifacts import damaged_files, read_manifest  # noqa: E402
-from lorafold.train import TrainConfig, train  # noqa: E402
-from lorafold.train.checkpoints import list_checkpoints  # noqa: E402
-from lorafold.train.run import run_folder  # noqa: E402
+from lorafold.artifacts import damaged_files, read_manifest
+from lorafold.train import TrainConfig, train
+from lorafold.train.checkpoints import list_checkpoints
+from lorafold.train.run import run_folder
 
 
 def run_and_kill(config: TrainConfig, after: float) -> bool:

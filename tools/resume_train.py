@@ -1,4 +1,4 @@
-"""Is a resumed run bitwise the run that was never stopped? Stops one at several places and compares everything.
+"""Is a resumed run bitwise the run that was never stopped? Kills one at several places and compares.
 
     python tools/resume_train.py
 

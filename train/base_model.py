@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +90,13 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         raise InputError(problem, at=base.folder, fix="check config.json against the weights") from error
     _check_loaded(base.folder, info)
     model.config.use_cache = False
-    if quantized:
-        from peft import prepare_model_for_kbit_training
+    with quiet_transformers():
+        if quantized:
+            from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
@@ -133,7 +135,11 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # transformers and peft deprecate each other's attributes.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
