@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.export.fold import Folded
-
 from lorafold.adapters import Adapter
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ExportConfig
+from lorafold.export.fold import Folded
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent
@@ -108,9 +107,9 @@ def _base_of(adapter: Adapter) -> str:
     """The base that an adapter names: our manifest knows it exactly, PEFT's config by path or id."""
     manifest = read_manifest(adapter.folder) or {}
     identity = manifest.get("base") or {}
-    for candidate in (identity.get("spec"), identity.get("path"), identity.get("id")):
-        if isinstance(candidate, str) and (candidate == "demo" or Path(candidate).is_dir()):
-            return candidate
+    spec = identity.get("spec")
+    if isinstance(spec, str) and (not Path(spec).is_absolute() or Path(spec).is_dir()):
+        return spec
     named = read_object(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     named = identity.get("id") or named
     if not isinstance(named, str) or not named:

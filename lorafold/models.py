@@ -45,11 +45,13 @@ class Base:
         folder: the Hugging Face folder.
         id: what it is called: the hub id, or the folder's absolute path.
         revision: the hub's commit, or None for a plain folder.
+        spec: what `resolve_base` finds it by again; the folder where not given.
     """
 
     folder: Path
     id: str
     revision: str | None = None
+    spec: str | None = None
 
     def config(self) -> dict[str, Any]:
         """The parsed config.json."""
@@ -57,7 +59,12 @@ class Base:
 
     def identity(self) -> dict[str, str | None]:
         """What a later step compares to know that this is the same base."""
-        return {"id": self.id, "revision": self.revision, "fingerprint": fingerprint(self.folder)}
+        return {
+            "id": self.id,
+            "spec": self.spec or str(self.folder),
+            "revision": self.revision,
+            "fingerprint": fingerprint(self.folder),
+        }
 
 
 def cache_folder() -> Path:
@@ -172,7 +179,7 @@ def demo_base(progress: Progress = silent) -> Base:
             _unpack_demo(source, staging)
             write_manifest(staging, "base", {"id": DEMO_ID, "source": DEMO_GGUF})
         progress("prepare the demo base", 1, 1)
-    return Base(folder, DEMO_ID)
+    return Base(folder, DEMO_ID, spec="demo")
 
 
 def _demo_gguf() -> Path:
@@ -251,7 +258,7 @@ def _from_hub(repository: str, revision: str, *, offline: bool) -> Base:
     except (hub.HfHubHTTPError, OSError) as error:
         problem = f"the download failed ({type(error).__name__})"
         raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
-    return Base(folder, repository, revision=folder.name)
+    return Base(folder, repository, revision=folder.name, spec=f"{repository}@{folder.name}")
 
 
 def _from_modelscope(repository: str) -> Base:
@@ -270,4 +277,4 @@ def _from_modelscope(repository: str) -> Base:
         raise SystemFault(
             problem, at=f"modelscope:{repository}", fix="check the id and the network"
         ) from error
-    return Base(folder, f"modelscope:{repository}")
+    return Base(folder, f"modelscope:{repository}", spec=f"modelscope:{repository}")
