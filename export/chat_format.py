@@ -2,7 +2,7 @@
 
 In: a `ChatTemplate`. Out: a `ChatFormat`: what is written around each text under which conditions, and how
 texts are trimmed. A template that does more than that (transforms, counts, repeats or drops what people say)
-is refused with a reason. Conditions are six: thinking set, thinking on, has system, first, second and last
+is refused with a reason. Conditions are seven: thinking set, thinking on, has system, first, second and last
 user turn; for each piece the smallest subset that decides it in all probed renderings is kept. Method:
 docs/modelfile.md.
 """
@@ -36,7 +36,7 @@ from lorafold.export.chat_probe import (
 )
 from lorafold.jinja_sandbox import Refusal
 
-CONDITIONS = ("think_set", "think", "system", "first", "second", "last")
+CONDITIONS = ("think_set", "think", "system", "first", "second", "last", "late")
 DATE_PARTS = frozenset(
     ("Y", "y", "m", "-m", "d", "-d", "b", "B", "%")
 )  # strftime directives that Ollama's currentDate can answer
@@ -141,7 +141,8 @@ class _Observed:
 
 
 def _key(variant: Variant, system: bool, turn: int, users: int) -> Key:
-    return (variant.think_set, variant.think, system, turn == 0, turn == 1, turn == users - 1)
+    place = (turn == 0, turn == 1, turn == users - 1, turn == users - 2)
+    return (variant.think_set, variant.think, system, *place)
 
 
 def _observe(reference: Reference, variant: Variant) -> _Observed:
@@ -179,16 +180,19 @@ def _find_trims(reference: Reference, variant: Variant, chat: Chat, text: str, s
     words = list(chat.turns)
     if chat.system is not None and reference.system != "ignored":
         words.append(chat.system)
-    forms = [left + "{}" + right for left, right in PADDINGS] + ["{}" + text + "{}" for text in STRESS]
-    asked = [chat.saying(at, form.replace("{}", word)) for at, word in enumerate(words) for form in forms]
+    asked = []
+    for at, word in enumerate(words):
+        forms = [word + STRESS + word, *(left + word + right for left, right in PADDINGS)]
+        asked += [chat.saying(at, form) for form in forms]
     answers = _rendered(reference, variant, asked)
     for number, word in enumerate(words):
         who = "the system" if number == len(chat.turns) else f"{'assistant' if number % 2 else 'user'} turn"
-        mine = answers[number * len(forms) : (number + 1) * len(forms)]
-        for form, got in zip(forms[len(PADDINGS) :], mine[len(PADDINGS) :], strict=True):
-            if got != text.replace(word, form.replace("{}", word)):
-                raise refuse(f"it changes the text of {who}, {form[2:-2]!r} for one", reference.template)
-        trim = find_trim(text, word, mine[: len(PADDINGS)], reference.template, who)
+        stressed, *padded = answers[number * (1 + len(PADDINGS)) : (number + 1) * (1 + len(PADDINGS))]
+        if stressed != text.replace(word, word + STRESS + word):
+            raise refuse(
+                f"it changes the text of {who} (quotes, braces, tags, blank lines …)", reference.template
+            )
+        trim = find_trim(text, word, padded, reference.template, who)
         if number == len(chat.turns):
             seen.system_trim.add(trim)
         else:

@@ -18,7 +18,7 @@ from lorafold.jinja_sandbox import Message, Refusal
 
 SYSTEM = "\ue0f8"  # stands for the system text in a segment
 DATE = re.compile("\ue0d0([^\ue0d1]*)\ue0d1")  # how the worker's sentinel clock shows a strftime format
-TURNS = 4  # user turns in the longest question
+TURNS = 5  # user turns in the longest question: first, second, one that is nothing special, late, last
 SWITCHES = (
     "enable_thinking",
     "thinking",
@@ -182,13 +182,12 @@ def cut(chat: Chat, text: str, reference: Reference) -> Segments:
 # A trim is a pair (left, right) of what is taken off: nothing, any whitespace, or newlines only.
 Trim = tuple[str, str]
 _CHARS: Mapping[str, str | None] = {"none": "", "space": None, "newline": "\n"}
-PADDINGS = (("\n \t\u3000 \n", "\n \t\u00a0 \n"), ("\n\n  ", "  \n\n"), (" \n\u2003", "\u2028\n "))
-# The last character of this word is not a letter, so that a padded text does not read as another word.
+PADDINGS = (("\n \t\u3000 \n", "\n \t\u00a0 \n"), (" \n\u2003", "\u2028\n "))
+# What a template may do things to, between two words so that trims do not matter.
 STRESS = (
-    "a {{ .System }} {% raw %} \"q\" 's' `b` <b>&amp;&</b> \\n %s",
-    "one\n\ntwo\n\n\n\nthree  four\t five",
-    "👩\u200d👩\u200d👧 e\u0301 \u200fعربى 漢字\u3000仮名 \x00\x1b[0m",
-    "# Head\n- [x] list | {} ${y} {{",
+    "a {{ .System }} {% raw %} \"q\" 's' `b` <b>&amp;&</b> \\n %s # x | y {} ${y} {{"
+    "\none\n\ntwo\n\n\n\nthree  four\t five\n- [x] list\n"
+    "👩\u200d👩\u200d👧 e\u0301 \u200fعربى 漢字\u3000仮名 \x00\x1b[0m"
 )
 
 

@@ -29,7 +29,9 @@ _TESTS = {
     "first": 'eq $turn "u"',
     "second": 'eq $turn "uu"',
     "last": "eq (len (slice $.Messages $i)) 1",
+    "late": "eq (len (slice $.Messages $i)) 3",  # an answer and the last user's turn follow
 }
+_LATE_ANSWER = "eq (len (slice $.Messages $i)) 2"  # an assistant's message has its user turn's conditions
 
 # What Python's str.strip() takes for whitespace, by the length in bytes of its UTF-8 form.
 _SPACES = tuple(chr(code) for code in range(0x3001) if chr(code).isspace())
@@ -117,8 +119,8 @@ class _Writer:
             _block(_TESTS["last"], self.choice(form.generation), ""),
         ]
         assistant = [
-            self.choice(form.assistant_prefix),
-            self.trim_choice(form.assistant_trim),
+            self.choice(form.assistant_prefix).replace(_TESTS["late"], _LATE_ANSWER),
+            self.trim_choice(form.assistant_trim).replace(_TESTS["late"], _LATE_ANSWER),
             _block("gt (len (slice $.Messages $i)) 1", self.segment(form.assistant_suffix), ""),
         ]
         start = self.choice(form.start)

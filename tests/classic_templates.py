@@ -269,6 +269,10 @@ Reasoning: {{ reasoning_effort|default("medium") }}<|end|>
     "second turn special": """\
 {% for m in messages %}{% if m.role == 'user' %}{{ '<u>' }}{% if loop.index0 == 2 %}{{ '[again]' }}{% endif %}\
 {{ m.content + '</u>' }}{% elif m.role == 'assistant' %}{{ '<a>' + m.content + '</a>' }}{% endif %}{% endfor %}<a>""",
+    "last answer and last turns special": """\
+{% for m in messages %}{% if m.role == 'user' %}{{ '<u' + ('!' if loop.revindex == 3 else '') + '>' + m.content }}\
+{% elif m.role == 'assistant' %}{% if loop.revindex0 == 1 %}{{ '<think></think>' + m.content | trim }}{% else %}\
+{{ m.content }}{% endif %}</s>{% endif %}{% endfor %}<a>""",
     "only newlines trimmed": """\
 {% for m in messages %}{{ '<' + m.role + '>' + m.content.lstrip('\\n').rstrip() + '</>' }}{% endfor %}<assistant>""",
     "thinking switch": """\
