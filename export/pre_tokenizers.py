@@ -40,6 +40,7 @@ LLAMA3 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_OTHER}{_TAIL}"
 QWEN2 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}|{_OTHER}{_TAIL}"
 QWEN35 = rf"{_ENDINGS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_TAIL}"
 MINICPM5 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}+|{_OTHER}{_TAIL}"
+SEED_CODER = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{_TAIL}"
 TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}|{_OTHER_SLASH}{_TAIL}"
 O200K = (
     rf"{_LEAD}{_UPPER}*{_LOWER}+{_ENDINGS}?|{_LEAD}{_UPPER}+{_LOWER}*{_ENDINGS}?"
@@ -121,6 +122,7 @@ TABLE: tuple[PreTokenizer, ...] = (
         "gpt-4o", (O200K,), differs=CASE_AND_MARKS, synonyms=(("llama4_text", "llama4"), ("llama4", "llama4"))
     ),
     PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), whole_words=True),
+    PreTokenizer("seed-coder", (SEED_CODER,)),
 )
 
 # Every name that llama.cpp accepts (llama_vocab::impl::load); `pre_tokenizer=` may give any of them.

@@ -260,8 +260,8 @@ def test_an_unknown_pre_tokenizer_is_refused_and_can_be_named(
 ) -> None:
     error = _refuse(tmp_path, _by_hand(**changes), found)
     assert "--pre-tokenizer" in str(error.fix)
-    named = _read(tmp_path, _by_hand(**changes), options={"pre_tokenizer": "seed-coder"})
-    assert named.pre == "seed-coder"
+    named = _read(tmp_path, _by_hand(**changes), options={"pre_tokenizer": "viking"})
+    assert named.pre == "viking"
 
 
 def test_a_name_that_llama_cpp_has_not_is_a_usage_error(tmp_path: Path) -> None:
