@@ -13,11 +13,16 @@ torch 2.13 (MKL cuts longer sums into parts), so the float32 results agree with 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+Block = NDArray[np.float32]
 
 TILE = 1024
 """Columns that are summed together: the accumulators, 4 KiB, stay in the first-level cache."""
@@ -33,8 +38,7 @@ def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return numba.float32(numba.float32, numba.float32, numba.float32), generate
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def add_low_rank(block: Any, left: Any, right: Any, scale: Any) -> None:
+def add_low_rank(block: Block, left: Block, right: Block, scale: np.float32) -> None:
     """Add scale · left @ right to a block in place.
 
     Args:
@@ -43,6 +47,24 @@ def add_low_rank(block: Any, left: Any, right: Any, scale: Any) -> None:
         right: float32 (rank, cols), C-contiguous.
         scale: float32.
     """
+    _compiled()(block, left, right, scale)
+
+
+@functools.cache
+def _compiled() -> Callable[[Block, Block, Block, np.float32], None]:
+    """The machine code: from numba's cache beside this module, or in the user's cache folder, or made now."""
+    one = np.zeros((1, 1), np.float32)
+    try:
+        kernel: Callable[..., None] = numba.njit(nogil=True, cache=True)(_add_low_rank)
+        kernel(one, one, one, np.float32(0))
+    except Exception:
+        # No folder to cache in, a full disk, a broken cache file: compile for this process alone.
+        kernel = numba.njit(nogil=True)(_add_low_rank)
+        kernel(one, one, one, np.float32(0))
+    return kernel
+
+
+def _add_low_rank(block: Any, left: Any, right: Any, scale: Any) -> None:
     rows, cols = block.shape
     rank = left.shape[1]
     whole = rank - rank % 4

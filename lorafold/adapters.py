@@ -18,11 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from lorafold.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.jsonfile import read_object
 from lorafold.weights import Checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
@@ -93,7 +91,6 @@ class Adapter:
         source: its tensors.
         modules: what it holds for each module, in the file's order.
         saved: whole tensors that it brings.
-        identity: what `lorafold.json` says about the base that it was trained on, empty where unknown.
     """
 
     folder: Path
@@ -101,7 +98,6 @@ class Adapter:
     source: Checkpoint
     modules: tuple[ModuleTensors, ...]
     saved: tuple[SavedTensor, ...]
-    identity: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
@@ -134,14 +130,7 @@ class Adapter:
             raise InputError(f"no {WEIGHTS}", at=folder, fix="download or save the adapter again")
         source = Checkpoint.of_files(folder, [path])
         modules, saved = _sort_keys(config, source)
-        return cls(folder, config, source, modules, saved, _base_identity(folder))
-
-
-def _base_identity(folder: Path) -> Mapping[str, Any]:
-    """The identity of the base in an adapter that this program trained."""
-    path = folder / "lorafold.json"
-    base = read_object(path).get("base") if path.exists() else None
-    return MappingProxyType(base if isinstance(base, dict) else {})
+        return cls(folder, config, source, modules, saved)
 
 
 def _sort_keys(

@@ -223,10 +223,10 @@ def test_a_converted_pissa_adapter_is_a_plain_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pruned_adalora_adapter(tmp_path: Path) -> None:
-    """AdaLoRA cuts its tensors to the masks in `rank_pattern` when it is saved, another rank for each module."""
+    """AdaLoRA cuts its tensors to the masks in `rank_pattern` when it is saved: a rank for each module."""
     base = base_model(tmp_path / "base", "llama", "float32")
     config = peft.AdaLoraConfig(
-        init_r=6, lora_alpha=0, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"
+        init_r=6, lora_alpha=12, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"
     )
     model = draw(peft.get_peft_model(load(base, "float32"), config), size=0.3)
     model.peft_config["default"].rank_pattern = {
