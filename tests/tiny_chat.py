@@ -111,7 +111,9 @@ def adapter(method: str = "lora", seed: int = 1) -> Path:
 @cache
 def adapter_gguf() -> Path:
     """The LoRA adapter as GGUF, by our own export."""
-    return _exported(str(adapter()), home() / "adapter-gguf", base=str(folder()), format="adapter")
+    return _exported(
+        str(adapter()), home() / "adapter-gguf", base=str(folder()), format="adapter", dtype="f32"
+    )
 
 
 def _exported(source: str, out: Path, **options: Any) -> Path:
