@@ -21,7 +21,6 @@ from lorafold.export.chat_probe import (
     DATE,
     PADDINGS,
     STRESS,
-    SWITCHES,
     TURNS,
     Chat,
     Reference,
@@ -30,6 +29,7 @@ from lorafold.export.chat_probe import (
     Variant,
     cut,
     find_reference,
+    find_switches,
     find_trim,
     question,
     refuse,
@@ -111,8 +111,8 @@ def derive(template: ChatTemplate, thinking: bool | None = None, *, engine_bos: 
         InputError: the template cannot be expressed; the message says why.
         UnsafeInputError: the template left its sandbox or its limits.
     """
-    switches = [name for name in SWITCHES if re.search(rf"\b{name}\b", template.source)]
-    fixed = {} if thinking is None else dict.fromkeys(switches or SWITCHES, thinking)
+    switches = find_switches(template.source)
+    fixed = {} if thinking is None else dict.fromkeys(switches, thinking)
     reference = find_reference(template, fixed)
     variants, notes = [Variant(False, False, fixed)], []
     observed = [_observe(reference, variants[0])]

@@ -102,6 +102,11 @@ class Reference:
         return Chat(None, (f"{chat.system}\n{chat.turns[0]}", *chat.turns[1:]))
 
 
+def find_switches(source: str) -> list[str]:
+    """The thinking switches that a template knows."""
+    return [name for name in SWITCHES if re.search(rf"\b{name}\b", source)]
+
+
 def refuse(reason: str, template: ChatTemplate) -> InputError:
     """The error for a template that cannot be expressed."""
     return InputError(

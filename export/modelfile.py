@@ -19,6 +19,7 @@ from lorafold.chat import ChatTemplate
 from lorafold.chat_template import read_json
 from lorafold.errors import InputError, UsageError
 from lorafold.export.chat_format import ChatFormat, derive
+from lorafold.export.chat_probe import find_switches
 from lorafold.export.go_template import to_go
 from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.export.modelfile_contract import (
@@ -69,7 +70,7 @@ class ModelfilePlan:
             ("Ollama before 0.30", f"the TEMPLATE{dated}"),
             (
                 "Ollama 0.30 and later",
-                "the TEMPLATE; the GGUF's own Jinja template in chats with tools, which TEMPLATE leaves out",
+                "the TEMPLATE, or the GGUF's own Jinja template where that can do more (tools, thinking)",
             ),
         ]
 
@@ -102,6 +103,8 @@ def plan_modelfile(
         UnsafeInputError: the template left its sandbox or its limits.
     """
     template, model_parameters, engine_bos = _read_source(source, chat_template)
+    if thinking is not None:
+        template = template.fixed(**dict.fromkeys(find_switches(template.source), thinking))
     begun = time.perf_counter()
     form: ChatFormat | None = None
     proof: PromptProof | None = None

@@ -148,6 +148,18 @@ class ChatTemplate:
             )
         return cls.from_file(Path(name_or_file))
 
+    def fixed(self, **values: bool) -> ChatTemplate:
+        """The same template with switches set for good, in its source, so that every engine agrees.
+
+        Args:
+            values: `enable_thinking=False` and the like.
+
+        Returns:
+            A template whose first lines set them; trim_blocks, which all engines set, takes those lines away.
+        """
+        lines = "".join(f"{{% set {name} = {str(value).lower()} %}}\n" for name, value in values.items())
+        return replace(self, source=lines + self.source, _layouts={})
+
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
     ) -> str:

@@ -84,6 +84,15 @@ def test_templates_that_want_parts_get_them() -> None:
     assert "<|im_start|>user Hi<end_of_utterance>" in template.render(CHAT)
 
 
+@pytest.mark.parametrize(
+    "source", ["\n  x{{ on }}", "  {% if on %}y{% endif %}", "{%- if on %}\n a{% endif %}\n", "{{ on }}\n\n"]
+)
+def test_a_fixed_switch_changes_nothing_else(source: str) -> None:
+    for value in (True, False):
+        template = ChatTemplate(source)
+        assert template.fixed(on=value).render(CHAT) == template.render(CHAT, on=value)
+
+
 # --- what is refused
 # ---------------------------------------------------------------------------------------------
 

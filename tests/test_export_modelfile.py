@@ -244,6 +244,12 @@ def test_a_model_tuned_without_thinking_stays_so(folder: Path) -> None:
         assert evaluate(template, ollama_data(Chat(None, ("Hi",)), variant)).endswith(
             "<think>\n\n</think>\n\n"
         )
+    source = result.plan.contract.template_source
+    assert source.startswith("{% set enable_thinking = false %}\n")
+    for variables in ({}, {"enable_thinking": True}):
+        ask = [{"role": "user", "content": "Hi"}]
+        prompt = ChatTemplate(source).render(ask, add_generation_prompt=True, **variables)
+        assert prompt.endswith("<think>\n\n</think>\n\n"), "an engine that renders the Jinja agrees"
     both = make_modelfile(ModelfileConfig(folder, conversations=30, force=True)).plan.contract.go_template
     assert both is not None and "$.IsThinkSet" in both
 
