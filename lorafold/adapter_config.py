@@ -126,7 +126,7 @@ class AdapterConfig:
     def scale(self, module: str) -> float:
         """What B·A is multiplied with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732).
 
-        AdaLoRA (arXiv:2303.10512) divides by its initial rank plus 1e-5, and has that rank for a missing alpha.
+        AdaLoRA (arXiv:2303.10512): alpha / (initial rank + 1e-5), with that rank for an alpha of 0.
         """
         if self.peft_type == "ADALORA":
             return (self.lora_alpha if self.lora_alpha > 0 else self.r) / (self.r + 1e-5)

@@ -12,9 +12,12 @@ Offsets count from the start of the data, and the tensors cover the data without
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,17 +86,27 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            header, data_start = _parse(path, file, size)
+            with _no_collection():
+                header, data_start = _parse(path, file, size)
+                return _checked(path, header, data_start, size)
     except FileNotFoundError:
         raise InputError("no such file", at=path) from None
     except OSError as error:
         raise SystemFault(
             f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
         ) from None
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InputError("__metadata__ is not an object of strings", at=path, fix=DOWNLOAD)
-    return _place(path, header, data_start, size)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the garbage collector: it would walk the growing header again and again, half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class ShardFiles:
@@ -172,6 +185,14 @@ def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise InputError(f"header is a {type(header).__name__}, expected an object", at=path, fix=DOWNLOAD)
     return header, 8 + length
+
+
+def _checked(path: Path, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorInfo]:
+    """The header's tensors, its metadata set aside."""
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError("__metadata__ is not an object of strings", at=path, fix=DOWNLOAD)
+    return _place(path, header, data_start, size)
 
 
 def _place(path: Path, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorInfo]:
