@@ -26,12 +26,11 @@ from lorafold.export.kernel_lanes import (
     flip,
     floats,
     ints,
-    load,
     round_even,
     select,
-    store,
     to_float,
 )
+from lorafold.export.kernel_memory import load, store
 from lorafold.export.kernel_rounding import clamp, nearest
 
 # `round_even` equals ggml's `nearest_int` below 2^22 = 4194304. A lane whose search leaves this range is

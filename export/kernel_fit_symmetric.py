@@ -26,12 +26,11 @@ from lorafold.export.kernel_lanes import (
     flip,
     floats,
     ints,
-    load,
     round_even,
     select,
-    store,
     to_float,
 )
+from lorafold.export.kernel_memory import load, store
 from lorafold.export.kernel_rounding import clamp, clamp_ints, nearest
 
 

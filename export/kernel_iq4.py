@@ -30,13 +30,11 @@ from lorafold.export.kernel_lanes import (
     define_choice,
     floats,
     ints,
-    load,
     select,
     sqrt,
-    store,
-    store_bytes,
     to_float,
 )
+from lorafold.export.kernel_memory import load, store, store_bytes
 from lorafold.export.kernel_rounding import clamp_ints, nearest, to_half
 from lorafold.export.kernel_tiles import SUPER, gather_importance, gather_values, store_half
 

@@ -56,7 +56,7 @@ class LanesType(types.Type):
 @register_model(LanesType)
 class LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: LanesType) -> None:
-        super().__init__(manager, lanes, _vector(_SCALARS[lanes.scalar]))
+        super().__init__(manager, lanes, vector(SCALARS[lanes.scalar]))
 
 
 FLOATS = LanesType(types.float32)
@@ -64,16 +64,16 @@ INTS = LanesType(types.int32)
 MASK = LanesType(types.boolean)
 
 _FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
-_SCALARS = {types.float32: _FLOAT, types.int32: _INT, types.boolean: _BIT}
+SCALARS = {types.float32: _FLOAT, types.int32: _INT, types.boolean: _BIT}
 
 
-def _vector(scalar: Any) -> Any:
+def vector(scalar: Any) -> Any:
     return ir.VectorType(scalar, LANES)
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
-    vector = builder.insert_element(ir.Constant(_vector(scalar.type), ir.Undefined), scalar, _INT(0))
-    return builder.shuffle_vector(vector, vector, ir.Constant(_vector(_INT), [0] * LANES))
+    first = builder.insert_element(ir.Constant(vector(scalar.type), ir.Undefined), scalar, _INT(0))
+    return builder.shuffle_vector(first, first, ir.Constant(vector(_INT), [0] * LANES))
 
 
 def _widen(context: Any, builder: Any, value: Any, given: Any, wanted: Any) -> Any:
@@ -140,96 +140,6 @@ _define_operator(operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y))
 _define_operator(operator.or_, MASK, MASK, lambda b, x, y: b.or_(x, y))
 
 
-# --- memory ---
-
-
-def _address(context: Any, builder: Any, array: Any, value: Any, offset: Any) -> Any:
-    """Pointer to element `offset` of a flat C-contiguous array, as LANES values."""
-    pointer = builder.gep(context.make_array(array)(context, builder, value).data, [offset])
-    return builder.bitcast(pointer, _vector(pointer.type.pointee).as_pointer())
-
-
-@intrinsic
-def load(typing: Any, array: Array, offset: int) -> Any:
-    """LANES consecutive values of a flat float32 or int32 array, from element `offset` on."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _address(context, builder, sig.args[0], args[0], args[1])
-        return builder.load(pointer, align=4)
-
-    result = {types.float32: FLOATS, types.int32: INTS}[array.dtype]
-    return result(array, types.intp), emit
-
-
-@intrinsic
-def store(typing: Any, array: Array, offset: int, lanes: Floats) -> Any:
-    """Put all lanes into a flat array of their type, from element `offset` on."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _address(context, builder, sig.args[0], args[0], args[1])
-        builder.store(args[2], pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes), emit
-
-
-def _define_narrow_store(name: str, bits: int) -> Any:
-    def function(typing: Any, array: Any, offset: Any, lanes: Any) -> Any:
-        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            narrow = _vector(ir.IntType(bits))
-            pointer = _address(context, builder, sig.args[0], args[0], args[1])
-            pointer = builder.bitcast(pointer, narrow.as_pointer())
-            builder.store(builder.trunc(args[2], narrow), pointer, align=1)
-            return context.get_dummy_value()
-
-        return types.void(array, types.intp, lanes), emit
-
-    function.__name__ = name
-    return intrinsic(function)
-
-
-# store_bytes(array, offset, ints): the low 8 bits of each lane into a flat uint8 array, from byte `offset`
-# on; store_halves the low 16, little-endian.
-store_bytes = _define_narrow_store("store_bytes", 8)
-store_halves = _define_narrow_store("store_halves", 16)
-
-
-@intrinsic
-def transpose(typing: Any, source: Array, start: int, stride: int, target: Array) -> Any:
-    """Turn a square of LANES x LANES float32 around: row l begins at `source[start + l * stride]`.
-
-    Afterwards `target[i * LANES + l] == source[start + l * stride + i]` for all i, l below LANES.
-    """
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, start, stride, target = args
-        rows = []
-        for lane in range(LANES):
-            offset = builder.add(start, builder.mul(stride, stride.type(lane)))
-            pointer = _address(context, builder, sig.args[0], value, offset)
-            rows.append(builder.load(pointer, align=4))
-        # log2(LANES) rounds; each exchanges the off-diagonal halves of squares half the size of the last.
-        half = LANES // 2
-        while half:
-            low = [i if i & half == 0 else LANES + (i ^ half) for i in range(LANES)]
-            high = [i ^ half if i & half == 0 else LANES + i for i in range(LANES)]
-            turned = list(rows)
-            for i in range(LANES):
-                if i & half == 0:
-                    pair = rows[i], rows[i | half]
-                    turned[i] = builder.shuffle_vector(*pair, ir.Constant(_vector(_INT), low))
-                    turned[i | half] = builder.shuffle_vector(*pair, ir.Constant(_vector(_INT), high))
-            rows = turned
-            half //= 2
-        for i, row in enumerate(rows):
-            builder.store(
-                row, _address(context, builder, sig.args[3], target, start.type(i * LANES)), align=4
-            )
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, types.intp, target), emit
-
-
 # --- functions ---
 
 
@@ -266,10 +176,10 @@ round_even = _define_call(
     "round_even", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.roundeven.v{LANES}f32", v)
 )
 absolute = _define_call("absolute", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.fabs.v{LANES}f32", v))
-bits = _define_call("bits", FLOATS, INTS, lambda b, v: b.bitcast(v, _vector(_INT)))
-from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, _vector(_FLOAT)))
-to_float = _define_call("to_float", INTS, FLOATS, lambda b, v: b.sitofp(v, _vector(_FLOAT)))
-truncate = _define_call("truncate", FLOATS, INTS, lambda b, v: b.fptosi(v, _vector(_INT)))
+bits = _define_call("bits", FLOATS, INTS, lambda b, v: b.bitcast(v, vector(_INT)))
+from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, vector(_FLOAT)))
+to_float = _define_call("to_float", INTS, FLOATS, lambda b, v: b.sitofp(v, vector(_FLOAT)))
+truncate = _define_call("truncate", FLOATS, INTS, lambda b, v: b.fptosi(v, vector(_INT)))
 flip = _define_call("flip", MASK, MASK, lambda b, v: b.not_(v))
 
 
@@ -279,10 +189,10 @@ def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) 
     The result is INTS if all choices are from a range, else FLOATS. A NaN counts as below every bound.
     """
     result = INTS if isinstance(choices, range) else FLOATS
-    scalar = _SCALARS[result.scalar]
+    scalar = SCALARS[result.scalar]
 
     def constant(scalar: Any, value: float) -> Any:
-        return ir.Constant(_vector(scalar), [scalar(value)] * LANES)
+        return ir.Constant(vector(scalar), [scalar(value)] * LANES)
 
     def emit(builder: Any, value: Any) -> Any:
         # Bisection in all lanes at once: the bound to compare with next is itself selected by what is known.
@@ -340,12 +250,12 @@ def highest(typing: Any, lanes: Floats) -> Any:
     """The largest of the lanes as one float32; none may be NaN."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vector, width = args[0], LANES
+        best, width = args[0], LANES
         while width > 1:
             width //= 2
-            swap = ir.Constant(_vector(_INT), [(i + width) % LANES for i in range(LANES)])
-            other = builder.shuffle_vector(vector, vector, swap)
-            vector = builder.select(builder.fcmp_ordered(">", vector, other), vector, other)
-        return builder.extract_element(vector, _INT(0))
+            swap = ir.Constant(vector(_INT), [(i + width) % LANES for i in range(LANES)])
+            other = builder.shuffle_vector(best, best, swap)
+            best = builder.select(builder.fcmp_ordered(">", best, other), best, other)
+        return builder.extract_element(best, _INT(0))
 
     return types.float32(lanes), emit

@@ -23,14 +23,11 @@ from lorafold.export.kernel_lanes import (
     floats,
     highest,
     ints,
-    load,
     select,
-    store,
-    store_bytes,
-    store_halves,
     to_float,
     truncate,
 )
+from lorafold.export.kernel_memory import load, store, store_bytes, store_halves
 from lorafold.export.kernel_rounding import to_half
 from lorafold.export.kernel_tiles import store_half
 

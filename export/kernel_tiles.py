@@ -11,7 +11,8 @@ from typing import Any
 
 from numba import njit
 
-from lorafold.export.kernel_lanes import LANES, Array, transpose
+from lorafold.export.kernel_lanes import LANES, Array
+from lorafold.export.kernel_memory import transpose
 
 SUPER = 256
 

@@ -9,6 +9,7 @@ numba = pytest.importorskip("numba")
 
 from lorafold.export import kernel_iq4 as iq4  # noqa: E402
 from lorafold.export import kernel_lanes as lanes  # noqa: E402
+from lorafold.export import kernel_memory as memory  # noqa: E402
 from lorafold.export import kernel_plain as plain  # noqa: E402
 from lorafold.export import kernel_rounding as rounding  # noqa: E402
 
@@ -23,7 +24,7 @@ def pad(values: np.ndarray) -> np.ndarray:
 
 @numba.njit
 def arithmetic(a, b, floats, ints):
-    x, y = lanes.load(a, 0), lanes.load(b, 0)
+    x, y = memory.load(a, 0), memory.load(b, 0)
     results = (
         x + y,
         x - y,
@@ -34,10 +35,10 @@ def arithmetic(a, b, floats, ints):
         lanes.select(x < y, x, 7.0),
     )
     for i, result in enumerate(results):
-        lanes.store(floats, i * N, result)
+        memory.store(floats, i * N, result)
     i, j = lanes.bits(x), lanes.bits(y)
     for k, result in enumerate((i + j, i - j, i & j, i | j, i << 3, i >> 3, lanes.select(i != j, i, 1))):
-        lanes.store(ints, k * N, result)
+        memory.store(ints, k * N, result)
 
 
 def test_arithmetic_is_numpys() -> None:
@@ -55,10 +56,10 @@ def test_arithmetic_is_numpys() -> None:
 
 @numba.njit
 def comparisons(a, b, out):
-    x, y = lanes.load(a, 0), lanes.load(b, 0)
+    x, y = memory.load(a, 0), memory.load(b, 0)
     masks = (x < y, x <= y, x > y, x >= y, x == y, x != y, lanes.flip(x < y), (x < y) | (x > y))
     for i, mask in enumerate(masks):
-        lanes.store(out, i * N, lanes.select(mask, lanes.ints(1), lanes.ints(0)))
+        memory.store(out, i * N, lanes.select(mask, lanes.ints(1), lanes.ints(0)))
     return lanes.any_lane(x < y), lanes.any_lane(x < -100.0)
 
 
@@ -75,7 +76,7 @@ def test_comparisons_are_cs_with_nan_too() -> None:
 
 @numba.njit
 def contraction(a, b, c, out):
-    lanes.store(out, 0, lanes.load(a, 0) * lanes.load(b, 0) + lanes.load(c, 0))
+    memory.store(out, 0, memory.load(a, 0) * memory.load(b, 0) + memory.load(c, 0))
 
 
 def test_products_are_rounded_before_they_are_added() -> None:
@@ -88,8 +89,8 @@ def test_products_are_rounded_before_they_are_added() -> None:
 
 @numba.njit
 def turn(source, stride, target):
-    lanes.transpose(source, 5, stride, target)
-    return lanes.highest(lanes.load(source, 3))
+    memory.transpose(source, 5, stride, target)
+    return lanes.highest(memory.load(source, 3))
 
 
 def test_transpose_and_highest() -> None:
@@ -102,9 +103,9 @@ def test_transpose_and_highest() -> None:
 @numba.njit
 def halves_there_and_back(halves, values, again):
     for i in range(0, halves.size, N):
-        value = rounding.from_half(lanes.load(halves, i))
-        lanes.store(values, i, value)
-        lanes.store(again, i, rounding.to_half(value))
+        value = rounding.from_half(memory.load(halves, i))
+        memory.store(values, i, value)
+        memory.store(again, i, rounding.to_half(value))
 
 
 def test_every_half() -> None:
@@ -120,10 +121,10 @@ def test_every_half() -> None:
 @numba.njit
 def round_all(values, even, near, away):
     for i in range(0, values.size, N):
-        x = lanes.load(values, i)
-        lanes.store(even, i, lanes.round_even(x))
-        lanes.store(near, i, rounding.nearest(x))
-        lanes.store(away, i, plain.round_away(x))
+        x = memory.load(values, i)
+        memory.store(even, i, lanes.round_even(x))
+        memory.store(near, i, rounding.nearest(x))
+        memory.store(away, i, plain.round_away(x))
 
 
 def test_roundings() -> None:
@@ -140,9 +141,9 @@ def test_roundings() -> None:
 @numba.njit
 def choose_all(values, levels, chosen):
     for i in range(0, values.size, N):
-        x = lanes.load(values, i)
-        lanes.store(levels, i, iq4.nearest_level(x))
-        lanes.store(chosen, i, iq4.nearest_value(x))
+        x = memory.load(values, i)
+        memory.store(levels, i, iq4.nearest_level(x))
+        memory.store(chosen, i, iq4.nearest_value(x))
 
 
 def test_nearest_of_the_table_around_every_tie() -> None:
