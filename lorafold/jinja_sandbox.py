@@ -92,7 +92,9 @@ class _Worker:
     def send(self, request: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            body = json.dumps(request).encode()
+            self.process.stdin.write(b"%d\n" % len(body))
+            self.process.stdin.write(body)
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it died: receive() says so

@@ -1,7 +1,8 @@
 """The child process in which chat templates run; started by `jinja_sandbox.py`, by path, never imported by
 it.
 
-In: one JSON object a line on standard input, `{"source": str, "jobs": [{"messages", "variables", "clock"}]}`.
+In, on standard input: a line with a number of bytes, then as many bytes of JSON,
+`{"source": str, "jobs": [{"messages", "variables", "clock"}]}`.
 Out: one JSON object a line on standard output, first `{"ready": true}`, then one per job:
 `{"text": str}` or `{"kind": "syntax"|"security"|"limit"|"raised"|"error", "problem": str, "line": int|null}`.
 
@@ -13,6 +14,7 @@ It needs only Jinja2 and the standard library, so that it starts in a tenth of a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -35,7 +37,7 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
-TEXT_LIMIT = 64 * 2**20  # characters of one rendering
+TEXT_LIMIT = 64 * 2**20  # characters of one rendering, above what was said
 DATE_OPEN, DATE_CLOSE = "\ue0d0", "\ue0d1"  # around the format, where the clock is "sentinel"
 
 
@@ -136,7 +138,7 @@ def compiled(source: str) -> jinja2.Template:
     return environment().from_string(source)
 
 
-def render(source: str, job: dict[str, Any]) -> dict[str, Any]:
+def render(source: str, job: dict[str, Any], limit: int = TEXT_LIMIT) -> dict[str, Any]:
     """Render one job; every failure of the template becomes a row, never an exception."""
     try:
         template = compiled(source)
@@ -145,7 +147,7 @@ def render(source: str, job: dict[str, Any]) -> dict[str, Any]:
             strftime_now=_clock(job["clock"]),
             **({"tools": None, "documents": None} | job["variables"]),
         )
-        if len(text) > TEXT_LIMIT:
+        if len(text) > limit:
             return {"kind": "limit", "problem": f"the rendering has {len(text)} characters", "line": None}
         return {"text": text}
     except jinja2.TemplateSyntaxError as error:
@@ -174,18 +176,18 @@ def _line_of(error: BaseException) -> int | None:
     return line
 
 
-def limit_memory(extra: int) -> None:
-    """Let this process grow by `extra` bytes from here, where the system can enforce that (Linux does)."""
+def address_space() -> int:
+    """Bytes this process has mapped; an estimate where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        ceiling = pages * resource.getpagesize() + extra
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
-        ceiling = 2**30 + extra
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (OSError, ValueError):
-        pass  # macOS refuses; the time limit still holds there
+        return 2**30
+
+
+def limit_memory(ceiling: int) -> None:
+    """Let this process map up to `ceiling` bytes, where the system can enforce that (Linux does)."""
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses; the time limit still holds there
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _send(line: str) -> None:
@@ -198,14 +200,17 @@ def main() -> None:
     seconds, memory = float(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     compiled("{% for m in messages %}{{ m.content | trim }}{% endfor %}")  # what Jinja sets up lazily
-    limit_memory(memory)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    start = address_space()
     _send('{"ready": true}')
-    for line in sys.stdin:
-        request = json.loads(line)
+    while line := sys.stdin.buffer.readline():
+        size = int(line)
+        limit_memory(start + memory + 16 * size)  # what was said takes its own room
+        request = json.loads(sys.stdin.buffer.read(size))
         for job in request["jobs"]:
             # SIGPROF's default action ends the process, in the middle of a C call too.
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            answer = render(request["source"], job)
+            answer = render(request["source"], job, TEXT_LIMIT + 4 * size)
             signal.setitimer(signal.ITIMER_PROF, 0)
             try:
                 _send(json.dumps(answer))

@@ -142,6 +142,14 @@ def test_a_bomb_is_stopped(source: str) -> None:
     assert ChatTemplate("{{ messages[0].content }}").render(CHAT) == "Be kind.", "the next template renders"
 
 
+def test_a_very_long_message_is_no_bomb() -> None:
+    """The memory limit is for the template; what was said takes its own room."""
+    long = "é" * 8_000_000
+    assert (
+        ChatTemplate("{{ messages[0].content | trim }}").render([{"role": "user", "content": long}]) == long
+    )
+
+
 def test_a_template_sees_none_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker is started without our variables, so that an escape would find no secret there."""
     import lorafold.jinja_sandbox as sandbox
