@@ -211,3 +211,24 @@ def test_gradient_checkpointing_changes_nothing(config: TrainConfig, tmp_path: P
     plain = train(dataclasses.replace(config, max_steps=4))
     saved = train(dataclasses.replace(config, max_steps=4, gradient_checkpointing=True, out=tmp_path / "b"))
     assert losses(plain.folder) == pytest.approx(losses(saved.folder), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_new_tokens_get_trained_rows(config: TrainConfig, base: Path, method: str) -> None:
+    from lorafold.errors import UsageError
+
+    data = Path(config.data[0])
+    data.write_text(json.dumps({"prompt": "who?", "completion": "Zilas Zilas"}) + "\n")
+    chosen = dataclasses.replace(config, method=method, new_tokens=("Zilas",), max_steps=3)  # type: ignore[arg-type]
+    result = train(chosen)
+    tokenizer = ChatTokenizer.from_folder(result.folder)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "Zilas"}]).ids
+    new = tokenizer.tokenizer.token_to_id("Zilas")
+    assert new == tokenizer.tokenizer.get_vocab_size() - 1 and ids.count(new) == 1
+    if method == "lora":
+        settings = json.loads((result.folder / "adapter_config.json").read_text())
+        assert settings["modules_to_save"] == ["embed_tokens", "lm_head"]
+    with pytest.raises(UsageError, match="has the token 'a' already"):
+        train(dataclasses.replace(chosen, new_tokens=("a",), force=True))
+    with pytest.raises(UsageError, match="cannot train the embeddings"):
+        train(dataclasses.replace(chosen, method="prompt", force=True))

@@ -264,6 +264,25 @@ def test_resume_refuses_another_configuration_data_or_base(
     assert train(dataclasses.replace(again, data=(str(moved),), save_steps=3)).steps == 8
 
 
+def test_resume_with_force_starts_over_where_it_cannot_go_on(config: TrainConfig) -> None:
+    with pytest.raises(Kill):
+        train(config, die_at(5))
+    changed = dataclasses.replace(config, learning_rate=1e-3)
+    result = train(dataclasses.replace(changed, resume=True, force=True))
+    assert any(note.endswith("starting over") for note in result.notes)
+    assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
+
+
+def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> None:
+    with pytest.raises(Kill):
+        train(dataclasses.replace(config, save_steps=4), die_at(5))
+    (newest,) = list_checkpoints(run_folder(config.output))
+    (newest / "lorafold.json").write_text("{")
+    result = train(dataclasses.replace(config, save_steps=4, resume=True))
+    assert "nothing to resume: starting at step 0" in result.notes
+    assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
+
+
 def test_outputs_in_the_way(config: TrainConfig, data: Path) -> None:
     config.output.mkdir()
     (config.output / "mine").write_text("x")

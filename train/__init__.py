@@ -13,11 +13,12 @@ from lorafold.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from lorafold.train.describe import DataReport, describe_data
-    from lorafold.train.run import TrainResult, train
+    from lorafold.train.result import TrainResult
+    from lorafold.train.run import train
 
 __all__ = ["DataReport", "TrainConfig", "TrainResult", "describe_data", "train"]
 
 make_stage(
     __name__,
-    {"train": "run", "TrainResult": "run", "describe_data": "describe", "DataReport": "describe"},
+    {"train": "run", "TrainResult": "result", "describe_data": "describe", "DataReport": "describe"},
 )

@@ -13,13 +13,10 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorafold import __version__
-from lorafold.artifacts import check_output, lock, new_folder, read_manifest, system_faults, write_manifest
+from lorafold.artifacts import check_output, lock, new_folder, system_faults, write_manifest
 from lorafold.chat import ChatTokenizer
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.models import Base, require, resolve_base
@@ -30,62 +27,17 @@ from lorafold.train.base_model import base_dtype, load_model, memory_faults, pic
 from lorafold.train.card import model_card
 from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
-from lorafold.train.curve import curves, draw_png, keep_until, read_metrics, text_curve
+from lorafold.train.curve import draw_png, keep_until, read_metrics
 from lorafold.train.data import DataSet, load_splits
 from lorafold.train.loop import Trainer, run_steps
 from lorafold.train.methods import METHODS, linear_names
+from lorafold.train.new_tokens import extend_tokenizer, make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
+from lorafold.train.result import TrainResult, last_value
+from lorafold.train.resume import agreed_facts, find_checkpoint
 from lorafold.train.signals import stop_requests
 from lorafold.train.tensorboard import event_writer
 from lorafold.train.tokenize import Tokenized, tokenize
-
-# Fields that may differ between a run and its resumption: they do not touch what is computed.
-_FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
-_FREE |= {"trust_remote_code", "logging_steps", "save_steps", "save_total_limit", "report_to"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a run made.
-
-    Attributes:
-        folder: the adapter's folder; the run's folder where it was stopped.
-        steps: optimizer steps done.
-        loss: mean loss per trained token of the last step.
-        eval_loss: of the last (or best, if that was kept) evaluation, None without one.
-        tokens: tokens seen.
-        seconds: wall time of this session.
-        stopped_by: the signal that stopped it, None if it finished; the exit code is 128 + signal.
-        notes: what the user should know: examples lost, fallbacks, limits of the method.
-        records: the lines of metrics.jsonl.
-    """
-
-    folder: Path
-    steps: int
-    loss: float
-    eval_loss: float | None
-    tokens: int
-    seconds: float
-    stopped_by: signal.Signals | None
-    notes: tuple[str, ...]
-    records: tuple[dict[str, Any], ...] = ()
-
-    def lines(self) -> list[tuple[str, str]]:
-        """What the command line prints: label and text; the loss curve has no label."""
-        verdict = f"loss {self.loss:.4f}"
-        if self.eval_loss is not None:
-            verdict += f", evaluation loss {self.eval_loss:.4f}"
-        minutes, seconds = divmod(round(self.seconds), 60)
-        rows = [("note", note) for note in self.notes]
-        rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
-        spent = f"{minutes}:{seconds:02}"
-        rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
-        if self.stopped_by is None:
-            rows.append(("adapter", str(self.folder)))
-        else:
-            text = f"by {self.stopped_by.name}, saved in {self.folder}; go on with --resume"
-            rows.append(("stopped", text))
-        return rows
 
 
 def run_folder(out: Path) -> Path:
@@ -147,7 +99,12 @@ class _Session:
     def train(self) -> TrainResult:
         began = time.monotonic()
         self.read_data()
-        resumed = self.find_checkpoint()
+        identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
+        self.facts = agreed_facts(self.config, self.data, self.eval_data, identity)
+        resumed, notes = find_checkpoint(self.run, self.facts, self.config)
+        self.notes += notes
+        if resumed is None:
+            self.clear()
         with memory_faults():
             self.build(began)
             if resumed is not None:
@@ -161,10 +118,23 @@ class _Session:
                     return self.result(self.finish(), None, began)
         return self.result(self.run, stop.signal, began)
 
+    def clear(self) -> None:
+        """Forget a run that cannot be gone on with: its metrics would mix with the new ones."""
+        with system_faults(self.run):
+            for path in (self.run / "metrics.jsonl", *checkpoints.list_checkpoints(self.run)):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
     def read_data(self) -> None:
         """Read, check and tokenize the data."""
         self.progress("read the data", 0, 1)
         self.data, held_out = load_splits(self.config)
+        self.tokenizer_folder, self.rows = self.base.folder, 0
+        if self.config.new_tokens:
+            self.tokenizer_folder = self.run / "tokenizer"
+            self.rows = extend_tokenizer(self.base.folder, self.tokenizer_folder, self.config.new_tokens)
         self.tokenizer = self.chat_tokenizer()
         self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length)
         self.held_out: Tokenized | None = None
@@ -181,67 +151,9 @@ class _Session:
         chosen = self.config.chat_template
         if chosen is None and set(self.data.layouts) == {"text"}:
             with contextlib.suppress(InputError):
-                return ChatTokenizer.from_folder(self.base.folder)
+                return ChatTokenizer.from_folder(self.tokenizer_folder)
             chosen = "chatml"
-        return ChatTokenizer.from_folder(self.base.folder, chosen)
-
-    def find_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if this is a resumption.
-
-        Raises:
-            InputError: the data or the base changed since.
-            UsageError: the configuration did.
-        """
-        self.facts = self.agreed_facts()
-        if not self.config.resume:
-            return None
-        path, notes = checkpoints.newest_whole(self.run)
-        self.notes += notes
-        if path is None:
-            self.notes.append("nothing to resume: starting at step 0")
-            return None
-        saved = read_manifest(path)
-        assert saved is not None, "newest_whole read it"
-        for key, what in (("data", "the data set"), ("base", "the base model")):
-            if saved[key] != self.facts[key]:
-                fix = "give the same one, or start over with --force"
-                raise InputError(f"{what} changed since this checkpoint", at=path, fix=fix)
-        then, now = saved["config"], self.facts["config"]
-        changed = [
-            f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]
-        ]
-        if changed:
-            raise UsageError(
-                f"the configuration changed since this checkpoint: {'; '.join(changed)}",
-                at=path,
-                fix="resume with the same flags, or start over with --force",
-            )
-        odd = [
-            f"{name} {saved['versions'].get(name)} → {now}"
-            for name, now in self.facts["versions"].items()
-            if saved["versions"].get(name) != now
-        ]
-        if odd:
-            self.notes.append(
-                f"other versions than at the checkpoint, so not bitwise the same: {', '.join(odd)}"
-            )
-        return path
-
-    def agreed_facts(self) -> dict[str, Any]:
-        """What a checkpoint and its resumption must have in common."""
-        import torch
-
-        data = {"sha256": self.data.sha256, "examples": len(self.data.examples), "layouts": self.data.layouts}
-        if self.eval_data is not None:
-            data["eval_sha256"] = self.eval_data.sha256
-        names = ("torch", "transformers", "peft", "tokenizers", "safetensors")
-        versions = {"lorafold": __version__, **{name: version(name) for name in names}}
-        versions["threads"] = str(torch.get_num_threads())
-        config = {key: value for key, value in self.config.resolved().items() if key not in _FREE}
-        identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
-        # Through JSON and back a tuple is a list.
-        config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-        return {"config": config, "data": data, "base": identity, "versions": versions}
+        return ChatTokenizer.from_folder(self.tokenizer_folder, chosen)
 
     def build(self, began: float) -> None:
         """Load the base, put the adapter on it, and set up the optimizer."""
@@ -252,8 +164,9 @@ class _Session:
         torch.manual_seed(config.seed)
         model = load_model(self.base, config, self.method, device)
         self.initial: dict[str, Any] = {}
+        adapted = make_room(model, self.rows, config) if self.rows else config
         if self.method.peft is not None:
-            model = self.add_adapter(model)
+            model = self.add_adapter(model, adapted)
         if config.load_in_4bit or config.load_in_8bit or self.method.quantized:
             self.notes.append("the base is quantized for training; export folds into the unquantized base")
         _, note = resolve_optimizer(config.optim, device)
@@ -279,11 +192,10 @@ class _Session:
         torch.manual_seed(config.seed)
         self.progress("load the base", 1, 1, note=f"{count:,} trained weights, {device.type}")
 
-    def add_adapter(self, model: Any) -> Any:
+    def add_adapter(self, model: Any, config: TrainConfig) -> Any:
         from peft import get_peft_model
 
         assert self.method.peft is not None
-        config = self.config
         if config.layers_to_transform and config.target_modules == ("all-linear",):
             config = dataclasses.replace(config, target_modules=linear_names(model))
         try:
@@ -386,7 +298,7 @@ class _Session:
         with new_folder(out, force=config.force) as staging:
             dtype = base_dtype(self.base) if self.method.peft is None else None
             save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
-            copy_tokenizer(self.base.folder, staging)
+            copy_tokenizer(self.tokenizer_folder, staging)
             shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
             if (self.run / "runs").is_dir():
                 shutil.copytree(self.run / "runs", staging / "runs")
@@ -415,7 +327,7 @@ class _Session:
             "training": {
                 "steps": self.state.step,
                 "tokens": self.state.tokens,
-                "loss": _last(records, "loss"),
+                "loss": last_value(records, "loss"),
                 "eval_loss": self.eval_loss(records),
                 "cut": self.tokens.cut,
                 "dropped": len(self.tokens.dropped),
@@ -424,14 +336,16 @@ class _Session:
         }
 
     def eval_loss(self, records: list[dict[str, Any]]) -> float | None:
-        return self.state.best_loss if self.config.load_best_model_at_end else _last(records, "eval_loss")
+        return (
+            self.state.best_loss if self.config.load_best_model_at_end else last_value(records, "eval_loss")
+        )
 
     def result(self, folder: Path, stopped_by: signal.Signals | None, began: float) -> TrainResult:
         records = read_metrics(folder / "metrics.jsonl")
         return TrainResult(
             folder=folder,
             steps=self.state.step,
-            loss=_last(records, "loss") or 0.0,
+            loss=last_value(records, "loss") or 0.0,
             eval_loss=self.eval_loss(records),
             tokens=self.state.tokens,
             seconds=time.monotonic() - began,
@@ -439,7 +353,3 @@ class _Session:
             notes=tuple(self.notes),
             records=tuple(records),
         )
-
-
-def _last(records: list[dict[str, Any]], key: str) -> float | None:
-    return next((row[key] for row in reversed(records) if key in row), None)
