@@ -110,7 +110,10 @@ SCALED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize(
+    "name",
+    ["patterns", *(pytest.param(name, marks=pytest.mark.slow) for name in SCALED if name != "patterns")],
+)
 def test_llama_cpp_answers_as_peft_does(tmp_path: Path, name: str) -> None:
     case = make(tmp_path, "llama", SCALED[name])
     with_it, without = differences(case, case.written(tmp_path / "adapter.gguf"), tmp_path)

@@ -105,7 +105,7 @@ def test_file_is_what_gguf_py_reads(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["imatrix.gguf"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)  # it waits for the disk
 @given(
     values=hnp.arrays(np.float32, (3, 8), elements=st.floats(0, 2.0**100, width=32)),
     counts=hnp.arrays(np.float32, 3, elements=st.integers(0, 2**20).map(float)),
@@ -136,7 +136,7 @@ def test_older_format(tmp_path: Path) -> None:
     ("skeleton", "names"),
     [
         pytest.param(ODD, list(RECIPES), id="odd width"),
-        pytest.param(SMALL, ["Q4_K_M", "Q3_K_L", "Q2_K", "Q5_0", "IQ4_XS", "IQ3_S", "IQ2_XXS"], id="dense"),
+        pytest.param(SMALL, ["Q4_K_M", "Q2_K", "Q5_0", "IQ4_XS", "IQ2_XXS"], id="dense"),
         pytest.param(EXPERTS, ["Q4_K_M", "Q2_K_S"], id="experts"),
         pytest.param(DENSE, list(RECIPES), id="dense, every recipe", marks=pytest.mark.slow),
         pytest.param(EXPERTS, ["IQ3_XXS", "IQ1_S"], id="experts, few bits", marks=pytest.mark.slow),
@@ -247,6 +247,7 @@ def test_missing_file(tmp_path: Path) -> None:
         read_imatrix(tmp_path / "absent.gguf")
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 def test_random_bytes_never_escape_the_error_tree(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -107,7 +107,12 @@ def test_experts_by_hand(tmp_path: Path) -> None:
             assert np.allclose(share, np.square(x).sum(0), rtol=1e-4), (name, expert)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("llama-tied", "qwen3-moe", "phi3", "gpt2")
+
+
+@pytest.mark.parametrize(
+    "family", [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in QUICK)]
+)
 def test_every_architecture_is_covered(tmp_path: Path, family: str) -> None:
     """Each matrix of a block has an entry of its size, and each token was counted at it."""
     model, tensors = load(tiny_family(family, tmp_path / family))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf_skeletons import Skeleton
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import plan_with_llama
 
@@ -168,6 +168,7 @@ def test_overrides_hold_for_plain_recipes_and_the_first_match_decides() -> None:
     assert types["blk.1.attn_norm.weight"] == Type.F32
 
 
+@settings(deadline=None)
 @given(
     cols=st.integers(1, 1024),
     rows=st.integers(1, 8),
