@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 
+from lorafold.errors import SystemFault
 from lorafold.machine import cores, memory_available, processor
 from lorafold.models import cache_folder
 
@@ -39,10 +40,27 @@ def examine() -> list[tuple[str, str, str]]:
             rows.append((name, "missing", f"for {purpose}: {cure} -c constraints.txt"))
         else:
             rows.append((name, importlib.metadata.version(name), f"for {purpose}"))
+    rows.append(("kernels", *_kernels()))
     rows.append(("GPU", *_gpu()))
     ollama = shutil.which("ollama")
     rows.append(("Ollama", ollama or "not found", "`ollama create NAME -f Modelfile` needs it"))
     return rows
+
+
+def _kernels() -> tuple[str, str]:
+    """Whether the fast quantization kernels run here and write ggml's bytes."""
+    from gguf import GGMLQuantizationType as Type
+
+    from lorafold.export import kernels
+
+    try:
+        kernels.prepare((Type.Q4_K, Type.Q6_K, Type.Q8_0))
+    except SystemFault as error:
+        return "missing", str(error)
+    slow = [state for state in kernels.kernel_report() if state.backend != "numba"]
+    if slow:
+        return "ggml's", f"numba's do not run for {slow[0].type.name}: {slow[0].reason}"
+    return "numba's", "checked against ggml: the same bytes"
 
 
 def _gpu() -> tuple[str, str]:
