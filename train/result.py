@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class TrainResult:
     seconds: float
     stopped_by: signal.Signals | None
     notes: tuple[str, ...]
-    records: tuple[dict[str, Any], ...] = ()
+    records: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     def lines(self) -> list[tuple[str, str]]:
         """What the command line prints: label and text; the loss curve has no label."""
