@@ -54,9 +54,9 @@ def run_demo(out: Path, *, force: bool = False) -> None:
         if force or not _whole(adapter):
             step("train", lambda: _train(adapter, progress))
             force = True  # what was made from an older adapter is not of use
-        for source, folder in ((str(adapter), tuned), ("demo", original)):
+        for source, folder, quants in ((str(adapter), tuned, QUANTS), ("demo", original, QUANTS[:1])):
             if force or not _whole(folder):
-                step(folder.name, partial(_export, source, folder, questions, progress))
+                step(folder.name, partial(_export, source, folder, quants, questions, progress))
         config = CompareConfig(
             models=(str(_model(original)), str(_model(tuned))),
             prompts=questions,
@@ -90,14 +90,14 @@ def _train(adapter: Path, progress: Progress) -> None:
         raise KeyboardInterrupt
 
 
-def _export(source: str, out: Path, questions: Path, progress: Progress) -> None:
+def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, progress: Progress) -> None:
     from lorafold.export import ExportConfig, export
 
     def named(step: str, done: float, total: float | None, note: str = "") -> None:
         progress(f"{out.name}: {step}", done, total, note)
 
     name = f"lighthouse-{out.name}"
-    export(ExportConfig(source, out=out, quant=QUANTS, name=name, chats=questions, force=True), named)
+    export(ExportConfig(source, out=out, quant=quants, name=name, chats=questions, force=True), named)
 
 
 def _whole(folder: Path) -> bool:
