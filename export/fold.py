@@ -242,7 +242,7 @@ class Folded:
                 raise InputError(
                     f"{side} has {names.tensors[side].shape[0]} rows, but the adapter brings "
                     f"{', '.join(f'{name} with {rows}' for name, rows in resized.items())}",
-                    at="the adapter",
+                    at=self._edits[next(iter(resized))][0].adapter,
                     fix="save it with `save_embedding_layers=True`, so that it brings both sides",
                 )
         holder = self.config.get("text_config")
