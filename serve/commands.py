@@ -169,8 +169,13 @@ def show(shell: Shell, argument: str) -> None:
 
 def models(shell: Shell, argument: str) -> None:
     """List the models."""
+    list_models(shell, wait=2.0)
+
+
+def list_models(shell: Shell, wait: float) -> None:
+    """List the models, waiting so many seconds for digests of large files."""
     talk = shell.talk
-    talk.digests.wait(2.0)
+    talk.digests.wait(wait)
     for index in talk.order:
         about = talk.engines[index].about
         facts = [about.quantization, about.kind, talk.digests.short(index)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
-from lorafold.serve.commands import COMMANDS, Shell, run_command
+from lorafold.serve.commands import COMMANDS, Shell, list_models, run_command
 from lorafold.serve.config import ChatConfig
 from lorafold.serve.talk import Talk, cleaned
 from lorafold.serve.terminal import colored, typed_ahead
@@ -70,7 +70,7 @@ def _width() -> int:
 
 
 def _greet(shell: Shell, notes: Iterable[str]) -> None:
-    run_command(shell, "/models")
+    list_models(shell, wait=0.2)
     for note in notes:
         shell.tell(note, "yellow")
     if shell.talk.blind:

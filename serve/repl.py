@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
+from importlib import import_module
 
 from lorafold.console import live_progress
 from lorafold.errors import InputError
@@ -33,6 +35,8 @@ def chat(config: ChatConfig) -> int:
         LorafoldError: a model cannot be opened, or the saved session cannot be read.
     """
     by_hand = interactive() and not config.prompt and not config.json
+    if by_hand:  # the line editor's import takes as long as a small model's loading
+        threading.Thread(target=import_module, args=("lorafold.serve.line_input",), daemon=True).start()
     bar = live_progress() if by_hand else contextlib.nullcontext(silent)
     with contextlib.ExitStack() as stack:
         with bar as progress:

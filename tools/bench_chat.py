@@ -1,0 +1,201 @@
+"""Speed and memory of the chat engines, as ratios measured in one run.
+
+    python tools/bench_chat.py MODEL.gguf [ADAPTER.gguf]
+
+Measured: decoding through the engine against llama-cpp-python's bare loop; two models at once against each
+alone; time to the first token over 20 turns; memory of base and tuned model side by side against the base
+alone; seconds until the prompt is ready. Alternating runs, the median counts; close other programs first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lorafold.serve.answers import Request, answer_all
+from lorafold.serve.computing import thread_count
+from lorafold.serve.config import ChatConfig, Sampling
+from lorafold.serve.engine import Cancel, Engine, Finished, Started, Token
+from lorafold.serve.engines import opened
+
+QUESTION = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
+TOKENS = 96
+GREEDY = Sampling(temperature=0, seed=0, max_tokens=TOKENS)
+
+
+def rates(clocks: list[tuple[float, float]]) -> tuple[float, float]:
+    """Tokens per second after the first one, by the clock and by processor time (for busy machines)."""
+    (wall, spent), (wall_end, spent_end) = clocks[0], clocks[-1]
+    return (len(clocks) - 1) / (wall_end - wall), (len(clocks) - 1) / (spent_end - spent)
+
+
+def rate(engine: Engine) -> tuple[float, float]:
+    """Rates of the engine."""
+    clocks = [
+        (time.perf_counter(), time.process_time())
+        for event in engine.stream(QUESTION, GREEDY, Cancel())
+        if isinstance(event, Token)
+    ]
+    return rates(clocks)
+
+
+def bare_loop(model: Path, threads: int) -> Any:
+    """llama-cpp-python's own loop, greedy, as a function that measures tokens per second."""
+    from llama_cpp import Llama
+
+    llama = Llama(str(model), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+    prompt = llama.tokenize(QUESTION[0]["content"].encode())
+
+    def run() -> tuple[float, float]:
+        llama.reset()
+        clocks = []
+        for _ in llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            clocks.append((time.perf_counter(), time.process_time()))
+            if len(clocks) == TOKENS:
+                break
+        return rates(clocks)
+
+    return run
+
+
+def decoding(model: Path, threads: int, rounds: int) -> dict[str, float]:
+    """The engine against the bare loop, alternating."""
+    bare = bare_loop(model, threads)
+    ours, theirs = [], []
+    with opened(ChatConfig(models=(str(model),), threads=threads)) as (engine,):
+        rate(engine), bare()
+        for _ in range(rounds):
+            theirs.append(bare())
+            ours.append(rate(engine))
+    pairs = list(zip(ours, theirs, strict=True))
+    return {
+        "engine tokens/s": statistics.median(wall for wall, _ in ours),
+        "bare loop tokens/s": statistics.median(wall for wall, _ in theirs),
+        "engine / bare loop": statistics.median(a[0] / b[0] for a, b in pairs),
+        "the same by processor time": statistics.median(a[1] / b[1] for a, b in pairs),
+    }
+
+
+def together(model: Path, threads: int, rounds: int) -> dict[str, float]:
+    """Two models at once against one after the other: seconds for the same tokens."""
+    ratios, spent = [], []
+    # Opened apart, so that nothing is shared but the cores.
+    config = ChatConfig(models=(str(model),), threads=threads)
+    with opened(config) as (first,), opened(config) as (second,):
+        for _ in range(rounds + 1):
+            begin, begun = time.perf_counter(), time.process_time()
+            for engine in (first, second):
+                list(engine.stream(QUESTION, GREEDY, Cancel()))
+            middle, halfway = time.perf_counter(), time.process_time()
+            requests = {i: Request(e, QUESTION, GREEDY) for i, e in enumerate((first, second))}
+            for _event in answer_all(requests, Cancel()):
+                pass
+            ratios.append((middle - begin) / (time.perf_counter() - middle))
+            spent.append((halfway - begun) / (time.process_time() - halfway))
+    return {
+        "two at once / one after the other": statistics.median(ratios[1:]),
+        "two at once, by processor time": statistics.median(spent[1:]),
+    }
+
+
+def long_chat(model: Path, threads: int) -> dict[str, float]:
+    """Time to the first token over 20 turns, and what was read again."""
+    first, again = [], []
+    sampling = Sampling(temperature=0, seed=0, max_tokens=24)
+    messages: list[dict[str, str]] = []
+    with opened(ChatConfig(models=(str(model),), threads=threads)) as (engine,):
+        held = 0
+        for turn in range(20):
+            messages.append({"role": "user", "content": f"And what happened on day {turn} of the journey?"})
+            text, told = "", None
+            for event in engine.stream(messages, sampling, Cancel()):
+                if isinstance(event, Started):
+                    again.append(max(0, held - event.reused))
+                    held = event.prompt_tokens or 0
+                elif isinstance(event, Token):
+                    told = event.elapsed if told is None else told
+                    text += event.text
+                elif isinstance(event, Finished):
+                    text += event.text
+            first.append(told or 0.0)
+            messages.append({"role": "assistant", "content": text})
+    return {
+        "first token, turns 2 to 6, s": statistics.median(first[1:6]),
+        "first token, turns 16 to 20, s": statistics.median(first[15:]),
+        "late / early first token": statistics.median(first[15:]) / statistics.median(first[1:6]),
+        "prompt tokens read again, of 20 turns": float(sum(again)),
+        "prompt tokens at the end": float(held),
+    }
+
+
+MEMORY = """
+import json, sys
+from lorafold.serve.config import ChatConfig, Sampling
+from lorafold.serve.engine import Cancel
+from lorafold.serve.engines import opened
+question = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
+with opened(ChatConfig(models=tuple(sys.argv[2:]), threads=int(sys.argv[1]))) as engines:
+    for engine in engines:
+        list(engine.stream(question, Sampling(temperature=0, seed=0, max_tokens=96), Cancel()))
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) / 1024)
+"""
+
+
+def memory(model: Path, adapter: Path, threads: int) -> dict[str, float]:
+    """Peak resident memory of a process with the base, and with base and base+adapter side by side."""
+
+    def peak(*models: str) -> float:
+        command = [sys.executable, "-c", MEMORY, str(threads), *models]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    alone, both = peak(str(model)), peak(str(model), f"{model}+{adapter}")
+    return {"base alone, MB": alone, "base and tuned, MB": both, "side by side / alone": both / alone}
+
+
+def ready(model: Path, threads: int, rounds: int) -> dict[str, float]:
+    """Seconds from the command to the prompt, in a pseudo-terminal."""
+    import pexpect
+
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        arguments = ["-m", "lorafold", "chat", str(model), "--threads", str(threads)]
+        environment = {**os.environ, "TERM": "xterm", "LORAFOLD_HISTORY": ""}
+        child = pexpect.spawn(sys.executable, arguments, env=environment, timeout=60, encoding="utf-8")
+        child.expect("›")
+        seconds.append(time.perf_counter() - begin)
+        child.close(force=True)
+    return {"prompt ready, s": statistics.median(seconds)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("adapter", type=Path, nargs="?")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    threads = thread_count(options.threads)
+    figures: dict[str, float] = {"threads": threads, "load before": os.getloadavg()[0]}
+    figures |= ready(options.model, threads, options.rounds)
+    figures |= decoding(options.model, threads, options.rounds)
+    figures |= together(options.model, threads, options.rounds)
+    figures |= long_chat(options.model, threads)
+    if options.adapter:
+        figures |= memory(options.model, options.adapter, threads)
+    for name, value in figures.items():
+        print(f"{name:<40} {value:10.3f}")
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
