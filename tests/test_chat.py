@@ -47,7 +47,8 @@ def _all_templates() -> dict[str, str]:
     return found | EXPRESSIBLE | {name: row.source for name, row in NAMED.items()}
 
 
-def test_renderings_equal_transformers() -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_renderings_equal_transformers(every: int) -> None:
     """Every template, with and without system and generation prompt, and where tools are given."""
     chat_template_utils = pytest.importorskip("transformers.utils.chat_template_utils")
     tool = {
@@ -55,7 +56,7 @@ def test_renderings_equal_transformers() -> None:
         "function": {"name": "f", "description": "d<e>", "parameters": {"type": "object"}},
     }
     compared = 0
-    for name, source in _all_templates().items():
+    for name, source in list(_all_templates().items())[::every]:
         template = ChatTemplate(source, TOKENS, origin=name)
         for messages in (CHAT, CHAT[1:], CHAT[1:4], CHAT[:2]):
             for extra in ({}, {"tools": [tool], "enable_thinking": False}):
@@ -70,7 +71,7 @@ def test_renderings_equal_transformers() -> None:
                 if "strftime_now" not in source or got == want:
                     assert got == want or name == "content parts only", name
                     compared += 1
-    assert compared > 500
+    assert compared > 500 // every
 
 
 def test_generation_prompt_and_reasoning_names() -> None:
@@ -304,7 +305,7 @@ _texts = st.text(
 ).filter(str.strip)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.data(), st.sampled_from(sorted(EXPRESSIBLE)), st.lists(_texts, min_size=2, max_size=6), st.booleans()
 )
@@ -316,7 +317,11 @@ def test_fragments_make_up_the_rendering(
     )
     roles = ["user", "assistant"] * 3
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-    if system and "refuses system" not in name and name not in ("orion", "second turn special"):
+    if (
+        system
+        and "refuses system" not in name
+        and name not in ("orion", "second turn special", "last answer and last turns special")
+    ):
         messages.insert(0, {"role": "system", "content": data.draw(_texts)})
     try:
         pieces = fragments(template, messages)
@@ -431,8 +436,7 @@ def _assert_ids_equal(folder: Path, chat_template: str | None, count: int) -> Ch
 
 
 def test_ids_equal_transformers_metaspace(tmp_path: Path) -> None:
-    tokenizer = _assert_ids_equal(_metaspace(tmp_path), "vicuna", 60)
-    _assert_ids_equal(tmp_path, "zephyr", 20)
+    tokenizer = _assert_ids_equal(_metaspace(tmp_path), "vicuna", 40)
     encoded = tokenizer.encode_chat(
         [{"role": "user", "content": "Hi</s>"}, {"role": "assistant", "content": "Yo"}]
     )
@@ -475,6 +479,7 @@ def test_ids_equal_transformers(name: str, chat_template: str | None) -> None:
         assert attack.split("\n")[0] in decoded
 
 
+@pytest.mark.slow
 def test_control_tokens_that_swallow_whitespace_and_unmarked_ones(tmp_path: Path) -> None:
     """Phi-3's `<|end|>` takes the whitespace at its right; markers without the flag count too."""
     transformers = pytest.importorskip("transformers")

@@ -65,7 +65,7 @@ def _assert_proven_with_go(template: ChatTemplate, conversations: int) -> None:
 
 def test_named_and_classic_templates_are_proven_with_go() -> None:
     for template in _named_and_classic():
-        _assert_proven_with_go(template, 24)
+        _assert_proven_with_go(template, 16)
 
 
 @pytest.mark.slow
@@ -299,9 +299,11 @@ def mutation_score(template: ChatTemplate, count: int) -> tuple[int, int, list[s
     return caught, same, missed
 
 
-def test_mutants_are_caught() -> None:
+@pytest.mark.parametrize(
+    ("name", "count"), [("chatml", 16), *(pytest.param(name, 40, marks=pytest.mark.slow) for name in NAMED)]
+)
+def test_mutants_are_caught(name: str, count: int) -> None:
     """Nothing that Go renders differently passes the proof; what passes is layout that trim markers eat."""
-    for name in ("chatml", "llama-2"):
-        caught, same, missed = mutation_score(ChatTemplate.named(name), 30)
-        assert not missed, missed[0]
-        assert caught >= 20, (name, caught, same)
+    caught, same, missed = mutation_score(ChatTemplate.named(name), count)
+    assert not missed, missed[0]
+    assert caught >= 0.6 * count, (name, caught, same)
