@@ -36,9 +36,9 @@ class GgufOutput:
         self._inputs, self._config = inputs, config
         self._imatrix = _read_importance(inputs, config)
         self._prompt = _plan_prompt(inputs, config)
-        self.plan, vocab = plan_gguf(inputs, config, _metadata(self._prompt), self._imatrix)
+        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt), self._imatrix)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
-        self.notes = [*arch.caveats(inputs.config), *vocab.notes, *prompt_notes]
+        self.notes = [*arch.caveats(inputs.config), *self._vocab.notes, *prompt_notes]
 
     @property
     def size(self) -> int:
@@ -72,7 +72,7 @@ class GgufOutput:
         """Tokens, prompts, tensors, answers."""
         inputs, files = self._inputs, self.plan.files
         first = folder / files[0].name
-        checks = [check_tokenizer(first, inputs.tokenizer, probe_texts())]
+        checks = [check_tokenizer(first, inputs.tokenizer, self._vocab, probe_texts())]
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             checks.append(
@@ -88,7 +88,8 @@ class GgufOutput:
         chats = proof_chats(self._config.chats, [adapter.folder for adapter, _ in inputs.adapters])
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
         checks.append(_prompt_check(self._prompt))
-        checks.append(check_prompt_tokens(first, tokenizer, [_question(chat) for chat in chats]))
+        questions = [_question(chat) for chat in chats]
+        checks.append(check_prompt_tokens(first, tokenizer, self._vocab, questions))
         return checks + check_logits(models, inputs, tokenizer, chats, progress)
 
     def _models(self) -> list[GgufFile]:
