@@ -81,7 +81,7 @@ _awkward = st.text(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(_awkward, min_size=1, max_size=3))
 def test_a_literal_comes_out_as_it_was_meant(parts: list[str]) -> None:
     """Also beside actions, and after Ollama's Modelfile parser has read it."""
@@ -102,7 +102,7 @@ def _bare(trim: Trim) -> str:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.text(
         st.sampled_from([*" \n\t\r\x0b\x1f\x85ax", "\xa0", "\u2003", "\u3000", "\u2028", "é", "\u200b"]),

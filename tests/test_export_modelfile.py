@@ -108,7 +108,7 @@ _parameters = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(_values, _values, st.lists(_values, max_size=3), _parameters)
 def test_what_is_written_reads_back(
     template: str, system: str, stops: list[str], parameters: dict[str, float]
