@@ -54,6 +54,7 @@ def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
     if config.session is not None:
         session = Session.load(config.session, names)
         session.system = config.system or session.system
+        session.sampling = sampling_of(config)  # the command line decides; /load keeps what was saved
     else:
         session = Session(names, sampling_of(config), config.system)
     abouts = [engine.about for engine in engines]
@@ -84,7 +85,10 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
         if removed:
             sys.stderr.write(f"note: {removed} control characters were taken out of the question\n")
         turn = talk.ask(text)
-        failed = failed or turn is None or any(answer.error for answer in turn.answers.values())
+        answers = [] if turn is None else list(turn.answers.values())
+        if any(answer.reason == "cancelled" for answer in answers):
+            raise KeyboardInterrupt
+        failed = failed or not answers or any(answer.error for answer in answers)
     return InputError.exit_code if failed else 0
 
 

@@ -135,7 +135,7 @@ class ColumnView:
         self._live = LiveRows(color=self.color)
         screen = self._live.size[0]
         width = pane_width(screen, len(heads)) or screen
-        self._panes = Panes(screen, [_heading(head, width, len(heads)) for head in heads])
+        self._panes = Panes(screen, [pane_heading(head, width, len(heads)) for head in heads])
         self._live.__enter__()
 
     def feed(self, pane: int, text: str) -> None:
@@ -174,7 +174,8 @@ class ColumnView:
         self._live = self._panes = None
 
 
-def _heading(head: Head, width: int, count: int) -> Row:
+def pane_heading(head: Head, width: int, count: int) -> Row:
+    """What stands above a pane of `width` columns; the letter only where there are several."""
     name = fitted(head.name, width - 3)
     row: Row = [(f"{head.letter}  ", head.style), (name, head.style)] if count > 1 else [(name, head.style)]
     if head.detail:

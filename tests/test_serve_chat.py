@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -298,6 +299,39 @@ def test_piped_questions_and_plain_lines(home: Path) -> None:
     )
     assert done.returncode == 0
     assert "\x1b" not in done.stdout and "1 control characters were taken out" in done.stderr
+
+
+def test_a_saved_conversation_goes_on(home: Path, tmp_path: Path) -> None:
+    turn = {"user": "hello", "answers": {"0": {"text": "hi", "reason": "stop"}}, "order": [0]}
+    saved = {"format": "lorafold-session-1", "models": ["x"], "system": None, "follow": None, "sampling": {}}
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps({**saved, "turns": [{**turn, "blind": False, "vote": None}]}))
+    options = ["--prompt", "and?", "--json", "--max-tokens", "3", "--temperature", "0"]
+    alone = json.loads(run(home, str(tiny_chat.gguf()), *options).stdout)["answers"][0]
+    more = json.loads(run(home, str(tiny_chat.gguf()), *options, "--session", str(path)).stdout)["answers"][0]
+    assert more["prompt_tokens"] == alone["prompt_tokens"] + len("<user.hello>.<assistant.hi>.")
+    assert more["tokens"] <= 3
+
+
+def test_ctrl_c_ends_a_script(home: Path) -> None:
+    command = [sys.executable, *CHAT, str(tiny_chat.gguf()), "--prompt", "x", "--temperature", "2"]
+    options = [
+        "--max-tokens",
+        "100000",
+        "--context",
+        "100000",
+        "--top-k",
+        "0",
+        "--top-p",
+        "1",
+        "--min-p",
+        "0",
+    ]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode in (0, 130) and b"Traceback" not in error
 
 
 def test_a_failed_question_is_an_exit_code(home: Path) -> None:

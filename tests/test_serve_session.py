@@ -11,6 +11,7 @@ from lorafold.errors import InputError, SystemFault
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Finished, Started, Token
 from lorafold.serve.session import TIE, Answer, Session, Turn, share_interval
+from lorafold.serve.views import dropped_note, summary
 
 
 def session() -> Session:
@@ -94,3 +95,11 @@ def test_the_interval_is_wilsons() -> None:
     assert share_interval(0, 0, 0) == (0.5, 0.0, 1.0)
     assert share_interval(6, 2, 2)[0] == 0.7  # a tie is half a vote
     assert 0 <= share_interval(0, 0, 3)[1] < share_interval(0, 0, 3)[2] < 1
+
+
+def test_an_overflowing_context_is_announced() -> None:
+    assert summary(Answer(tokens=3, first=0.5, elapsed=1.5, reason="context")) == (
+        "3 tokens · 2.0/s · first 0.50 s · the context is full"
+    )
+    assert dropped_note(Answer(dropped=4)) == "the context is full: the oldest 4 messages were left out"
+    assert dropped_note(Answer()) == ""
