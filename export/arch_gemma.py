@@ -74,7 +74,7 @@ def _windows(period: int) -> Condition:
         pattern = config.get("sliding_window_pattern")
         if kinds:
             full = [number % period == 0 for number in layers]
-            return [kind == "full_attention" for kind in kinds] == full
+            return isinstance(kinds, list) and [kind == "full_attention" for kind in kinds] == full
         return pattern is None or pattern == period
 
     return Condition(

@@ -121,7 +121,7 @@ def _every_fourth_unrotated(config: Config) -> bool:
     layers = range(1, config.integer("num_hidden_layers") + 1)
     given = config.get("no_rope_layers")
     if given:
-        return list(given) == [int(number % 4 != 0) for number in layers]
+        return isinstance(given, list) and given == [int(number % 4 != 0) for number in layers]
     return bool(config.get("no_rope_layer_interval") == 4)
 
 
@@ -159,7 +159,7 @@ SMOLLM3 = replace(
 
 def _index_theta(config: Config) -> float:
     """Index's base frequency, which its 32K variant gives as a multiple of 10,000."""
-    return 10000.0 * float(config.get("rope_ratio") or 1)
+    return 10000.0 * (config.number("rope_ratio") if config.get("rope_ratio") is not None else 1.0)
 
 
 INDEX = replace(

@@ -65,12 +65,10 @@ def read_rope(config: Config) -> Rope:
         InputError: the parameters are no object, or of a kind that llama.cpp cannot compute.
     """
     field = "rope_scaling"
-    given = config.get(field) or {}
-    if not isinstance(given, Mapping):
-        raise config.wrong(field, given, "an object")
+    given = _object(config, field, config.get(field))
     layered = "full_attention" in given or "sliding_attention" in given
-    full = dict(given.get("full_attention") or {}) if layered else dict(given)
-    sliding = dict(given.get("sliding_attention") or {}) if layered else {}
+    full = _object(config, f"{field}.full_attention", given.get("full_attention")) if layered else given
+    sliding = _object(config, f"{field}.sliding_attention", given.get("sliding_attention")) if layered else {}
     if "rope_type" not in full and "type" in full:
         full["rope_type"] = full["type"]
     for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
@@ -91,6 +89,19 @@ def read_rope(config: Config) -> Rope:
     if rope.kind in ("linear", "yarn") and full.get("factor") is None:
         raise config.wrong(f"{field}.factor", None, "a number above 0")
     return rope
+
+
+def _object(config: Config, field: str, value: object) -> dict[str, Any]:
+    """A copy of a JSON object; null is an empty one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise config.wrong(field, value, "an object")
+    return dict(value)
 
 
 def rotary_dim(config: Config) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import gguf
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lorafold.errors import InputError
 from lorafold.export.arch import (
@@ -450,6 +452,9 @@ def test_model_type_stands_in_for_architectures() -> None:
             {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}},
             "rope_scaling.long_factor",
         ),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": 4}, "no_rope_layers"),
+        ("Gemma3ForCausalLM", {"layer_types": 6}, "layer_types"),
+        ("IndexForCausalLM", {"rope_ratio": "32"}, "rope_ratio"),
         ("InternLM2ForCausalLM", {"bias": True}, "bias"),
         ("GPT2LMHeadModel", {"activation_function": "relu"}, "activation_function"),
         ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
@@ -501,3 +506,53 @@ def test_quantize_order_by_hand() -> None:
         "blk.9.b.weight",
         "blk.10.a.weight",
     ]
+
+
+ODD = [None, -1, 0, 7, 1 << 40, 0.5, float("inf"), True, "", "text", [], [1], ["x", None], {}, {"a": 1}]
+FIELDS = (
+    *("architectures", "model_type", "text_config", "quantization_config", "vocab_size", "hidden_size"),
+    *("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "partial_rotary_factor"),
+    *("original_max_position_embeddings", "max_position_embeddings", "rms_norm_eps", "hidden_act"),
+    *("sliding_window", "use_sliding_window", "layer_types", "sliding_window_pattern", "no_rope_layers"),
+    *("no_rope_layer_interval", "rope_ratio", "norm_head", "num_experts", "num_local_experts", "n_embd"),
+    *("moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok", "norm_topk_prob"),
+    *("decoder_sparse_step", "mlp_only_layers", "query_pre_attn_scalar", "attn_logit_softcapping", "n_head"),
+    *(
+        "final_logit_softcapping",
+        "attention_multiplier",
+        "logits_scaling",
+        "n_layer",
+        "n_inner",
+        "n_positions",
+    ),
+    *("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "layer_norm_epsilon"),
+)
+ROPE_FIELDS = (
+    *("type", "rope_type", "factor", "rope_theta", "long_factor", "short_factor", "attention_factor"),
+    *("full_attention", "sliding_attention", "beta_fast", "mscale", "mscale_all_dim", "truncate"),
+)
+ROPE_VALUES = [*ODD, "yarn", "linear", "longrope", "llama3", "dynamic", 4.0, [1.0] * 8]
+SCALINGS = st.dictionaries(st.sampled_from(ROPE_FIELDS), st.sampled_from(ROPE_VALUES))
+ROPES = st.fixed_dictionaries({}, optional={"rope_scaling": SCALINGS, "rope_parameters": SCALINGS})
+
+
+@pytest.mark.parametrize("row", every_row())
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_no_config_breaks_it(row: Architecture, data: st.DataObject) -> None:
+    """Whatever stands in config.json, there is a result or an InputError that names a place and a fix."""
+    config = config_of(row.classes[0])
+    tensors = tensors_of(config)
+    odd = data.draw(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(ODD), max_size=3))
+    rope = data.draw(ROPES)
+    changed = config | odd | rope
+    for call in (
+        lambda: map_tensors(changed, tensors),
+        lambda: metadata(changed, [], Path("nowhere"), 0),
+        lambda: caveats(changed),
+    ):
+        try:
+            call()
+        except InputError as error:
+            assert error.at and error.fix
