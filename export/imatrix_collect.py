@@ -142,9 +142,12 @@ def _layers(
 
 
 def _by_suffix(modules: dict[str, torch.nn.Module], path: str) -> torch.nn.Module:
-    """The module whose name ends like a checkpoint's ("language_model." comes and goes in front)."""
+    """The module whose name ends like a checkpoint's ("language_model." comes, goes and moves in front)."""
     tail = path[path.index("layers.") :] if "layers." in path else path
-    found = [module for name, module in modules.items() if name == tail or name.endswith("." + tail)]
+    names = [name for name in modules if name == tail or name.endswith("." + tail)]
+    if len(names) > 1:  # a multimodal model's other towers have layers too
+        names = [name for name in names if "language_model." in name]
+    found = [modules[name] for name in names]
     if len(found) != 1:
         problem = f"{len(found)} layers of the model are called {tail}, expected 1"
         raise InputError(problem, at=path, fix=_MATCH)
