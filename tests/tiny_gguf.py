@@ -31,7 +31,7 @@ def write_tiny_gguf(folder: Path, out: Path, source: RowSource | None = None) ->
     writer = gguf.GGUFWriter(out, str(architecture.value))
     for entry in entries:
         writer.add_key_value(entry.key, entry.value, entry.type, entry.subtype)
-    add_vocabulary(writer, config["vocab_size"])
+    add_vocabulary(writer, config.get("text_config", config)["vocab_size"])
     for tensor in tensors:
         rows = read_block(source or base, tensor, 0, tensor.rows)
         writer.add_tensor(tensor.name, rows.reshape(tensor.shape))
