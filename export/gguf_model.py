@@ -93,12 +93,10 @@ def _metadata(
     entries = arch.metadata(
         inputs.config, tensors, inputs.base.folder, recipe.file_type, name=_display_name(inputs, vocab)
     )
-    # The converter's order: general and architecture, then the tokenizer, then the version of the blocks.
-    *head, version = entries
     tokenizer = vocab.metadata()
     if prompt.template is not None:
         tokenizer.append(KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING))
-    return (*head, *tokenizer, version)
+    return (*entries, *tokenizer)
 
 
 def _display_name(inputs: Inputs, vocab: Vocab) -> str | None:
