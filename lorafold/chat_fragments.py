@@ -313,6 +313,11 @@ def _end_of_turn(index: int, end: str | Refusal, following: str | Refusal, contr
     known = [split_controls(text, controls) for text in texts if text is not None]
     if not known:
         return ""
+    if (
+        len(known) == 1
+    ):  # the other was refused, so only the first control token is sure to belong to this turn
+        first = next((number for number, (_, special) in enumerate(known[0]) if special), None)
+        return "".join(text for text, _ in known[0][: None if first is None else first + 1])
     common: list[tuple[str, bool]] = []
     for pieces in zip(*known, strict=False):
         if any(piece != pieces[0] for piece in pieces):

@@ -294,6 +294,13 @@ def test_a_think_block_that_the_prompt_lacks_is_trained() -> None:
     assert _trained(template, CHAT[:4]) == ["Hello there<|im_end|>"]
 
 
+def test_the_end_of_turn_where_an_answer_may_not_come_last() -> None:
+    last = "{% if messages[-1].role != 'user' %}{{ raise_exception('ask!') }}{% endif %}"
+    template = ChatTemplate(last + NAMED["chatml"].source, {}, frozenset({"<|im_start|>", "<|im_end|>"}))
+    assert end_of_turn(template) == "<|im_end|>"
+    assert _trained(template, CHAT[:4]) == ["Hello there<|im_end|>"]
+
+
 def test_without_answers_nothing_is_trained() -> None:
     assert _trained(ChatTemplate.named("chatml"), CHAT[:2], add_generation_prompt=True) == []
 
