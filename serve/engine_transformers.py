@@ -23,7 +23,7 @@ from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
 from lorafold.serve.engine import About, Cancel, Event, PromptFitter
 from lorafold.serve.sampling import draw, log_softmax
 from lorafold.serve.speech import BATCH, Speaker, speak
-from lorafold.serve.torch_model import LoadedModel, TorchCache, base_of, load
+from lorafold.serve.torch_model import LoadedModel, TorchCache, base_of, check_base, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +58,17 @@ def open_transformers(
     base = resolve_base(
         spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
     )
-    tokenizer_folder = base.folder
+    tokenizer_folder, template = base.folder, config.chat_template
     for adapter in adapters:
         if not (adapter / "adapter_config.json").is_file():
             fix = "give a folder that PEFT saved"
             raise InputError("no adapter_config.json in it", at=adapter, fix=fix)
+        check_base(adapter, base)
         if (adapter / "tokenizer.json").is_file():
             tokenizer_folder = adapter  # it may have tokens that the base lacks
-    tokenizer = ChatTokenizer.from_folder(tokenizer_folder, config.chat_template)
+        if (adapter / "chat_template.jinja").is_file():
+            template = template or str(adapter / "chat_template.jinja")  # the one it was trained with
+    tokenizer = ChatTokenizer.from_folder(tokenizer_folder, template)
     threads = thread_count(config.threads)
     loaded = compute(
         partial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_chat
 
+from lorafold.artifacts import write_manifest
 from lorafold.errors import InputError
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engine import Cancel, Engine, Started, Token
@@ -119,9 +121,13 @@ def test_every_method_answers_as_peft_does(method: str) -> None:
 
 @pytest.mark.slow
 def test_folders_that_are_not_what_they_should_be(tmp_path: Any) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_chat.adapter(), other)
+    write_manifest(other, "adapter", {"base": {"id": "x", "fingerprint": "0" * 64}})
     for model, said in (
         (f"{tiny_chat.folder()}+{tmp_path}", "no adapter_config.json"),
         (str(tmp_path), "no config.json"),
+        (f"{tiny_chat.folder()}+{other}", "made for another base"),
     ):
         with pytest.raises(InputError, match=said), opened(ChatConfig(models=(model,))):
             pass
