@@ -36,7 +36,7 @@ class GgufOutput:
         self._inputs, self._config = inputs, config
         self._imatrix = _read_importance(inputs, config)
         self._prompt = _plan_prompt(inputs, config)
-        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt), self._imatrix)
+        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), self._imatrix)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
         self.notes = [*arch.caveats(inputs.config), *self._vocab.notes, *prompt_notes]
 
@@ -113,9 +113,12 @@ def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
     )
 
 
-def _metadata(prompt: ModelfilePlan | None) -> PromptMetadata:
+def _metadata(prompt: ModelfilePlan | None, inputs: Inputs) -> PromptMetadata:
     if prompt is None:
-        return PromptMetadata()
+        try:
+            return PromptMetadata(ChatTemplate.from_folder(inputs.tokenizer, inputs.template).source)
+        except InputError:
+            return PromptMetadata()  # a base model: it has none
     contract = prompt.contract
     return PromptMetadata(contract.template_source, contract.eot, contract.add_bos)
 

@@ -12,6 +12,7 @@ import gguf
 import pytest
 import tiny_chat
 
+from lorafold.chat import ChatTemplate
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
 from lorafold.export.inputs import open_inputs
@@ -204,6 +205,13 @@ def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "plain" / "Modelfile").exists()
     export(config(str(base), tmp_path / "named", chat_template="chatml"))
     assert (tmp_path / "named" / "Modelfile").exists()
+
+
+def test_without_a_modelfile_the_template_is_still_in_the_file(tmp_path: Path) -> None:
+    export(config(str(tiny_chat.folder()), tmp_path / "out", modelfile=False))
+    (path,) = (tmp_path / "out").glob("*.gguf")
+    template = gguf.GGUFReader(path).fields["tokenizer.chat_template"].contents()
+    assert template == ChatTemplate.from_folder(tiny_chat.folder()).source
 
 
 def test_a_proof_fails_with_its_sentences() -> None:
