@@ -272,6 +272,15 @@ def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
         parameters=chosen,
         allow_embedded_jinja=config.allow_embedded_jinja,
     )
+    if config.chat_template is not None:
+        if plan.contract.go_template is None:
+            raise UsageError(
+                "without a TEMPLATE Ollama takes the model's own Jinja template, not the chosen one",
+                at="--allow-embedded-jinja",
+                fix="export the model with this --chat-template, which then lies in the GGUF",
+            )
+        note = "the model keeps its own chat template; `lorafold export` writes the chosen one into the GGUF"
+        plan = replace(plan, notes=(*plan.notes, note))
     text = write_modelfile(
         plan, config.from_name or _relative(config.path, out), system=config.system, adapter=config.adapter
     )

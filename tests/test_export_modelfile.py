@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -304,6 +306,13 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     named = make_modelfile(
         ModelfileConfig(folder, out=tmp_path / "N", chat_template="vicuna", conversations=30)
     )
+    assert any("keeps its own chat template" in note for note in named.plan.notes)
+    refused = tmp_path / "r.jinja"
+    refused.write_text(REFUSED["upper case"][0])
+    with pytest.raises(UsageError, match="not the chosen one"):
+        make_modelfile(
+            ModelfileConfig(folder, out=tmp_path / "O", chat_template=str(refused), allow_embedded_jinja=True)
+        )
     assert "USER:" in named.text and named.plan.contract.add_bos
 
 
@@ -339,3 +348,29 @@ def test_the_modelfile_of_a_gguf(tmp_path: Path) -> None:
 def test_a_real_tokenizer_folder() -> None:
     plan = plan_modelfile(shared("tokenizers") / "qwen2", conversations=60)
     assert plan.contract.stops == ("<|im_end|>", "<|im_start|>") and not plan.contract.add_bos
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "line"),
+    [
+        ("{% if a %}\nb\n{% endfor %}", 3, "t.jinja:3: the chat template has a syntax error"),
+        ("{{ 'a' * 10**10 }}", 4, "t.jinja: the chat template was stopped"),
+        ("{{ ''.__class__ }}", 4, "t.jinja:1: the chat template tries to leave its sandbox"),
+        (REFUSED["upper case"][0], 3, "it changes the text of user turn 1"),
+    ],
+)
+def test_faults_at_the_command_line(folder: Path, tmp_path: Path, source: str, code: int, line: str) -> None:
+    (tmp_path / "t.jinja").write_text(source)
+    command = [
+        sys.executable,
+        "-m",
+        "lorafold",
+        "modelfile",
+        str(folder),
+        "--chat-template",
+        str(tmp_path / "t.jinja"),
+    ]
+    ran = subprocess.run([*command, "--out", str(tmp_path / "M")], capture_output=True, text=True)
+    assert ran.returncode == code, ran.stderr
+    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and line in ran.stderr
+    assert "; fix: " in ran.stderr and not (tmp_path / "M").exists()
