@@ -26,7 +26,7 @@ from lorafold.progress import Progress, silent
 
 # Bytes that one weight takes while its block is in flight: the block itself, a fold's temporary, the output.
 BYTES_IN_FLIGHT = 12
-MAX_BLOCK_WEIGHTS = 1 << 20
+MAX_BLOCK_WEIGHTS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
