@@ -165,7 +165,7 @@ def test_twenty_examples_are_memorised(config: TrainConfig, base: Path, tmp_path
         learning_rate=1e-2,
         lr_scheduler_type="linear",
         per_device_train_batch_size=20,
-        max_steps=200,
+        max_steps=250,
         save_steps=0,
         modules_to_save=("lm_head",),
         **changes[way],

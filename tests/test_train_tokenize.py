@@ -53,10 +53,9 @@ def test_ids_equal_transformers_chat_template(name: str) -> None:
                 spans.append(theirs.decode(current))
                 current = []
         answers = [str(turn["content"]) for turn in turns if turn["role"] == "assistant"]
-        assert (
-            [span.strip() for span in spans] == [answer + ending for answer in answers]
-            or ([span.replace(ending, "").strip() for span in spans] == answers
-            and all(span.rstrip().endswith(ending) for span in spans))
+        assert [span.strip() for span in spans] == [answer + ending for answer in answers] or (
+            [span.replace(ending, "").strip() for span in spans] == answers
+            and all(span.rstrip().endswith(ending) for span in spans)
         )
 
 
