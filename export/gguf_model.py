@@ -48,7 +48,7 @@ def plan_gguf(
         imatrix: GGUF names of the tensors with importance weights, or None.
 
     Returns:
-        The plan, and the vocabulary that is in its headers.
+        The plan, and what is known of the vocabulary, without its tokens.
 
     Raises:
         UsageError: an unknown recipe or override.
@@ -84,7 +84,7 @@ def plan_gguf(
         max_memory=config.max_memory,
         split_max_size=config.split_max_size,
     )
-    return plan, vocab
+    return plan, vocab.without_tokens()
 
 
 def _metadata(

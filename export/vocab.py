@@ -107,6 +107,10 @@ class Vocab:
                 aside[reason] += 1
         return equal, aside
 
+    def without_tokens(self) -> Vocab:
+        """What is still needed when the header is made; the lists of a large vocabulary take 25 MB."""
+        return replace(self, texts=[], merges=None, scores=None)
+
     def metadata(self) -> list[KeyValue]:
         """The `tokenizer.ggml.*` entries, in the order of llama.cpp's converter (chat template excluded)."""
         entries = [
