@@ -5,8 +5,8 @@
 The usual way is three programs, each as its makers ship it: PEFT merge_and_unload + save_pretrained,
 llama.cpp's convert_hf_to_gguf.py (the pinned source that the tests use), and llama_model_quantize of the
 installed llama.cpp. Ours is `lorafold export`, header included, proof excluded (`--no-verify`): the usual way
-proves nothing. The model is random, of a published Qwen2 shape, with a rank-8 adapter on all seven projections
-and the real tokenizer of ../shared/tokenizers/qwen2.
+proves nothing. The model is random, of a published Qwen2 shape, with a rank-8 adapter on all seven
+projections and the real tokenizer of ../shared/tokenizers/qwen2.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def usual_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace
         "import ctypes, sys, llama_cpp\n"
         "p = llama_cpp.llama_model_quantize_default_params()\n"
         "p.ftype, p.nthread = int(sys.argv[3]), int(sys.argv[4])\n"
-        "sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(p)))\n"
+        "source, target = sys.argv[1].encode(), sys.argv[2].encode()\n"
+        "sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(p)))\n"
     )
     from lorafold.export.quant_recipes import find_recipe
 
