@@ -273,6 +273,27 @@ def test_resume_with_force_starts_over_where_it_cannot_go_on(config: TrainConfig
     assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
 
 
+def test_a_kill_while_tidying_up_loses_nothing(config: TrainConfig) -> None:
+    """Die after the result is in place and before the checkpoints have moved into it."""
+    result = train(config)
+    run = run_folder(config.output)
+    run.mkdir()
+    (result.folder / "checkpoint-6").rename(run / "checkpoint-6")
+    again = train(dataclasses.replace(config, resume=True))
+    assert again.notes == ("this run had finished already: nothing was done",)
+    assert (again.steps, again.loss, again.records) == (8, result.loss, result.records)
+    assert (result.folder / "checkpoint-6").is_dir() and not run.exists()
+    with pytest.raises(UsageError, match="not empty"):
+        train(dataclasses.replace(config, resume=True, learning_rate=0.1))
+
+
+def test_the_template_it_was_trained_with_goes_along(config: TrainConfig) -> None:
+    result = train(dataclasses.replace(config, chat_template="chatml", max_steps=1))
+    manifest = read_manifest(result.folder)
+    assert manifest is not None
+    assert (result.folder / "chat_template.jinja").read_text() == manifest["chat_template"]
+
+
 def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> None:
     with pytest.raises(Kill):
         train(dataclasses.replace(config, save_steps=4), die_at(5))

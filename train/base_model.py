@@ -36,7 +36,7 @@ def pick_device() -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type for a name; "auto" is bfloat16 on a GPU that computes in it, else float32.
 
-    A CPU without bfloat16 instructions is 30 times slower in bfloat16 than in float32, and float16 would need
+    A CPU without bfloat16 instructions is far slower in bfloat16 than in float32, and float16 would need
     loss scaling.
     """
     import torch

@@ -47,6 +47,19 @@ def agreed_facts(
     return {"config": values, "data": about, "base": identity, "versions": versions}
 
 
+def finished_run(out: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The manifest of a result that this very configuration has made already, if it is asked to resume."""
+    manifest = read_manifest(out) if config.resume and not config.force else None
+    if manifest is None or "training" not in manifest:
+        return None
+    then, now = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        for values in (manifest["config"], config.resolved())
+    )
+    same = all(then.get(key) == value for key, value in now.items() if key not in _FREE)
+    return manifest if same else None
+
+
 def find_checkpoint(run: Path, facts: dict[str, Any], config: TrainConfig) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, None to start at step 0, and what the user should know about it.
 

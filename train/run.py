@@ -34,7 +34,7 @@ from lorafold.train.methods import METHODS, linear_names
 from lorafold.train.new_tokens import extend_tokenizer, make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.result import TrainResult, last_value
-from lorafold.train.resume import agreed_facts, find_checkpoint
+from lorafold.train.resume import agreed_facts, find_checkpoint, finished_run
 from lorafold.train.signals import stop_requests
 from lorafold.train.tensorboard import event_writer
 from lorafold.train.tokenize import Tokenized, tokenize
@@ -62,6 +62,10 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     config.check()
     require("torch", "transformers", "peft", extra="train")
     out = config.output
+    if (manifest := finished_run(out, config)) is not None:
+        with lock(run_folder(out)):
+            tidy(run_folder(out), out)
+        return _already_done(out, manifest)
     base = resolve_base(config.base, offline=config.offline, trust_remote_code=config.trust_remote_code)
     sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
     check_output(out, inputs=[base.folder, *sources], force=config.force)
@@ -71,6 +75,31 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     with lock(run):
         _prepare_run_folder(run, config)
         return _Session(config, base, run, progress).train()
+
+
+def tidy(run: Path, out: Path) -> None:
+    """Move the checkpoints of a finished run into its result and remove the run's folder."""
+    with system_faults(run):
+        for path in checkpoints.list_checkpoints(run):
+            if not (out / path.name).exists():
+                path.rename(out / path.name)
+        if run.exists():
+            shutil.rmtree(run)
+
+
+def _already_done(out: Path, manifest: dict[str, Any]) -> TrainResult:
+    done = manifest["training"]
+    return TrainResult(
+        folder=out,
+        steps=done["steps"],
+        loss=done["loss"],
+        eval_loss=done["eval_loss"],
+        tokens=done["tokens"],
+        seconds=0.0,
+        stopped_by=None,
+        notes=("this run had finished already: nothing was done",),
+        records=tuple(read_metrics(out / "metrics.jsonl")),
+    )
 
 
 def _prepare_run_folder(run: Path, config: TrainConfig) -> None:
@@ -299,6 +328,9 @@ class _Session:
             dtype = base_dtype(self.base) if self.method.peft is None else None
             save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
             copy_tokenizer(self.tokenizer_folder, staging)
+            if config.chat_template:  # it was trained with, so it goes with the adapter
+                template = self.tokenizer.template.source
+                (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
             shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
             if (self.run / "runs").is_dir():
                 shutil.copytree(self.run / "runs", staging / "runs")
@@ -307,9 +339,7 @@ class _Session:
             (staging / "README.md").write_text(model_card(config, facts, curve=curve), encoding="utf-8")
             kind = "base" if self.method.peft is None else "adapter"
             write_manifest(staging, kind, facts)
-        for path in checkpoints.list_checkpoints(self.run):
-            path.rename(out / path.name)
-        shutil.rmtree(self.run)
+        tidy(self.run, out)
         self.progress("write the adapter", 1, 1)
         return out
 
