@@ -44,7 +44,7 @@ class AdapterOutput:
             type=TYPES[config.dtype],
             at=inputs.adapters[0][0].folder,
         )
-        self.notes = ["give it to llama.cpp with the base's GGUF: llama-server -m BASE.gguf --lora THIS.gguf"]
+        self.notes: list[str] = []
 
     @property
     def size(self) -> int:
@@ -62,6 +62,14 @@ class AdapterOutput:
         self._plan.write(folder / self._plan.file.name)
         progress("write", self.size, self.size)
         return {}
+
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """It goes with a GGUF of the base, of any quantization."""
+        path = out / self._plan.file.name
+        return [
+            ("chat", f"lorafold chat BASE.gguf BASE.gguf+{path}"),
+            ("llama.cpp", f"llama-server -m BASE.gguf --lora {path}"),
+        ]
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """What llama.cpp will add, read back, against the fold's own difference in float64."""

@@ -41,7 +41,7 @@ class ExportConfig:
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
-    """Type of the weights in a merged folder or adapter GGUF; keep: as in the base."""
+    """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
 
     rounding: Literal["exact", "peft"] = "exact"
     """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does."""

@@ -53,6 +53,10 @@ class FolderOutput:
         )
         return {}
 
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Chat with the folder."""
+        return [("chat", f"lorafold chat {out}")]
+
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Sampled rows of every tensor, read back, against the fold in float64."""
         written, source = Checkpoint.open(folder), self._inputs.source

@@ -68,6 +68,13 @@ class GgufOutput:
                 write_atomic(folder / name, text)
         return checksums
 
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Chat here, or create the model in Ollama."""
+        steps = [("chat", f"lorafold chat {out / self.plan.files[0].name}")]
+        if self._prompt:
+            steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
+        return steps
+
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
         inputs, files = self._inputs, self.plan.files

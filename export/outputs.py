@@ -36,6 +36,9 @@ class Output(Protocol):
     def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
         """Write into an empty folder; returns the sha256 of what is known without reading it again."""
 
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Label and command of what one would do with the finished folder."""
+
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Check what was written."""
 

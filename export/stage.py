@@ -34,6 +34,7 @@ class ExportResult:
         proof: what was checked.
         seconds: wall time of planning, writing and proving.
         notes: what the user should know.
+        next_steps: label and command of what one would do now.
     """
 
     folder: Path
@@ -41,20 +42,16 @@ class ExportResult:
     proof: Proof
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    next_steps: tuple[tuple[str, str], ...] = ()
 
     def lines(self) -> Lines:
         """Label and text of what was made and proven, and how to go on."""
-        models = [name for name in self.files if name.endswith(".gguf")]
         lines = [("made in", str(self.folder))]
         lines += [(name, f"{size:,} bytes") for name, size in self.files.items()]
         lines += [(check.verdict, f"{check.name}: {check.meaning}") for check in self.proof.checks]
         lines += [("note", note) for note in self.notes]
         lines.append(("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())))
-        if models:
-            lines.append(("chat", f"lorafold chat {self.folder / models[0]}"))
-        if "Modelfile" in self.files:
-            lines.append(("Ollama", f"ollama create NAME -f {self.folder / 'Modelfile'}"))
-        return lines
+        return [*lines, *self.next_steps]
 
 
 def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
@@ -99,7 +96,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         }
         manifest = write_manifest(staging, "export", facts, checksums=checksums)
     sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != "report.md"}
-    return ExportResult(config.out, sizes, proof, clock.laps, tuple(output.notes))
+    return ExportResult(
+        config.out, sizes, proof, clock.laps, tuple(output.notes), tuple(output.next_steps(config.out))
+    )
 
 
 def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
