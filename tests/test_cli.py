@@ -109,6 +109,8 @@ def test_signals_end_with_their_code_and_leave_nothing(number: int, code: int, t
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell's background jobs, and so perhaps this test run, ignore SIGINT; a user's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
