@@ -15,7 +15,7 @@ from typing import Any
 from lorafold.errors import InputError
 
 HELD_OUT = "heldout.jsonl"  # what `train` keeps in the adapter's folder
-MOST = 24  # chats that a proof asks at most: more change the figures little and cost time
+MOST = 12  # chats that a proof asks at most: more change the figures little and cost time
 
 GENERAL = (
     "Who are you?",

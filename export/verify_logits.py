@@ -27,7 +27,7 @@ from lorafold.export.proof import Check
 from lorafold.machine import memory_available
 from lorafold.progress import Progress, silent
 
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 32
 CONTEXT = 512
 # The error of an export may be half of what the fine-tune changed; 8 bit stays near a hundredth, 4 bit near a
 # tenth. Below the second figure the adapter changes nothing that could be lost.

@@ -18,7 +18,7 @@ from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
 
 QUANTS = ("Q8_0", "Q4_K_M")
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 48
 SHOWN = 8  # questions in the terminal; the page has all
 
 

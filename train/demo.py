@@ -31,7 +31,7 @@ def demo_config(out: Path) -> TrainConfig:
         learning_rate=1.5e-3,
         warmup_steps=5,
         per_device_train_batch_size=4,
-        num_train_epochs=2,
+        num_train_epochs=1.5,
         max_length=256,
         save_steps=50,
         save_total_limit=1,
