@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block
 from lorafold.export.verify_tensors import ExactSource
+from lorafold.export.workers import Written
 from lorafold.models import read_config
 from lorafold.progress import Progress
 
@@ -56,12 +56,12 @@ class AdapterOutput:
         text = f"{self.size:,} bytes, changes {len(self._plan.tensors)} tensors at scale 1.0"
         return [(self._plan.file.name, text)]
 
-    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+    def write(self, folder: Path, progress: Progress) -> Written:
         """Write the file."""
         progress("write", 0, self.size)
         self._plan.write(folder / self._plan.file.name)
         progress("write", self.size, self.size)
-        return {}
+        return Written()
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """It goes with a GGUF of the base, of any quantization."""

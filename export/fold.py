@@ -40,6 +40,7 @@ from lorafold.export.fold_targets import Targets, plan_adapter
 from lorafold.export.fold_tied import same_steps, settle_head
 from lorafold.jsonfile import read_object
 from lorafold.safetensors_file import DTYPE_BITS
+from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo, TensorSource
 
 Rounding = Literal["exact", "peft"]
@@ -109,6 +110,10 @@ class Folded:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of a tensor with everything folded in; see `TensorSource.rows`."""
+        with doing("fold"):
+            return self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         origin = self._origin.get(name, name)
         edits = self._edits.get(name, ())
         rounding = self.base.tensors[origin].dtype if self.rounding == "peft" else ""

@@ -13,6 +13,7 @@ PEFT's formulas (peft/tuners/lora, 0.21), for a weight W (out, in):
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import NumericError
+from lorafold.stopwatch import doing
 from lorafold.weights import TensorSource
 
 Block = NDArray[np.float32]
@@ -40,6 +42,15 @@ class Change(Protocol):
 
     def exact(self, block: Exact, rows: Rows) -> Exact:
         """The same for the rows of these numbers, in float64."""
+
+
+@functools.cache
+def _kernel() -> Callable[[Block, Block, Block, np.float32], None]:
+    """The inner loop. numba is imported, and perhaps at work for seconds, when it is first needed."""
+    with doing("compile"):
+        from lorafold.export.fold_kernel import compiled
+
+        return compiled()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,14 +75,12 @@ class AddLowRank:
     rounded: str = ""
 
     def apply(self, block: Block, start: int) -> Block:
-        from lorafold.export.fold_kernel import add_low_rank
-
         first, last = max(start, self.start), min(start + len(block), self.stop)
         if first < last:
             part = block[first - start : last - start]
             left = self.left(first - self.start, last - self.start)
             product = np.zeros_like(part) if self.rounded else part
-            add_low_rank(product, left, self.right(), np.float32(self.scale))
+            _kernel()(product, left, self.right(), np.float32(self.scale))
             if self.rounded:
                 part += round_to(self.rounded, product)
         return block

@@ -22,31 +22,42 @@ from lorafold.weights import Checkpoint
 CACHE_BYTES = 48 << 20
 """Most bytes of factors kept. A single larger one is kept too, or it would be read again for every block."""
 
+IDLE_REQUESTS = 256
+"""A factor that was not among so many requests belongs to a tensor that is done: it makes room at once, so
+that the cache does not fill up with the model's layers."""
+
 
 @dataclass(slots=True)
 class FactorCache:
     """The factors used last, whichever thread used them."""
 
     limit: int = CACHE_BYTES
-    _kept: OrderedDict[Hashable, Block] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[Hashable, tuple[Block, int]] = field(default_factory=OrderedDict)  # with its request
+    _requests: int = 0
     _bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, build: Callable[[], Block]) -> Block:
         """The factor of this key, built where it is not kept. Two threads may build it; both get the same."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
+            self._requests += 1
+            if key in self._kept:
+                block = self._kept[key][0]
+                self._kept[key] = (block, self._requests)
                 self._kept.move_to_end(key)
-                return found
+                return block
         built = build()
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = built
+                self._kept[key] = (built, self._requests)
                 self._bytes += built.nbytes
-                while self._bytes > self.limit and len(self._kept) > 1:
-                    self._bytes -= self._kept.popitem(last=False)[1].nbytes
+                while len(self._kept) > 1 and (self._bytes > self.limit or self._oldest_is_idle()):
+                    self._bytes -= self._kept.popitem(last=False)[1][0].nbytes
         return built
+
+    def _oldest_is_idle(self) -> bool:
+        _, asked = next(iter(self._kept.values()))
+        return self._requests - asked > IDLE_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,11 +47,11 @@ def add_low_rank(block: Block, left: Block, right: Block, scale: np.float32) -> 
         right: float32 (rank, cols), C-contiguous.
         scale: float32.
     """
-    _compiled()(block, left, right, scale)
+    compiled()(block, left, right, scale)
 
 
 @functools.cache
-def _compiled() -> Callable[[Block, Block, Block, np.float32], None]:
+def compiled() -> Callable[[Block, Block, Block, np.float32], None]:
     """The machine code: from numba's cache beside this module, or in the user's cache folder, or made now."""
     one = np.zeros((1, 1), np.float32)
     try:

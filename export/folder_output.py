@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.export.merged_folder import plan_shards, write_merged_folder
 from lorafold.export.proof import Check
+from lorafold.export.workers import Written
 from lorafold.progress import Progress
 from lorafold.weights import Checkpoint
 
@@ -37,10 +37,10 @@ class FolderOutput:
         """Files with sizes."""
         return [(shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards]
 
-    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+    def write(self, folder: Path, progress: Progress) -> Written:
         """Write the folder."""
         template = self._inputs.template
-        write_merged_folder(
+        made = write_merged_folder(
             self._inputs.source,
             self._inputs.base.folder,
             folder,
@@ -51,7 +51,7 @@ class FolderOutput:
             tokenizer_folder=self._inputs.tokenizer,
             chat_template=None if template is None else ChatTemplate.chosen(template).source,
         )
-        return {}
+        return Written({}, dict(made.work))
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat with the folder."""

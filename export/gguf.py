@@ -136,7 +136,8 @@ def _value(entry: KeyValue) -> bytes:
     assert entry.subtype is not None and not isinstance(entry.value, (str, bool, int, float))
     head = struct.pack("<IQ", entry.subtype, len(entry.value))
     if entry.subtype == GGUFValueType.STRING:
-        # Vocabularies and merges: hundreds of thousands of strings, hence no call per string.
+        # Vocabularies and merges: hundreds of thousands of strings of few lengths.
         texts = [str(item).encode("utf-8") for item in entry.value]
-        return head + b"".join(part for text in texts for part in (len(text).to_bytes(8, "little"), text))
+        lengths = {length: struct.pack("<Q", length) for length in set(map(len, texts))}
+        return head + b"".join([lengths[len(text)] + text for text in texts])
     return head + np.asarray(entry.value, dtype=_SCALARS[entry.subtype]).tobytes()

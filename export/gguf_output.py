@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from lorafold.export.verify_logits import check_logits
 from lorafold.export.verify_tensors import check_tensors
 from lorafold.export.verify_tokens import check_prompt_tokens, check_tokenizer
 from lorafold.export.vocab_probe import probe_texts
+from lorafold.export.workers import Written
 from lorafold.export.writer import write_gguf_files
 from lorafold.progress import Progress
 
@@ -50,9 +50,9 @@ class GgufOutput:
         paths = self._prompt.paths() if self._prompt else []
         return [*describe(self.plan), *paths]
 
-    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
+    def write(self, folder: Path, progress: Progress) -> Written:
         """Write the GGUF files and a Modelfile for each model."""
-        checksums = write_gguf_files(
+        written = write_gguf_files(
             self.plan.files,
             self._inputs.source,
             folder,
@@ -66,7 +66,7 @@ class GgufOutput:
                 name = f"Modelfile-{file.recipe}" if number else "Modelfile"
                 text = write_modelfile(self._prompt, f"./{file.name}", system=self._config.system)
                 write_atomic(folder / name, text)
-        return checksums
+        return written
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama."""

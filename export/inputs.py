@@ -6,6 +6,7 @@ fits it, its tensors are all consumed. No weight is read here.
 
 from __future__ import annotations
 
+import filecmp
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +137,19 @@ def _check_base(adapter: Adapter, base: Base) -> None:
 
 def _tokenizer_folder(base: Base, adapters: list[Adapter]) -> Path:
     """The adapter's folder where its tokenizer has other tokens than the base's, else the base's."""
+    ours = base.folder / TOKENIZER
     for adapter in adapters:
-        if _tokens(adapter.folder) not in (None, _tokens(base.folder)):
+        own = adapter.folder / TOKENIZER
+        # A tokenizer is megabytes of JSON: mostly there is none, or a copy of the base's.
+        if not own.is_file() or (ours.is_file() and filecmp.cmp(own, ours, shallow=False)):
+            continue
+        if _tokens(own) != _tokens(ours):
             return adapter.folder
     return base.folder
 
 
-def _tokens(folder: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
+def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
     """What tells vocabularies apart: the number of tokens and the added ones."""
-    path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     tokenizer = read_object(path)

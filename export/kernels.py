@@ -11,6 +11,7 @@ while one compiles a kernel, the others go on with ggml.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError
 from lorafold.export import ggml
+from lorafold.stopwatch import doing
 
 # What numba compiles: (x, importance, out, odd), all flat. `odd` has a flag for each block of the type; a
 # row with one set holds values (subnormal, or nearly overflowing) for which only ggml itself has the bytes.
@@ -114,6 +116,16 @@ def prepare(types: Iterable[Type], weighted: bool = False) -> None:
         _kernel(type, weighted, wait=True)
 
 
+def import_compiler(types: Iterable[Type]) -> None:
+    """Import numba, most of a second, where one of these types has a kernel; nothing where it is missing.
+
+    On a worker thread it would stand in the way of all others: they share the interpreter.
+    """
+    if any(type in _KERNELS for type in types):
+        with contextlib.suppress(ImportError):
+            importlib.import_module("numba")
+
+
 def kernel_report() -> list[KernelState]:
     """The kernels needed so far, in the order of need, each with its backend and the reason for it."""
     return [state for _, state in _states.values()]
@@ -162,7 +174,8 @@ def _kernel(type: Type, weighted: bool, wait: bool) -> Kernel | None:
         if not _compiling.acquire(blocking=wait):
             return None
         try:
-            state = _states.get(key) or _states.setdefault(key, _build(*key))
+            with doing("compile"):
+                state = _states.get(key) or _states.setdefault(key, _build(*key))
         finally:
             _compiling.release()
     return state[0]

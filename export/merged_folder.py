@@ -11,11 +11,11 @@ with spaces to a multiple of 8, and wider types come first so that every tensor 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.export.fold_changes import round_to
+from lorafold.export.workers import pwrite_all, work_off
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
 from lorafold.safetensors_file import DTYPE_BITS, ShardFiles, TensorInfo
+from lorafold.stopwatch import Spent, doing
 from lorafold.weights import TensorSource
 
 Dtype = Literal["bf16", "f16", "f32", "keep"]
@@ -83,12 +85,14 @@ class MergedFolder:
         files: everything else, by name.
         parameters: number of weights.
         nbytes: bytes of weights.
+        work: what the wall time of writing the weights went into.
     """
 
     shards: tuple[ShardPlan, ...]
     files: tuple[str, ...]
     parameters: int
     nbytes: int
+    work: Mapping[str, Spent]
 
 
 def plan_shards(source: TensorSource, dtype: Dtype, shard_bytes: int = SHARD_BYTES) -> tuple[ShardPlan, ...]:
@@ -179,9 +183,7 @@ def write_merged_folder(
     shards = plan_shards(source, dtype, shard_bytes)
     nbytes = sum(info.nbytes for shard in shards for info in shard.tensors)
     with system_faults(staging):
-        done = _Bytes(nbytes, progress)
-        for shard in shards:
-            _write_shard(source, shard, staging, threads, done)
+        work = _write_shards(source, shards, staging, threads, nbytes, progress)
         files = _write_files(source, base_folder, staging, dtype, tokenizer_folder, chat_template)
         parameters = sum(
             int(np.prod(info.shape, dtype=np.int64)) for shard in shards for info in shard.tensors
@@ -193,38 +195,47 @@ def write_merged_folder(
             }
             _write_json(staging / "model.safetensors.index.json", index)
             files = (*files, "model.safetensors.index.json")
-    return MergedFolder(shards, files, parameters, nbytes)
+    return MergedFolder(shards, files, parameters, nbytes, work)
 
 
-def _write_shard(
-    source: TensorSource, shard: ShardPlan, staging: Path, threads: int, progress: _Bytes
-) -> None:
-    """Write one file, a block of rows at a time, on some threads."""
-    originals = ShardFiles()
-    descriptor = os.open(staging / shard.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    pool = ThreadPoolExecutor(threads)
+def _write_shards(
+    source: TensorSource,
+    shards: Sequence[ShardPlan],
+    staging: Path,
+    threads: int,
+    nbytes: int,
+    progress: Progress,
+) -> Mapping[str, Spent]:
+    """Write all files of weights, a block of rows at a time, on some threads."""
+    with contextlib.ExitStack() as opened:
+        originals = ShardFiles()
+        opened.callback(originals.close)
+        descriptors: dict[str, int] = {}
+        for shard in shards:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptors[shard.name] = descriptor = os.open(staging / shard.name, flags, 0o644)
+            opened.callback(os.close, descriptor)
+            os.truncate(descriptor, shard.size)
+            pwrite_all(descriptor, memoryview(shard.header), 0)
 
-    def write(block: tuple[TensorInfo, int, int]) -> int:
-        info, start, stop = block
-        width = info.nbytes // info.rows
-        if info.dtype in TORCH_NAMES:
-            buffer = _encode(source.rows(info.name, start, stop), info)
-        else:  # integers and float64, which float32 rows do not hold
-            original = source.tensors[info.name]
-            buffer = memoryview(bytearray((stop - start) * width))
-            originals.read(original.file, original.offset + start * width, buffer)
-        _pwrite(descriptor, buffer, info.offset + start * width)
-        return len(buffer)
+        def write(block: tuple[TensorInfo, int, int]) -> int:
+            info, start, stop = block
+            width = info.nbytes // info.rows
+            if info.dtype in TORCH_NAMES:
+                rows = source.rows(info.name, start, stop)
+                with doing("round"):
+                    buffer = _encode(rows, info)
+            else:  # integers and float64, which float32 rows do not hold
+                original = source.tensors[info.name]
+                buffer = memoryview(bytearray((stop - start) * width))
+                with doing("read"):
+                    originals.read(original.file, original.offset + start * width, buffer)
+            with doing("write"):
+                pwrite_all(descriptors[str(info.file)], buffer, info.offset + start * width)
+            return len(buffer)
 
-    try:
-        os.truncate(descriptor, shard.size)
-        _pwrite(descriptor, memoryview(shard.header), 0)
-        for written in pool.map(write, _blocks(shard)):
-            progress.add(written)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        os.close(descriptor)
-        originals.close()
+        blocks = (block for shard in shards for block in _blocks(shard))
+        return work_off(blocks, write, threads=threads, total=nbytes, progress=progress)
 
 
 def _blocks(shard: ShardPlan) -> Iterator[tuple[TensorInfo, int, int]]:
@@ -246,24 +257,6 @@ def _encode(block: NDArray[np.float32], info: TensorInfo) -> memoryview:
             f"a weight of {info.name} is too large for F16", at=info.name, fix="use --dtype bf16 or f32"
         )
     return block.astype(NUMPY[info.dtype]).reshape(-1).view(np.uint8).data
-
-
-def _pwrite(descriptor: int, buffer: memoryview, offset: int) -> None:
-    while buffer:
-        count = os.pwrite(descriptor, buffer, offset)
-        buffer, offset = buffer[count:], offset + count
-
-
-class _Bytes:
-    """Bytes written so far, told to `progress`."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.total, self.done, self.progress = total, 0, progress
-        progress("write", 0, total)
-
-    def add(self, count: int) -> None:
-        self.done += count
-        self.progress("write", self.done, self.total)
 
 
 def _write_files(

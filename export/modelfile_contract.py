@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.chat import ChatTemplate, end_of_turn
-from lorafold.chat_fragments import split_controls
+from lorafold.chat_controls import split_controls
 from lorafold.chat_template import read_json
 from lorafold.export.chat_format import ChatFormat
 from lorafold.export.chat_probe import Chat, Reference

@@ -7,7 +7,7 @@ writes it into a folder, and proves what it wrote. `stage.export` treats them al
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from lorafold.export.folder_output import FolderOutput
 from lorafold.export.gguf_output import GgufOutput
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof import Check
+from lorafold.export.workers import Written
 from lorafold.progress import Progress
 
 
@@ -33,8 +34,8 @@ class Output(Protocol):
     def describe(self) -> list[tuple[str, str]]:
         """Label and text of what is made."""
 
-    def write(self, folder: Path, progress: Progress) -> Mapping[str, str]:
-        """Write into an empty folder; returns the sha256 of what is known without reading it again."""
+    def write(self, folder: Path, progress: Progress) -> Written:
+        """Write into an empty folder."""
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Label and command of what one would do with the finished folder."""

@@ -19,7 +19,9 @@ from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs import FORMATS, check_disk
 from lorafold.export.proof import Check, Proof
 from lorafold.export.report import write_report
+from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent
+from lorafold.stopwatch import Spent
 
 Lines = list[tuple[str, str]]
 
@@ -32,7 +34,8 @@ class ExportResult:
         folder: the output folder.
         files: sizes of the artifacts in bytes, by name.
         proof: what was checked.
-        seconds: wall time of planning, writing and proving.
+        seconds: wall time of planning, writing, proving and committing.
+        work: what the seconds of writing went into, by kind of work; see `workers.Written`.
         notes: what the user should know.
         next_steps: label and command of what one would do now.
     """
@@ -41,6 +44,7 @@ class ExportResult:
     files: Mapping[str, int]
     proof: Proof
     seconds: Mapping[str, float]
+    work: Mapping[str, Spent]
     notes: tuple[str, ...] = ()
     next_steps: tuple[tuple[str, str], ...] = ()
 
@@ -51,6 +55,11 @@ class ExportResult:
         lines += [(check.verdict, f"{check.name}: {check.meaning}") for check in self.proof.checks]
         lines += [("note", note) for note in self.notes]
         lines.append(("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())))
+        total = sum(spent.wall for spent in self.work.values())
+        shares = {kind: spent.wall / total for kind, spent in self.work.items() if spent.wall > total / 100}
+        if shares:
+            most = sorted(shares.items(), key=lambda item: -item[1])
+            lines.append(("written with", ", ".join(f"{kind} {share:.0%}" for kind, share in most)))
         return [*lines, *self.next_steps]
 
 
@@ -74,9 +83,10 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     check_output(config.out, inputs=inputs.folders, force=config.force)
     output = FORMATS[config.format](inputs, config)
     check_disk(output, config.out)
+    return_free_memory()
     clock.lap("plan")
     with new_folder(config.out, force=config.force) as staging:
-        checksums = output.write(staging, progress)
+        written = output.write(staging, progress)
         clock.lap("write")
         checks = output.prove(staging, progress) if config.verify else (_UNPROVEN,)
         proof = Proof(tuple(checks))
@@ -94,10 +104,17 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             "folded": dict(inputs.source.touched),
             "proof": proof.as_json(),
         }
-        manifest = write_manifest(staging, "export", facts, checksums=checksums)
+        manifest = write_manifest(staging, "export", facts, checksums=written.checksums)
+    clock.lap("commit")
     sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != "report.md"}
     return ExportResult(
-        config.out, sizes, proof, clock.laps, tuple(output.notes), tuple(output.next_steps(config.out))
+        folder=config.out,
+        files=sizes,
+        proof=proof,
+        seconds=clock.laps,
+        work=written.work,
+        notes=tuple(output.notes),
+        next_steps=tuple(output.next_steps(config.out)),
     )
 
 

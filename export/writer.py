@@ -8,34 +8,29 @@ block goes to an offset that the plan knows, the bytes do not depend on which th
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.artifacts import sha256_file, system_faults
+from lorafold.artifacts import system_faults
 from lorafold.export import kernels
-from lorafold.export.gguf import GgufFile, TypedTensor
+from lorafold.export.checksum import RunningChecksum
+from lorafold.export.gguf import GgufFile, TypedTensor, padded
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.row_ops import RowSource, read_block
+from lorafold.export.workers import Written, pwrite_all, work_off
 from lorafold.progress import Progress, silent
+from lorafold.stopwatch import Spent, Stopwatch, doing
 
 # Bytes that one weight takes while its block is in flight: the block itself, a fold's temporary, the output.
 BYTES_IN_FLIGHT = 12
 MAX_BLOCK_WEIGHTS = 1 << 19
 
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where one tensor goes in one file."""
-
-    file: int
-    typed: TypedTensor
-    base: int
+Importance = Mapping[str, NDArray[np.float32]]
 
 
 def write_gguf_files(
@@ -45,9 +40,9 @@ def write_gguf_files(
     *,
     threads: int,
     max_memory: int,
-    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    imatrix: Importance | None = None,
     progress: Progress = silent,
-) -> dict[str, str]:
+) -> Written:
     """Write every file from one read of the source.
 
     Args:
@@ -60,69 +55,127 @@ def write_gguf_files(
         progress: told the bytes written.
 
     Returns:
-        sha256 by file name.
+        sha256 by file name, and what the time went into.
 
     Raises:
         NumericError: a weight is NaN or infinite.
         SystemFault: the disk refused.
     """
-    targets: dict[str, list[_Target]] = {}
-    tensors: dict[str, MappedTensor] = {}
-    for index, file in enumerate(files):
-        for typed in file.tensors:
-            tensors.setdefault(typed.tensor.name, typed.tensor)
-            targets.setdefault(typed.tensor.name, []).append(_Target(index, typed, len(file.header)))
-    total = sum(typed.nbytes for file in files for typed in file.tensors)
+    tensors = {typed.tensor.name: typed.tensor for file in files for typed in file.tensors}
     weights_per_block = min(MAX_BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
-    blocks = _Blocks(
+    blocks = (
         (tensor, start, stop)
         for tensor in tensors.values()
         for start, stop in block_rows(tensor, weights_per_block)
     )
-    descriptors: list[int] = []
-    try:
-        for file in files:
-            path = folder / file.name
-            with system_faults(path):
-                descriptors.append(_create(path, file))
-        done = _Counter(total, progress)
+    watch = Stopwatch()
+    with ExitStack() as opened:
+        outputs = [_OpenFile.create(folder / file.name, file, opened) for file in files]
+        targets: dict[str, list[_Target]] = {}
+        for output in outputs:
+            for typed in output.file.tensors:
+                targets.setdefault(typed.tensor.name, []).append(_Target(output, typed))
 
-        def work() -> None:
-            for tensor, start, stop in blocks:
-                written = _write_block(source, tensor, start, stop, targets, descriptors, imatrix or {})
-                done.add(written)
+        def carry_out(block: tuple[MappedTensor, int, int]) -> int:
+            tensor, start, stop = block
+            importance = _importance(imatrix or {}, tensor, start)
+            return _write_block(source, tensor, start, stop, targets[tensor.name], importance)
 
+        with watch.measured("compile"):
+            kernels.import_compiler(typed.type for file in files for typed in file.tensors)
         with system_faults(folder):
-            _run_threads(work, threads, blocks.close)
-            for descriptor in descriptors:
-                os.fsync(descriptor)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    with ThreadPoolExecutor(min(threads, len(files))) as pool:
-        digests = pool.map(sha256_file, [folder / file.name for file in files])
-        return dict(zip((file.name for file in files), digests, strict=True))
+            work = work_off(
+                blocks,
+                carry_out,
+                threads=threads,
+                total=sum(typed.nbytes for file in files for typed in file.tensors),
+                progress=progress,
+            )
+            with watch.measured("sync"):
+                for output in outputs:
+                    os.fsync(output.descriptor)
+        checksums = {output.file.name: output.checksum.hexdigest(output.file.size) for output in outputs}
+    for kind, spent in watch.spent.items():
+        work[kind] = work.get(kind, Spent()) + spent
+    return Written(checksums, work)
 
 
-class _Blocks:
-    """Blocks of rows, handed to whichever thread asks next."""
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file that is being written."""
 
-    def __init__(self, blocks: Iterator[tuple[MappedTensor, int, int]]) -> None:
-        self._blocks = blocks
-        self._lock = threading.Lock()
-        self._closed = False
+    file: GgufFile
+    descriptor: int
+    checksum: RunningChecksum
 
-    def __iter__(self) -> Iterator[tuple[MappedTensor, int, int]]:
-        while True:
-            with self._lock:
-                block = None if self._closed else next(self._blocks, None)
-            if block is None:
-                return
-            yield block
+    @classmethod
+    def create(cls, path: Path, file: GgufFile, opened: ExitStack) -> _OpenFile:
+        """Take the whole file's room on the disk and write its header; `opened` will close it."""
+        with system_faults(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            opened.callback(os.close, descriptor)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, file.size)  # a full disk is found here, not after minutes
+            else:
+                os.ftruncate(descriptor, file.size)
+            created = cls(file, descriptor, RunningChecksum(descriptor))
+            created.write(memoryview(file.header), 0)
+            return created
 
-    def close(self) -> None:
-        """Hand out no more: a thread has failed."""
-        self._closed = True
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write a part."""
+        with doing("write"):
+            pwrite_all(self.descriptor, data, offset)
+        with doing("checksum"):
+            self.checksum.add(data, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where one tensor goes in one file."""
+
+    output: _OpenFile
+    typed: TypedTensor
+
+    def write(self, rows: NDArray[np.uint8], start: int) -> None:
+        """Write quantized rows from row `start` on; behind the last one, the padding up to the next tensor.
+
+        The padding is there already, as zeros: it is only added to the checksum.
+        """
+        offset = len(self.output.file.header) + self.typed.offset + start * self.typed.row_bytes
+        self.output.write(memoryview(rows.reshape(-1)), offset)  # type: ignore[arg-type]  # arrays are buffers
+        padding = padded(self.typed.nbytes) - self.typed.nbytes
+        if padding and start + len(rows) == self.typed.tensor.rows:
+            self.output.checksum.add(bytes(padding), offset + rows.nbytes)
+
+
+def _write_block(
+    source: RowSource,
+    tensor: MappedTensor,
+    start: int,
+    stop: int,
+    targets: Sequence[_Target],
+    importance: NDArray[np.float32] | None,
+) -> int:
+    """Rows [start, stop) of one tensor, into every file that holds it; returns the bytes written."""
+    with doing("reorder"):
+        block = read_block(source, tensor, start, stop)
+    written = 0
+    for target in targets:
+        with doing("quantize"):
+            rows = kernels.quantize(block, target.typed.type, importance, at=tensor.name, first_row=start)
+        target.write(rows, start)
+        written += rows.nbytes
+    return written
+
+
+def _importance(imatrix: Importance, tensor: MappedTensor, start: int) -> NDArray[np.float32] | None:
+    """The columns' weights (cols,) in the block that begins at row `start`: those of its own expert."""
+    found = imatrix.get(tensor.name)
+    if found is None or found.ndim == 1:
+        return found
+    own: NDArray[np.float32] = found[start // tensor.shape[-2]] if len(found) > 1 else found[0]
+    return own
 
 
 def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
@@ -138,71 +191,3 @@ def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
     for first in range(0, tensor.rows, matrix):
         for start in range(first, first + matrix, step):
             yield start, min(start + step, first + matrix)
-
-
-def _write_block(
-    source: RowSource,
-    tensor: MappedTensor,
-    start: int,
-    stop: int,
-    targets: Mapping[str, Sequence[_Target]],
-    descriptors: Sequence[int],
-    imatrix: Mapping[str, NDArray[np.float32]],
-) -> int:
-    block = read_block(source, tensor, start, stop)
-    importance = imatrix.get(tensor.name)
-    if importance is not None and importance.ndim == 2:
-        importance = importance[start // tensor.shape[-2]] if len(importance) > 1 else importance[0]
-    written = 0
-    for target in targets[tensor.name]:
-        rows = kernels.quantize(block, target.typed.type, importance, at=tensor.name, first_row=start)
-        offset = target.base + target.typed.offset + start * target.typed.row_bytes
-        _pwrite(descriptors[target.file], rows, offset)
-        written += rows.nbytes
-    return written
-
-
-def _pwrite(descriptor: int, data: NDArray[np.uint8], offset: int) -> None:
-    view = memoryview(data.reshape(-1))  # type: ignore[arg-type]  # numpy arrays are buffers
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _create(path: Path, file: GgufFile) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, file.size)  # a full disk is found here, not after minutes
-    else:
-        os.ftruncate(descriptor, file.size)
-    os.pwrite(descriptor, file.header, 0)
-    return descriptor
-
-
-class _Counter:
-    """Bytes written so far, told to `progress` a few times a second at most."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.total, self.done, self.said = total, 0, 0
-        self.step = max(total // 500, 1)
-        self.progress, self.lock = progress, threading.Lock()
-        progress("write", 0, total)
-
-    def add(self, count: int) -> None:
-        with self.lock:
-            self.done += count
-            if self.done - self.said >= self.step or self.done == self.total:
-                self.said = self.done
-                self.progress("write", self.done, self.total)
-
-
-def _run_threads(work: Callable[[], None], threads: int, stop: Callable[[], None]) -> None:
-    """Run `work` on each thread; the first failure stops the others and is raised."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="lorafold-export") as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        finally:
-            stop()

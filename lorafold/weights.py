@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError, NumericError, UnsafeInputError
 from lorafold.jsonfile import read_object
 from lorafold.safetensors_file import ShardFiles, TensorInfo, read_header
+from lorafold.stopwatch import doing
 
 __all__ = ["Checkpoint", "TensorInfo", "TensorSource"]
 
@@ -133,14 +134,17 @@ class Checkpoint:
         """
         info = self.tensors[name]
         assert 0 <= start <= stop <= info.rows, (name, start, stop, info.shape)
-        width = info.cols
+        with doing("read"):
+            return self._rows(info, start, stop)
+
+    def _rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         itemsize = _itemsize(info)
-        out = np.empty((stop - start, width), dtype=np.float32)
-        self._read_floats(info, info.offset + start * width * itemsize, out)
+        out = np.empty((stop - start, info.cols), dtype=np.float32)
+        self._read_floats(info, info.offset + start * info.cols * itemsize, out)
         if out.size and not (math.isfinite(out.max()) and math.isfinite(out.min())):
             row = start + int(np.argmin(np.isfinite(out).all(axis=1)))
             raise NumericError(
-                f"NaN or infinity in tensor {name!r}, row {row}",
+                f"NaN or infinity in tensor {info.name!r}, row {row}",
                 at=info.file,
                 fix="use a checkpoint with finite weights",
             )

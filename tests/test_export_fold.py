@@ -14,14 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny_models import SIZES, tiny_model, write_model
 
 from lorafold.adapters import Adapter
 from lorafold.export.fold import Folded
-from lorafold.export.fold_changes import round_to
-from lorafold.export.fold_kernel import add_low_rank
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")
@@ -294,41 +290,6 @@ def test_exact_rows_is_the_same_fold_in_float64(tmp_path: Path) -> None:
             assert np.abs(exact - fast).max() <= 1e-6 * np.abs(exact).max(), (name, tensor)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(1, 70),
-    cols=st.integers(1, 70),
-    rank=st.integers(1, 13),
-    cut=st.integers(1, 70),
-    seed=st.integers(0),
-)
-def test_the_kernel_depends_on_no_blocking(rows: int, cols: int, rank: int, cut: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    left = random.standard_normal((rows, rank), dtype=np.float32)
-    right = random.standard_normal((rank, cols), dtype=np.float32)
-    block = random.standard_normal((rows, cols), dtype=np.float32)
-    scale = np.float32(random.uniform(-3, 3))
-    whole = block.copy()
-    add_low_rank(whole, left, right, scale)
-    pieces = block.copy()
-    for start in range(0, rows, cut):
-        add_low_rank(pieces[start : start + cut], left[start : start + cut], right, scale)
-    assert np.array_equal(whole, pieces)
-    # The chain of fused multiply-adds by hand: float64 holds a product of two float32 exactly.
-    chain = np.zeros_like(block)
-    for k in range(rank):
-        chain = (left[:, k : k + 1].astype(np.float64) * right[k] + chain).astype(np.float32)
-    assert np.abs(whole - (block + chain * scale)).max() <= 1e-6 * np.abs(whole).max()
-
-
-def test_the_kernel_by_hand() -> None:
-    block = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    add_low_rank(
-        block, np.array([[1.0], [10.0]], np.float32), np.array([[0.5, -1.0]], np.float32), np.float32(2)
-    )
-    assert block.tolist() == [[2.0, 0.0], [13.0, -16.0]]
-
-
 @pytest.mark.parametrize("name", ["dora", "conv1d dora", "experts in pieces"])
 def test_rows_depend_on_no_blocking_and_no_thread(name: str, tmp_path: Path) -> None:
     feature = FEATURES[name]
@@ -347,23 +308,6 @@ def test_rows_depend_on_no_blocking_and_no_thread(name: str, tmp_path: Path) -> 
             pieces = pool.map(fresh.rows, *zip(*blocks, strict=True))
             for block, rows in zip(blocks, pieces, strict=True):
                 assert np.array_equal(rows, expected[block[0]][block[1] : block[2]]), block
-
-
-def test_bfloat16_is_rounded_half_to_even() -> None:
-    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 0.0], np.float32)
-    wanted = torch.from_numpy(values.copy()).bfloat16().float().numpy()
-    assert np.array_equal(round_to("BF16", values), wanted)
-    assert wanted.tolist() == [1.0, 1.0, 1.015625, 1.0078125, -1.0, 0.0]
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0), exponent=st.integers(-30, 30), dtype=st.sampled_from(["BF16", "F16"]))
-def test_rounding_equals_torch(seed: int, exponent: int, dtype: str) -> None:
-    values = np.random.default_rng(seed).standard_normal(500, dtype=np.float32)
-    values *= np.float32(2.0 ** (exponent if dtype == "BF16" else exponent / 3))
-    torch_type = torch.bfloat16 if dtype == "BF16" else torch.float16
-    wanted = torch.from_numpy(values.copy()).to(torch_type).float().numpy()
-    assert np.array_equal(round_to(dtype, values.copy()), wanted)
 
 
 def test_several_adapters_are_summed_up_with_their_weights(tmp_path: Path) -> None:
