@@ -156,26 +156,37 @@ def lock(out: Path) -> Iterator[None]:
         file.close()
 
 
+# What the operating system may refuse a user, by errno(3).
+_CURES = {
+    errno.ENOSPC: ("the disk is full", "free space or choose an --out on another disk"),
+    errno.EDQUOT: ("the disk quota is used up", "free space or choose an --out on another disk"),
+    errno.EFBIG: (
+        "the file is larger than the file system or `ulimit -f` allows",
+        "raise the limit or choose an --out on another disk",
+    ),
+    errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
+    errno.EACCES: ("permission denied", "choose a folder that you may write"),
+    errno.EPERM: ("permission denied", "choose a folder that you may write"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
+    errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one"),
+    errno.ELOOP: ("its symbolic links lead in a circle", "choose another path"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, choose another one"),
+}
+
+
 @contextlib.contextmanager
 def system_faults(at: Path) -> Iterator[None]:
     """Turn the operating system's refusals (full disk, permission, quota, I/O) into one-line errors."""
-    cures = {
-        errno.ENOSPC: ("the disk is full", "free space or choose an --out on another disk"),
-        errno.EDQUOT: ("the disk quota is used up", "free space or choose an --out on another disk"),
-        errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
-        errno.EACCES: ("permission denied", "choose a folder that you may write"),
-        errno.EPERM: ("permission denied", "choose a folder that you may write"),
-        errno.EIO: ("the disk reports an input/output error", "check the disk, choose another one"),
-    }
     try:
         yield
     except LorafoldError:
         raise
     except OSError as error:
-        if error.errno not in cures:
+        if error.errno not in _CURES:
             raise
-        problem, fix = cures[error.errno]
-        raise SystemFault(problem, at=error.filename or at, fix=fix) from error
+        problem, fix = _CURES[error.errno]
+        # Of a copy or a rename the second name is the one that was to be written.
+        raise SystemFault(problem, at=error.filename2 or error.filename or at, fix=fix) from error
 
 
 def sha256_file(path: Path) -> str:

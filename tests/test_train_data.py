@@ -290,8 +290,8 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_hub_id_offline() -> None:
-    with pytest.raises(SystemFault, match="needs the network"):
-        load_data(["org/name"], offline=True)
+    with pytest.raises(SystemFault, match="not in the local cache"):
+        load_data(["nobody/a-name-that-is-nowhere"], offline=True)
 
 
 def test_folder_that_is_no_data_set(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ that a data set could bring is run: no pickle without leave, no loading script, 
 from __future__ import annotations
 
 import csv
-import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
 from lorafold.models import require
+from lorafold.train.hub_data import is_hub_id, read_hub, read_saved
 from lorafold.train.jsontext import MAX_RECORD, Placed, lines, read_json, read_jsonl
 
 
@@ -23,7 +23,7 @@ def read_records(spec: str, *, allow_pickle: bool = False, offline: bool = False
     """Read one data source.
 
     Args:
-        spec: a file of a known type, a folder that `datasets` saved, or a hub id "org/name".
+        spec: a file of a known type, a folder that `datasets` saved, or a hub id "org/name[@revision]".
         allow_pickle: accept pickled DataFrames.
         offline: never connect.
 
@@ -37,7 +37,7 @@ def read_records(spec: str, *, allow_pickle: bool = False, offline: bool = False
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        yield from _saved_dataset(path)
+        yield from read_saved(path)
     elif path.suffix.lower() in _CODE and path.exists():
         raise UnsafeInputError(
             "a loading script is code and is not run",
@@ -48,8 +48,8 @@ def read_records(spec: str, *, allow_pickle: bool = False, offline: bool = False
         yield from _pickle(path, allow_pickle)
     elif path.is_file():
         yield from _file(path)
-    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", spec) and path.suffix.lower() not in _TEXT:
-        yield from _hub(spec, offline)
+    elif is_hub_id(spec) and _kind(spec) not in {*_TEXT, *_BINARY, *_PICKLES, *_CODE}:
+        yield from read_hub(spec, offline=offline)
     else:
         raise InputError("there is no such file", at=spec, fix="check the path")
 
@@ -141,60 +141,6 @@ def _parquet(path: Path) -> Iterator[Placed]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"not a readable parquet file ({reason})", at=path, fix="fetch it again") from error
-
-
-def _saved_dataset(path: Path) -> Iterator[Placed]:
-    names = ("dataset_info.json", "dataset_dict.json")
-    if not any((path / name).is_file() for name in names):
-        if any(path.glob("*.py")):
-            raise UnsafeInputError(
-                "a folder with a loading script; scripts are not run",
-                at=path,
-                fix="run it yourself and give the data file it makes",
-            )
-        problem = "not a folder that `datasets` saved (no dataset_info.json)"
-        raise InputError(problem, at=path, fix="give the data files themselves")
-    require("datasets", extra="train")
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # datasets raises many kinds for a damaged folder
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"not a readable saved data set ({reason})", at=path, fix="save it again") from error
-    yield from _rows(loaded, path.name)
-
-
-def _hub(spec: str, offline: bool) -> Iterator[Placed]:
-    if offline:
-        raise SystemFault("a hub data set needs the network", at=spec, fix="run without --offline")
-    require("datasets", extra="train")
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(spec)
-    except FileNotFoundError as error:
-        problem = "neither a file here nor a data set on the hub"
-        raise InputError(problem, at=spec, fix="check the path or the id") from error
-    except Exception as error:  # connection, permission, script and format errors of several libraries
-        if "script" in str(error):
-            problem = "the data set brings a loading script, which is not run"
-            raise UnsafeInputError(problem, at=spec, fix="convert it to parquet first") from error
-        problem = f"the hub data set cannot be loaded ({type(error).__name__})"
-        fix = "check the path or the id, the network, and `hf auth login`"
-        raise SystemFault(problem, at=spec, fix=fix) from error
-    yield from _rows(loaded, spec)
-
-
-def _rows(loaded: Any, name: str) -> Iterator[Placed]:
-    """Rows of a data set; of several splits, `train`."""
-    if hasattr(loaded, "keys"):
-        if "train" not in loaded:
-            problem = f"no split called train (splits: {', '.join(loaded)})"
-            raise InputError(problem, at=name, fix="save that one split alone")
-        loaded = loaded["train"]
-    for number, row in enumerate(loaded, 1):
-        yield f"{name}: row {number}", dict(row)
 
 
 def _pickle(path: Path, allowed: bool) -> Iterator[Placed]:

@@ -7,7 +7,7 @@ numbers, because a dict is written as a list of pairs.
 
 from __future__ import annotations
 
-import errno
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from lorafold.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's std::io::Error ends
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -32,9 +34,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         save_file(data, path)
     except SafetensorError as error:
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
-            if f"os error {number})" in str(error):
-                raise OSError(number, str(error), str(path)) from error
+        if found := _OS_ERROR.search(str(error)):
+            raise OSError(int(found[1]), str(error), str(path)) from error
         raise
 
 

@@ -1,0 +1,119 @@
+"""A Hugging Face hub on loopback: the few endpoints that `datasets` and `huggingface_hub` ask for.
+
+A repository is a dict of file names and contents. `Hub.gated` and `Hub.broken` name repositories that answer
+403 and that drop the connection in the middle of a data file. `Hub.seen` lists every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NOT_FOUND = (404, {"X-Error-Code": "RepoNotFound"}, b"")
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass
+class Hub:
+    """What is on the hub.
+
+    Attributes:
+        datasets: repository id to file name to content.
+        gated: ids that answer 403.
+        broken: ids whose data files end in the middle.
+        seen: requests, as "METHOD path".
+        address: of the server.
+    """
+
+    datasets: dict[str, dict[str, bytes]]
+    gated: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    seen: list[str] = field(default_factory=list)
+    address: str = ""
+
+    def answer(self, path: str) -> Answer:
+        """Status, headers and body for a path."""
+        parts = path.lstrip("/").removeprefix("api/").split("/")
+        if len(parts) < 3 or parts[0] != "datasets" or (name := "/".join(parts[1:3])) not in self.datasets:
+            return NOT_FOUND
+        if name in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        files = self.datasets[name]
+        what, rest = (parts[3], "/".join(parts[5:])) if len(parts) > 3 else ("", "")
+        if what == "resolve":
+            if rest not in files:
+                return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+            head = {"ETag": f'"{_oid(files[rest])}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            return 200, head, files[rest]
+        if what == "tree":
+            return _json(_tree(files, rest))
+        siblings = [{"rfilename": file} for file in files]
+        about = {"id": name, "sha": COMMIT, "private": False, "gated": False, "disabled": False}
+        return _json({**about, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
+
+
+def _oid(content: bytes) -> str:
+    """git's name of a blob."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _tree(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
+    start = f"{folder}/" if folder else ""
+    below = sorted({name.removeprefix(start).split("/")[0] for name in files if name.startswith(start)})
+    return [
+        {
+            "type": "file",
+            "oid": _oid(files[start + name]),
+            "size": len(files[start + name]),
+            "path": start + name,
+        }
+        if start + name in files
+        else {"type": "directory", "oid": COMMIT, "size": 0, "path": start + name}
+        for name in below
+    ]
+
+
+def _json(value: Any) -> Answer:
+    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[Hub]:
+    """Run the hub for the length of the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def respond(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.seen.append(f"{self.command} {path}")
+            status, head, body = hub.answer(path)
+            cut = any(f"/{name}/resolve/" in path and "/data/" in path for name in hub.broken)
+            self.send_response(status)
+            for key, value in head.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+
+        do_GET = do_HEAD = respond  # noqa: N815 - the base class's names
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
