@@ -17,7 +17,8 @@ from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.metadata import KeyValue
 from lorafold.export.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
 
-PROCESS_BYTES = 70_000_000  # Python, numpy, the vocabulary and the headers
+# Python, numpy, numba with LLVM (110 MB of it, two thirds a mapped file): measured, see docs/benchmarks.md.
+PROCESS_BYTES = 150_000_000
 # Million weights per second on one thread of a Zen 4 machine, reading and folding included (see docs/log.md).
 # Only the time estimate goes by them.
 SPEED = {

@@ -1,12 +1,17 @@
 """Export, side by side with the usual way, in one run: wall time, peak memory, bytes written, as ratios.
 
     python tools/bench_export.py [--shape 1.5B] [--quant Q4_K_M] [--threads 2] [--only ours] [--work DIR]
+                                 [--profile]
 
 The usual way is three programs, each as its makers ship it: PEFT merge_and_unload + save_pretrained,
 llama.cpp's convert_hf_to_gguf.py (the pinned source that the tests use), and llama_model_quantize of the
 installed llama.cpp. Ours is `lorafold export`, header included, proof excluded (`--no-verify`): the usual way
 proves nothing. The model is random, of a published Qwen2 shape, with a rank-8 adapter on all seven
 projections and the real tokenizer of ../shared/tokenizers/qwen2.
+
+`--profile` runs ours once more through the Python API and prints what the time of writing went into (wall
+seconds, all threads together as one; processor seconds of all threads), what the memory grew to at each
+step, and which kernels were used.
 """
 
 from __future__ import annotations
@@ -21,23 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from random_model import REPOSITORY, SHAPES, build_model
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
-
-# hidden size, layers, heads, key-value heads, feed-forward size, tied head; vocabulary 151,936 or 152,064.
-SHAPES = {
-    "tiny": (256, 2, 4, 2, 512, True, 151_936),
-    "0.5B": (896, 24, 14, 2, 4864, True, 151_936),
-    "1.5B": (1536, 28, 12, 2, 8960, True, 151_936),
-    "7B": (3584, 28, 28, 4, 18944, False, 152_064),
-}
-RANK = 8
-POOL = 1 << 24  # random weights are cut from a pool of this many: quantizers do not care
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", choices=("ours", "usual"))
     parser.add_argument("--repeat", type=int, default=1, help="runs of ours; the median counts")
+    parser.add_argument("--profile", action="store_true", help="say what our time and memory go into")
     parser.add_argument("--work", type=Path, help="keep models here for a later run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
@@ -75,6 +72,8 @@ def main() -> None:
             )
             runs.append(ours[len(ours) // 2])
         print_table(runs)
+        if options.profile:
+            print_profile(profile(base, adapter, work, options))
 
 
 def usual_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> list[Run]:
@@ -134,7 +133,67 @@ def our_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace) 
     return run
 
 
-def timed(name: str, arguments: list[object], made: Path) -> Run:
+# What a profile runs in a process of its own: the same stage function as the command, and a look at the
+# process's memory when the writing begins (progress says so) and ends.
+PROFILE = """
+import json, resource, sys
+from pathlib import Path
+
+def memory(step):
+    rollup = dict(line.split()[:2] for line in open("/proc/self/smaps_rollup") if line.endswith("kB\\n"))
+    held, own = int(rollup["Rss:"]), int(rollup["Anonymous:"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    steps[step] = [size / 1e3 * 1.024 for size in (own, held - own, peak)]
+
+steps = {}
+memory("Python")
+from lorafold.export import ExportConfig, export, kernels
+memory("imports")
+
+def progress(step, done, total, note=""):
+    if step == "write" and done == 0:
+        memory("planned")
+    if step == "write" and done == total:
+        memory("written")
+
+adapter, base, out, quant, threads = sys.argv[1:]
+config = ExportConfig(adapter, base=base, out=Path(out), quant=(quant,), threads=int(threads), verify=False)
+result = export(config, progress)
+json.dump({
+    "seconds": dict(result.seconds),
+    "work": {kind: [spent.wall, spent.processor] for kind, spent in result.work.items()},
+    "memory": steps,
+    "kernels": [[k.type.name, k.backend, k.reason, k.seconds] for k in kernels.kernel_report()],
+}, sys.stdout)
+"""
+
+
+def profile(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One more export, with what its time and memory went into."""
+    out = work / "profiled"
+    arguments = [str(adapter), str(base), str(out), options.quant, str(options.threads)]
+    run = subprocess.run([sys.executable, "-c", PROFILE, *arguments], stdout=subprocess.PIPE, check=True)
+    shutil.rmtree(out)
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+def print_profile(found: dict[str, Any]) -> None:
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in found["seconds"].items())
+    print(f"\nOurs, profiled: {steps}. Writing:\n")
+    total = sum(wall for wall, _ in found["work"].values())
+    print("| writing | wall s | share | processor s |\n|---|---|---|---|")
+    for kind, (wall, processor) in sorted(found["work"].items(), key=lambda item: -item[1][0]):
+        print(f"| {kind} | {wall:.2f} | {wall / total:.1%} | {processor:.2f} |")
+    print("\n| memory | own MB | mapped files MB | peak so far MB |\n|---|---|---|---|")
+    for step, (own, mapped, peak) in found["memory"].items():
+        print(f"| {step} | {own:.0f} | {mapped:.0f} | {peak:.0f} |")
+    print("\n| kernel | by | why | ready after s |\n|---|---|---|---|")
+    for name, backend, reason, seconds in found["kernels"]:
+        print(f"| {name} | {backend} | {reason} | {seconds:.2f} |")
+
+
+def timed(name: str, arguments: Sequence[object], made: Path) -> Run:
     """Run this Python with the arguments; wall time, peak memory of the process, size of what it made."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     began = time.monotonic()
@@ -154,123 +213,6 @@ def timed(name: str, arguments: list[object], made: Path) -> Run:
     written = sum(path.stat().st_size for path in files) / 1e6
     print(f"  {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
     return Run(name, seconds, usage.ru_maxrss / 1e3, written)
-
-
-def build_model(folder: Path, shape: str) -> tuple[Path, Path]:
-    """A random model of a published shape, and an adapter; made once."""
-    base, adapter = folder / "base", folder / "adapter"
-    if not (adapter / "adapter_model.safetensors").exists():
-        print(f"  making a random {shape} model", file=sys.stderr, flush=True)
-        base.mkdir(parents=True, exist_ok=True)
-        adapter.mkdir(exist_ok=True)
-        _write_base(base, shape)
-        _write_adapter(adapter, base, shape)
-    return base, adapter
-
-
-def _tensors(shape: str) -> dict[str, tuple[int, ...]]:
-    hidden, layers, heads, kv_heads, ffn, tied, vocab = SHAPES[shape]
-    kv = hidden // heads * kv_heads
-    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, rows, cols in _projections(hidden, kv, ffn):
-            tensors[f"{prefix}{name}.weight"] = (rows, cols)
-            if name.startswith("self_attn.") and not name.endswith("o_proj"):
-                tensors[f"{prefix}{name}.bias"] = (rows,)
-        tensors[f"{prefix}input_layernorm.weight"] = (hidden,)
-        tensors[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
-    tensors["model.norm.weight"] = (hidden,)
-    if not tied:
-        tensors["lm_head.weight"] = (vocab, hidden)
-    return tensors
-
-
-def _projections(hidden: int, kv: int, ffn: int) -> list[tuple[str, int, int]]:
-    return [
-        ("self_attn.q_proj", hidden, hidden),
-        ("self_attn.k_proj", kv, hidden),
-        ("self_attn.v_proj", kv, hidden),
-        ("self_attn.o_proj", hidden, hidden),
-        ("mlp.gate_proj", ffn, hidden),
-        ("mlp.up_proj", ffn, hidden),
-        ("mlp.down_proj", hidden, ffn),
-    ]
-
-
-def _write_base(folder: Path, shape: str) -> None:
-    hidden, layers, heads, kv_heads, ffn, tied, vocab = SHAPES[shape]
-    tokenizer = REPOSITORY.parent / "shared" / "tokenizers" / "qwen2"
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(tokenizer / name, folder)
-    config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": ffn,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    pool = _bf16(np.random.default_rng(0).standard_normal(POOL, np.float32) * 0.02)
-    _write_safetensors(folder / "model.safetensors", _tensors(shape), "BF16", pool)
-
-
-def _write_adapter(folder: Path, base: Path, shape: str) -> None:
-    hidden, layers, heads, kv_heads, ffn, _, _ = SHAPES[shape]
-    projections = _projections(hidden, hidden // heads * kv_heads, ffn)
-    tensors: dict[str, tuple[int, ...]] = {}
-    for layer in range(layers):
-        for name, rows, cols in projections:
-            key = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{key}.lora_A.weight"] = (RANK, cols)
-            tensors[f"{key}.lora_B.weight"] = (rows, RANK)
-    pool = np.random.default_rng(1).standard_normal(POOL, np.float32) * np.float32(0.02)
-    _write_safetensors(folder / "adapter_model.safetensors", tensors, "F32", pool.view(np.uint8))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
-        "r": RANK,
-        "lora_alpha": 32,
-        "target_modules": [name.rpartition(".")[2] for name, _, _ in projections],
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def _bf16(values: np.ndarray) -> np.ndarray:
-    return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-
-
-def _write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str, pool: np.ndarray) -> None:
-    width = {"BF16": 2, "F32": 4}[dtype]
-    header, offset = {}, 0
-    for name, shape in tensors.items():
-        size = int(np.prod(shape)) * width
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    random = np.random.default_rng(2)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for shape in tensors.values():
-            left = int(np.prod(shape)) * width
-            while left:
-                start = int(random.integers(0, len(pool) // 2 // width)) * width
-                piece = min(left, len(pool) - start)
-                file.write(pool[start : start + piece].data)
-                left -= piece
 
 
 def print_machine(options: argparse.Namespace) -> None:
