@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.chat_fragments import Fragment, control_text, end_of_turn, fragments, split_controls
+from lorafold.chat_controls import control_text, split_controls
+from lorafold.chat_fragments import Fragment, fragments, prompt_fragments
+from lorafold.chat_layout import end_of_turn
 from lorafold.chat_template import ChatTemplate, folder_tokens, looks_control, read_json
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Message
@@ -33,6 +35,7 @@ __all__ = [
     "end_of_turn",
     "folder_tokens",
     "fragments",
+    "prompt_fragments",
 ]
 
 SHORT, SHORT_KEPT = 64, 4096  # characters of a text whose ids are remembered, and how many
@@ -193,7 +196,24 @@ class ChatTokenizer:
             InputError: the template refuses the conversation or drops one of its messages.
             UnsafeInputError: the template left its sandbox or its limits.
         """
-        pieces = fragments(self.template, messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self._encoded(
+            fragments(self.template, messages, add_generation_prompt=add_generation_prompt, **variables)
+        )
+
+    def encode_prompt(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """The ids of `encode_chat(..., add_generation_prompt=True)` without the mask, which takes longer.
+
+        Args:
+            messages: dicts with "role" and "content" (str).
+            variables: the template's switches.
+
+        Raises:
+            InputError: the template refuses the conversation or drops one of its messages.
+            UnsafeInputError: the template left its sandbox or its limits.
+        """
+        return self._encoded(prompt_fragments(self.template, messages, **variables)).ids
+
+    def _encoded(self, pieces: Sequence[Fragment]) -> Encoded:
         begun = False
 
         def tokenize(text: str, parse_special: bool) -> list[int]:
@@ -220,11 +240,8 @@ class ChatTokenizer:
             Token ids.
         """
         if not parse_special:
-            ids: list[int] = (
-                (self.tokenizer if first else self.inner).encode(text, add_special_tokens=False).ids
-            )
-            return ids
-        ids = []
+            return self._text_ids(text, first)
+        ids: list[int] = []
         for piece, special in split_controls(text, self.template.controls):
             token = self.tokenizer.token_to_id(piece) if special else None
             ids += [token] if token is not None else self.tokenize(piece, False, first=first and not ids)

@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafold.chat_templates import NAMED
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Job, Message, Refusal, render_many
+
+if TYPE_CHECKING:
+    from lorafold.gguf_header import GgufHeader
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -58,7 +61,7 @@ class ChatTemplate:
     controls: frozenset[str] = frozenset()
     origin: str = "chat template"
     clock: str | None = None
-    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_fragments' cache
+    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_layout's cache
 
     @classmethod
     def from_folder(
@@ -85,11 +88,11 @@ class ChatTemplate:
         return cls(source, tokens, controls, origin)
 
     @classmethod
-    def from_gguf(cls, path: Path, chat_template: str | None = None) -> ChatTemplate:
+    def from_gguf(cls, source: Path | GgufHeader, chat_template: str | None = None) -> ChatTemplate:
         """Read the template of a GGUF file.
 
         Args:
-            path: the file.
+            source: the file, or its header where the caller has read it already.
             chat_template: a name of `NAMED` or a Jinja file to use instead of the file's own.
 
         Returns:
@@ -100,13 +103,14 @@ class ChatTemplate:
         """
         from lorafold.gguf_tokens import read_gguf_tokens
 
-        found = read_gguf_tokens(path)
+        found = read_gguf_tokens(source)
         if chat_template is not None:
             given = cls.chosen(chat_template)
             return replace(given, tokens={**given.tokens, **found.tokens}, controls=found.controls)
+        place = f"{source if isinstance(source, Path) else source.path}: tokenizer.chat_template"
         if found.chat_template is None:
-            raise _no_template(f"{path}: tokenizer.chat_template")
-        return cls(found.chat_template, found.tokens, found.controls, f"{path}: tokenizer.chat_template")
+            raise _no_template(place)
+        return cls(found.chat_template, found.tokens, found.controls, place)
 
     @classmethod
     def named(cls, name: str) -> ChatTemplate:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafold.gguf_header import STRING, GgufArray, read_gguf_header
+from lorafold.gguf_header import STRING, GgufArray, GgufHeader, read_gguf_header
 
 CONTROL = 3  # token type, llama_token_type in llama.h
 _IDS = {
@@ -37,7 +37,7 @@ _BOS_PRE = frozenset(
 class GgufTokens:
     """The prompt's side of a GGUF.
 
-    Args:
+    Attributes:
         tokens: special tokens by name ("bos_token").
         controls: all tokens of type CONTROL.
         chat_template: the Jinja text, or None.
@@ -54,11 +54,11 @@ class GgufTokens:
     eot: str | None
 
 
-def read_gguf_tokens(path: Path) -> GgufTokens:
+def read_gguf_tokens(source: Path | GgufHeader) -> GgufTokens:
     """Read the tokenizer's metadata of a GGUF.
 
     Args:
-        path: the file.
+        source: the file, or its header where the caller has read it already.
 
     Returns:
         What it says.
@@ -66,7 +66,7 @@ def read_gguf_tokens(path: Path) -> GgufTokens:
     Raises:
         InputError: the file is missing, or not a readable GGUF.
     """
-    header = read_gguf_header(path)
+    header = source if isinstance(source, GgufHeader) else read_gguf_header(source)
     names, kinds = (
         header.metadata.get("tokenizer.ggml.tokens"),
         header.metadata.get("tokenizer.ggml.token_type"),

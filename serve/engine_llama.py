@@ -121,7 +121,7 @@ class LlamaEngine:
         if previous is not None:
             self._cache.read([previous])
         token = draw(self._cache.context)
-        return token, float(self._cache.log_probabilities()[token])
+        return token, self._cache.log_probability(token)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has."""

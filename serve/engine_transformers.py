@@ -125,7 +125,7 @@ class TransformersEngine:
         self._vocabulary = ""
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokenizer.encode_chat(messages, add_generation_prompt=True).ids
+        return self._tokenizer.encode_prompt(messages)
 
     @property
     def about(self) -> About:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
 GGML_F32 = 0  # ggml_type
-FLASH_ATTENTION_OFF = 0  # llama_flash_attn_type
+UBATCH = 128  # tokens computed at once: as fast as BATCH, with half the memory for attention scores
+# llama_flash_attn_type. On processors the plain kernels are faster, the more so the longer the conversation
+# (docs/chat.md), and do not round to float16; the fused ones are for accelerators.
+FLASH_ATTENTION_OFF = 0
 FIRST_CELLS = 512  # tokens that a new KV cache holds
 
 
@@ -55,12 +58,13 @@ class KeyValueCache:
         """Make a cache of `cells` tokens and move what the old one held."""
         parameters = self.c.llama_context_default_params()
         parameters.n_ctx = cells
-        parameters.n_batch = parameters.n_ubatch = BATCH
+        parameters.n_batch, parameters.n_ubatch = BATCH, UBATCH
         parameters.n_outputs_max = parameters.n_outputs_max_per_seq = OUTPUTS
         parameters.n_threads = parameters.n_threads_batch = self.threads
         if self.exact:
             parameters.type_k = parameters.type_v = GGML_F32
-            parameters.flash_attn_type = FLASH_ATTENTION_OFF  # it computes in float16
+        if self.exact or not self.c.llama_supports_gpu_offload():
+            parameters.flash_attn_type = FLASH_ATTENTION_OFF
         context = self.c.llama_init_from_model(self.model.pointer, parameters)
         if not context:
             raise SystemFault(
@@ -131,19 +135,35 @@ class KeyValueCache:
 
     def log_probabilities(self, output: int = -1) -> NDArray[np.float32]:
         """The log-probabilities at an output of the last read (vocabulary,)."""
+        logits = self._logits(output)
+        return logits - self._log_sum(logits)
+
+    def log_probability(self, token: int) -> float:
+        """The log-probability of one token after the last one read."""
+        logits = self._logits(-1)
+        return float(logits[token] - self._log_sum(logits))
+
+    def _logits(self, output: int) -> NDArray[np.float32]:
+        """llama.cpp's own array, valid until the next read."""
         import numpy as np
 
         pointer = self.c.llama_get_logits_ith(self.context, output)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self.model.size,))
-        shifted: NDArray[np.float32] = logits - logits.max()
-        shifted -= np.log(np.exp(shifted).sum())
-        if not np.isfinite(shifted.max()):
+        return logits
+
+    def _log_sum(self, logits: NDArray[np.float32]) -> np.float32:
+        """The logarithm of the sum of exp(logits)."""
+        import numpy as np
+
+        highest: np.float32 = logits.max()
+        total = np.float32(highest + np.log(np.exp(logits - highest).sum()))
+        if not np.isfinite(total):
             raise NumericError(
                 "the model's logits are not numbers (NaN)",
                 at=self.model.path,
                 fix="check the export with `lorafold verify`",
             )
-        return shifted
+        return total
 
     def close(self) -> None:
         """Free the memory."""

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorafold.chat import ChatTemplate, Message, encode, end_of_turn, fragments
-from lorafold.chat_fragments import split_controls
+from lorafold.chat import ChatTemplate, Message, encode, end_of_turn, prompt_fragments
+from lorafold.chat_controls import split_controls
 from lorafold.errors import InputError
 from lorafold.gguf_header import GgufArray
 from lorafold.serve.computing import compute
 from lorafold.serve.llama_library import complaint, library, look
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
+_REMEMBERED = 1_000_000  # characters of text whose ids are remembered
 
 
 class LlamaModel:
@@ -34,12 +35,15 @@ class LlamaModel:
     def __init__(self, path: Path, chat_template: str | None = None) -> None:
         self.path = path
         self.header = look(path, "model")
-        self.template = ChatTemplate.from_gguf(path, chat_template)
+        self.template = ChatTemplate.from_gguf(self.header, chat_template)
         self.c = library()
         self.pointer = compute(self._load)
         self.vocab = self.c.llama_model_get_vocab(self.pointer)
         self.size = int(self.c.llama_vocab_n_tokens(self.vocab))
         self.users = 0
+        # A conversation is encoded again in every turn, all of it but the end as before.
+        self._ids: dict[tuple[str, bool], list[int]] = {}
+        self._remembered = 0
         bos = int(self.c.llama_vocab_bos(self.vocab))
         self._bos = [bos] if self.c.llama_vocab_get_add_bos(self.vocab) and bos >= 0 else []
         pieces = split_controls(end_of_turn(self.template), self.template.controls)
@@ -69,9 +73,19 @@ class LlamaModel:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation up to where the model's answer begins."""
-        pieces = fragments(self.template, messages, add_generation_prompt=True)
-        ids = encode(pieces, self.tokenize).ids
+        ids = encode(prompt_fragments(self.template, messages), self._ids_of).ids
         return ids if ids[: len(self._bos)] == self._bos else self._bos + ids
+
+    def _ids_of(self, text: str, special: bool) -> list[int]:
+        ids = self._ids.get((text, special))
+        if ids is None:
+            ids = self.tokenize(text, special)
+            self._remembered += len(text)
+            if self._remembered > _REMEMBERED:
+                self._ids.clear()
+                self._remembered = len(text)
+            self._ids[text, special] = ids
+        return ids
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; a control token has none."""
