@@ -7,7 +7,6 @@ and a tensor that is missing or of another shape is an error here, not a random 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -29,30 +28,30 @@ def pick_device() -> torch.device:
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type for a name; "auto" is bfloat16 on a GPU that computes in it, else float32.
+    """The type for a name; "auto" is bfloat16 on a GPU that computes in it, float16 on an older one.
 
-    A CPU without bfloat16 instructions is far slower in bfloat16 than in float32, and float16 would need
-    loss scaling.
+    A CPU without bfloat16 instructions is far slower in bfloat16 than in float32.
     """
     import torch
 
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load_model(base: Base, config: TrainConfig, method: Method, device: torch.device) -> Any:
     """Load the base for training.
 
     Returns:
-        A transformers causal language model; quantized ones are prepared for training.
+        A transformers causal language model; its weights are frozen unless the method trains them all.
 
     Raises:
         InputError: the weights are damaged or do not fit the config.
@@ -72,7 +71,9 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
     if quantized:
         require("bitsandbytes", extra="train")
         options["quantization_config"] = _quantization(config, in_4bit, device)
-    options["device_map"] = config.device_map or {"": device}
+    # Weights that will be cut up among GPUs need not fit on one; 4-bit ones are made there.
+    start = torch.device("cpu") if config.fsdp and not quantized else device
+    options["device_map"] = config.device_map or {"": start}
     try:
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -90,13 +91,9 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         raise InputError(problem, at=base.folder, fix="check config.json against the weights") from error
     _check_loaded(base.folder, info)
     model.config.use_cache = False
-    with quiet_transformers():
-        if quantized:
-            from peft import prepare_model_for_kbit_training
-
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # peft's `prepare_model_for_kbit_training` would also widen embeddings and norms to float32: 1.6 GiB more
+    # for a 7B model, which their own type does without.
+    model.requires_grad_(method.peft is None)
     return model
 
 
@@ -144,12 +141,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def takes_positions(model: Any) -> bool:
-    """Whether the model can compute logits at chosen positions only (`logits_to_keep`)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 @contextlib.contextmanager

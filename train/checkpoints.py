@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class RunState:
         best_loss: lowest evaluation loss, None before the first evaluation.
         best_step: the step of it.
         worse: evaluations since then.
+        scaler: state of the loss scaling of float16; empty in other types.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class RunState:
     best_loss: float | None = None
     best_step: int = 0
     worse: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def trainable(model: Any) -> dict[str, Any]:

@@ -25,18 +25,24 @@ class Batch:
     """One forward pass.
 
     Attributes:
-        input_ids: int64 (rows, cols), padded on the right.
-        attention_mask: int64 (rows, cols), 0 at padding.
+        input_ids: int64 (rows, cols), padded on the right; a packed batch has one row and no padding.
+        attention_mask: int64 (rows, cols), 0 at padding; None where packed.
         targets: int64 (rows, cols): the token to predict at each position, `IGNORED` where none is trained.
         tokens: number of tokens that are not padding.
         trained: number of targets.
+        position_ids: int64 (1, cols), from 0 in each example of a packed batch; None where padded.
+        bounds: int32 (examples + 1,): where each example of a packed batch begins and the last one ends.
+        longest: tokens of the longest example.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     targets: torch.Tensor
     tokens: int
     trained: int
+    position_ids: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
+    longest: int = 0
 
 
 def plan_epoch(
@@ -99,7 +105,9 @@ def make_batch(sequences: Sequence[Encoded], pad_id: int) -> Batch:
         trained = torch.tensor(sequence.mask[1:], dtype=torch.bool)
         targets[row, : count - 1] = torch.where(trained, ids[1:], IGNORED)
     tokens = sum(len(sequence.ids) for sequence in sequences)
-    return Batch(input_ids, attention_mask, targets, tokens, trained_tokens(sequences))
+    return Batch(
+        input_ids, attention_mask, targets, tokens, trained_tokens(sequences), longest=longest
+    )
 
 
 def trained_tokens(sequences: Sequence[Encoded]) -> int:

@@ -31,6 +31,7 @@ MethodName = Literal[
 LayoutName = Literal["auto", "instruction", "messages", "conversations", "prompt", "text"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 OptimName = Literal[
+    "auto",
     "adamw_torch",
     "adamw_torch_fused",
     "sgd",
@@ -138,8 +139,8 @@ class TrainConfig:
     """Passes over the data."""
     max_steps: int = 0
     """Optimizer steps; where not 0 it replaces num_train_epochs."""
-    optim: OptimName = "adamw_torch"
-    """Optimizer."""
+    optim: OptimName = "auto"
+    """Optimizer; auto: AdamW, fused on a GPU."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     adam_beta1: float = 0.9
@@ -152,14 +153,27 @@ class TrainConfig:
     """Gradients are scaled down to this norm; 0 leaves them."""
     group_by_length: bool = True
     """Put examples of similar length into one batch, which saves padding."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, more time."""
     dtype: DtypeName = "auto"
-    """Type of the base's weights; auto: bfloat16 where the device is fast at it, else float32."""
+    """Type of the base's weights; auto: bfloat16 or float16 where the device is fast at it, else float32."""
     device_map: str | None = None
     """Where the base goes: none for one device, or auto, balanced, cpu, cuda:0."""
+    fsdp: bool = False
+    """Cut the base's weights up among the GPUs (started by torchrun), where one cannot hold them."""
+
+    packing: bool | None = None
+    """Lay the examples of a step end to end instead of padding them; by default on a GPU."""
+    packing_length: int = 0
+    """Most tokens in a pack; 0: as many as fit in memory, up to 16,384."""
     attn_implementation: str | None = None
-    """Attention of transformers: sdpa, eager, flash_attention_2."""
+    """Attention of transformers: sdpa, eager, flex_attention, flash_attention_2; by default the best here."""
+    use_liger_kernel: bool | None = None
+    """Liger's kernels for norms, rotary embedding and gated layers; by default where installed on a GPU."""
+    fused_kernels: bool | None = None
+    """Our own kernels for LoRA layers and the loss; by default on a GPU."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice instead of keeping them; by default only where memory is short."""
+    torch_compile: bool = False
+    """Compile the decoder's layers with torch: slower to start, sometimes faster to run."""
     seed: int = 42
     """Seed of initial weights, order and dropout."""
 
@@ -196,6 +210,14 @@ class TrainConfig:
         if (self.load_best_model_at_end or self.early_stopping_patience) and not self.evaluates:
             name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
             raise UsageError("there is nothing to evaluate on", at=_flag(name), fix="give --eval-split 0.1")
+        if 0 < self.packing_length < self.max_length:
+            problem = f"a pack of {self.packing_length} tokens cannot hold an example of {self.max_length}"
+            raise UsageError(problem, at="--packing-length", fix="raise it, or lower --max-length")
+        if self.fsdp and self.method == "full":
+            problem = "it cuts up frozen weights, and here all are trained"
+            raise UsageError(problem, at="--fsdp", fix="use --method lora, or leave --fsdp out")
+        if self.fsdp and self.device_map:
+            raise UsageError("--device-map excludes it", at="--fsdp", fix="choose one")
         if self.method == "full" and (self.load_in_4bit or self.load_in_8bit):
             problem = "quantized weights cannot be trained themselves"
             raise UsageError(problem, at="--method full", fix="use --method qlora")
@@ -233,6 +255,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "gradient_accumulation_steps": (1, _ANY, "1 or more"),
     "num_train_epochs": (5e-324, _ANY, "a number above 0"),
     "max_steps": (0, _ANY, "0 or more"),
+    "packing_length": (0, _ANY, "0 or more tokens"),
     "weight_decay": (0, _ANY, "0 or more"),
     "adam_beta1": (0, 0.999999, "a number from 0 to below 1"),
     "adam_beta2": (0, 0.999999, "a number from 0 to below 1"),

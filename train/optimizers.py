@@ -33,9 +33,13 @@ _BITSANDBYTES: dict[str, tuple[str, dict[str, Any]]] = {
 def resolve_optimizer(name: str, device: torch.device) -> tuple[str, str]:
     """The optimizer that runs on this device, and a note where it is another one than was asked for.
 
+    "auto" is AdamW, fused into one kernel on a GPU.
+
     bitsandbytes pages an optimizer's state between GPU and CPU memory; without a GPU there is nothing to
     page, and torch's AdamW does the same sums.
     """
+    if name == "auto":
+        return ("adamw_torch_fused" if device.type == "cuda" else "adamw_torch"), ""
     if device.type != "cuda" and name.startswith(("paged_adamw", "adamw_bnb")):
         return "adamw_torch", f"{name} needs a CUDA GPU; adamw_torch does the same sums here"
     return name, ""

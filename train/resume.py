@@ -21,7 +21,11 @@ _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 def agreed_facts(
-    config: TrainConfig, data: DataSet, held_out: DataSet | None, identity: dict[str, Any]
+    config: TrainConfig,
+    data: DataSet,
+    held_out: DataSet | None,
+    identity: dict[str, Any],
+    workers: int = 1,
 ) -> dict[str, Any]:
     """What a checkpoint and its resumption must have in common, as JSON values.
 
@@ -30,6 +34,7 @@ def agreed_facts(
         data: to train on.
         held_out: to evaluate on, or None.
         identity: of the base, with its chat template.
+        workers: number of processes, which decides how many examples a step sees.
     """
     import torch
 
@@ -44,6 +49,7 @@ def agreed_facts(
         for key, value in config.resolved().items()
         if key not in _FREE
     }
+    values["workers"] = workers
     return {"config": values, "data": about, "base": identity, "versions": versions}
 
 

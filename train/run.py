@@ -8,7 +8,6 @@ checkpoints move into it and `OUT.run` goes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import signal
 import time
@@ -22,22 +21,24 @@ from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent
 from lorafold.train import checkpoints
-from lorafold.train.adapter import copy_tokenizer, initial_adapter, save_adapter
-from lorafold.train.base_model import base_dtype, load_model, memory_faults, pick_device, quiet_transformers
+from lorafold.train.adapter import copy_tokenizer, save_adapter
+from lorafold.train.base_model import base_dtype, memory_faults
+from lorafold.train.build import build
 from lorafold.train.card import model_card
 from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import draw_png, keep_until, read_metrics
 from lorafold.train.data import DataSet, load_splits
-from lorafold.train.loop import Trainer, run_steps
-from lorafold.train.methods import METHODS, linear_names
-from lorafold.train.new_tokens import extend_tokenizer, make_room
-from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
+from lorafold.train.loop import run_steps
+from lorafold.train.methods import METHODS
+from lorafold.train.new_tokens import extend_tokenizer
 from lorafold.train.result import TrainResult, last_value
 from lorafold.train.resume import agreed_facts, find_checkpoint, finished_run
 from lorafold.train.signals import stop_requests
+from lorafold.train.speed import restored_modules
 from lorafold.train.tensorboard import event_writer
 from lorafold.train.tokenize import Tokenized, tokenize
+from lorafold.train.workers import Workers, join
 
 
 def run_folder(out: Path) -> Path:
@@ -62,19 +63,31 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     config.check()
     require("torch", "transformers", "peft", extra="train")
     out = config.output
-    if (manifest := finished_run(out, config)) is not None:
-        with lock(run_folder(out)):
-            tidy(run_folder(out), out)
-        return _already_done(out, manifest)
-    base = resolve_base(config.base, offline=config.offline, trust_remote_code=config.trust_remote_code)
-    sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
-    check_output(out, inputs=[base.folder, *sources], force=config.force)
-    run = run_folder(out)
-    with system_faults(run):
-        run.parent.mkdir(parents=True, exist_ok=True)
-    with lock(run):
-        _prepare_run_folder(run, config)
-        return _Session(config, base, run, progress).train()
+    with join() as workers:
+        if not workers.first:
+            workers.wait()  # the first one fetches the base and prepares the folder
+            if (manifest := finished_run(out, config)) is not None:
+                return _already_done(out, manifest)
+            return _Session(config, _base(config), run_folder(out), silent, workers).train()
+        if (manifest := finished_run(out, config)) is not None:
+            with lock(run_folder(out)):
+                tidy(run_folder(out), out)
+            workers.wait()
+            return _already_done(out, manifest)
+        base = _base(config)
+        sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
+        check_output(out, inputs=[base.folder, *sources], force=config.force)
+        run = run_folder(out)
+        with system_faults(run):
+            run.parent.mkdir(parents=True, exist_ok=True)
+        with lock(run):
+            _prepare_run_folder(run, config)
+            workers.wait()
+            return _Session(config, base, run, progress, workers).train()
+
+
+def _base(config: TrainConfig) -> Base:
+    return resolve_base(config.base, offline=config.offline, trust_remote_code=config.trust_remote_code)
 
 
 def tidy(run: Path, out: Path) -> None:
@@ -119,8 +132,11 @@ def _prepare_run_folder(run: Path, config: TrainConfig) -> None:
 class _Session:
     """The parts of a run, built one after the other."""
 
-    def __init__(self, config: TrainConfig, base: Base, run: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: TrainConfig, base: Base, run: Path, progress: Progress, workers: Workers
+    ) -> None:
         self.config, self.base, self.run, self.progress = config, base, run, progress
+        self.workers = workers
         self.method = METHODS[config.method]
         self.notes: list[str] = [self.method.warning] if self.method.warning else []
         self.state = RunState()
@@ -129,13 +145,14 @@ class _Session:
         began = time.monotonic()
         self.read_data()
         identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
-        self.facts = agreed_facts(self.config, self.data, self.eval_data, identity)
+        self.facts = agreed_facts(self.config, self.data, self.eval_data, identity, self.workers.count)
         resumed, notes = find_checkpoint(self.run, self.facts, self.config)
         self.notes += notes
-        if resumed is None:
+        self.workers.wait()  # all have looked before anything is cleared
+        if resumed is None and self.workers.first:
             self.clear()
-        with memory_faults():
-            self.build(began)
+        with memory_faults(), restored_modules():
+            self.build()
             if resumed is not None:
                 self.go_on(resumed)
             with stop_requests() as stop:
@@ -143,9 +160,12 @@ class _Session:
                     ended = run_steps(
                         self.trainer, self.state, stop, self.save, self.save_best, self.progress
                     )
-                if ended != "stopped":
-                    return self.result(self.finish(), None, began)
-        return self.result(self.run, stop.signal, began)
+                folder = self.run if ended == "stopped" else self.config.output
+                if ended != "stopped" and self.workers.first:
+                    self.finish()
+        self.workers.wait()
+        stopped_by = (stop.signal or signal.SIGTERM) if ended == "stopped" else None
+        return self.result(folder, stopped_by, began)
 
     def clear(self) -> None:
         """Forget a run that cannot be gone on with: its metrics would mix with the new ones."""
@@ -162,7 +182,8 @@ class _Session:
         self.data, held_out = load_splits(self.config)
         self.tokenizer_folder, self.rows = self.base.folder, 0
         if self.config.new_tokens:
-            self.tokenizer_folder = self.run / "tokenizer"
+            own = f"-{self.workers.rank}" if self.workers.rank else ""
+            self.tokenizer_folder = self.run / f"tokenizer{own}"
             self.rows = extend_tokenizer(self.base.folder, self.tokenizer_folder, self.config.new_tokens)
         self.tokenizer = self.chat_tokenizer()
         self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length)
@@ -184,59 +205,30 @@ class _Session:
             chosen = "chatml"
         return ChatTokenizer.from_folder(self.tokenizer_folder, chosen)
 
-    def build(self, began: float) -> None:
+    def build(self) -> None:
         """Load the base, put the adapter on it, and set up the optimizer."""
-        import torch
-
-        config, device = self.config, pick_device()
+        config = self.config
         self.progress("load the base", 0, 1)
-        torch.manual_seed(config.seed)
-        model = load_model(self.base, config, self.method, device)
-        self.initial: dict[str, Any] = {}
-        adapted = make_room(model, self.rows, config) if self.rows else config
-        if self.method.peft is not None:
-            model = self.add_adapter(model, adapted)
+        built = build(
+            config,
+            self.base,
+            self.tokens.sequences,
+            self.held_out.sequences if self.held_out else (),
+            pad_id=self.tokenizer.pad_id or 0,
+            rows=self.rows,
+            metrics=self.run / "metrics.jsonl",
+            workers=self.workers,
+        )
+        self.trainer, self.initial = built.trainer, built.initial
         if config.load_in_4bit or config.load_in_8bit or self.method.quantized:
             self.notes.append("the base is quantized for training; export folds into the unquantized base")
-        _, note = resolve_optimizer(config.optim, device)
-        self.notes += [note] if note else []
-        if config.device_map:
-            device = next(model.parameters()).device
-        optimizer = build_optimizer(model, config, device)
-        self.trainer = Trainer(
-            config=config,
-            model=model,
-            optimizer=optimizer,
-            schedule=None,
-            sequences=self.tokens.sequences,
-            evaluation=self.held_out.sequences if self.held_out else (),
-            device=device,
-            pad_id=self.tokenizer.pad_id or 0,
-            prompt=self.method.prompt,
-            metrics=self.run / "metrics.jsonl",
-        )
-        self.trainer.schedule = build_schedule(optimizer, config, self.trainer.total_steps)
-        count = sum(value.numel() for value in checkpoints.trainable(model).values())
+        self.notes += built.notes
+        count = sum(value.numel() for value in checkpoints.trainable(self.trainer.model).values())
         self.check_disk(count)
-        torch.manual_seed(config.seed)
-        self.progress("load the base", 1, 1, note=f"{count:,} trained weights, {device.type}")
-
-    def add_adapter(self, model: Any, config: TrainConfig) -> Any:
-        from peft import get_peft_model
-
-        assert self.method.peft is not None
-        if config.layers_to_transform and config.target_modules == ("all-linear",):
-            config = dataclasses.replace(config, target_modules=linear_names(model))
-        try:
-            with quiet_transformers():
-                wrapped = get_peft_model(model, self.method.peft(config))
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            problem = f"peft refuses this adapter ({reason})"
-            raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
-        if self.method.mutates_base:
-            self.initial = initial_adapter(wrapped)
-        return wrapped
+        device = self.trainer.forward.device.type
+        where = device if self.workers.count == 1 else f"{self.workers.count} × {device}"
+        self.notes.append(f"computed on {where}: {built.speed.line()}")
+        self.progress("load the base", 1, 1, note=f"{count:,} trained weights, {where}")
 
     def check_disk(self, trained: int) -> None:
         """Refuse to start where the checkpoints cannot fit."""
@@ -256,10 +248,14 @@ class _Session:
         if self.initial:
             self.check_start(path)
         self.state = checkpoints.load_checkpoint(path, trainer.model, trainer.optimizer, trainer.schedule)
-        keep_until(trainer.metrics, self.state.step)
-        for later in checkpoints.list_checkpoints(self.run):
-            if int(later.name.rpartition("-")[2]) > self.state.step:
-                shutil.rmtree(later)  # not whole: a kept one would be chosen over its successor
+        if self.state.scaler:
+            trainer.scaler.load_state_dict(self.state.scaler)
+        self.workers.wait()  # all have read it
+        if self.workers.first:
+            keep_until(trainer.metrics, self.state.step)
+            for later in checkpoints.list_checkpoints(self.run):
+                if int(later.name.rpartition("-")[2]) > self.state.step:
+                    shutil.rmtree(later)  # not whole: a kept one would be chosen over its successor
         self.notes.append(f"resumed at step {self.state.step}")
 
     def check_start(self, path: Path) -> None:
@@ -284,7 +280,9 @@ class _Session:
             save_tensors(folder / "initial.safetensors", self.initial)
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; the parameters are the same on all workers."""
+        if not self.workers.first:
+            return
         trainer = self.trainer
         checkpoints.save_checkpoint(
             self.run,
@@ -299,7 +297,7 @@ class _Session:
 
     def save_best(self) -> None:
         """Keep the parameters of the best evaluation so far."""
-        if not self.config.load_best_model_at_end:
+        if not (self.config.load_best_model_at_end and self.workers.first):
             return
         from lorafold.train.tensorfiles import save_tensors
 
@@ -309,14 +307,14 @@ class _Session:
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:
         """Send the figures to TensorBoard as well, where that is asked for."""
-        if self.config.report_to == "none":
+        if self.config.report_to == "none" or not self.workers.first:
             yield
             return
         with event_writer(self.run / "runs") as write:
             self.trainer.on_metrics = write
             yield
 
-    def finish(self) -> Path:
+    def finish(self) -> None:
         """Write the result and put it in its place."""
         config, out, trainer = self.config, self.config.output, self.trainer
         self.progress("write the adapter", 0, 1)
@@ -341,7 +339,6 @@ class _Session:
             write_manifest(staging, kind, facts)
         tidy(self.run, out)
         self.progress("write the adapter", 1, 1)
-        return out
 
     def result_facts(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """What `lorafold.json` says about the run."""

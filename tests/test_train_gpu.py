@@ -1,0 +1,200 @@
+"""The fast way of training on a CUDA GPU against the plain one: kernels, layers, packing, whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_base import tiny_base
+
+from lorafold.chat import Encoded
+from lorafold.train import TrainConfig, train
+from lorafold.train.attention import VARLEN
+from lorafold.train.check import Measured, difference, measure
+from lorafold.train.collate import IGNORED, make_batch
+from lorafold.train.curve import read_metrics
+from lorafold.train.forward import Forward
+from lorafold.train.packing import make_pack
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+SIZES = ((1, 64, 8), (333, 200, 8), (1000, 1536, 16), (257, 8960, 64), (64, 96, 1), (130, 512, 100))
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """‖found − wanted‖ / ‖wanted‖ in float64."""
+    return float((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    draw = torch.Generator("cuda").manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=draw, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize(("tokens", "width", "rank"), SIZES)
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_the_three_products_equal_float64(tokens: int, width: int, rank: int, p: float) -> None:
+    from lorafold.train import lora_kernels as kernels
+
+    x, a, b = random(tokens, width), random(rank, width, dtype=torch.float32), random(width, rank, seed=1)
+    h = random(tokens, rank, seed=2)
+    mask = torch.zeros(tokens, width, device="cuda")
+    kernels.expand_add(mask, torch.ones(tokens, 1, device="cuda"), torch.ones(width, 1, device="cuda"), 77, p)
+    kept = (mask > 0).float().mean().item()
+    assert abs(kept - (1 - p)) < 4 * ((p * (1 - p)) / (tokens * width)) ** 0.5 + 1e-9
+    dropped = x.double() * mask.double()
+    assert off(kernels.project(x, a, 0.5, 77, p), 0.5 * dropped @ a.to(x.dtype).double().t()) < 5e-3
+    y = random(tokens, width, seed=3)
+    wanted = y.double() + mask.double() * (h.double() @ b.double().t())
+    kernels.expand_add(y, h, b, 77, p)
+    assert off(y, wanted) < 5e-3
+    assert off(kernels.gram(h, x, 77, p), h.double().t() @ dropped) < 1e-4
+
+
+def test_strides_of_transposed_weights_are_followed() -> None:
+    from lorafold.train import lora_kernels as kernels
+
+    x, b = random(200, 384), random(384, 8, dtype=torch.float32)
+    assert off(kernels.project(x, b.t(), 1.0, 0, 0.0), x.double() @ b.to(x.dtype).double()) < 5e-3
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 151_936])
+def test_cross_entropy_rows_equal_float64(vocabulary: int) -> None:
+    from lorafold.train.loss_kernels import cross_entropy_rows
+
+    logits = 3 * random(70, vocabulary)
+    targets = torch.randint(vocabulary, (70,), device="cuda")
+    wide = logits.double().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    wanted.sum().backward()
+    losses, slopes = cross_entropy_rows(logits, targets)
+    assert wide.grad is not None
+    assert off(losses, wanted.detach()) < 1e-5 and off(slopes, wide.grad) < 5e-3
+
+
+def examples(count: int = 12, vocabulary: int = 200) -> list[Encoded]:
+    draw = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(count):
+        length = int(torch.randint(3, 70, (), generator=draw))
+        ids = torch.randint(vocabulary, (length,), generator=draw).tolist()
+        found.append(Encoded(ids, [index >= length // 2 for index in range(length)]))
+    return found
+
+
+def adapted(folder: Path, dtype: torch.dtype, attention: str = "sdpa", **lora: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    torch.manual_seed(0)
+    settings = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+    return get_peft_model(model.cuda(), settings)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention", VARLEN])
+def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, tmp_path: Path) -> None:
+    from lorafold.train.attention import register_varlen
+    from lorafold.train.fused_lora import fuse
+
+    register_varlen()
+    extra = {"sliding_window": 16} if family == "Mistral" else {}
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, **extra}
+    folder = tiny_base(tmp_path / "base", family=family, **shape)
+    sequences = examples()
+    exact = measure(Forward(adapted(folder, torch.float32), torch.device("cuda")), make_batch(sequences, 0))
+    model = adapted(folder, torch.bfloat16)
+    rounded = measure(Forward(model, torch.device("cuda")), make_batch(sequences, 0))
+    model.get_base_model().set_attn_implementation(attention)
+    assert fuse(model) == 14
+    fast = Forward(model, torch.device("cuda"), attention=attention, direct=True)
+    found = measure(fast, make_pack(sequences))
+    assert not difference(rounded, found)
+    # As near to the float32 pass as the plain 16-bit one is.
+    assert off(found.gradient, exact.gradient.double()) < 1.5 * off(rounded.gradient, exact.gradient.double())
+
+
+def test_dropout_drops_the_same_in_forward_and_backward(tmp_path: Path) -> None:
+    """The gradient of a layer with dropout agrees with differences of its own output."""
+    from lorafold.train import lora_kernels
+    from lorafold.train.fused_lora import LoraLinear
+
+    base = torch.nn.Linear(96, 80, device="cuda", dtype=torch.float32).requires_grad_(False)
+    x = random(40, 96, dtype=torch.float32).requires_grad_()
+    a = random(8, 96, dtype=torch.float32).requires_grad_()
+    b = random(80, 8, dtype=torch.float32).requires_grad_()
+
+    def layer(*inputs: torch.Tensor) -> torch.Tensor:
+        return LoraLinear.apply(*inputs, base, 0.5, 0.4, 123, lora_kernels)
+
+    pull = random(40, 80, dtype=torch.float32, seed=5)
+    (layer(x, a, b) * pull).sum().backward()
+    for value in (x, a, b):
+        step = 1e-2 * random(*value.shape, dtype=torch.float32, seed=9)
+        with torch.no_grad():
+            moved = [value + step if one is value else one for one in (x, a, b)]
+            back = [value - step if one is value else one for one in (x, a, b)]
+            slope = ((layer(*moved) - layer(*back)) * pull).double().sum() / 2
+        assert value.grad is not None
+        assert abs(float(slope) - float((value.grad * step).double().sum())) < 2e-2 * abs(float(slope)) + 0.05
+
+
+def test_a_leak_between_packed_examples_is_found(tmp_path: Path) -> None:
+    model = adapted(tiny_base(tmp_path / "base"), torch.float32)
+    sequences = examples()
+    right = measure(Forward(model, torch.device("cuda")), make_batch(sequences, 0))
+    merged = Encoded([i for s in sequences for i in s.ids], [m for s in sequences for m in s.mask])
+    leaking = measure(Forward(model, torch.device("cuda")), make_pack([merged]))
+    assert difference(right, leaking)
+    assert difference(right, Measured(float("nan"), right.gradient))
+
+
+ROWS = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 9) + str(i)} for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lora_dropout": 0.1},
+        {"gradient_checkpointing": True},
+        {"method": "qlora"},
+        {"method": "dora"},
+        {"method": "full"},
+        {"method": "prompt"},
+        {"dtype": "float16"},
+        {"use_liger_kernel": False},
+        {"torch_compile": True},
+    ],
+    ids=str,
+)
+def test_a_whole_run_follows_the_plain_one(options: dict[str, Any], tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base", family="Qwen2", hidden_size=128, intermediate_size=256)
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    plain = {"packing": False, "use_liger_kernel": False, "fused_kernels": False}
+    curves = []
+    for name, more in (("fast", {}), ("plain", plain)):
+        fields: dict[str, Any] = {"learning_rate": 2e-3, "max_steps": 20, **options, **more}
+        fields |= {"gradient_accumulation_steps": 2, "eval_split": 0.2}
+        config = TrainConfig(base=str(base), data=(str(data),), out=tmp_path / name, **fields)
+        result = train(config)
+        curves.append([row["loss"] for row in read_metrics(result.folder / "metrics.jsonl") if "loss" in row])
+    fast, slow = torch.tensor(curves)
+    assert (fast - slow).abs().mean() < 0.05 and fast[-1] < fast[0]
+
+
+def test_ignored_positions_cost_nothing(tmp_path: Path) -> None:
+    """A worker without work trains on a batch that counts nothing: its loss and gradient are zero."""
+    from lorafold.train.fused_lora import fuse
+
+    model = adapted(tiny_base(tmp_path / "base"), torch.bfloat16)
+    fuse(model)
+    batch = make_pack(examples(2))
+    batch.targets.fill_(IGNORED)
+    found = measure(Forward(model, torch.device("cuda"), direct=True), batch)
+    assert found.loss == 0 and not found.gradient.any()

@@ -1,0 +1,185 @@
+"""Config and tokens → what the loop works with: a model with its adapter, called the fastest right way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.chat import Encoded
+from lorafold.errors import UsageError
+from lorafold.models import Base
+from lorafold.train import memory
+from lorafold.train.adapter import initial_adapter
+from lorafold.train.base_model import load_model, pick_device, pick_dtype, quiet_transformers
+from lorafold.train.batches import StepPlan
+from lorafold.train.check import difference, measure, sample
+from lorafold.train.collate import make_batch
+from lorafold.train.config import TrainConfig
+from lorafold.train.forward import Forward, causal_model
+from lorafold.train.loop import Trainer
+from lorafold.train.methods import METHODS, Method, linear_names
+from lorafold.train.new_tokens import make_room
+from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
+from lorafold.train.packing import make_pack
+from lorafold.train.speed import Speed, apply, choose
+from lorafold.train.workers import Workers
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What came of building.
+
+    Attributes:
+        trainer: for the loop.
+        initial: the adapter before the first step, for methods that take their start out of the base.
+        speed: what the run computes with.
+        notes: what the user should know.
+    """
+
+    trainer: Trainer
+    initial: dict[str, Any]
+    speed: Speed
+    notes: list[str]
+
+
+def build(
+    config: TrainConfig,
+    base: Base,
+    sequences: Sequence[Encoded],
+    evaluation: Sequence[Encoded],
+    *,
+    pad_id: int,
+    rows: int,
+    metrics: Path,
+    workers: Workers,
+) -> Built:
+    """Load the base, put the adapter on it, choose how to compute, and set up the optimizer.
+
+    Args:
+        config: of the run.
+        base: to train on.
+        sequences: to train on.
+        evaluation: held out.
+        pad_id: any id.
+        rows: tokens in a vocabulary that was extended, 0 where it was not.
+        metrics: file that gets a line of JSON per logged step.
+        workers: the place of this one.
+    """
+    import torch
+
+    method, device = METHODS[config.method], pick_device()
+    notes: list[str] = []
+    initial: dict[str, Any] = {}
+
+    def load() -> Any:
+        torch.manual_seed(config.seed)
+        model = load_model(base, config, method, device)
+        adapted = make_room(model, rows, config) if rows else config
+        if method.peft is not None:
+            model = _add_adapter(model, adapted, method)
+            if method.mutates_base:
+                initial.update(initial_adapter(model))
+        if config.fsdp:
+            workers.shard(model, device)
+        return model
+
+    model = load()
+    if config.device_map:
+        device = next(model.parameters()).device
+    forward, speed, why = _forward(config, method, model, device, sequences, load, pad_id)
+    notes += [why] if why else []
+    speed = _fit(config, speed, forward, sequences, workers)
+    if config.torch_compile:
+        for layer in causal_model(forward.model).base_model.layers:
+            layer.compile(dynamic=True)
+    _, note = resolve_optimizer(config.optim, device)
+    notes += [note] if note else []
+    optimizer = build_optimizer(forward.model, config, device)
+    plan = StepPlan(config, sequences, evaluation, pad_id, speed.capacity if speed.packing else 0, workers)
+    schedule = build_schedule(optimizer, config, plan.total_steps)
+    half = pick_dtype(config.dtype, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    torch.manual_seed(config.seed)
+    return Built(Trainer(forward, plan, optimizer, schedule, scaler, metrics), initial, speed, notes)
+
+
+def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
+    from peft import get_peft_model
+
+    assert method.peft is not None
+    if config.layers_to_transform and config.target_modules == ("all-linear",):
+        config = dataclasses.replace(config, target_modules=linear_names(model))
+    try:
+        with quiet_transformers():
+            return get_peft_model(model, method.peft(config))
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        problem = f"peft refuses this adapter ({reason})"
+        raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
+
+
+def _forward(
+    config: TrainConfig,
+    method: Method,
+    model: Any,
+    device: torch.device,
+    sequences: Sequence[Encoded],
+    load: Callable[[], Any],
+    pad_id: int,
+) -> tuple[Forward, Speed, str]:
+    """The fastest forward pass that gives what the plain one gives, and what is to be said of it."""
+    import torch
+
+    dtype = pick_dtype(config.dtype, device)
+    wide = method.peft is None and device.type == "cuda" and dtype != torch.float32
+    slow = Forward(model, device, method.prompt, dtype if wide else None)
+    speed = choose(config, method, model, device)
+    if not speed.fast:
+        return slow, _checkpointed(config, speed, model), ""
+    examples = sample(sequences)
+    # Without an adapter all weights are trained: there is no room for a second gradient of them.
+    checked = method.peft is not None
+    expected = measure(slow, make_batch(examples, pad_id)) if checked else None
+    speed = _checkpointed(config, apply(speed, model, device), model)
+    fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct)
+    if expected is None:
+        return fast, speed, ""
+    found = measure(fast, make_pack(examples) if speed.packing else make_batch(examples, pad_id))
+    off = difference(expected, found)
+    if not off:
+        return fast, speed, ""
+    plain = Speed(attention=config.attn_implementation or "sdpa")
+    slow = dataclasses.replace(slow, model=load())
+    why = f"padded and unfused: the fast way is wrong for this model, {off}"
+    return slow, _checkpointed(config, plain, slow.model), why
+
+
+def _checkpointed(config: TrainConfig, speed: Speed, model: Any) -> Speed:
+    """Switch gradient checkpointing on where the user asks for it."""
+    if not config.gradient_checkpointing:
+        return speed
+    causal_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return dataclasses.replace(speed, checkpointing=True)
+
+
+def _fit(
+    config: TrainConfig, speed: Speed, forward: Forward, sequences: Sequence[Encoded], workers: Workers
+) -> Speed:
+    """Choose the length of packs, and gradient checkpointing where memory demands it."""
+    longest = max(len(sequence.ids) for sequence in sequences)
+    if not speed.packing:
+        return speed
+    if config.packing_length or forward.device.type != "cuda":
+        wanted = config.packing_length or memory.ON_CPU
+        return dataclasses.replace(speed, capacity=max(wanted, longest))
+    fits = workers.least(memory.tokens_that_fit(forward, sequences, forward.device))
+    if fits < max(longest, memory.LEAST) and config.gradient_checkpointing is None:
+        speed = _checkpointed(dataclasses.replace(config, gradient_checkpointing=True), speed, forward.model)
+        fits = workers.least(memory.tokens_that_fit(forward, sequences, forward.device))
+    return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST), longest))

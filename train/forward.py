@@ -1,0 +1,87 @@
+"""A batch → its summed loss: the forward pass, by whichever way a run has chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lorafold.train.attention import packed_inputs
+from lorafold.train.collate import IGNORED, Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def causal_model(model: Any) -> Any:
+    """transformers' causal language model inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@dataclass(slots=True)
+class Forward:
+    """How a model is called.
+
+    Attributes:
+        model: with the adapter in place.
+        device: where batches go.
+        prompt: the method trains a prompt, so logits begin with columns of its own.
+        autocast: type to compute in where the weights are of another, or None.
+        attention: name of the attention implementation, for packed batches.
+        direct: go from the decoder's hidden states to the loss without logits in between.
+    """
+
+    model: Any
+    device: torch.device
+    prompt: bool = False
+    autocast: torch.dtype | None = None
+    attention: str = "sdpa"
+    direct: bool = False
+    positions: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Whether logits can be had at chosen positions only.
+        names = inspect.signature(causal_model(self.model).forward).parameters
+        self.positions = "logits_to_keep" in names and not self.prompt
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Sum of the cross entropy over a batch's targets, a float32 scalar."""
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(self.device, non_blocking=True)}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask.to(self.device, non_blocking=True)
+        else:
+            inputs |= packed_inputs(batch, self.device, self.attention)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        with self._precision():
+            return self._direct(inputs, targets) if self.direct else self._by_logits(inputs, targets)
+
+    def _direct(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+        from lorafold.train.head_loss import head_loss
+
+        causal = causal_model(self.model)
+        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
+        return head_loss(hidden, causal.get_output_embeddings(), targets)
+
+    def _by_logits(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+        """By the model's own logits, at the positions that some row trains where it can do that: of a large
+        vocabulary they are most of the memory."""
+        import torch
+
+        if self.positions:
+            kept = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (kept,)
+            targets = targets[:, kept]
+            inputs["logits_to_keep"] = kept
+        output = self.model(**inputs)
+        logits = output.logits[:, -targets.shape[1] :].float()  # (rows, cols, vocabulary)
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def _precision(self) -> Any:
+        """16-bit arithmetic on float32 weights: full fine-tuning on a GPU."""
+        import torch
+
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)

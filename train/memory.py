@@ -1,0 +1,79 @@
+"""How many tokens fit on the GPU at once: measured with the run's own model and data, not guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lorafold.chat import Encoded
+from lorafold.train.checkpoints import trainable
+from lorafold.train.forward import Forward
+from lorafold.train.packing import make_pack
+
+if TYPE_CHECKING:
+    import torch
+
+MOST = 16_384  # tokens in a pack; beyond it nothing gets faster (docs/log.md)
+LEAST = 2_048  # tokens in a pack under which gradient checkpointing pays
+ON_CPU = 2_048  # a pack on the CPU, whose attention looks at a whole mask
+_PROBES = (1_024, 3_072)  # tokens of the two passes that are measured
+_SHARE = 0.85  # of the free memory; the rest is for fragments
+_STATE = 12  # bytes a trained parameter: gradient and two moments in float32
+
+
+def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], device: torch.device) -> int:
+    """Most tokens of one forward and backward pass, from two passes of different size.
+
+    Args:
+        forward: the way to compute.
+        sequences: of the run.
+        device: a CUDA GPU.
+
+    Returns:
+        Tokens, not limited by anything but memory; 0 where not even the smaller pass fits.
+    """
+    import torch
+
+    before = torch.cuda.memory_allocated(device)
+    sizes: list[int] = []
+    peaks: list[int] = []
+    try:
+        for size in _PROBES:
+            count, peak = _pass(forward, _about(sequences, size), device)
+            sizes.append(count)
+            peaks.append(peak - before)
+    except torch.OutOfMemoryError:
+        pass
+    finally:
+        forward.model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    if not sizes:
+        return 0
+    each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0]) if sizes[-1] > sizes[0] else peaks[0] / sizes[0]
+    fixed = max(0.0, peaks[0] - each * sizes[0])
+    state = _STATE * sum(value.numel() for value in trainable(forward.model).values())
+    free = torch.cuda.mem_get_info(device)[0]
+    return max(0, int((_SHARE * free - state - fixed) / max(each, 1.0)))
+
+
+def _about(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:
+    """Sequences of so many tokens together, taken again from the beginning where there are too few."""
+    chosen: list[Encoded] = []
+    total = 0
+    while total < tokens:
+        for sequence in sequences:
+            chosen.append(sequence)
+            total += len(sequence.ids)
+            if total >= tokens:
+                break
+    return chosen
+
+
+def _pass(forward: Forward, sequences: Sequence[Encoded], device: torch.device) -> tuple[int, int]:
+    """Tokens of a training pass, and the peak of allocated bytes in it."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    batch = make_pack(sequences)
+    forward.loss(batch).backward()
+    return batch.tokens, int(torch.cuda.max_memory_allocated(device))

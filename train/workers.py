@@ -1,0 +1,184 @@
+"""Several processes that train one adapter: started by `torchrun` or `accelerate launch`, one process a GPU.
+
+Both tell each process its place in the same environment variables. Every worker reads the same data and plans
+the same steps, so what is exchanged is little: the gradients of the adapter, summed, and a few figures. Only
+the first worker shows progress, writes files, and answers for the run.
+
+The base's weights are copied to every GPU, or with `--fsdp` cut up among them: torch's `fully_shard` collects
+a layer's weights when they are needed. The adapter is small and stays whole on every worker, so checkpoints
+and resuming are the same in all cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lorafold.errors import BusyError, InputError, LorafoldError, NumericError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# The first worker may read and tokenize for long before the others hear of it.
+_PATIENCE = timedelta(hours=2)
+# What every worker meets alike; the first one says it.
+_SHARED = (UsageError, InputError, NumericError, BusyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """This process's place among those that train together.
+
+    Attributes:
+        rank: number of this worker, from 0.
+        count: number of workers; 1 where training is not distributed.
+        local_rank: number of this worker on its machine: its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker shows progress and writes files."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all workers are here; leave quietly if the first has given up, since it says why."""
+        if self.count > 1:
+            import torch
+
+            try:
+                torch.distributed.barrier()
+            except RuntimeError as error:
+                if self.first:
+                    raise
+                raise SystemExit(1) from error
+
+    def total(self, figures: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all workers."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.all_reduce(figures)
+        return figures
+
+    def least(self, number: int) -> int:
+        """The smallest of the workers' numbers."""
+        if self.count == 1:
+            return number
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        figure = torch.tensor(number, device=device)
+        torch.distributed.all_reduce(figure, op=torch.distributed.ReduceOp.MIN)
+        return int(figure)
+
+    def sum_gradients(self, parameters: list[Any]) -> None:
+        """Add up the gradients of all workers, in one message.
+
+        Args:
+            parameters: those that are trained, in the same order everywhere; one without a gradient counts
+                as zero.
+        """
+        if self.count == 1:
+            return
+        import torch
+
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([part.flatten().float() for part in parts])
+        torch.distributed.all_reduce(flat)
+        offset = 0
+        for parameter in parameters:
+            stop = offset + parameter.numel()
+            parameter.grad = flat[offset:stop].view_as(parameter).to(parameter.dtype)
+            offset = stop
+
+    def shard(self, model: Any, device: torch.device) -> None:
+        """Cut the frozen weights of each decoder layer up among the workers, in place.
+
+        Args:
+            model: a causal language model with peft's adapter; trained parameters stay whole.
+            device: of this worker; what is not cut up moves there.
+
+        Raises:
+            UsageError: there is one worker, or the weights themselves are trained.
+        """
+        import torch
+        from torch.distributed.fsdp import fully_shard
+
+        if self.count == 1:
+            problem = "there is one worker, nothing to share"
+            raise UsageError(problem, at="--fsdp", fix="start it with torchrun")
+        mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (self.count,))
+        causal = model.get_base_model()
+        decoder = causal.base_model
+        for layer in decoder.layers:
+            _plain_parameters(layer)
+            kept = {parameter for parameter in layer.parameters() if parameter.requires_grad}
+            fully_shard(layer, mesh=mesh, ignored_params=kept)
+        # The decoder as their common root, with nothing of its own, lets a layer be fetched ahead of time.
+        fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))
+        for parameter in model.parameters():
+            if not isinstance(parameter, torch.distributed.tensor.DTensor):
+                parameter.data = parameter.data.to(device)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
+
+
+def _plain_parameters(layer: Any) -> None:
+    """4-bit weights as plain tensors: bitsandbytes' own type cannot be cut up and put together again.
+
+    `fused_lora.dense_weight` reads them with the layer's `quant_state`.
+    """
+    import torch
+
+    for module in layer.modules():
+        weight: Any = getattr(module, "weight", None)
+        if getattr(weight, "quant_state", None) is not None:
+            module.quant_state = weight.quant_state
+            plain = weight.data.as_subclass(torch.Tensor)
+            module.weight = torch.nn.Parameter(plain, requires_grad=False)
+
+
+def place() -> Workers:
+    """This process's place, as torchrun and accelerate tell it."""
+    rank, count, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    return Workers(rank, count, local)
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Workers]:
+    """Meet the other workers for the length of the block.
+
+    An error that all meet alike is said once: the others leave silently with the same code.
+    """
+    workers = place()
+    if workers.count == 1:
+        yield workers
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(workers.local_rank)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    own = not torch.distributed.is_initialized()
+    if own:
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield workers
+    except LorafoldError as error:
+        if isinstance(error, _SHARED) and not workers.first:
+            raise SystemExit(error.exit_code) from error
+        raise
+    finally:
+        if own:
+            torch.distributed.destroy_process_group()
