@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.adapters import Adapter
-from lorafold.artifacts import read_manifest
+from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.fold import Folded
@@ -67,6 +67,13 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         adapters = tuple((Adapter.open(Path(path).expanduser()), weight) for path, weight in specs)
         base_spec = config.base or _base_of(adapters[0][0])
     else:
+        folder = Path(specs[0][0]).expanduser()
+        if config.base is not None or any(folder.glob("adapter_model.*")):
+            raise InputError(
+                f"no {ADAPTER_CONFIG}: this is not an adapter",
+                at=folder,
+                fix="give the adapter's folder, or for a base to be converted as it is no --base",
+            )
         if config.adapter:
             raise UsageError(
                 f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
@@ -92,6 +99,29 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         template=config.chat_template or _trained_template([adapter for adapter, _ in adapters]),
         name=config.name or _name(base, folder),
     )
+
+
+def check_weights(inputs: Inputs, progress: Progress = silent) -> None:
+    """Compare weights with the checksums that the manifests beside them hold, where there are manifests.
+
+    Raises:
+        InputError: a file is not what the manifest says: a bit flipped, or it was replaced.
+    """
+    for folder in inputs.folders:
+        files = (read_manifest(folder) or {}).get("files") or {}
+        # Configurations may be edited by hand; weights may not.
+        noted = {name: entry for name, entry in files.items() if (folder / name).suffix == ".safetensors"}
+        for number, (name, entry) in enumerate(noted.items()):
+            path = folder / name
+            progress("check the weights", number, len(noted))
+            if path.is_file() and sha256_file(path) != entry["sha256"]:
+                raise InputError(
+                    f"{name} is not what {MANIFEST} says (its sha256 is another)",
+                    at=path,
+                    fix=f"fetch or make it again; if you changed it yourself, remove {MANIFEST}",
+                )
+        if noted:
+            progress("check the weights", len(noted), len(noted))
 
 
 def _weighted(spec: str) -> tuple[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from lorafold.artifacts import check_output, damaged_files, new_folder, read_manifest, write_manifest
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
-from lorafold.export.inputs import open_inputs
+from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.outputs import FORMATS, check_disk
 from lorafold.export.proof import Check, Proof
 from lorafold.export.report import write_report
@@ -83,6 +83,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     check_output(config.out, inputs=inputs.folders, force=config.force)
     output = FORMATS[config.format](inputs, config)
     check_disk(output, config.out)
+    check_weights(inputs, progress)
     return_free_memory()
     clock.lap("plan")
     with new_folder(config.out, force=config.force) as staging:
@@ -161,7 +162,10 @@ def verify(
             f"{', '.join(damaged)} changed since the export (size or sha256)", at=folder, fix="export again"
         )
     config = _config_of(manifest, folder)
-    config = replace(config, base=base or config.base, chats=chats or config.chats)
+    config = replace(config, chats=chats or config.chats, name=config.name or manifest.get("name"))
+    if base is not None:
+        # Where no adapter was folded in, the base is what was converted.
+        config = replace(config, base=base) if manifest.get("adapters") else replace(config, source=base)
     inputs = open_inputs(config, progress)
     output = FORMATS[config.format](inputs, config)
     whole = Check("files", "passed", f"all {len(manifest['files'])} files have their size and sha256")

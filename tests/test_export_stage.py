@@ -239,3 +239,12 @@ def test_it_says_what_the_time_of_writing_went_into(adapter: str, tmp_path: Path
     manifest = json.loads((tmp_path / "out" / "lorafold.json").read_text())
     for name, digest in digests(tmp_path / "out").items():
         assert manifest["files"][name]["sha256"] == digest
+
+
+def test_an_export_is_proven_with_a_base_that_has_moved(tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_chat.folder(), tmp_path / "here")
+    export(config(str(base), tmp_path / "out"))
+    base.rename(tmp_path / "there")
+    with pytest.raises(InputError):
+        verify(tmp_path / "out")
+    assert verify(tmp_path / "out", base=str(tmp_path / "there")).passed
