@@ -82,12 +82,20 @@ class _Worker:
             env=variables,
         )
         self.buffer = b""
-        if self.receive(60.0) is None:
-            self.stop()
+        self.ready = False
+
+    def await_ready(self) -> None:
+        """Wait until it has imported Jinja.
+
+        Raises:
+            SystemFault: it does not start.
+        """
+        if not self.ready and self.receive(60.0) is None:
             raise SystemFault(
                 "the process that renders chat templates does not start",
                 fix=f"check that `{sys.executable} -c 'import jinja2'` works and that memory is free",
             )
+        self.ready = True
 
     def send(self, request: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -141,6 +149,14 @@ atexit.register(_drop_worker)
 os.register_at_fork(after_in_child=lambda: globals().__setitem__("_lock", threading.Lock()))
 
 
+def start_worker() -> None:
+    """Start the worker that `render_many` will need, without waiting for it; a failure is said there."""
+    global _worker
+    with _lock:
+        if _worker is None:
+            _worker = _Worker()
+
+
 def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> list[str | Refusal]:
     """Render conversations with one template.
 
@@ -166,6 +182,7 @@ def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> 
             for start in range(0, len(jobs), BATCH):
                 if _worker is None:
                     _worker = _Worker()
+                _worker.await_ready()
                 part = jobs[start : start + BATCH]
                 _worker.send({"source": source, "jobs": [_plain(job) for job in part]})
                 answers.extend(_answer(_worker.receive(WALL_SECONDS), at) for _ in part)

@@ -174,7 +174,7 @@ def demo_base(progress: Progress = silent) -> Base:
     folder = cache_folder() / "demo-base-1"
     if read_manifest(folder) is None:
         progress("prepare the demo base", 0, 1)
-        source = _demo_gguf()
+        source = demo_gguf()
         with new_folder(folder, force=True) as staging:
             _unpack_demo(source, staging)
             write_manifest(staging, "base", {"id": DEMO_ID, "source": DEMO_GGUF})
@@ -182,7 +182,12 @@ def demo_base(progress: Progress = silent) -> Base:
     return Base(folder, DEMO_ID, spec="demo")
 
 
-def _demo_gguf() -> Path:
+def demo_gguf() -> Path:
+    """The embedded model as the package carries it.
+
+    Raises:
+        SystemFault: the package is not installed.
+    """
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     if spec is None or spec.origin is None:
         raise SystemFault(

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.artifacts import sha256_file
 from lorafold.chat import Message
 from lorafold.errors import InputError
 from lorafold.serve.computing import compute, thread_count
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
+from lorafold.serve.digests import weights_sha256
 from lorafold.serve.engine import About, Cancel, Event, PromptFitter
 from lorafold.serve.llama_cache import OUTPUTS, KeyValueCache
 from lorafold.serve.llama_library import complaint, look
@@ -66,7 +66,7 @@ class LlamaEngine:
             source=source,
             kind="llama.cpp",
             quantization=model.header.quantization,
-            digest=lambda: "+".join(sha256_file(path) for path in files),
+            digest=lambda: "+".join(weights_sha256(path) for path in files),
             notes=_notes(context, trained),
         )
         self._vocabulary = ""

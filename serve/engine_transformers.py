@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafold.artifacts import sha256_file
 from lorafold.chat import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
 from lorafold.serve.computing import compute, thread_count
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
+from lorafold.serve.digests import weights_sha256
 from lorafold.serve.engine import About, Cancel, Event, PromptFitter
 from lorafold.serve.sampling import draw, log_softmax
 from lorafold.serve.speech import BATCH, Speaker, speak
@@ -99,8 +99,8 @@ def _folder_digest(folder: Path) -> str:
     """sha256 over the weights of a folder, file by file; of the file alone where there is one."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return sha256_file(files[0])
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+        return weights_sha256(files[0])
+    return hashlib.sha256("".join(map(weights_sha256, files)).encode()).hexdigest()
 
 
 class TransformersEngine:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lorafold.errors import InputError, UsageError
+from lorafold.models import demo_gguf
 from lorafold.progress import Progress, silent
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.serve.engine import Engine
@@ -92,9 +93,20 @@ class _Opener:
 
             return OllamaEngine(model, self.config.context)
         pieces = parts(model)
+        if pieces == ["demo"] and not self._any_folder():
+            pieces = [str(demo_gguf())]  # as it came: no torch, and half a second instead of many
         opener: Callable[[str, Sequence[str]], Engine]
         opener = self._open_gguf if pieces[0].lower().endswith(".gguf") else self._open_folder
         return opener(model, pieces)
+
+    def _any_folder(self) -> bool:
+        """Whether transformers is needed anyway; all models of a folder's kind then compute alike."""
+        return self.config.load_in_4bit or any(
+            not model.startswith(("http://", "https://", "ollama:"))
+            and model != "demo"
+            and not parts(model)[0].lower().endswith(".gguf")
+            for model in self.config.models
+        )
 
     def _open_gguf(self, model: str, pieces: Sequence[str]) -> Engine:
         from lorafold.serve.engine_llama import LlamaEngine

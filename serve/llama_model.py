@@ -13,6 +13,7 @@ from lorafold.chat import ChatTemplate, Message, encode, end_of_turn, prompt_fra
 from lorafold.chat_controls import split_controls
 from lorafold.errors import InputError
 from lorafold.gguf_header import GgufArray
+from lorafold.jinja_sandbox import start_worker
 from lorafold.serve.computing import compute
 from lorafold.serve.llama_library import complaint, library, look
 
@@ -35,6 +36,7 @@ class LlamaModel:
     def __init__(self, path: Path, chat_template: str | None = None) -> None:
         self.path = path
         self.header = look(path, "model")
+        start_worker()  # it imports Jinja while the weights are loaded
         self.template = ChatTemplate.from_gguf(self.header, chat_template)
         self.c = library()
         self.pointer = compute(self._load)

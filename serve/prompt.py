@@ -70,7 +70,7 @@ def _width() -> int:
 
 
 def _greet(shell: Shell, notes: Iterable[str]) -> None:
-    list_models(shell, wait=0.2)
+    list_models(shell, wait=0.05)  # digests noted before; others come with the first answer
     for note in notes:
         shell.tell(note, "yellow")
     if shell.talk.blind:

@@ -12,12 +12,13 @@ from lorafold.console import live_progress
 from lorafold.errors import InputError
 from lorafold.progress import silent
 from lorafold.serve.config import ChatConfig, sampling_of
+from lorafold.serve.digests import Digests
 from lorafold.serve.engine import Engine
 from lorafold.serve.engines import opened
 from lorafold.serve.session import Session
 from lorafold.serve.talk import Talk, cleaned
 from lorafold.serve.terminal import colored, interactive
-from lorafold.serve.views import ColumnView, Digests, JsonView, PlainView, View
+from lorafold.serve.views import ColumnView, JsonView, PlainView, View
 
 LONGEST_LINE = 16_000_000  # characters read from a pipe as one question
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
+from lorafold.serve.digests import Digests
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.session import Answer, Session, Turn
 from lorafold.serve.terminal import interruptible
-from lorafold.serve.views import LETTERS, Digests, View, heads
+from lorafold.serve.views import LETTERS, View, heads
 
 
 class Talk:

