@@ -199,11 +199,14 @@ def test_a_hundred_thousand_tensors(tmp_path: Path) -> None:
     count = 100_000
     header = {f"model.layers.{i}.weight": entry("F32", [1], 4 * i, 4 * i + 4) for i in range(count)}
     write(tmp_path / "model.safetensors", header, bytes(4 * count))
-    start = time.process_time()
-    checkpoint = Checkpoint.open(tmp_path)
-    seconds = time.process_time() - start
-    assert len(checkpoint.tensors) == count
-    assert seconds < 5, seconds  # under 1 s on a quiet machine; far from quadratic on any
+
+    def seconds() -> float:
+        start = time.process_time()
+        assert len(Checkpoint.open(tmp_path).tensors) == count
+        return time.process_time() - start
+
+    # The processor's time, the best of three: neighbours on the same core slow it down too.
+    assert any(seconds() < 1 for _ in range(3))
 
 
 def test_types_that_hold_no_plain_numbers(tmp_path: Path) -> None:
