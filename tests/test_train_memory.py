@@ -1,0 +1,78 @@
+"""Memory that runs out: one line, exit code 5, and the last checkpoint is there to go on from.
+
+The limits are real (RLIMIT_AS), the command is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from oracles import REPOSITORY
+from tiny_base import tiny_base
+
+from lorafold.artifacts import damaged_files, read_manifest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process's memory"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("memory")
+    tiny_base(path / "base")
+    for name, size, count in (("short", 10, 32), ("long", 1900, 16)):
+        rows = [{"prompt": f"question {i}", "completion": "x" * size} for i in range(count)]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def is_one_line(process: subprocess.Popen[str]) -> None:
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 5, err
+    assert err.splitlines()[-1].startswith("error: out of memory; fix: lower --per-device-train-batch-size")
+    assert "Traceback" not in err
+
+
+def test_in_the_middle_of_a_run(folder: Path) -> None:
+    """The evaluation of long examples needs more than the steps on short ones did."""
+    train = ["-m", "lorafold", "train", "--base", "base", "--data", "short.jsonl", "--out", "out"]
+    train += ["--max-steps", "300", "--save-steps", "10", "--max-length", "2048"]
+    train += ["--eval-data", "long.jsonl", "--eval-steps", "290", "--per-device-train-batch-size", "16"]
+    process = start(folder, *train)
+    while process.poll() is None and not list((folder / "out.run").glob("checkpoint-*/lorafold.json")):
+        time.sleep(0.05)
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    size = pages * os.sysconf("SC_PAGE_SIZE") + (16 << 20)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (size, size))
+    is_one_line(process)
+    assert not (folder / "out").exists()
+    kept = sorted((folder / "out.run").glob("checkpoint-*"))
+    assert kept
+    for path in kept:
+        manifest = read_manifest(path)
+        assert manifest is not None and not damaged_files(path, manifest)
+    process = start(folder, *train, "--resume")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "resumed at step" in out and "300 steps" in out
