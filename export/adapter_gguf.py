@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +171,7 @@ def plan_adapter_gguf(
     *,
     type: GGMLQuantizationType = GGMLQuantizationType.F32,
     at: str | Path | None = None,
+    left_out: Collection[str] = (),
 ) -> AdapterPlan:
     """Lay out the file.
 
@@ -181,12 +182,13 @@ def plan_adapter_gguf(
         name: `general.name`, and the file's name before ".gguf".
         type: F32, F16 or BF16.
         at: the adapter's folder, for errors.
+        left_out: Hugging Face tensors that are no part of llama.cpp's model; their changes are left out too.
 
     Raises:
         InputError: the adapters do something else than add low-rank products to weights that llama.cpp
             multiplies with.
     """
-    products = _products(folded, at)
+    products = _products(folded, left_out, at)
     _check_places(products, tensors, at)
     found = [low_rank for tensor in tensors if (low_rank := _low_rank(tensor, products)) is not None]
     if not found:
@@ -212,10 +214,12 @@ def plan_adapter_gguf(
     return AdapterPlan(GgufFile(f"{name}.gguf", type.name, header, tuple(typed)), alpha, tuple(found))
 
 
-def _products(folded: Folded, at: str | Path | None) -> Products:
+def _products(folded: Folded, left_out: Collection[str], at: str | Path | None) -> Products:
     """The products that are added to each changed tensor; what else is done to one is refused by name."""
     products: dict[str, Sequence[AddLowRank]] = {}
     for name, words in folded.touched.items():
+        if name in left_out:
+            continue
         found = folded.low_rank(name)
         if found is None:
             raise InputError(

@@ -13,6 +13,7 @@ from lorafold.export import arch, ggml
 from lorafold.export.adapter_gguf import plan_adapter_gguf
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
+from lorafold.export.left_out import describe_left_out
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block
 from lorafold.export.verify_tensors import ExactSource
@@ -36,15 +37,17 @@ class AdapterOutput:
         self._inputs = inputs
         base_config = read_config(inputs.base.folder)
         self._tensors = arch.map_tensors(base_config, inputs.source.base.tensors)
+        folder, source = inputs.adapters[0][0].folder, inputs.source
+        self.notes = describe_left_out(base_config, source.base.tensors, source.touched, folder)
         self._plan = plan_adapter_gguf(
-            inputs.source,
+            source,
             self._tensors,
             arch.find(base_config).gguf,
             inputs.name,
             type=TYPES[config.dtype],
-            at=inputs.adapters[0][0].folder,
+            at=folder,
+            left_out=arch.skipped_tensors(base_config, source.base.tensors),
         )
-        self.notes: list[str] = []
 
     @property
     def size(self) -> int:

@@ -52,6 +52,7 @@ _BUFFERS = (
     (r"(^|\.)rotary_emb\.inv_freq$", "follows from the config"),
     (r"\.(attn|attention)\.(masked_)?bias$", "a mask that follows from the config"),
 )
+BUFFER_REASONS = frozenset(reason for _, reason in _BUFFERS)
 # What is named in an error about many tensors.
 _NAMED = 8
 

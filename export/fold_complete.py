@@ -7,6 +7,7 @@ its tensors. PEFT leaves such a module as it is and says nothing: half of a fine
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
@@ -22,7 +23,7 @@ def matches(patterns: tuple[str, ...] | str, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in patterns)
 
 
-def check_complete(adapter: Adapter, names: BaseNames, example: tuple[str, str]) -> None:
+def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]) -> None:
     """Compare the modules that an adapter targets with those that it has.
 
     Experts are left out: transformers 5 has no modules for them any more, so their names in `target_modules`
@@ -31,18 +32,21 @@ def check_complete(adapter: Adapter, names: BaseNames, example: tuple[str, str])
     Args:
         adapter: the adapter.
         names: the base's names.
-        example: one adapted weight, as the model and as the file calls it.
+        prefixes: of the parts of the model in which it adapts something; see `BaseNames.in_model`. Another
+            part may not have been in the model that it was trained on (a multimodal base's image encoder).
 
     Raises:
         InputError: a targeted layer has no tensors, or a module to save was not saved.
     """
     config = adapter.config
     present = {module.module for module in adapter.modules}
-    if config.target_modules and config.target_modules != "all-linear" and example[0]:
+    if config.target_modules and config.target_modules != "all-linear" and prefixes:
         for tensor, info in names.tensors.items():
-            name = names.in_model(tensor, example)
+            name = names.in_model(tensor, prefixes)
+            if name is None or not name.endswith(".weight") or len(info.shape) != 2 or ".experts." in name:
+                continue
             module = name.removesuffix(".weight")
-            if module == name or len(info.shape) != 2 or ".experts." in name or module in present:
+            if module in present:
                 continue
             if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
                 continue

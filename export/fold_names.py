@@ -8,7 +8,7 @@ into one parameter that the files hold in pieces. Both are tables here, from its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,7 +32,13 @@ PREFIXES = (
     ("", "language_model."),
 )
 
-INFIXES = (("", ""), (".mlp.", ".block_sparse_moe."), (".block_sparse_moe.", ".mlp."))
+INFIXES = (
+    ("", ""),
+    (".mlp.", ".block_sparse_moe."),
+    (".block_sparse_moe.", ".mlp."),
+    ("vision_tower.", "vision_tower.vision_model."),
+    ("vision_tower.vision_model.", "vision_tower."),
+)
 
 # Parameter of stacked experts in the model: its pieces in the file for one expert, stacked along the rows.
 EXPERT_PIECES = {
@@ -135,12 +141,22 @@ class BaseNames:
             self._found[name] = next((other for other in _spellings(name) if other in self.tensors), None)
         return self._found[name]
 
-    def in_model(self, name: str, example: tuple[str, str]) -> str:
-        """The model's name of a tensor in the file, by the prefixes of one known in both: (model, file)."""
-        for model, file in PREFIXES:
-            if example[0].startswith(model) and example[1] == file + example[0][len(model) :]:
-                return model + name[len(file) :] if name.startswith(file) else name
-        return name
+    def in_model(self, name: str, prefixes: Collection[tuple[str, str]]) -> str | None:
+        """The model's name of a tensor in the file, as far as it can be told.
+
+        Args:
+            name: in the file.
+            prefixes: (in the model, in the file) of the parts that are known in both: a multimodal model has
+                one for each part; see `prefix_of`. The longest that fits counts.
+
+        Returns:
+            The name; None where the tensor belongs to none of these parts.
+        """
+        fitting = [pair for pair in prefixes if name.startswith(pair[1])]
+        if not fitting:
+            return name if name in (self.embedding, self.head) else None
+        model, file = max(fitting, key=lambda pair: len(pair[1]))
+        return model + name.removeprefix(file)
 
     def is_conv1d(self, module: str) -> bool | None:
         """Whether a module stores its weight as (in, out); None where the model type does not say."""
@@ -189,6 +205,14 @@ def same_rows(a: TensorSource, a_name: str, b: TensorSource, b_name: str) -> boo
         for start in range(0, info.rows, COMPARED_ROWS)
         for stop in (min(start + COMPARED_ROWS, info.rows),)
     )
+
+
+def prefix_of(model: str, file: str) -> tuple[str, str] | None:
+    """The row of `PREFIXES` by which a tensor is called `model` in the model and `file` in the file."""
+    for pair in PREFIXES:
+        if model.startswith(pair[0]) and file == pair[1] + model.removeprefix(pair[0]):
+            return pair
+    return None
 
 
 def _spellings(name: str) -> Iterator[str]:

@@ -33,6 +33,7 @@ from lorafold.export.fold_names import (
     TRANSPOSED_EXPERTS,
     BaseNames,
     Piece,
+    prefix_of,
 )
 from lorafold.export.fold_products import factor_shapes, linear_product
 from lorafold.weights import TensorSource
@@ -58,7 +59,7 @@ class Targets:
         changes: the result: steps by tensor.
         rounding: "peft" where products are rounded as PEFT rounds them.
         shared: steps for the embedding that hold for a tied output head too.
-        example: a module's weight, as the model calls it and as the file does.
+        prefixes: of the parts of the model in which something is adapted; see `BaseNames.in_model`.
     """
 
     adapter: Adapter
@@ -68,7 +69,7 @@ class Targets:
     rounding: str = "exact"
     changes: dict[str, list[Change]] = field(default_factory=dict)
     shared: list[Change] = field(default_factory=list)
-    example: tuple[str, str] = ("", "")
+    prefixes: set[tuple[str, str]] = field(default_factory=set)
 
     def collect(self) -> None:
         """Fill `changes`.
@@ -89,7 +90,7 @@ class Targets:
                 at=self.adapter.folder,
                 fix=OTHER_BASE,
             )
-        check_complete(self.adapter, self.names, self.example)
+        check_complete(self.adapter, self.names, self.prefixes)
 
     # One method for each kind of tensor; each returns False where the base has no such module.
 
@@ -139,7 +140,9 @@ class Targets:
         weight = self.names.find(f"{module.module}.weight")
         if weight is None:
             return False
-        self.example = (f"{module.module}.weight", weight)
+        prefix = prefix_of(f"{module.module}.weight", weight)
+        if prefix is not None:
+            self.prefixes.add(prefix)
         if "lora_A" in parts:
             self._linear(module, weight)
         elif "lora_embedding_A" in parts:

@@ -16,6 +16,7 @@ from lorafold.export.gguf import GgufFile
 from lorafold.export.gguf_model import PromptMetadata, plan_gguf
 from lorafold.export.imatrix import read_imatrix
 from lorafold.export.inputs import Inputs
+from lorafold.export.left_out import describe_left_out
 from lorafold.export.modelfile import ModelfilePlan, plan_modelfile, write_modelfile
 from lorafold.export.plan import describe
 from lorafold.export.proof import Check
@@ -38,7 +39,10 @@ class GgufOutput:
         self._prompt = _plan_prompt(inputs, config)
         self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), self._imatrix)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
-        self.notes = [*arch.caveats(inputs.config), *self._vocab.notes, *prompt_notes]
+        source = inputs.source
+        folder = inputs.adapters[0][0].folder if inputs.adapters else None
+        left_out = describe_left_out(inputs.config, source.tensors, source.touched, folder)
+        self.notes = [*arch.caveats(inputs.config), *left_out, *self._vocab.notes, *prompt_notes]
 
     @property
     def size(self) -> int:

@@ -51,7 +51,17 @@ def _gpt_oss() -> Any:
     return transformers.GptOssConfig(**(SIZES | experts))
 
 
+def _gemma3() -> Any:
+    """A multimodal model: its files call the parts otherwise than the loaded model does."""
+    text = SIZES | {"num_hidden_layers": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+    images = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.Gemma3Config(
+        text_config=text, vision_config=images | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
+    "gemma3": _gemma3,
     "gpt2": _gpt2,
     "gpt_oss": _gpt_oss,
     "mixtral": _mixtral,
@@ -178,6 +188,9 @@ FEATURES: dict[str, Feature] = {
     "olora": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "olora"}, almost=1e-3),
     "orthogonal": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "orthogonal"}),
     "mica": Feature({"r": 4, "target_modules": QKV, "init_lora_weights": "mica"}),
+    "multimodal": Feature({"r": 4, "target_modules": "all-linear"}, family="gemma3"),
+    "multimodal by names": Feature({"r": 4, "target_modules": ["q_proj", "o_proj"]}, family="gemma3"),
+    "multimodal text": Feature({"r": 4, "target_modules": r".*language_model.*_proj"}, family="gemma3"),
     "conv1d": Feature(
         {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, family="gpt2"
     ),
@@ -217,6 +230,7 @@ QUICK = (
     "lora_bias",
     "modules_to_save",
     "conv1d",
+    "multimodal",
     "experts",
     "pissa",
 )

@@ -1,0 +1,62 @@
+"""What the GGUF of a model's text part leaves out: the base's other parts, and what an adapter does there.
+
+In: the tensors that the architecture table skips, and those that the adapters change. Out: sentences for the
+report, or an error where nothing of an adapter would be left. llama.cpp keeps an image encoder in a file of
+its own (mmproj), so a text GGUF answers texts exactly as the whole model does, and sees no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+from lorafold.export import arch
+
+KEEPS_ALL = "`--format folder` keeps everything"
+
+
+def describe_left_out(
+    config: Mapping[str, Any], tensors: Iterable[str], touched: Collection[str], at: Path | None
+) -> list[str]:
+    """Sentences about parts of a model that its GGUF does not hold.
+
+    Args:
+        config: the parsed config.json.
+        tensors: names of the model's tensors.
+        touched: those that the adapters change.
+        at: the adapter's folder, for the error.
+
+    Returns:
+        A sentence for each part that is left out, and one for what the adapters do there; mostly nothing.
+
+    Raises:
+        InputError: the adapters change nothing that the GGUF holds.
+    """
+    skipped = {
+        name: reason
+        for name, reason in arch.skipped_tensors(config, tensors).items()
+        if reason not in arch.BUFFER_REASONS
+    }
+    parts: dict[tuple[str, str], int] = {}
+    for name, reason in skipped.items():
+        part = name.removeprefix("model.").partition(".")[0]
+        parts[part, reason] = parts.get((part, reason), 0) + 1
+    notes = [
+        f"{part} is left out ({count} of its tensors): {reason}" for (part, reason), count in parts.items()
+    ]
+    lost = sorted(skipped.keys() & set(touched))
+    if not lost:
+        return notes
+    if len(lost) == len(touched):
+        raise InputError(
+            f"the adapter changes only what a GGUF of the text part does not hold ({lost[0]} and such)",
+            at=at,
+            fix=KEEPS_ALL,
+        )
+    notes.append(
+        f"{len(lost)} of the {len(touched)} tensors that the adapter changes are in these parts, {lost[0]} "
+        f"among them: texts are answered as trained, images are not seen; {KEEPS_ALL}"
+    )
+    return notes
