@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Reason = Literal["stop", "length", "context", "cancelled"]
+DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat import Message
 from lorafold.errors import InputError
-from lorafold.serve.computing import compute, thread_count
+from lorafold.serve.computing import Lane
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.digests import weights_sha256
-from lorafold.serve.engine import About, Cancel, Event, PromptFitter
-from lorafold.serve.llama_cache import OUTPUTS, KeyValueCache
+from lorafold.serve.engine import DEFAULT_CONTEXT, About, Cancel, Event, PromptFitter
+from lorafold.serve.llama_cache import KeyValueCache
 from lorafold.serve.llama_library import complaint, look
 from lorafold.serve.llama_model import LlamaModel
-from lorafold.serve.speech import BATCH, Speaker, speak
+from lorafold.serve.speech import Reader, Voice, score, speak
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
 
 
 class LlamaEngine:
@@ -40,7 +38,7 @@ class LlamaEngine:
         adapters: adapter GGUFs to apply.
         source: as the user spelled the model.
         context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
-        threads: 0: one per core.
+        threads: to compute with when no other model answers; 0: one per core.
         exact: keep keys and values in float32 (see `KeyValueCache`).
     """
 
@@ -59,7 +57,6 @@ class LlamaEngine:
         model.users += 1
         trained = int(self.c.llama_model_n_ctx_train(model.pointer)) or DEFAULT_CONTEXT
         self._context = min(trained, context or DEFAULT_CONTEXT)
-        self._fitter = PromptFitter(model.encode, self._context)
         files = [model.path, *adapters]
         self._about = About(
             name="+".join(path.name for path in files),
@@ -70,7 +67,9 @@ class LlamaEngine:
             notes=_notes(context, trained),
         )
         self._vocabulary = ""
-        self._cache = compute(lambda: self._open(adapters, thread_count(threads), exact))
+        lane = Lane(threads)
+        self._cache = lane.run(lambda count: self._open(adapters, count, exact))
+        self._reader = Reader(self._cache, lane, PromptFitter(model.encode, self._context))
 
     def _open(self, adapters: Sequence[Path], threads: int, exact: bool) -> KeyValueCache:
         pointers = []
@@ -105,16 +104,13 @@ class LlamaEngine:
         """Answer a conversation (see `Engine.stream`)."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         with _sampler(self.c, self.model.size, sampling) as draw:
-            speaker = Speaker(
-                held=self._cache.held,
-                keep=self._cache.keep,
-                read=self._cache.read,
+            voice = Voice(
                 draw=partial(self._next, draw),
                 ends=self.model.ends,
                 text=lambda token: decoder.decode(self.model.piece(token)),
                 rest=lambda: decoder.decode(b"", final=True),
             )
-            yield from speak(speaker, self._fitter, messages, sampling, cancel)
+            yield from speak(self._reader, voice, messages, sampling, cancel)
 
     def _next(self, draw: Callable[[Any], int], previous: int | None) -> tuple[int, float]:
         """Read the token before, draw the next one; with its log-probability."""
@@ -145,28 +141,12 @@ class LlamaEngine:
         self, messages: Sequence[Message], answer: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
         """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
-        if not answer:
-            return
-        prompt, _ = self._fitter.fit(messages, len(answer))
-        ids = [*prompt, *answer[:-1]]
-        if len(ids) > self._context:
-            raise InputError(f"the answer ends past the context of {self._context:,} tokens")
-        first = len(prompt) - 1
-        reused = compute(lambda: self._cache.keep(ids, first))
-        for start in range(reused, first, BATCH):
-            chunk = ids[start : min(first, start + BATCH)]
-            compute(partial(self._cache.read, chunk))
-        for start in range(first, len(ids), OUTPUTS):
-            chunk = ids[start : start + OUTPUTS]
-            yield from compute(partial(self._score, chunk))
-
-    def _score(self, chunk: Sequence[int]) -> list[NDArray[np.float32]]:
-        self._cache.read(chunk, outputs=len(chunk))
-        return [self._cache.log_probabilities(i) for i in range(len(chunk))]
+        return score(self._reader, messages, answer)
 
     def close(self) -> None:
         """Free the conversation, and the weights if nobody else uses them."""
-        compute(self._cache.close)
+        self._reader.compute(self._cache.close)
+        self._reader.lane.close()
         self.model.release()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,20 +16,17 @@ from lorafold.chat import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
-from lorafold.serve.computing import compute, thread_count
+from lorafold.serve.computing import Lane
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
 from lorafold.serve.digests import weights_sha256
-from lorafold.serve.engine import About, Cancel, Event, PromptFitter
+from lorafold.serve.engine import DEFAULT_CONTEXT, About, Cancel, Event, PromptFitter
 from lorafold.serve.sampling import draw, log_softmax
-from lorafold.serve.speech import BATCH, Speaker, speak
+from lorafold.serve.speech import Reader, Voice, score, speak
 from lorafold.serve.torch_model import LoadedModel, TorchCache, base_of, check_base, load
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
-SCORED = 32  # places scored at once; bounds the memory for logits
 
 
 def open_transformers(
@@ -69,10 +65,9 @@ def open_transformers(
         if (adapter / "chat_template.jinja").is_file():
             template = template or str(adapter / "chat_template.jinja")  # the one it was trained with
     tokenizer = ChatTokenizer.from_folder(tokenizer_folder, template)
-    threads = thread_count(config.threads)
-    loaded = compute(
-        partial(
-            load,
+    lane = Lane(config.threads, shares=False)  # torch's results depend on the number of threads
+    loaded = lane.run(
+        lambda threads: load(
             base.folder,
             adapters,
             in_4bit=config.load_in_4bit,
@@ -92,7 +87,7 @@ def open_transformers(
         quantization=loaded.quantization,
         digest=lambda: "+".join(map(_folder_digest, folders)),
     )
-    return TransformersEngine(loaded, tokenizer, about, config.context)
+    return TransformersEngine(loaded, tokenizer, about, lane, config.context)
 
 
 def _folder_digest(folder: Path) -> str:
@@ -110,22 +105,25 @@ class TransformersEngine:
         model: loaded.
         tokenizer: with its chat template.
         about: which weights answer.
+        lane: where it computes.
         context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
     """
 
     def __init__(
-        self, model: LoadedModel, tokenizer: ChatTokenizer, about: About, context: int | None = None
+        self,
+        model: LoadedModel,
+        tokenizer: ChatTokenizer,
+        about: About,
+        lane: Lane,
+        context: int | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._about = about
         self._context = min(model.limit or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
-        self._fitter = PromptFitter(self._encode, self._context)
-        self._cache = compute(partial(TorchCache, model))
+        self._cache = lane.run(lambda _: TorchCache(model))
+        self._reader = Reader(self._cache, lane, PromptFitter(self._tokenizer.encode_prompt, self._context))
         self._vocabulary = ""
-
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self._tokenizer.encode_prompt(messages)
 
     @property
     def about(self) -> About:
@@ -157,16 +155,13 @@ class TransformersEngine:
             token = draw(self._cache.logits, sampling, said, dice)
             return token, float(log_softmax(self._cache.logits)[token])
 
-        speaker = Speaker(
-            held=self._cache.held,
-            keep=self._cache.keep,
-            read=self._cache.read,
+        voice = Voice(
             draw=following,
             ends=lambda token: token in self._tokenizer.eos_ids,
             text=text,
             rest=lambda: "",
         )
-        yield from speak(speaker, self._fitter, messages, sampling, cancel)
+        yield from speak(self._reader, voice, messages, sampling, cancel)
 
     def _texts(self) -> Callable[[int], str]:
         """A function that tells what each further token adds."""
@@ -201,19 +196,7 @@ class TransformersEngine:
         self, messages: Sequence[Message], answer: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
         """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
-        if not answer:
-            return
-        prompt, _ = self._fitter.fit(messages, len(answer))
-        ids = [*prompt, *answer[:-1]]
-        if len(ids) > self._context:
-            raise InputError(f"the answer ends past the context of {self._context:,} tokens")
-        first = len(prompt) - 1
-        reused = compute(partial(self._cache.keep, ids, first))
-        for start in range(reused, first, BATCH):
-            compute(partial(self._cache.read, ids[start : min(first, start + BATCH)]))
-        for start in range(first, len(ids), SCORED):
-            rows = compute(partial(self._cache.score, ids[start : start + SCORED]))
-            yield from map(log_softmax, rows)
+        return score(self._reader, messages, answer)
 
     def close(self) -> None:
         """Free the model."""

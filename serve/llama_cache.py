@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from lorafold.errors import NumericError, SystemFault
 from lorafold.serve.llama_library import complaint
 from lorafold.serve.llama_model import LlamaModel
-from lorafold.serve.speech import BATCH
+from lorafold.serve.speech import BATCH, OUTPUTS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
 GGML_F32 = 0  # ggml_type
 UBATCH = 128  # tokens computed at once: as fast as BATCH, with half the memory for attention scores
 # llama_flash_attn_type. On processors the plain kernels are faster, the more so the longer the conversation
@@ -29,13 +28,13 @@ FIRST_CELLS = 512  # tokens that a new KV cache holds
 
 
 class KeyValueCache:
-    """One conversation in llama.cpp's memory, grown as needed. All methods run on the computing thread.
+    """One conversation in llama.cpp's memory, grown as needed (see `Cache` in `speech`).
 
     Args:
         model: the weights.
         adapters: pointers of loaded adapters, applied at full strength.
         limit: tokens it may hold at most.
-        threads: to compute with.
+        threads: to compute with at first.
         exact: keys and values in float32, in twice the memory; the usual cache rounds them to float16.
     """
 
@@ -93,6 +92,12 @@ class KeyValueCache:
         written = self.c.llama_state_seq_get_data(self.context, state, size, 0)
         return bool(written) and bool(self.c.llama_state_seq_set_data(context, state, written, 0))
 
+    def use(self, threads: int) -> None:
+        """Compute on so many threads from now on."""
+        if threads != self.threads:
+            self.threads = threads
+            self.c.llama_set_n_threads(self.context, threads, threads)
+
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
         shared = 0
@@ -133,10 +138,11 @@ class KeyValueCache:
             )
         self.held.extend(ids)
 
-    def log_probabilities(self, output: int = -1) -> NDArray[np.float32]:
-        """The log-probabilities at an output of the last read (vocabulary,)."""
-        logits = self._logits(output)
-        return logits - self._log_sum(logits)
+    def score(self, ids: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Read at most OUTPUTS tokens; log-probabilities (vocabulary,) after each of them."""
+        self.read(ids, outputs=len(ids))
+        rows = map(self._logits, range(len(ids)))
+        return [logits - self._log_sum(logits) for logits in rows]
 
     def log_probability(self, token: int) -> float:
         """The log-probability of one token after the last one read."""

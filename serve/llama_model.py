@@ -14,7 +14,6 @@ from lorafold.chat_controls import split_controls
 from lorafold.errors import InputError
 from lorafold.gguf_header import GgufArray
 from lorafold.jinja_sandbox import start_worker
-from lorafold.serve.computing import compute
 from lorafold.serve.llama_library import complaint, library, look
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
@@ -39,7 +38,7 @@ class LlamaModel:
         start_worker()  # it imports Jinja while the weights are loaded
         self.template = ChatTemplate.from_gguf(self.header, chat_template)
         self.c = library()
-        self.pointer = compute(self._load)
+        self.pointer = self._load()
         self.vocab = self.c.llama_model_get_vocab(self.pointer)
         self.size = int(self.c.llama_vocab_n_tokens(self.vocab))
         self.users = 0
@@ -116,4 +115,4 @@ class LlamaModel:
         self.users -= 1
         if self.users <= 0 and self.pointer:
             pointer, self.pointer = self.pointer, None
-            compute(lambda: self.c.llama_model_free(pointer))
+            self.c.llama_model_free(pointer)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.models import Base, fingerprint, require
+from lorafold.serve.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,7 +161,7 @@ def load(
 
 
 class TorchCache:
-    """One conversation in a model's memory. All methods run on the computing thread."""
+    """One conversation in a model's memory (see `Cache` in `speech`)."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
@@ -194,6 +195,9 @@ class TorchCache:
                 self._cache = prompt
         self._virtual = int(self._cache.get_seq_length())
 
+    def use(self, threads: int) -> None:
+        """torch computes on as many threads as it was loaded with."""
+
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
         shared = 0
@@ -216,8 +220,8 @@ class TorchCache:
         self._logits = self._rows(ids, 1)[-1]
 
     def score(self, ids: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Read tokens; logits after each of them."""
-        return list(self._rows(ids, len(ids)))
+        """Read tokens; log-probabilities (vocabulary,) after each of them."""
+        return list(map(log_softmax, self._rows(ids, len(ids))))
 
     def _rows(self, ids: Sequence[int], outputs: int) -> NDArray[np.float32]:
         import numpy as np

@@ -168,8 +168,9 @@ def test_characters_of_several_tokens_come_whole() -> None:
         assert text == b"".join(one.pieces(ids(tokens))).decode(errors="replace")
 
 
-def test_two_models_at_once_answer_as_alone() -> None:
-    config = ChatConfig(models=(str(tiny_chat.gguf()), str(tiny_chat.gguf(1))), threads=1)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_models_at_once_answer_as_alone(threads: int) -> None:
+    config = ChatConfig(models=(str(tiny_chat.gguf()), str(tiny_chat.gguf(1))), threads=threads)
     with opened(config) as engines:
         alone = [ids(ask(one, "hello")[1]) for one in engines]
         assert alone[0] != alone[1]

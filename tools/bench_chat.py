@@ -85,7 +85,7 @@ def decoding(model: Path, threads: int, rounds: int) -> dict[str, float]:
 
 
 def together(model: Path, threads: int, rounds: int) -> dict[str, float]:
-    """Two models at once against one after the other: seconds for the same tokens."""
+    """Two models at once against one after the other, which has all threads: seconds for the same tokens."""
     ratios, spent = [], []
     # Opened apart, so that nothing is shared but the cores.
     config = ChatConfig(models=(str(model),), threads=threads)
