@@ -117,7 +117,7 @@ def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
         fix = "name one with --chat-template, or pass --no-modelfile for a model that does not chat"
         raise InputError(error.problem, at=error.at, fix=fix) from error
     return plan_modelfile(
-        inputs.base.folder,
+        inputs.prompt,
         chat_template=template,
         thinking=None if config.thinking is None else config.thinking == "on",
         allow_embedded_jinja=config.allow_embedded_jinja,

@@ -20,6 +20,7 @@ from lorafold.export.fold import Folded
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent
+from lorafold.tokenizer_json import with_tokenizer_json
 from lorafold.weights import Checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,6 +36,7 @@ class Inputs:
         adapters: adapter folders with their weights; empty for a plain conversion.
         source: the base's tensors with the adapters folded in.
         config: the base's config.json, with vocabulary and head as the adapters left them.
+        prompt: the base's folder, or a copy of its small files with a tokenizer.json where it has none.
         tokenizer: the folder whose tokenizer goes into the output.
         template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
         name: the model's name.
@@ -44,6 +46,7 @@ class Inputs:
     adapters: tuple[tuple[Adapter, float], ...]
     source: Folded
     config: dict[str, Any]
+    prompt: Path
     tokenizer: Path
     template: str | None
     name: str
@@ -90,12 +93,14 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         _check_base(adapter, base)
     source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
     folder = adapters[0][0].folder if adapters else base.folder
+    prompt = with_tokenizer_json(base.folder)
     return Inputs(
         base=base,
         adapters=adapters,
         source=source,
         config=source.config,
-        tokenizer=_tokenizer_folder(base, [adapter for adapter, _ in adapters]),
+        prompt=prompt,
+        tokenizer=_tokenizer_folder(prompt, [adapter for adapter, _ in adapters]),
         template=config.chat_template or _trained_template([adapter for adapter, _ in adapters]),
         name=config.name or _name(base, folder),
     )
@@ -165,9 +170,9 @@ def _check_base(adapter: Adapter, base: Base) -> None:
         )
 
 
-def _tokenizer_folder(base: Base, adapters: list[Adapter]) -> Path:
+def _tokenizer_folder(base: Path, adapters: list[Adapter]) -> Path:
     """The adapter's folder where its tokenizer has other tokens than the base's, else the base's."""
-    ours = base.folder / TOKENIZER
+    ours = base / TOKENIZER
     for adapter in adapters:
         own = adapter.folder / TOKENIZER
         # A tokenizer is megabytes of JSON: mostly there is none, or a copy of the base's.
@@ -175,7 +180,7 @@ def _tokenizer_folder(base: Base, adapters: list[Adapter]) -> Path:
             continue
         if _tokens(own) != _tokens(ours):
             return adapter.folder
-    return base.folder
+    return base
 
 
 def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
