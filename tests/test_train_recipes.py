@@ -10,6 +10,7 @@ import pytest
 import yaml
 from oracles import REPOSITORY, shared
 from tiny_base import tiny_base
+from tiny_index import tiny_index
 
 from lorafold.errors import UnsafeInputError
 from lorafold.train import TrainConfig, train
@@ -20,7 +21,7 @@ SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 # Recipe: classes, tokenizer, template where that tokenizer's folder has none, what the tutorial sets.
 KNOWN: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
     "qwen2-1.5b-persona": ("Qwen2", "qwen2", None, {"r": 8, "lora_alpha": 32, "max_length": 384}),
-    "index-1.9b-persona": ("Llama", "llama2", None, {"r": 8, "lora_alpha": 32, "max_length": 384}),
+    "index-1.9b-persona": ("Index", "none", None, {"r": 8, "lora_alpha": 32, "max_length": 384}),
     "deepseek-7b-qlora": (
         "Llama",
         "deepseek-llm",
@@ -30,52 +31,11 @@ KNOWN: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
     "llama2-7b-chat-qlora": ("Llama", "llama2", "llama-2", {"r": 64, "lora_alpha": 16, "max_length": 1024}),
 }
 
-# Index's difference from Llama, as its own repository has it: the head's rows are normalised.
-REMOTE = """
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-
-class IndexConfig(LlamaConfig):
-    model_type = "index"
-
-
-class NormHead(torch.nn.Linear):
-    def forward(self, hidden):
-        return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
-
-
-class IndexForCausalLM(LlamaForCausalLM):
-    config_class = IndexConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-"""
-
 
 def recipe(name: str, **changes: Any) -> TrainConfig:
     values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return TrainConfig(**{**values, **changes})
-
-
-def make_index(folder: Path) -> None:
-    """Turn a Llama folder into one with norm_head and remote code."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config |= {
-        "architectures": ["IndexForCausalLM"],
-        "model_type": "index",
-        "norm_head": 1,
-        "auto_map": {
-            "AutoConfig": "modeling_index.IndexConfig",
-            "AutoModelForCausalLM": "modeling_index.IndexForCausalLM",
-        },
-    }
-    path.write_text(json.dumps(config))
-    (folder / "modeling_index.py").write_text(REMOTE)
 
 
 def test_every_recipe_is_tested() -> None:
@@ -96,7 +56,10 @@ def test_figures_are_the_tutorials(name: str) -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_recipe_end_to_end(name: str, tmp_path: Path) -> None:
     family, tokenizer, template, figures = KNOWN[name]
-    base = tiny_base(tmp_path / "base", family=family, tokenizer=shared(f"tokenizers/{tokenizer}"))
+    if family == "Index":  # whose tokenizer is not among the shared ones
+        base = tiny_index(tmp_path / "base")
+    else:
+        base = tiny_base(tmp_path / "base", family=family, tokenizer=shared(f"tokenizers/{tokenizer}"))
     rows = json.loads(shared("data/huanhuan.json").read_text(encoding="utf-8"))[:24]
     data = tmp_path / "data.json"
     data.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
@@ -104,7 +67,6 @@ def test_recipe_end_to_end(name: str, tmp_path: Path) -> None:
     changes |= {"num_train_epochs": 2, "max_steps": 0, "gradient_accumulation_steps": 2, "save_steps": 2}
     changes |= {"logging_steps": 1, **({"chat_template": template} if template else {})}
     if name.startswith("index"):
-        make_index(base)
         with pytest.raises(UnsafeInputError, match=r"its own Python code.*--trust-remote-code"):
             train(recipe(name, **changes))
         changes["trust_remote_code"] = True
