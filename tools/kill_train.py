@@ -3,8 +3,9 @@
     python tools/kill_train.py [--kills 100] [--seed 0]
 
 Each run is killed and resumed until it finishes, then compared bitwise with an undisturbed one. Between the
-kills every checkpoint in the run's folder is judged from outside: is it whole? Prints the figures; exits 1 if
-any run ended differently or a checkpoint that is not whole carried its final name.
+kills every checkpoint in the run's folder is judged from outside: is it whole? Prints the figures, among
+them how many kills fell into the writing of a checkpoint; exits 1 if a run ended differently or a checkpoint
+that is not whole carried its final name.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def run_and_kill(config: TrainConfig, after: float) -> bool:
 
 def judge(run: Path, counts: Counter[str]) -> None:
     """Count the checkpoints that carry a final name and are not whole."""
+    counts["with checkpoints"] += bool(list_checkpoints(run))
+    counts["in mid-write"] += any(run.glob(".checkpoint-*.partial"))
     for path in list_checkpoints(run):
         manifest = read_manifest(path)
         counts["checkpoints seen"] += 1
@@ -63,7 +66,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
+    # Imported before the forks: a child spends its time in training, where it is to be killed.
+    import peft  # noqa: F401
     import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     torch.set_num_threads(1)
     draw, counts = random.Random(options.seed), Counter[str]()
@@ -81,18 +87,21 @@ def main() -> int:
                 finished = run_and_kill(parted, draw.uniform(0.1, 0.9) * whole)
                 counts["kills"] += not finished
                 if not finished:
-                    counts["with checkpoints"] += bool(list_checkpoints(run_folder(parted.output)))
                     judge(run_folder(parted.output), counts)
             if not finished:
                 assert in_child(lambda parted=parted: train(parted)) == 0
             counts["runs"] += 1
             counts["different"] += fingerprint(parted.output) != expected
-    print(
-        ", ".join(
-            f"{key} {counts[key]}"
-            for key in ("kills", "with checkpoints", "checkpoints seen", "not whole", "runs", "different")
-        )
+    shown = (
+        "kills",
+        "with checkpoints",
+        "in mid-write",
+        "checkpoints seen",
+        "not whole",
+        "runs",
+        "different",
     )
+    print(", ".join(f"{key} {counts[key]}" for key in shown))
     return 1 if counts["different"] or counts["not whole"] else 0
 
 
