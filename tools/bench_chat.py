@@ -107,33 +107,63 @@ def together(model: Path, threads: int, rounds: int) -> dict[str, float]:
 
 
 def long_chat(model: Path, threads: int) -> dict[str, float]:
-    """Time to the first token over 20 turns, and what was read again."""
-    first, again = [], []
+    """The first token of 20 turns: seconds, what was read again, and the bare loop's seconds for the same."""
     sampling = Sampling(temperature=0, seed=0, max_tokens=24)
     messages: list[dict[str, str]] = []
+    turns: list[tuple[int, int, float, float]] = []  # tokens held, tokens new, seconds, processor seconds
+    again = held = 0
     with opened(ChatConfig(models=(str(model),), threads=threads)) as (engine,):
-        held = 0
         for turn in range(20):
             messages.append({"role": "user", "content": f"And what happened on day {turn} of the journey?"})
-            text, told = "", None
+            text, reused, first = "", 0, (0.0, 0.0)
+            begin, begun = time.perf_counter(), time.process_time()
             for event in engine.stream(messages, sampling, Cancel()):
                 if isinstance(event, Started):
-                    again.append(max(0, held - event.reused))
-                    held = event.prompt_tokens or 0
+                    reused, prompt = event.reused, event.prompt_tokens or 0
+                    again += max(0, held - reused)
+                    held = prompt
                 elif isinstance(event, Token):
-                    told = event.elapsed if told is None else told
+                    first = first if first[0] else (time.perf_counter() - begin, time.process_time() - begun)
                     text += event.text
                 elif isinstance(event, Finished):
                     text += event.text
-            first.append(told or 0.0)
+            turns.append((reused, held - reused, *first))
             messages.append({"role": "assistant", "content": text})
+    bare = bare_first_tokens(model, threads, [turn[:2] for turn in turns])
+    early, late = slice(1, 6), slice(15, 20)
+    wall, spent = [turn[2] for turn in turns], [turn[3] for turn in turns]
+
+    def middle(values: list[float], part: slice) -> float:
+        return statistics.median(values[part])
+
     return {
-        "first token, turns 2 to 6, s": statistics.median(first[1:6]),
-        "first token, turns 16 to 20, s": statistics.median(first[15:]),
-        "late / early first token": statistics.median(first[15:]) / statistics.median(first[1:6]),
-        "prompt tokens read again, of 20 turns": float(sum(again)),
+        "first token, turns 2 to 6, s": middle(wall, early),
+        "first token, turns 16 to 20, s": middle(wall, late),
+        "late / early first token": middle(wall, late) / middle(wall, early),
+        "the same by processor time": middle(spent, late) / middle(spent, early),
+        "bare loop, the same by processor time": middle(bare, late) / middle(bare, early),
+        "late first token / bare loop, processor": middle(spent, late) / middle(bare, late),
+        "prompt tokens read again, of 20 turns": float(again),
         "prompt tokens at the end": float(held),
     }
+
+
+def bare_first_tokens(model: Path, threads: int, turns: list[tuple[int, int]]) -> list[float]:
+    """Processor seconds of llama-cpp-python's own loop for (tokens held, tokens new), one token drawn."""
+    from llama_cpp import Llama
+
+    llama = Llama(str(model), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+    filler = llama.tokenize(b"The keeper walked along the shore and looked at the sea. " * 150)
+    spent = []
+    for held, new in turns:
+        llama.reset()
+        if held:
+            llama.eval(filler[:held])
+        begun = time.process_time()
+        llama.eval(filler[held : held + new])
+        llama.sample(temp=0.0)
+        spent.append(time.process_time() - begun)
+    return spent
 
 
 MEMORY = """
