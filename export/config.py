@@ -40,6 +40,9 @@ class ExportConfig:
     imatrix: Path | None = None
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
+    imatrix_data: Path | None = None
+    """Collect an importance matrix on these texts instead (chats as JSON, or plain text); needs torch."""
+
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
     """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
 
@@ -102,6 +105,8 @@ class ExportConfig:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
         if not self.quant and self.format == "gguf":
             raise UsageError("at least one quantization type is needed", at="--quant")
+        if self.imatrix is not None and self.imatrix_data is not None:
+            raise UsageError("give either a matrix or texts to collect one on", at="--imatrix-data")
         for flag, value in (
             ("--split-max-size", self.split_max_size),
             ("--shard-max-size", self.shard_max_size),

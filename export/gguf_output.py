@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lorafold.artifacts import write_atomic
 from lorafold.chat import ChatTemplate, ChatTokenizer
@@ -14,7 +12,9 @@ from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf import GgufFile
 from lorafold.export.gguf_model import PromptMetadata, plan_gguf
-from lorafold.export.imatrix import read_imatrix
+from lorafold.export.imatrix import read_imatrix, write_imatrix
+from lorafold.export.imatrix_collect import collected_names
+from lorafold.export.imatrix_data import check_can_collect, collect_importance
 from lorafold.export.inputs import Inputs
 from lorafold.export.left_out import describe_left_out
 from lorafold.export.modelfile import ModelfilePlan, plan_modelfile, write_modelfile
@@ -29,15 +29,24 @@ from lorafold.export.workers import Written
 from lorafold.export.writer import write_gguf_files
 from lorafold.progress import Progress
 
+IMATRIX = "imatrix.gguf"
+"""What a collected importance matrix is called beside the files."""
+
 
 class GgufOutput:
     """Planned GGUF files; an `Output`."""
 
     def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
         self._inputs, self._config = inputs, config
-        self._imatrix = _read_importance(inputs, config)
+        self._tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+        shapes = [(tensor.name, tensor.shape) for tensor in self._tensors]
+        self._imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
+        weighted: Collection[str] | None = self._imatrix
+        if config.imatrix_data is not None:
+            check_can_collect(inputs, config.imatrix_data)
+            weighted = collected_names(self._tensors)
         self._prompt = _plan_prompt(inputs, config)
-        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), self._imatrix)
+        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), weighted)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
         source = inputs.source
         folder = inputs.adapters[0][0].folder if inputs.adapters else None
@@ -52,10 +61,16 @@ class GgufOutput:
     def describe(self) -> list[tuple[str, str]]:
         """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
         paths = self._prompt.paths() if self._prompt else []
-        return [*describe(self.plan), *paths]
+        data = self._config.imatrix_data
+        matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
+        return [*describe(self.plan), *matrix, *paths]
 
     def write(self, folder: Path, progress: Progress) -> Written:
-        """Write the GGUF files and a Modelfile for each model."""
+        """Write the GGUF files and a Modelfile for each; an importance matrix before, where asked for."""
+        if (data := self._config.imatrix_data) is not None:
+            matrix = collect_importance(self._inputs, self._tensors, data, progress)
+            write_imatrix(matrix, folder / IMATRIX)
+            self._imatrix = matrix.weights([(tensor.name, tensor.shape) for tensor in self._tensors])
         written = write_gguf_files(
             self.plan.files,
             self._inputs.source,
@@ -148,10 +163,3 @@ def _prompt_check(prompt: ModelfilePlan) -> Check:
 
 def _question(chat: list[dict[str, str]]) -> list[dict[str, str]]:
     return chat[:-1] if chat[-1]["role"] == "assistant" else chat
-
-
-def _read_importance(inputs: Inputs, config: ExportConfig) -> dict[str, NDArray[np.float32]] | None:
-    if config.imatrix is None:
-        return None
-    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
-    return read_imatrix(config.imatrix).weights([(tensor.name, tensor.shape) for tensor in tensors])

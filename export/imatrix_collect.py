@@ -85,7 +85,7 @@ def collect(
         raise SystemFault(
             "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
         ) from error
-    sums = {tensor.name: _Sums() for tensor in tensors if _is_collected(tensor)}
+    sums = {name: _Sums() for name in collected_names(tensors)}
     hooked = _layers(model, tensors, sums)
     hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooked]
     longest = done = 0
@@ -103,14 +103,21 @@ def collect(
         for hook in hooks:
             hook.remove()
     if not done:
-        raise InputError("no text to collect an importance matrix from", at="--chats", fix="give some chats")
+        raise InputError(
+            "no text to collect an importance matrix from", at="--imatrix-data", fix="give some texts"
+        )
     entries = {name: entry for name, part in sums.items() if (entry := part.entry()) is not None}
     return Imatrix(entries, (dataset,) if dataset else (), chunks=done, chunk_size=longest)
 
 
-def _is_collected(tensor: MappedTensor) -> bool:
-    """llama.cpp measures the blocks only: embeddings are looked up, the output is better off without."""
-    return tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
+def collected_names(tensors: Sequence[MappedTensor]) -> set[str]:
+    """The GGUF tensors that get an entry, as in llama.cpp: embeddings are looked up, and the output is better
+    off without."""
+    return {
+        tensor.name
+        for tensor in tensors
+        if tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
+    }
 
 
 def _layers(

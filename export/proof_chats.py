@@ -47,14 +47,19 @@ def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[Cha
     path = given or next(iter(kept), None)
     if path is None:
         return [[{"role": "user", "content": question}] for question in GENERAL]
-    chats = _read(path)
+    chats = read_chats(path)
     if not chats:
         raise InputError("there is no question in it", at=path, fix="one question a line, or JSON lines")
     step = max(len(chats) / MOST, 1.0)
     return [chats[int(index * step)] for index in range(min(len(chats), MOST))]
 
 
-def _read(path: Path) -> list[Chat]:
+def read_chats(path: Path) -> list[Chat]:
+    """Every chat of a file.
+
+    Raises:
+        InputError: the file cannot be read, or a record of it holds no question.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 from lorafold.artifacts import check_output, damaged_files, new_folder, read_manifest, write_manifest
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
+from lorafold.export.gguf_output import IMATRIX
 from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.outputs import FORMATS, check_disk
 from lorafold.export.proof import Check, Proof
@@ -214,6 +215,8 @@ def _config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
         raise InputError(
             "the saved config is not of this version", at=folder / "lorafold.json", fix="export again"
         )
+    if saved.get("imatrix_data"):  # what was collected then lies beside the files
+        saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
     for name in ("out", "imatrix", "chats"):
         saved[name] = None if saved.get(name) is None else Path(saved[name])
     for name in ("adapter", "quant", "tensor_type"):

@@ -11,8 +11,7 @@ first file.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from lorafold.chat import ChatTokenizer
 from lorafold.export.inputs import Inputs
 from lorafold.export.llama_runtime import runner
 from lorafold.export.proof import Check
-from lorafold.machine import memory_available
+from lorafold.export.reference import load_base, why_no_reference, with_adapter
 from lorafold.progress import Progress, silent
 
 ANSWER_TOKENS = 32
@@ -68,7 +67,7 @@ def check_logits(
         tokenizer: how conversations become tokens.
         chats: held-out conversations.
     """
-    if reason := _why_not(inputs):
+    if reason := why_no_reference(inputs):
         return [Check(f"logits {path.name}", "not checked", reason) for _, path in files]
     progress("prove the answers", 0, len(files) + 2)
     with runner(files[0][1], CONTEXT) as model:
@@ -89,22 +88,6 @@ def check_logits(
     return checks
 
 
-def _why_not(inputs: Inputs) -> str | None:
-    """Why the reference cannot be run here, or None."""
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"needs {', '.join(missing)} (pip install 'lorafold[train]')"
-    if inputs.config.get("auto_map"):
-        return "the base brings its own Python code, which an export does not run"
-    if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
-        return "several weighted adapters have no reference in one model"
-    weights = sum(int(np.prod(info.shape)) for info in inputs.source.tensors.values())
-    free = memory_available()
-    if free and 4 * weights > 0.7 * free:
-        return f"the reference needs {4 * weights / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
-    return None
-
-
 def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) -> Conversation | None:
     """Prompt and answer as tokens; None where they do not fit."""
     asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
@@ -122,24 +105,15 @@ def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) 
 def _reference(inputs: Inputs, sequences: Sequence[Conversation]) -> tuple[list[Logits], list[Logits] | None]:
     """Logits over the answers by transformers: tuned, and the base alone where there is an adapter."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
-
-    def run() -> Iterator[Logits]:
+    def run(model: torch.nn.Module) -> list[Logits]:
         with torch.inference_mode():
-            for s in sequences:
-                logits = model(input_ids=torch.tensor([s.ids])).logits[0, s.start - 1 : -1]
-                yield logits.float().numpy()
+            logits = (model(input_ids=torch.tensor([s.ids])).logits[0, s.start - 1 : -1] for s in sequences)
+            return [each.float().numpy() for each in logits]
 
-    model.eval()
-    if not inputs.adapters:
-        return list(run()), None
-    from peft import PeftModel
-
-    base = list(run())
-    model = PeftModel.from_pretrained(model, inputs.adapters[0][0].folder).eval()
-    return list(run()), base
+    model = load_base(inputs)
+    base = run(model) if inputs.adapters else None
+    return run(with_adapter(model, inputs)), base
 
 
 def _verdict(

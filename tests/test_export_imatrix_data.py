@@ -1,0 +1,126 @@
+"""--imatrix-data: a matrix collected on the user's texts is used, kept, and found again by verify."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_chat
+from safetensors.numpy import load_file, save_file
+
+from lorafold.chat import ChatTokenizer
+from lorafold.errors import InputError, UsageError
+from lorafold.export import ExportConfig, arch, export, plan_export, verify
+from lorafold.export.imatrix import read_imatrix
+from lorafold.export.imatrix_collect import collect, collected_names
+from lorafold.export.inputs import open_inputs
+from lorafold.export.reference import load_base, with_adapter
+
+CHATS = [
+    [{"role": "user", "content": "Who keeps the lamp?"}, {"role": "assistant", "content": "I do."}],
+    [{"role": "user", "content": "x" * 700}, {"role": "assistant", "content": "Long."}],
+]
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    return path
+
+
+def settings(out: Path, data: Path | None, **changes: object) -> ExportConfig:
+    config = ExportConfig(str(tiny_chat.adapter()), out=out, quant=("Q4_0",), imatrix_data=data, name="tiny")
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_a_collected_matrix_is_that_of_base_and_adapter(chats: Path, tmp_path: Path) -> None:
+    config = settings(tmp_path / "out", chats)
+    result = export(config)
+    assert set(result.files) == {"tiny-Q4_0.gguf", "imatrix.gguf", "Modelfile"}
+    inputs = open_inputs(config)
+    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+    tokenizer = ChatTokenizer.from_folder(inputs.tokenizer)
+    first, second = (tokenizer.encode_chat(chat).ids for chat in CHATS)
+    assert len(first) < 512 < len(second) < 1024
+    model = with_adapter(load_base(inputs), inputs)
+    wanted = collect(model, tensors, [first, second[:512], second[512:]])
+    found = read_imatrix(tmp_path / "out" / "imatrix.gguf")
+    assert found.entries.keys() == collected_names(tensors) == wanted.entries.keys()
+    for name, entry in found.entries.items():
+        assert np.array_equal(entry.counts, wanted.entries[name].counts)
+        assert np.allclose(entry.sums, wanted.entries[name].sums, rtol=1e-5)
+    assert (found.datasets, found.chunks) == (("chats.jsonl",), 3)
+
+
+def test_it_is_used_and_found_again(chats: Path, tmp_path: Path) -> None:
+    """The same bytes as with --imatrix and the kept file; others than without; `verify` needs no texts."""
+    export(settings(tmp_path / "out", chats))
+    kept = tmp_path / "out" / "imatrix.gguf"
+    export(settings(tmp_path / "again", None, imatrix=kept, verify=False))
+    export(settings(tmp_path / "plain", None, verify=False))
+    ours, again, plain = (
+        (tmp_path / out / "tiny-Q4_0.gguf").read_bytes() for out in ("out", "again", "plain")
+    )
+    assert ours == again != plain and len(ours) == len(plain)
+    chats.unlink()
+    assert verify(tmp_path / "out").passed
+
+
+def test_plain_text_is_cut_into_chunks(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a lamp on a rock\n" * 100)
+    export(settings(tmp_path / "out", text, verify=False))
+    matrix = read_imatrix(tmp_path / "out" / "imatrix.gguf")
+    length = 17 * 100  # a token for each byte
+    assert (matrix.chunks, matrix.chunk_size) == (4, 512)
+    assert {entry.counts.item() for entry in matrix.entries.values()} == {length}
+
+
+def test_types_that_need_a_matrix_can_be_planned(chats: Path, tmp_path: Path) -> None:
+    """The plan knows which tensors will have an entry, and runs nothing."""
+    base = wide_base(tmp_path / "base")
+    config = ExportConfig(str(base), out=tmp_path / "out", quant=("IQ2_XS",), name="wide")
+    with pytest.raises(UsageError, match="needs an importance matrix"):
+        plan_export(config)
+    lines = dict(plan_export(replace(config, imatrix_data=chats)))
+    assert "IQ2_XS" in lines["wide-IQ2_XS.gguf"] and "in memory" in lines["imatrix.gguf"]
+    assert not (tmp_path / "out").exists()
+
+
+def wide_base(folder: Path) -> Path:
+    """The tiny base with everything four times as wide: 256 columns, as the types with super-blocks need."""
+    shutil.copytree(tiny_chat.folder(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    wide = {name: 4 * config[name] for name in ("hidden_size", "intermediate_size")}
+    (folder / "config.json").write_text(json.dumps(config | wide))
+    tensors = load_file(folder / "model.safetensors")
+    scaled = {
+        name: np.zeros([size if size == config["vocab_size"] else 4 * size for size in tensor.shape], "f4")
+        for name, tensor in tensors.items()
+    }
+    save_file(scaled, folder / "model.safetensors")
+    return folder
+
+
+def test_what_cannot_be_collected_is_known_before_any_work(chats: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    for data, says in ((empty, "there is no text in it"), (tmp_path / "absent.txt", "cannot be read")):
+        with pytest.raises(InputError, match=says):
+            plan_export(settings(tmp_path / "out", data))
+    with pytest.raises(InputError, match=r"several weighted adapters.*--imatrix"):
+        plan_export(settings(tmp_path / "out", chats, adapter=(f"{tiny_chat.adapter()}=0.5",)))
+    with pytest.raises(UsageError, match="either a matrix or texts"):
+        settings(tmp_path / "out", chats, imatrix=tmp_path / "x.gguf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_alone_has_a_matrix_too(chats: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
+    export(settings(tmp_path / "out", chats, source=str(base), verify=False))
+    assert (tmp_path / "out" / "imatrix.gguf").exists()
