@@ -221,31 +221,25 @@ run_q2_weighted = driver(
 )
 
 
-def q4_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q4_K without importance weights."""
-    run_q4(x, importance, out, odd)
+def q4_k(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """Q4_K. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_q4(x, x, out, odd)
+    else:
+        run_q4_weighted(x, importance, out, odd)
 
 
-def q4_k_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q4_K with importance weights."""
-    run_q4_weighted(x, importance, out, odd)
+def q5_k(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """Q5_K. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_q5(x, x, out, odd)
+    else:
+        run_q5_weighted(x, importance, out, odd)
 
 
-def q5_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q5_K without importance weights."""
-    run_q5(x, importance, out, odd)
-
-
-def q5_k_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q5_K with importance weights."""
-    run_q5_weighted(x, importance, out, odd)
-
-
-def q2_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q2_K without importance weights."""
-    run_q2(x, importance, out, odd)
-
-
-def q2_k_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q2_K with importance weights."""
-    run_q2_weighted(x, importance, out, odd)
+def q2_k(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """Q2_K. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_q2(x, x, out, odd)
+    else:
+        run_q2_weighted(x, importance, out, odd)

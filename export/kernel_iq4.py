@@ -203,21 +203,17 @@ run_iq4_nl = driver_iq4_nl(False)
 run_iq4_nl_weighted = driver_iq4_nl(True)
 
 
-def iq4_xs(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """IQ4_XS without importance weights."""
-    run_iq4_xs(x, importance, out, odd)
+def iq4_xs(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """IQ4_XS. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_iq4_xs(x, x, out, odd)
+    else:
+        run_iq4_xs_weighted(x, importance, out, odd)
 
 
-def iq4_xs_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """IQ4_XS with importance weights."""
-    run_iq4_xs_weighted(x, importance, out, odd)
-
-
-def iq4_nl(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """IQ4_NL without importance weights."""
-    run_iq4_nl(x, importance, out, odd)
-
-
-def iq4_nl_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """IQ4_NL with importance weights."""
-    run_iq4_nl_weighted(x, importance, out, odd)
+def iq4_nl(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """IQ4_NL. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_iq4_nl(x, x, out, odd)
+    else:
+        run_iq4_nl_weighted(x, importance, out, odd)

@@ -34,7 +34,7 @@ from lorafold.export.kernel_tiles import store_half
 Q8_VALUES, Q8_BYTES = 32, 34
 
 
-def f16(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
+def f16(x: Array, importance: None, out: Array, odd: Array, sources: int = SOURCES) -> None:
     """F16: the nearest binary16, ties to even."""
     whole = x.size - x.size % LANES
     for i in range(0, whole, LANES):
@@ -56,7 +56,7 @@ def round_away(value: Floats) -> Ints:
     return whole + select(fraction >= 0.5, ints(1), ints(0)) - select(fraction <= -0.5, ints(1), ints(0))
 
 
-def q8_0(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
+def q8_0(x: Array, importance: None, out: Array, odd: Array, sources: int = SOURCES) -> None:
     """Q8_0: 32 values in steps of a 127th of the largest."""
     blocks = x.size // Q8_VALUES
     largest = np.empty(LANES, np.float32)

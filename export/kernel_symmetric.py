@@ -276,24 +276,17 @@ run_q3 = driver_q3(False)
 run_q3_weighted = driver_q3(True)
 
 
-# --- entries ---
+def q6_k(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """Q6_K. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_q6(x, x, out, odd)
+    else:
+        run_q6_weighted(x, importance, out, odd)
 
 
-def q6_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q6_K without importance weights."""
-    run_q6(x, importance, out, odd)
-
-
-def q6_k_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q6_K with importance weights."""
-    run_q6_weighted(x, importance, out, odd)
-
-
-def q3_k(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q3_K without importance weights."""
-    run_q3(x, importance, out, odd)
-
-
-def q3_k_weighted(x: Array, importance: Array, out: Array, odd: Array, sources: int = SOURCES) -> None:
-    """Q3_K with importance weights."""
-    run_q3_weighted(x, importance, out, odd)
+def q3_k(x: Array, importance: Array | None, out: Array, odd: Array, sources: int = SOURCES) -> None:
+    """Q3_K. numba compiles the branch alone that the type of `importance` leaves."""
+    if importance is None:
+        run_q3(x, x, out, odd)
+    else:
+        run_q3_weighted(x, importance, out, odd)

@@ -27,11 +27,12 @@ from lorafold.errors import InputError, NumericError
 from lorafold.export import ggml
 from lorafold.stopwatch import doing
 
-# What numba compiles: (x, importance, out, odd), all flat. `odd` has a flag for each block of the type; a
-# row with one set holds values (subnormal, or nearly overflowing) for which only ggml itself has the bytes.
+# What numba compiles, for importance weights and for None instead: (x, importance, out, odd), all flat.
+# `odd` has a flag for each block of the type; a row with one set holds values (subnormal, or nearly
+# overflowing) for which only ggml itself has the bytes.
 Kernel: TypeAlias = Callable[[Any, Any, Any, Any], None]
 
-# type -> module, function, and whether there is a variant `..._weighted` for importance weights.
+# type -> module, function, and whether importance weights make a difference.
 _KERNELS: dict[Type, tuple[str, str, bool]] = {
     Type.F16: ("kernel_plain", "f16", False),
     Type.Q8_0: ("kernel_plain", "q8_0", False),
@@ -45,7 +46,6 @@ _KERNELS: dict[Type, tuple[str, str, bool]] = {
 }
 
 _INFINITE_IN_F16 = 65520.0  # the smallest magnitude that rounds to infinity
-_UNWEIGHTED = np.ones(1, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,9 @@ def _run(
 ) -> NDArray[np.uint8]:
     if not block.flags.writeable:
         block = block.copy()  # numba would compile another kernel for a read-only array
-    importance = _UNWEIGHTED if weights is None else weights if weights.flags.writeable else weights.copy()
+    importance = weights if _KERNELS[type][2] else None
+    if importance is not None and not importance.flags.writeable:
+        importance = importance.copy()
     rows, cols = block.shape
     values = ggml.block_size(type)[0]
     out = np.empty((rows, ggml.row_size(type, cols)), np.uint8)
@@ -202,15 +204,16 @@ def _compile(type: Type, weighted: bool) -> Kernel:
     import numba
 
     module, name, _ = _KERNELS[type]
-    function = getattr(importlib.import_module(f"lorafold.export.{module}"), name + "_weighted" * weighted)
+    function = getattr(importlib.import_module(f"lorafold.export.{module}"), name)
     values = ggml.block_size(type)[0]
+    zeros, weights = np.zeros((1, values), np.float32), np.ones(values, np.float32) if weighted else None
     try:
         kernel: Kernel = numba.njit(nogil=True, cache=True)(function)
-        _run(kernel, np.zeros((1, values), np.float32), type, np.ones(values, np.float32))
+        _run(kernel, zeros, type, weights)
     except Exception:
         # No folder to cache in, a full disk, a broken cache file: compile for this process alone.
         kernel = numba.njit(nogil=True)(function)
-        _run(kernel, np.zeros((1, values), np.float32), type, np.ones(values, np.float32))
+        _run(kernel, zeros, type, weights)
     return kernel
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from lorafold.export import ggml, kernels
 from lorafold.export.ggml import Type
+from lorafold.machine import processor
 
 # Types without a kernel are there to be compared with: they go to ggml either way.
 TYPES = "F16 BF16 Q8_0 Q6_K Q5_K Q4_K Q3_K Q2_K IQ4_XS IQ4_NL Q5_0 Q4_0"
@@ -60,14 +61,12 @@ def first_use(name: str, weighted: bool) -> tuple[float, float]:
     return cold, cached
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "?")
+def vectors() -> str:
+    """The widest vectors of this processor, as far as the system says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return f"{name} ({'AVX-512' if 'avx512f' in flags else 'AVX2' if 'avx2' in flags else 'no AVX2'})"
+    return "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
 
 
 def measure(type: Type, block: Any, weights: Any, rounds: int, with_first_use: bool) -> str:
@@ -105,7 +104,7 @@ def main() -> None:
     importance = (random.random(options.cols) ** 4).astype(np.float32)
 
     packages = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("llama-cpp-python", "numba"))
-    print(f"{processor()}, Python {platform.python_version()}, {packages}")
+    print(f"{processor()} ({vectors()}), Python {platform.python_version()}, {packages}")
     print(f"block of {options.rows} x {options.cols}, best of {options.rounds}, one thread, CPU time\n")
     heads = ["type", "weights", "ggml M/s", "lorafold M/s", "ratio", "backend", "bytes"]
     heads += ["cold s", "cached s"] * options.first_use
