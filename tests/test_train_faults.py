@@ -1,0 +1,153 @@
+"""Runs that go wrong: signals, NaN, damaged bases, impossible configs, outputs in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import tiny_run
+
+from lorafold.artifacts import damaged_files, lock, read_manifest
+from lorafold.errors import BusyError, InputError, LorafoldError, NumericError, UnsafeInputError, UsageError
+from lorafold.train import TrainConfig, train
+from lorafold.train.checkpoints import list_checkpoints
+from lorafold.train.run import run_folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return tiny_run(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: signal.Signals, code: int) -> None:
+    def interrupt(name: str, done: float, total: float | None, note: str = "") -> None:
+        if name == "train" and done == 3:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    stopped = train(config, interrupt)
+    assert stopped.stopped_by == number and 128 + stopped.stopped_by == code
+    assert stopped.steps == 3 and not config.output.exists()
+    assert (run_folder(config.output) / "checkpoint-3").is_dir()
+    assert signal.getsignal(number) is before
+    assert any("go on with --resume" in text for _, text in stopped.lines())
+    assert train(dataclasses.replace(config, resume=True)).steps == 8
+
+
+def test_a_second_sigint_aborts(config: TrainConfig) -> None:
+    def interrupt(name: str, done: float, total: float | None, note: str = "") -> None:
+        if name == "train" and done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, interrupt)
+
+
+def test_nan_stops_before_anything_bad_is_saved(config: TrainConfig, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(config.base, bad)
+    weights = load_file(bad / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericError, match="step 1: the loss became nan") as caught:
+        train(dataclasses.replace(config, base=str(bad)))
+    assert caught.value.exit_code == 6
+    assert not config.output.exists() and not list_checkpoints(run_folder(config.output))
+
+
+def test_divergence_keeps_the_last_good_checkpoint(config: TrainConfig) -> None:
+    wild = dataclasses.replace(
+        config, method="full", learning_rate=1e30, warmup_steps=6, max_steps=20, max_grad_norm=0, save_steps=1
+    )
+    with pytest.raises(NumericError):
+        train(wild)
+    kept = list_checkpoints(run_folder(config.output))
+    assert kept
+    for path in kept:
+        manifest = read_manifest(path)
+        assert manifest is not None and not damaged_files(path, manifest)
+
+
+def test_outputs_in_the_way(config: TrainConfig) -> None:
+    config.output.mkdir()
+    (config.output / "mine").write_text("x")
+    with pytest.raises(UsageError, match="not empty"):
+        train(config)
+    with pytest.raises(UsageError, match="overlaps the input"):
+        train(dataclasses.replace(config, out=Path(config.base)))
+    with lock(run_folder(config.output)), pytest.raises(BusyError, match=str(os.getpid())):
+        train(dataclasses.replace(config, force=True))
+    assert (config.output / "mine").read_text() == "x"
+    assert train(dataclasses.replace(config, force=True)).steps == 8
+    assert not (config.output / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": float("nan")}, "--learning-rate: expected a number above 0, got nan"),
+        ({"learning_rate": -1.0}, "--learning-rate"),
+        ({"r": 0}, "--r: expected a rank of 1 or more, got 0"),
+        ({"base": ""}, "--base: it is required"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+        ({"load_in_4bit": True, "method": "full"}, "use --method qlora"),
+        ({"early_stopping_patience": 2}, "nothing to evaluate on"),
+    ],
+)
+def test_impossible_configs(config: TrainConfig, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(dataclasses.replace(config, **change))
+
+
+def test_unknown_target_modules(config: TrainConfig) -> None:
+    with pytest.raises(UsageError, match="--target-modules: peft refuses"):
+        train(dataclasses.replace(config, target_modules=("nowhere",)))
+
+
+def damaged_base(config: TrainConfig, tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / "damaged"
+    shutil.copytree(config.base, folder)
+    weights = folder / "model.safetensors"
+    if name == "pickled":
+        weights.rename(folder / "pytorch_model.bin")
+    elif name == "missing":
+        weights.unlink()
+    elif name == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    elif name == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    else:
+        values = json.loads((folder / "config.json").read_text())
+        changes: dict[str, Any] = {"layers": {"num_hidden_layers": 3}, "width": {"intermediate_size": 96}}
+        changes["architecture"] = {"architectures": ["XForCausalLM"], "model_type": "nonsense"}
+        (folder / "config.json").write_text(json.dumps(values | changes[name]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["pickled", "missing", "pointer", "truncated", "layers", "width", "architecture"]
+)
+def test_damaged_bases(config: TrainConfig, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError if name != "pickled" else UnsafeInputError) as caught:
+        train(dataclasses.replace(config, base=str(damaged_base(config, tmp_path, name))))
+    assert caught.value.exit_code == (4 if name == "pickled" else 3)
+    assert "\n" not in str(caught.value) and caught.value.fix
+    assert not config.output.exists()
+
+
+def test_errors_are_ours(config: TrainConfig) -> None:
+    """Whatever is wrong with the paths, the error is one of the tree."""
+    for change in ({"base": "no/such/folder/here"}, {"data": ("missing.jsonl",)}, {"chat_template": "none"}):
+        with pytest.raises(LorafoldError) as caught:
+            train(dataclasses.replace(config, **change))  # type: ignore[arg-type]
+        assert caught.value.exit_code in (2, 3)

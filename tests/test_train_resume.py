@@ -1,0 +1,137 @@
+"""Runs that go on: bitwise equal from any cut, never from a damaged checkpoint or into another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_base import tiny_base
+from tiny_run import ROWS, Kill, die_at, same_files, steady, tiny_run
+
+from lorafold.errors import InputError, UsageError
+from lorafold.train import TrainConfig, train
+from lorafold.train.checkpoints import list_checkpoints
+from lorafold.train.run import run_folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return tiny_run(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [(3, 2), (4, 2), (7, 6)],
+    ids=["between checkpoints", "at an epoch's border", "late"],
+)
+def test_resume_is_bitwise_equal(config: TrainConfig, tmp_path: Path, cut: int, kept: int) -> None:
+    whole = train(config)
+    parted = dataclasses.replace(config, out=tmp_path / "parted")
+    with pytest.raises(Kill):
+        train(parted, die_at(cut))
+    assert not (tmp_path / "parted").exists()
+    resumed = train(dataclasses.replace(parted, resume=True))
+    assert f"resumed at step {kept}" in resumed.notes
+    assert steady(resumed.folder) == steady(whole.folder)
+    assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors", "adapter_config.json"))
+    last = "checkpoint-6/optimizer.safetensors"
+    assert same_files(whole.folder, resumed.folder, (last,))
+
+
+def test_kill_in_mid_accumulation_resumes_bitwise_equal(config: TrainConfig, tmp_path: Path) -> None:
+    """Die between the two forward passes of step 6, with a gradient half accumulated."""
+    whole = train(config)
+    parted = dataclasses.replace(config, out=tmp_path / "parted")
+    passes = 0
+
+    def count(module: Any, inputs: Any) -> None:
+        nonlocal passes
+        passes += isinstance(module, torch.nn.Embedding)
+        if passes == 11:  # 2 a step in steps 1 to 3, 1 in step 4, 2 in step 5, then the second of step 6
+            raise Kill
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        with pytest.raises(Kill):
+            train(parted)
+    finally:
+        hook.remove()
+    resumed = train(dataclasses.replace(parted, resume=True))
+    assert "resumed at step 4" in resumed.notes
+    assert steady(resumed.folder) == steady(whole.folder)
+    assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors",))
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "truncate", "no manifest"])
+def test_a_damaged_checkpoint_is_never_chosen(config: TrainConfig, damage: str) -> None:
+    with pytest.raises(Kill):
+        train(config, die_at(7))
+    newest = list_checkpoints(run_folder(config.output))[0]
+    path = newest / "optimizer.safetensors"
+    raw = bytearray(path.read_bytes())
+    if damage == "flip":
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+    elif damage == "truncate":
+        path.write_bytes(raw[:-1])
+    else:
+        (path if damage == "remove" else newest / "lorafold.json").unlink()
+    result = train(dataclasses.replace(config, resume=True))
+    assert "resumed at step 4" in result.notes
+    assert any(note.startswith("checkpoint-6 is not whole") for note in result.notes)
+
+
+def test_resume_refuses_another_configuration_data_or_base(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(Kill):
+        train(config, die_at(5))
+    again = dataclasses.replace(config, resume=True)
+    with pytest.raises(UsageError, match=r"configuration changed.*learning_rate was 0.005, is 0.1"):
+        train(dataclasses.replace(again, learning_rate=0.1))
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(config.data[0]).read_text().replace("question 3", "question three"))
+    with pytest.raises(InputError, match="the data set changed"):
+        train(dataclasses.replace(again, data=(str(other),)))
+    with pytest.raises(InputError, match="the base model changed"):
+        train(dataclasses.replace(again, base=str(tiny_base(tmp_path / "b", intermediate_size=96))))
+    with pytest.raises(UsageError, match="an unfinished run"):
+        train(config)
+    moved = tmp_path / "moved.json"
+    moved.write_text(json.dumps(ROWS))  # the same examples in another file
+    assert train(dataclasses.replace(again, data=(str(moved),), save_steps=3)).steps == 8
+
+
+def test_resume_with_force_starts_over_where_it_cannot_go_on(config: TrainConfig) -> None:
+    with pytest.raises(Kill):
+        train(config, die_at(5))
+    changed = dataclasses.replace(config, learning_rate=1e-3)
+    result = train(dataclasses.replace(changed, resume=True, force=True))
+    assert any(note.endswith("starting over") for note in result.notes)
+    assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
+
+
+def test_a_kill_while_tidying_up_loses_nothing(config: TrainConfig) -> None:
+    """Die after the result is in place and before the checkpoints have moved into it."""
+    result = train(config)
+    run = run_folder(config.output)
+    run.mkdir()
+    (result.folder / "checkpoint-6").rename(run / "checkpoint-6")
+    again = train(dataclasses.replace(config, resume=True))
+    assert again.notes == ("this run had finished already: nothing was done",)
+    assert (again.steps, again.loss, again.records) == (8, result.loss, result.records)
+    assert (result.folder / "checkpoint-6").is_dir() and not run.exists()
+    with pytest.raises(UsageError, match="not empty"):
+        train(dataclasses.replace(config, resume=True, learning_rate=0.1))
+
+
+def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> None:
+    with pytest.raises(Kill):
+        train(dataclasses.replace(config, save_steps=4), die_at(5))
+    (newest,) = list_checkpoints(run_folder(config.output))
+    (newest / "lorafold.json").write_text("{")
+    result = train(dataclasses.replace(config, save_steps=4, resume=True))
+    assert "nothing to resume: starting at step 0" in result.notes
+    assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
