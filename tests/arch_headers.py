@@ -1,0 +1,83 @@
+"""Small configurations and headers of every row of the architecture table, without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorafold.export.arch import ARCHITECTURES, find
+from lorafold.export.hyperparameters import Config, dimensions
+from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.weights import TensorInfo
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+}
+EXPERTS = {"num_experts": 12, "num_local_experts": 12}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 32, "attention_factor": 1.1}
+LONGROPE = {"long_factor": [1.5] * 8, "short_factor": [1.0] * 8}
+
+
+def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
+    """A small config.json of a class that passes every condition."""
+    fixed = {
+        "Gemma2ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
+        "Gemma3ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
+        "Qwen2MoeForCausalLM": EXPERTS,
+        "Qwen3MoeForCausalLM": EXPERTS | {"norm_topk_prob": True},
+        "MixtralForCausalLM": EXPERTS,
+        "GPT2LMHeadModel": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 320},
+    }
+    own: dict[str, Any] = fixed.get(class_name, {})
+    sizes = {} if class_name == "GPT2LMHeadModel" else SMALL
+    return {"architectures": [class_name], **sizes, **own, **changes}
+
+
+def tensors_of(config: Mapping[str, Any], variant: int = 0) -> dict[str, TensorInfo]:
+    """Headers of every tensor that a config asks for, as one file would hold them."""
+    row = find(config)
+    view = Config(config, row.defaults, row.aliases)
+    sizes = dimensions(view)
+    found = {}
+    for rule in (*row.tensors, *(row.variants[variant] if row.variants else ())):
+        if rule.when and view.flag(rule.when.removeprefix("not ")) == rule.when.startswith("not "):
+            continue
+        if rule.unless and view.flag(rule.unless):
+            continue
+        for layer in range(sizes["layers"]):
+            for expert in range(sizes.get("experts", 1)):
+                name = rule.source.format(layer=layer, expert=expert)
+                found[name] = header(name, *(sizes[size] for size in rule.shape))
+    return found
+
+
+def header(name: str, *shape: int, file: str = "model.safetensors") -> TensorInfo:
+    """A tensor's header."""
+    return TensorInfo(name, "BF16", shape, Path(file), 0, 0)
+
+
+def every_row() -> list[Any]:
+    """Each row of the table by its class."""
+    return [pytest.param(row, id=row.classes[0]) for row in ARCHITECTURES]
+
+
+def named(tensors: list[MappedTensor]) -> dict[str, MappedTensor]:
+    """Tensors by name; each name once."""
+    found = {tensor.name: tensor for tensor in tensors}
+    assert len(found) == len(tensors)
+    return found

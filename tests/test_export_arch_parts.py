@@ -1,0 +1,90 @@
+"""What becomes of single parts: heads, tied or not, buffers of old files, parts that see images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from arch_headers import config_of, header, named, tensors_of
+
+from lorafold.errors import InputError
+from lorafold.export.arch import map_tensors, metadata, skipped_tensors
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_head(tied: bool) -> None:
+    """A tied model has no output tensor unless the file holds one; an untied one must hold it."""
+    config = config_of("LlamaForCausalLM", tie_word_embeddings=tied)
+    tensors = tensors_of(config)
+    assert ("lm_head.weight" in tensors) is not tied
+    assert ("output.weight" in named(map_tensors(config, tensors))) is not tied
+    both = tensors | {"lm_head.weight": header("lm_head.weight", 320, 64)}
+    assert "output.weight" in named(map_tensors(config, both))
+
+
+def test_head_of_an_architecture_that_insists_on_one() -> None:
+    """llama.cpp's olmo2 has no tied head, so the embedding is written twice."""
+    config = config_of("Olmo2ForCausalLM", tie_word_embeddings=True)
+    tensors = named(map_tensors(config, tensors_of(config)))
+    assert tensors["output.weight"].sources == tensors["token_embd.weight"].sources
+
+
+def test_gemma2_head_is_the_embedding() -> None:
+    """A copy of the tied head is skipped with its reason; a head of its own is refused."""
+    config = config_of("Gemma2ForCausalLM")
+    tensors = tensors_of(config) | {"lm_head.weight": header("lm_head.weight", 320, 64)}
+    assert "output.weight" not in named(map_tensors(config, tensors))
+    assert list(skipped_tensors(config, tensors)) == ["lm_head.weight"]
+    with pytest.raises(InputError, match="tie_word_embeddings is False"):
+        map_tensors(config | {"tie_word_embeddings": False}, tensors)
+
+
+def test_index_normalises_its_head() -> None:
+    """With norm_head the output's rows are normalised, without it they are not."""
+    for switch, op in ((1, "l2_normalize"), (0, None)):
+        config = config_of("IndexForCausalLM", norm_head=switch)
+        tensors = named(map_tensors(config, tensors_of(config)))
+        assert tensors["output.weight"].op == op
+        assert tensors["token_embd.weight"].op is None
+
+
+def test_old_buffers_are_skipped() -> None:
+    """Masks and frequencies of old checkpoints are no error."""
+    config = config_of("GPT2LMHeadModel")
+    buffers = {name: header(name, 1) for name in ("h.0.attn.bias", "h.0.attn.masked_bias")}
+    tensors = tensors_of(config)
+    assert map_tensors(config, tensors | buffers) == map_tensors(config, tensors)
+    assert skipped_tensors(config, tensors | buffers).keys() == buffers.keys()
+    llama = config_of("LlamaForCausalLM")
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    assert buffer in skipped_tensors(llama, [buffer])
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_text_part_of_a_multimodal_gemma3(prefix: str) -> None:
+    """Both spellings of the text part give the text model's tensors; what sees images is skipped."""
+    text = config_of("Gemma3ForCausalLM")
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    plain = map_tensors(text, tensors_of(text))
+    tensors = {
+        prefix + name.removeprefix("model."): header(prefix + name.removeprefix("model."), *info.shape)
+        for name, info in tensors_of(text).items()
+    }
+    images = ("vision_tower.vision_model.head.weight", "multi_modal_projector.mm_soft_emb_norm.weight")
+    mapped = map_tensors(whole, tensors | {name: header(name, 4) for name in images})
+    assert [(t.name, t.shape, t.op) for t in mapped] == [(t.name, t.shape, t.op) for t in plain]
+    assert skipped_tensors(whole, images).keys() == set(images)
+    assert metadata(whole, mapped, Path("nowhere"), 0) == metadata(text, plain, Path("nowhere"), 0)
+
+
+def test_tie_of_a_multimodal_model_is_the_outer_one() -> None:
+    """transformers ties by the whole model's config, whatever the text part says."""
+    text = config_of("Gemma3ForCausalLM", tie_word_embeddings=True)
+    whole = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+        "tie_word_embeddings": False,
+    }
+    with pytest.raises(InputError, match=re.escape("lm_head.weight is missing")):
+        map_tensors(whole, tensors_of(text))
