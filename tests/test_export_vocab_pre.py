@@ -1,0 +1,101 @@
+"""Pre-tokenizers: recognised in every spelling, llama.cpp's names, never guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_vocab import by_hand, read, refuse
+from tiny_tokenizers import BYTE_LEVEL, sequence, split
+
+from lorafold.errors import UsageError
+from lorafold.export.pre_tokenizers import GPT2, KNOWN_NAMES, LLAMA3, QWEN2, TABLE, recognise
+
+WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
+
+
+# The expression of LLAMA3 as OpenAI's tiktoken spells it.
+TIKTOKEN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("pre_tokenizer", "ignore_merges", "name"),
+    [
+        (WITH_REGEX, False, "gpt-2"),
+        (sequence({"type": "Digits", "individual_digits": True}, WITH_REGEX), False, "smollm"),
+        (sequence(split(LLAMA3), BYTE_LEVEL), True, "llama-bpe"),
+        (sequence(split(LLAMA3, "Removed", True), BYTE_LEVEL), False, "dbrx"),
+        (sequence(split(TIKTOKEN), BYTE_LEVEL), False, "dbrx"),
+        (sequence(sequence(split(QWEN2)), sequence(BYTE_LEVEL)), False, "qwen2"),
+        (sequence(split(QWEN2.replace(r"\r\n", "\r\n")), BYTE_LEVEL), False, "qwen2"),
+    ],
+)
+def test_spellings_of_the_same_pre_tokenizer(
+    pre_tokenizer: dict[str, Any], ignore_merges: bool, name: str, tmp_path: Path
+) -> None:
+    tokenizer = by_hand(pre_tokenizer=pre_tokenizer, model={"ignore_merges": ignore_merges})
+    assert read(tmp_path, tokenizer).pre == name
+
+
+def test_names_that_mean_the_same_follow_the_family() -> None:
+    tokenizer = by_hand(
+        pre_tokenizer=sequence({"type": "Digits", "individual_digits": True}, split(GPT2), BYTE_LEVEL)
+    )
+    names = {
+        family: recognise(tokenizer, Path("t"), family).name for family in ("llama", "granite", "starcoder2")
+    }
+    assert names == {"llama": "smollm", "granite": "refact", "starcoder2": "starcoder"}
+
+
+def test_every_name_of_the_table_is_one_of_llama_cpps() -> None:
+    names = {row.name for row in TABLE} | {name for row in TABLE for _, name in row.synonyms}
+    assert names <= KNOWN_NAMES
+    assert len({(row.steps, row.whole_words) for row in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"pre_tokenizer": sequence(split(r"\w+"), BYTE_LEVEL)}, r"\\w\+"),
+        ({"pre_tokenizer": sequence(split(QWEN2, "MergedWithNext"), BYTE_LEVEL)}, "MergedWithNext"),
+        ({"pre_tokenizer": sequence(split(r"\p{N}", "Removed", True), BYTE_LEVEL)}, "Removed"),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+            "add_prefix_space",
+        ),
+        ({"pre_tokenizer": sequence({"type": "Whitespace"}, BYTE_LEVEL)}, "Whitespace"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+    ],
+)
+def test_an_unknown_pre_tokenizer_is_refused_and_can_be_named(
+    changes: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    error = refuse(tmp_path, by_hand(**changes), found)
+    assert "--pre-tokenizer" in str(error.fix)
+    named = read(tmp_path, by_hand(**changes), options={"pre_tokenizer": "viking"})
+    assert named.pre == "viking"
+
+
+def test_a_name_that_llama_cpp_has_not_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown pre-tokenizer 'gpt-9'") as caught:
+        read(tmp_path, by_hand(), options={"pre_tokenizer": "gpt-9"})
+    assert "qwen2" in str(caught.value.fix)
+
+
+def test_whole_words_that_the_other_kind_would_lose_are_refused(tmp_path: Path) -> None:
+    """`ignore_merges` where llama.cpp's pre-tokenizer has none: only if it can make a difference."""
+    reached = by_hand(model={"ignore_merges": True})
+    assert read(tmp_path, reached).pre == "qwen2"
+    lost = by_hand(
+        model={
+            "ignore_merges": True,
+            "vocab": {"a": 0, "b": 1, "ab": 2, "ba": 4, "b!a": 5},
+            "merges": ["a b"],
+        }
+    )
+    error = refuse(tmp_path, lost, r"^.*1 tokens, 'ba' among them, are only found by looking up whole words")
+    assert "ignore_merges" in str(error.at)
