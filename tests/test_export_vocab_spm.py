@@ -49,9 +49,9 @@ def test_a_stale_tokenizer_model_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    read = read(tmp_path, tokenizer, 1200, bos_token="<s>", eos_token="</s>")
-    assert read.texts[1150] == "\u2581renamed"
-    assert any("is not used" in note for note in read.notes)
+    vocab = read(tmp_path, tokenizer, 1200, bos_token="<s>", eos_token="</s>")
+    assert vocab.texts[1150] == "\u2581renamed"
+    assert any("is not used" in note for note in vocab.notes)
 
 
 @pytest.mark.parametrize(
