@@ -156,3 +156,17 @@ def test_no_more_than_a_file_may_hold(folder: Path) -> None:
     )
     is_one_line(failed, r"error: \S+: the file is larger than the file system or `ulimit -f` allows; fix: .*")
     assert not checkpoints(run)
+
+
+def test_a_disk_that_can_only_be_read(folder: Path) -> None:
+    _, written, _, refused, out = on_a_disk(
+        folder,
+        {"mount": ROOMY},
+        {"run": [*TRAIN, "base"]},
+        {"remount": "ro"},
+        {"run": [*TRAIN, "base", "--force", "--seed", "7"]},
+        {"files": "disk/out"},
+    )
+    assert written["code"] == 0
+    is_one_line(refused, r"error: \S+: the file system is read-only; fix: choose a folder .*")
+    assert steady(out)

@@ -65,6 +65,23 @@ def test_nan_stops_before_anything_bad_is_saved(config: TrainConfig, tmp_path: P
     assert not config.output.exists() and not list_checkpoints(run_folder(config.output))
 
 
+def test_a_nan_in_the_evaluation_stops_too(config: TrainConfig) -> None:
+    """The step that is evaluated spoils the weights: its own loss was still a number."""
+    wild = dataclasses.replace(
+        config,
+        method="full",
+        learning_rate=1e30,
+        max_grad_norm=0,
+        lr_scheduler_type="constant",
+        eval_split=0.2,
+        eval_steps=1,
+        load_best_model_at_end=True,
+    )
+    with pytest.raises(NumericError, match=r"step 1: the evaluation loss became (nan|inf)"):
+        train(wild)
+    assert not config.output.exists() and not (run_folder(config.output) / "best").exists()
+
+
 def test_divergence_keeps_the_last_good_checkpoint(config: TrainConfig) -> None:
     wild = dataclasses.replace(
         config, method="full", learning_rate=1e30, warmup_steps=6, max_steps=20, max_grad_norm=0, save_steps=1

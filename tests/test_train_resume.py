@@ -14,7 +14,7 @@ from tiny_run import ROWS, Kill, die_at, same_files, steady, tiny_run
 
 from lorafold.errors import InputError, UsageError
 from lorafold.train import TrainConfig, train
-from lorafold.train.checkpoints import list_checkpoints
+from lorafold.train.checkpoints import list_checkpoints, newest_whole
 from lorafold.train.run import run_folder
 
 
@@ -66,20 +66,32 @@ def test_kill_in_mid_accumulation_resumes_bitwise_equal(config: TrainConfig, tmp
     assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors",))
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove", "truncate", "no manifest"])
-def test_a_damaged_checkpoint_is_never_chosen(config: TrainConfig, damage: str) -> None:
+FILES = ("adapter_config.json", "adapter_model.safetensors", "lorafold.json", "optimizer.safetensors")
+FILES += ("state.json", "trainable.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "truncate"])
+def test_a_damaged_checkpoint_is_never_chosen(config: TrainConfig, tmp_path: Path, damage: str) -> None:
+    """Each of its files in turn: one bit flipped, the file gone, or its end."""
     with pytest.raises(Kill):
         train(config, die_at(7))
-    newest = list_checkpoints(run_folder(config.output))[0]
-    path = newest / "optimizer.safetensors"
-    raw = bytearray(path.read_bytes())
-    if damage == "flip":
-        raw[-1] ^= 1
+    run = run_folder(config.output)
+    newest = list_checkpoints(run)[0]
+    assert newest.name == "checkpoint-6" and {path.name for path in newest.iterdir()} == set(FILES)
+    for name in FILES:
+        path = newest / name
+        raw = bytearray(path.read_bytes())
+        if damage == "remove":
+            path.unlink()
+        else:
+            raw[-1] ^= 1
+            path.write_bytes(raw if damage == "flip" else raw[:-2])
+        chosen, (note,) = newest_whole(run)
+        assert chosen == run / "checkpoint-4" and note.startswith(f"checkpoint-6 is not whole ({name})")
+        raw[-1] ^= damage != "remove"
         path.write_bytes(raw)
-    elif damage == "truncate":
-        path.write_bytes(raw[:-1])
-    else:
-        (path if damage == "remove" else newest / "lorafold.json").unlink()
+        assert newest_whole(run) == (newest, [])
+    (newest / "state.json").unlink()
     result = train(dataclasses.replace(config, resume=True))
     assert "resumed at step 4" in result.notes
     assert any(note.startswith("checkpoint-6 is not whole") for note in result.notes)
