@@ -17,7 +17,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -145,10 +145,11 @@ class ShardFiles:
                 os.close(fresh)
         return descriptor
 
-    def close(self) -> None:
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
         """Close every file. A later `read` opens it again."""
+        # `os.close` is bound here, for when the interpreter ends the modules may be gone before this object.
         while self._open:
-            os.close(self._open.popitem()[1])
+            _close(self._open.popitem()[1])
 
     def __del__(self) -> None:
         self.close()

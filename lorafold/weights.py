@@ -140,8 +140,7 @@ class Checkpoint:
     def _rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         itemsize = _itemsize(info)
         out = np.empty((stop - start, info.cols), dtype=np.float32)
-        self._read_floats(info, info.offset + start * info.cols * itemsize, out)
-        if out.size and not (math.isfinite(out.max()) and math.isfinite(out.min())):
+        if out.size and not self._read_floats(info, info.offset + start * info.cols * itemsize, out):
             row = start + int(np.argmin(np.isfinite(out).all(axis=1)))
             raise NumericError(
                 f"NaN or infinity in tensor {info.name!r}, row {row}",
@@ -150,31 +149,37 @@ class Checkpoint:
             )
         return out
 
-    def _read_floats(self, info: TensorInfo, offset: int, out: NDArray[np.float32]) -> None:
-        """Fill `out` with the numbers at `offset`, converted from the tensor's type."""
+    def _read_floats(self, info: TensorInfo, offset: int, out: NDArray[np.float32]) -> bool:
+        """Fill `out` with the numbers at `offset`, converted; returns whether all are finite."""
         if info.dtype == "F32":
             self._files.read(info.file, offset, _bytes(out))
-        elif info.dtype == "BF16":
+            return math.isfinite(out.max()) and math.isfinite(out.min())
+        if info.dtype == "F64":
+            wide = np.empty(out.shape, dtype="<f8")
+            self._files.read(info.file, offset, _bytes(wide))
+            with np.errstate(over="ignore"):  # beyond float32 becomes infinity
+                np.copyto(out, wide, casting="same_kind")
+            return math.isfinite(out.max()) and math.isfinite(out.min())
+        raw = np.empty(out.shape, dtype="<u2")
+        self._files.read(info.file, offset, _bytes(raw))
+        if info.dtype == "BF16":
             # bfloat16 is the upper half of a float32: widen, then shift into place.
-            raw = np.empty(out.shape, dtype="<u2")
-            self._files.read(info.file, offset, _bytes(raw))
             bits = out.view(np.uint32)
             np.copyto(bits, raw)
             np.left_shift(bits, 16, out=bits)
         else:
-            source = np.empty(out.shape, dtype=_NUMPY[info.dtype])
-            self._files.read(info.file, offset, _bytes(source))
-            with np.errstate(
-                over="ignore"
-            ):  # a float64 beyond float32 becomes infinity, which `rows` reports
-                np.copyto(out, source, casting="same_kind")
+            np.copyto(out, raw.view("<f2"))
+        # Without the sign, infinity is the least of the bit patterns that are no numbers; 16 bits are looked
+        # through in half the time of 32.
+        np.bitwise_and(raw, 0x7FFF, out=raw)
+        return bool(raw.max() < _INFINITY[info.dtype])
 
     def close(self) -> None:
         """Close the files. A later `rows` opens them again."""
         self._files.close()
 
 
-_NUMPY = {"F16": "<f2", "F64": "<f8"}
+_INFINITY = {"BF16": 0x7F80, "F16": 0x7C00}
 
 
 def _itemsize(info: TensorInfo) -> int:

@@ -226,6 +226,24 @@ def test_nan_and_infinity(value: float, tmp_path: Path) -> None:
     assert caught.value.exit_code == 6
 
 
+# The bits of: the largest number, infinity, the first NaN behind it, the last NaN.
+EDGES = {"BF16": (0x7F7F, 0x7F80, 0x7F81, 0x7FFF), "F16": (0x7BFF, 0x7C00, 0x7C01, 0x7FFF)}
+
+
+@pytest.mark.parametrize("dtype", EDGES)
+@pytest.mark.parametrize("sign", [0, 0x8000])
+def test_nan_and_infinity_in_16_bits(dtype: str, sign: int, tmp_path: Path) -> None:
+    for number, bits in enumerate(EDGES[dtype]):
+        data = np.array([0x8000, 0, 0x3C00, bits | sign], "<u2").tobytes()
+        checkpoint = one(tmp_path, {"w": entry(dtype, [2, 2], 0, 8)}, data)
+        if number == 0:
+            assert np.isfinite(checkpoint.rows("w", 0, 2)).all()
+            continue
+        with pytest.raises(NumericError, match="row 1"):
+            checkpoint.rows("w", 0, 2)
+        assert checkpoint.rows("w", 0, 1).tolist() == [[0, 0]]
+
+
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     checkpoint = one(tmp_path, W, floats(1, 2))
     os.truncate(tmp_path / "model.safetensors", checkpoint.tensors["w"].offset + 4)
