@@ -87,6 +87,15 @@ def replace_folder(staging: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder; what a kill in the middle leaves over does not carry its name."""
+    aside = folder.parent / f".{folder.name}.old"
+    with system_faults(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name, sync it, and rename it into place."""
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -18,6 +18,7 @@ from lorafold.artifacts import (
     lock,
     new_folder,
     read_manifest,
+    remove_folder,
     system_faults,
     write_atomic,
     write_manifest,
@@ -107,6 +108,30 @@ def test_sigkill_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
     with new_folder(out, force=True) as staging:  # what it left behind is in nobody's way
         (staging / "newer").write_text("newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_sigkill_while_a_folder_is_removed_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+    """Killed by the kernel when the first file has gone: the name is free, or the folder is whole."""
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    names = [f"{number:04}" for number in range(50)]
+    for name in names:
+        (folder / name).write_text("x")
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from lorafold.artifacts import remove_folder
+        def die(event, arguments):
+            if event == "os.remove":
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(die)
+        remove_folder(Path(sys.argv[1]))
+    """)
+    assert subprocess.run([sys.executable, "-c", script, str(folder)]).returncode == -signal.SIGKILL
+    assert not folder.exists()
+    folder.mkdir()
+    remove_folder(folder)  # what the killed one left over goes as well
+    assert not list(tmp_path.iterdir())
 
 
 def test_write_atomic_replaces_a_file(tmp_path: Path) -> None:

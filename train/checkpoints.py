@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
+from lorafold.artifacts import damaged_files, new_folder, read_manifest, remove_folder, write_manifest
 from lorafold.errors import InputError
 from lorafold.train.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 
@@ -89,8 +88,7 @@ def save_checkpoint(
         (staging / "state.json").write_text(json.dumps(record), encoding="utf-8")
         write_manifest(staging, "checkpoint", {"torch": torch.__version__, **facts})
     for old in list_checkpoints(run)[keep:]:
-        with system_faults(old):
-            shutil.rmtree(old)
+        remove_folder(old)
     return target
 
 
