@@ -53,8 +53,10 @@ def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) 
     for name, describe in _FOLDERS.items():
         if (place / name).exists():
             return Inspection(describe(place))
+    if any((place / name).exists() for name in _SAVED_DATA):
+        return _data(place, base, max_length)
     raise InputError(
-        f"nothing known is in this folder (looked for {', '.join(_FOLDERS)})",
+        f"nothing known is in this folder (looked for {', '.join([*_FOLDERS, *_SAVED_DATA])})",
         at=place,
         fix="give a model, adapter or export folder, a GGUF, or a data file",
     )
@@ -81,8 +83,10 @@ def _data(path: Path, base: str | None, max_length: int) -> Inspection:
             "cut",
             f"{report.cut} examples are longer than {max_length} tokens ({report.lost_tokens:,} tokens lost)",
         ),
-        *(("dropped", f"{place}: nothing is left to learn") for place in report.dropped),
     ]
+    if report.dropped:
+        places = ", ".join(report.dropped[:5]) + (" and more" if len(report.dropped) > 5 else "")
+        lines.append(("dropped", f"{len(report.dropped)} examples, nothing is left to learn: {places}"))
     return Inspection(lines, tuple((sample.place, sample.pieces) for sample in report.samples))
 
 
@@ -149,6 +153,9 @@ def _manifest(manifest: dict[str, Any]) -> Lines:
         lines.append((str(check["verdict"]), f"{check['name']}: {check['meaning']}"))
     return lines
 
+
+# Of a folder that the `datasets` library saved.
+_SAVED_DATA = ("dataset_info.json", "dataset_dict.json")
 
 # The file that tells what a folder is; the first that is found decides.
 _FOLDERS: dict[str, Callable[[Path], Lines]] = {

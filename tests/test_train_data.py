@@ -232,3 +232,22 @@ def test_evaluation_split_is_drawn_by_the_seed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leaves nothing to train on"):
         path.write_text('{"text": "one"}')
         load_splits(config)
+
+
+def test_inspect_shows_a_saved_data_set_and_what_is_dropped(tmp_path: Path) -> None:
+    from tiny_base import tiny_tokenizer
+
+    from lorafold.inspection import inspect_path
+
+    write_saved(tmp_path / "saved")
+    assert dict(inspect_path(str(tmp_path / "saved")).lines)["layout"] == "instruction × 3"
+    base = tmp_path / "base"
+    tiny_tokenizer(base)
+    (base / "config.json").write_text("{}")
+    path = tmp_path / "d.jsonl"
+    path.write_text(
+        '{"prompt": "a", "completion": "b"}\n' + f'{{"prompt": "{"x" * 90}", "completion": "b"}}\n' * 9
+    )
+    shown = dict(inspect_path(str(path), base=str(base), max_length=60).lines)
+    assert shown["dropped"].startswith("9 examples, nothing is left to learn: d.jsonl:2, d.jsonl:3")
+    assert shown["dropped"].endswith("d.jsonl:6 and more")
