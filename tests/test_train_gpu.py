@@ -34,6 +34,10 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> t
     return torch.randn(*shape, generator=draw, device="cuda").to(dtype)
 
 
+def seed_of(number: int) -> torch.Tensor:
+    return torch.tensor([number], dtype=torch.int32, device="cuda")
+
+
 @pytest.mark.parametrize(("tokens", "width", "rank"), SIZES)
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_the_three_products_equal_float64(tokens: int, width: int, rank: int, p: float) -> None:
@@ -42,23 +46,25 @@ def test_the_three_products_equal_float64(tokens: int, width: int, rank: int, p:
     x, a, b = random(tokens, width), random(rank, width, dtype=torch.float32), random(width, rank, seed=1)
     h = random(tokens, rank, seed=2)
     mask = torch.zeros(tokens, width, device="cuda")
-    kernels.expand_add(mask, torch.ones(tokens, 1, device="cuda"), torch.ones(width, 1, device="cuda"), 77, p)
+    kernels.expand_add(
+        mask, torch.ones(tokens, 1, device="cuda"), torch.ones(width, 1, device="cuda"), seed_of(77), p
+    )
     kept = (mask > 0).float().mean().item()
     assert abs(kept - (1 - p)) < 4 * ((p * (1 - p)) / (tokens * width)) ** 0.5 + 1e-9
     dropped = x.double() * mask.double()
-    assert off(kernels.project(x, a, 0.5, 77, p), 0.5 * dropped @ a.to(x.dtype).double().t()) < 5e-3
+    assert off(kernels.project(x, a, 0.5, seed_of(77), p), 0.5 * dropped @ a.to(x.dtype).double().t()) < 5e-3
     y = random(tokens, width, seed=3)
     wanted = y.double() + mask.double() * (h.double() @ b.double().t())
-    kernels.expand_add(y, h, b, 77, p)
+    kernels.expand_add(y, h, b, seed_of(77), p)
     assert off(y, wanted) < 5e-3
-    assert off(kernels.gram(h, x, 77, p), h.double().t() @ dropped) < 1e-4
+    assert off(kernels.gram(h, x, seed_of(77), p), h.double().t() @ dropped) < 1e-4
 
 
 def test_strides_of_transposed_weights_are_followed() -> None:
     from lorafold.train import lora_kernels as kernels
 
     x, b = random(200, 384), random(384, 8, dtype=torch.float32)
-    assert off(kernels.project(x, b.t(), 1.0, 0, 0.0), x.double() @ b.to(x.dtype).double()) < 5e-3
+    assert off(kernels.project(x, b.t(), 1.0, None, 0.0), x.double() @ b.to(x.dtype).double()) < 5e-3
 
 
 @pytest.mark.parametrize("vocabulary", [1000, 151_936])
@@ -118,6 +124,40 @@ def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, 
     assert off(found.gradient, exact.gradient.double()) < 1.5 * off(rounded.gradient, exact.gradient.double())
 
 
+def test_graphs_compute_what_launches_compute(tmp_path: Path) -> None:
+    """Packs of several sizes, two accumulated a step, each size captured at its second coming."""
+    from lorafold.train.attention import register_varlen
+    from lorafold.train.checkpoints import trainable
+    from lorafold.train.fused_lora import fuse
+    from lorafold.train.graphs import DecoderGraphs
+
+    register_varlen()
+    model = adapted(tiny_base(tmp_path / "base", hidden_size=128, head_dim=64), torch.bfloat16)
+    model.get_base_model().set_attn_implementation(VARLEN)
+    fuse(model)
+    device, decoder = torch.device("cuda"), model.get_base_model().base_model
+    for value in trainable(model).values():
+        value.data += 0.02 * torch.randn_like(value)
+        value.grad = torch.zeros_like(value)
+    graphs = DecoderGraphs(decoder, device, VARLEN, examples=24, longest=70)
+    ways = [Forward(model, device, attention=VARLEN, direct=True, graphs=use) for use in (None, graphs)]
+    packs = [make_pack(examples(count)) for count in (3, 8, 20)]
+    for step in range(4):
+        found = []
+        for way in ways:
+            model.zero_grad(set_to_none=False)
+            losses = []
+            for pack in (packs[step % 3], packs[(step + 1) % 3]):
+                loss = way.loss(pack)
+                loss.backward()
+                losses.append(loss.item())
+            gradient = torch.cat([value.grad.flatten().clone() for value in trainable(model).values()])
+            found.append((losses, gradient))
+        (plain, wanted), (fast, gradient) = found
+        assert plain == pytest.approx(fast, rel=2e-3) and off(gradient, wanted.double()) < 1e-2
+    assert len(graphs._graphs) == 3
+
+
 def test_dropout_drops_the_same_in_forward_and_backward(tmp_path: Path) -> None:
     """The gradient of a layer with dropout agrees with differences of its own output."""
     from lorafold.train import lora_kernels
@@ -129,7 +169,7 @@ def test_dropout_drops_the_same_in_forward_and_backward(tmp_path: Path) -> None:
     b = random(80, 8, dtype=torch.float32).requires_grad_()
 
     def layer(*inputs: torch.Tensor) -> torch.Tensor:
-        return LoraLinear.apply(*inputs, base, 0.5, 0.4, 123, lora_kernels)
+        return LoraLinear.apply(*inputs, base, 0.5, 0.4, seed_of(123), lora_kernels)
 
     pull = random(40, 80, dtype=torch.float32, seed=5)
     (layer(x, a, b) * pull).sum().backward()
@@ -168,6 +208,7 @@ ROWS = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 9) + str
         {"method": "prompt"},
         {"dtype": "float16"},
         {"use_liger_kernel": False},
+        {"cuda_graphs": False},
         {"torch_compile": True},
     ],
     ids=str,
@@ -178,7 +219,7 @@ def test_a_whole_run_follows_the_plain_one(options: dict[str, Any], tmp_path: Pa
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     plain = {"packing": False, "use_liger_kernel": False, "fused_kernels": False}
     curves = []
-    for name, more in (("fast", {}), ("plain", plain)):
+    for name, more in (("fast", {"packing_length": 1024}), ("plain", plain)):
         fields: dict[str, Any] = {"learning_rate": 2e-3, "max_steps": 20, **options, **more}
         fields |= {"gradient_accumulation_steps": 2, "eval_split": 0.2}
         config = TrainConfig(base=str(base), data=(str(data),), out=tmp_path / name, **fields)

@@ -50,7 +50,6 @@ SHAPES = {
     "7B": (4096, 30, 32, 32, 11008, False, 102_400),  # DeepSeek-LLM-7B's, in Qwen2's layout
 }
 RATE = 790e12  # FLOP/s in bf16 that a large matrix product reaches on an H100 or H200
-WARM = 4  # steps before the clock starts: kernels are compiled in them
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PLAIN: dict[str, Any] = {"use_liger_kernel": False, "fused_kernels": False, "gradient_checkpointing": False}
 LARGE: dict[str, Any] = {"gradient_accumulation_steps": 25}  # 250 examples, about 16,000 tokens a step
@@ -72,7 +71,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("ours, 40 examples a step", {}),
     "ours-large": ("ours, 250 examples a step", LARGE),
     "ours-8k": ("ours, 250 examples a step, packs of 8,192", LARGE | {"packing_length": 8192}),
-    "ours-compiled": ("ours, compiled, 250 examples a step", LARGE | {"torch_compile": True}),
+    "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
+    "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
     "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
     "qlora": ("4 bit (NF4), checkpointing, paged AdamW", {"method": "qlora", "gradient_checkpointing": True}),
     "16bit": ("16 bit, the same settings", {"gradient_checkpointing": True}),
@@ -86,7 +86,8 @@ class Run:
     way: str
     label: str
     speed: float = 0.0  # tokens per second, padding not counted
-    peak: float = 0.0  # GiB
+    peak: float = 0.0  # GiB in tensors
+    reserved: float = 0.0  # GiB that torch held of the GPU, CUDA graphs and fragments included
     seconds: float = 0.0  # from the first step to the last, warm-up included
     line: str = ""
     losses: list[float] = field(default_factory=list)
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="1.5B")
     parser.add_argument("--ways", default="tutorial,tutorial-kept,packed,varlen,liger,ours,ours-large")
     parser.add_argument("--steps", type=int, default=20, help="measured steps, after the warm-up")
+    parser.add_argument("--warm", type=int, default=4, help="steps before, in which kernels are compiled")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print what the GPU's time goes into")
@@ -127,7 +129,7 @@ def main() -> None:
             per_device_train_batch_size=10,
             gradient_accumulation_steps=4,
             group_by_length=False,
-            max_steps=WARM + options.steps,
+            max_steps=options.warm + options.steps,
             save_steps=0,
             fsdp=options.fsdp,
         )
@@ -143,7 +145,7 @@ def main() -> None:
             chosen = dataclasses.replace(config, **fields)
             try:
                 measure = tutorial_way if way.startswith("tutorial") else our_way
-                measure(chosen, base, tokens.sequences, run, workers, options.profile)
+                measure(chosen, base, tokens.sequences, run, workers, options)
             except (torch.OutOfMemoryError, RuntimeError, ImportError) as error:
                 run.fault = (str(error).strip().splitlines() or [repr(error)])[0][:200]
             runs.append(run)
@@ -205,11 +207,13 @@ class Clock:
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
 
-    def into(self, run: Run, tokens: list[int]) -> None:
-        taken = self.times[-1] - self.times[WARM - 1]
-        run.speed = sum(tokens[WARM:]) / taken
+    def into(self, run: Run, tokens: list[int], warm: int) -> None:
+        taken = self.times[-1] - self.times[warm - 1]
+        run.speed = sum(tokens[warm:]) / taken
         run.seconds = taken
         run.peak = peak_memory() / 2**30
+        if torch.cuda.is_available():
+            run.reserved = torch.cuda.max_memory_reserved() / 2**30
 
 
 def our_way(
@@ -218,7 +222,7 @@ def our_way(
     sequences: tuple[Encoded, ...],
     run: Run,
     workers: Workers,
-    profile: bool,
+    options: argparse.Namespace,
 ) -> None:
     """`lorafold train`'s own loop, with the choices it makes."""
     if torch.cuda.is_available():
@@ -250,9 +254,9 @@ def our_way(
                 progress=lambda *arguments, **more: clock.step(),
             )
 
-        profiled(go) if profile else go()
+        profiled(go) if options.profile else go()
         plan = built.trainer.plan
-    clock.into(run, step_tokens(plan, sequences))
+    clock.into(run, step_tokens(plan, sequences), options.warm)
 
 
 def step_tokens(plan: StepPlan, sequences: tuple[Encoded, ...]) -> list[int]:
@@ -269,7 +273,7 @@ def tutorial_way(
     sequences: tuple[Encoded, ...],
     run: Run,
     workers: Workers,
-    profile: bool,
+    options: argparse.Namespace,
 ) -> None:
     """transformers' Trainer and peft, as the tutorials call them, on the same examples in the same order."""
     from peft import LoraConfig, get_peft_model
@@ -329,8 +333,8 @@ def tutorial_way(
         trainer = InOrder(
             model, arguments, data_collator=collate, train_dataset=list(sequences), callbacks=[Steps()]
         )
-        profiled(trainer.train) if profile else trainer.train()
-    clock.into(run, step_tokens(plan, sequences))
+        profiled(trainer.train) if options.profile else trainer.train()
+    clock.into(run, step_tokens(plan, sequences), options.warm)
 
 
 def profiled(go: Callable[[], Any]) -> None:
@@ -358,13 +362,15 @@ def print_machine(summary: str, shape: str, workers: Workers) -> None:
 def print_table(runs: list[Run], matrices: int, count: int) -> None:
     limit = count * RATE / (4 * matrices)
     first = runs[0].speed or 1.0
-    print(f"\n| way | tok/s | ratio | peak GiB | share of {limit:,.0f} tok/s |\n|---|---|---|---|---|")
+    print(f"\n| way | tok/s | ratio | GiB in tensors | GiB held | share of {limit:,.0f} |")
+    print("|---|---|---|---|---|---|")
     for run in runs:
         if run.fault:
-            print(f"| {run.label} | {run.fault} | | | |")
+            print(f"| {run.label} | {run.fault} | | | | |")
             continue
         share = run.speed / limit
-        print(f"| {run.label} | {run.speed:,.0f} | {run.speed / first:.1f} | {run.peak:.1f} | {share:.0%} |")
+        memory = f"{run.peak:.1f} | {run.reserved:.1f}"
+        print(f"| {run.label} | {run.speed:,.0f} | {run.speed / first:.1f} | {memory} | {share:.0%} |")
     curves = [run for run in runs if len(run.losses) == len(runs[0].losses)]
     for run in curves[1:]:
         apart = [abs(one - other) for one, other in zip(run.losses, runs[0].losses, strict=True)]

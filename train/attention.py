@@ -13,8 +13,6 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lorafold.train.collate import Batch
-
 if TYPE_CHECKING:
     import torch
 
@@ -80,22 +78,33 @@ def register_varlen() -> None:
     AttentionMaskInterface.register(VARLEN, lambda *args, **kwargs: None)
 
 
-def packed_inputs(batch: Batch, device: torch.device, implementation: str) -> dict[str, Any]:
-    """The model's keywords for a packed batch.
+def packed_inputs(
+    position_ids: torch.Tensor, bounds: torch.Tensor, longest: int, implementation: str
+) -> dict[str, Any]:
+    """The model's keywords for a packed batch, beside the ids.
 
     Position ids that begin anew tell transformers' own masks where the examples end; FlashAttention takes
     their bounds.
+
+    Args:
+        position_ids: (1, tokens).
+        bounds: int32 (sequences + 1,).
+        longest: at least the tokens of the longest sequence.
+        implementation: name of the attention.
     """
-    assert batch.position_ids is not None and batch.bounds is not None, "a packed batch"
-    inputs: dict[str, Any] = {"position_ids": batch.position_ids.to(device, non_blocking=True)}
+    # With a cache, even an empty one, transformers does not look for examples in the position ids.
+    inputs: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
     if implementation == VARLEN or implementation.startswith("flash_attention"):
-        bounds = batch.bounds.to(device, non_blocking=True)
         inputs |= {
             "cu_seq_lens_q": bounds,
             "cu_seq_lens_k": bounds,
-            "max_length_q": batch.longest,
-            "max_length_k": batch.longest,
+            "max_length_q": longest,
+            "max_length_k": longest,
         }
+    if implementation == VARLEN:
+        # A mask of four dimensions is passed on as it is: transformers then looks for none in the position
+        # ids, for which it would wait for the GPU. `_attend` does not use it.
+        inputs["attention_mask"] = position_ids.new_zeros((1, 1, 1, 1))
     return inputs
 
 
@@ -120,7 +129,7 @@ def _attend(
         query: (1, heads, tokens, width).
         key: (1, key-value heads, tokens, width).
         value: like key.
-        attention_mask: None.
+        attention_mask: not used.
         dropout: of the attention's weights; torch's function has none.
         scaling: of the scores.
         sliding_window: tokens that a token sees, itself included.

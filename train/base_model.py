@@ -72,7 +72,7 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         require("bitsandbytes", extra="train")
         options["quantization_config"] = _quantization(config, in_4bit, device)
     # Weights that will be cut up among GPUs need not fit on one; 4-bit ones are made there.
-    start = torch.device("cpu") if config.fsdp and not quantized else device
+    start: Any = "cpu" if config.fsdp and not quantized else device
     options["device_map"] = config.device_map or {"": start}
     try:
         with quiet_transformers():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat import Encoded
 from lorafold.errors import UsageError
 from lorafold.models import Base
-from lorafold.train import memory
+from lorafold.train import checkpoints, memory
 from lorafold.train.adapter import initial_adapter
 from lorafold.train.base_model import load_model, pick_device, pick_dtype, quiet_transformers
 from lorafold.train.batches import StepPlan
@@ -24,7 +24,7 @@ from lorafold.train.methods import METHODS, Method, linear_names
 from lorafold.train.new_tokens import make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.packing import make_pack
-from lorafold.train.speed import Speed, apply, choose
+from lorafold.train.speed import Speed, apply, choose, graphs_fit
 from lorafold.train.workers import Workers
 
 if TYPE_CHECKING:
@@ -94,7 +94,11 @@ def build(
         device = next(model.parameters()).device
     forward, speed, why = _forward(config, method, model, device, sequences, load, pad_id)
     notes += [why] if why else []
+    dtype = pick_dtype(config.dtype, device)
+    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype))
     speed = _fit(config, speed, forward, sequences, workers)
+    if speed.graphs:
+        forward.graphs = _graphs(config, forward, sequences, workers)
     if config.torch_compile:
         for layer in causal_model(forward.model).base_model.layers:
             layer.compile(dynamic=True)
@@ -103,8 +107,7 @@ def build(
     optimizer = build_optimizer(forward.model, config, device)
     plan = StepPlan(config, sequences, evaluation, pad_id, speed.capacity if speed.packing else 0, workers)
     schedule = build_schedule(optimizer, config, plan.total_steps)
-    half = pick_dtype(config.dtype, device) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     torch.manual_seed(config.seed)
     return Built(Trainer(forward, plan, optimizer, schedule, scaler, metrics), initial, speed, notes)
 
@@ -160,6 +163,20 @@ def _forward(
     return slow, _checkpointed(config, plain, slow.model), why
 
 
+def _graphs(config: TrainConfig, forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> Any:
+    import torch
+
+    from lorafold.train.graphs import DecoderGraphs
+
+    examples = config.per_device_train_batch_size * config.gradient_accumulation_steps * workers.count
+    longest = max(len(sequence.ids) for sequence in sequences)
+    decoder = causal_model(forward.model).base_model
+    # A graph's gradients lie in memory of its own, which only adding to what is there copies.
+    for parameter in checkpoints.trainable(forward.model).values():
+        parameter.grad = torch.zeros_like(parameter)
+    return DecoderGraphs(decoder, forward.device, forward.attention, examples, longest)
+
+
 def _checkpointed(config: TrainConfig, speed: Speed, model: Any) -> Speed:
     """Switch gradient checkpointing on where the user asks for it."""
     if not config.gradient_checkpointing:
@@ -172,6 +189,8 @@ def _fit(
     config: TrainConfig, speed: Speed, forward: Forward, sequences: Sequence[Encoded], workers: Workers
 ) -> Speed:
     """Choose the length of packs, and gradient checkpointing where memory demands it."""
+    from lorafold.train import graphs
+
     longest = max(len(sequence.ids) for sequence in sequences)
     if not speed.packing:
         return speed
@@ -180,6 +199,9 @@ def _fit(
         return dataclasses.replace(speed, capacity=max(wanted, longest))
     fits = workers.least(memory.tokens_that_fit(forward, sequences, forward.device))
     if fits < max(longest, memory.LEAST) and config.gradient_checkpointing is None:
-        speed = _checkpointed(dataclasses.replace(config, gradient_checkpointing=True), speed, forward.model)
+        short = dataclasses.replace(config, gradient_checkpointing=True)
+        speed = dataclasses.replace(_checkpointed(short, speed, forward.model), graphs=False)
         fits = workers.least(memory.tokens_that_fit(forward, sequences, forward.device))
+    if speed.graphs:
+        fits = int(fits * graphs.SHARE)
     return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST), longest))

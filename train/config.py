@@ -170,10 +170,12 @@ class TrainConfig:
     """Liger's kernels for norms, rotary embedding and gated layers; by default where installed on a GPU."""
     fused_kernels: bool | None = None
     """Our own kernels for LoRA layers and the loss; by default on a GPU."""
+    cuda_graphs: bool | None = None
+    """Replay the decoder's launches as CUDA graphs; by default on a GPU, where everything else allows it."""
     gradient_checkpointing: bool | None = None
     """Compute activations twice instead of keeping them; by default only where memory is short."""
     torch_compile: bool = False
-    """Compile the decoder's layers with torch: slower to start, sometimes faster to run."""
+    """Compile the decoder's layers with torch, instead of Liger's kernels, ours and CUDA graphs."""
     seed: int = 42
     """Seed of initial weights, order and dropout."""
 

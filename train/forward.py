@@ -13,6 +13,8 @@ from lorafold.train.collate import IGNORED, Batch
 if TYPE_CHECKING:
     import torch
 
+    from lorafold.train.graphs import DecoderGraphs
+
 
 def causal_model(model: Any) -> Any:
     """transformers' causal language model inside peft's wrapper, or the model itself."""
@@ -30,6 +32,7 @@ class Forward:
         autocast: type to compute in where the weights are of another, or None.
         attention: name of the attention implementation, for packed batches.
         direct: go from the decoder's hidden states to the loss without logits in between.
+        graphs: of the decoder, for packs in training; None launches its kernels one by one.
     """
 
     model: Any
@@ -38,6 +41,7 @@ class Forward:
     autocast: torch.dtype | None = None
     attention: str = "sdpa"
     direct: bool = False
+    graphs: DecoderGraphs | None = None
     positions: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,36 +51,46 @@ class Forward:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropy over a batch's targets, a float32 scalar."""
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(self.device, non_blocking=True)}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask.to(self.device, non_blocking=True)
-        else:
-            inputs |= packed_inputs(batch, self.device, self.attention)
-        targets = batch.targets.to(self.device, non_blocking=True)
         with self._precision():
-            return self._direct(inputs, targets) if self.direct else self._by_logits(inputs, targets)
+            return self._direct(batch) if self.direct else self._by_logits(batch)
 
-    def _direct(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+    def _direct(self, batch: Batch) -> torch.Tensor:
+        import torch
+
         from lorafold.train.head_loss import head_loss
 
         causal = causal_model(self.model)
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state
-        return head_loss(hidden, causal.get_output_embeddings(), targets)
+        hidden = None
+        if self.graphs is not None and self.model.training and torch.is_grad_enabled():
+            hidden = self.graphs.hidden(batch)
+        if hidden is None:
+            hidden = causal.base_model(**self._inputs(batch)).last_hidden_state
+        return head_loss(hidden, causal.get_output_embeddings(), batch.targets)
 
-    def _by_logits(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+    def _by_logits(self, batch: Batch) -> torch.Tensor:
         """By the model's own logits, at the positions that some row trains where it can do that: of a large
         vocabulary they are most of the memory."""
         import torch
 
+        inputs, targets = self._inputs(batch), batch.targets
         if self.positions:
             kept = (targets != IGNORED).any(dim=0).nonzero().flatten()  # (kept,)
             targets = targets[:, kept]
-            inputs["logits_to_keep"] = kept
+            inputs["logits_to_keep"] = kept.to(self.device)
         output = self.model(**inputs)
         logits = output.logits[:, -targets.shape[1] :].float()  # (rows, cols, vocabulary)
+        flat = targets.flatten().to(self.device)
         return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="sum"
         )
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        ids = batch.input_ids.to(self.device)
+        if batch.position_ids is None or batch.bounds is None:
+            assert batch.attention_mask is not None, "a padded batch"
+            return {"input_ids": ids, "attention_mask": batch.attention_mask.to(self.device)}
+        positions, bounds = batch.position_ids.to(self.device), batch.bounds.to(self.device)
+        return {"input_ids": ids} | packed_inputs(positions, bounds, batch.longest, self.attention)
 
     def _precision(self) -> Any:
         """16-bit arithmetic on float32 weights: full fine-tuning on a GPU."""

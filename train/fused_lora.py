@@ -69,7 +69,7 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
     dropout = layer.lora_dropout[name]
     p = float(dropout.p) if layer.training and hasattr(dropout, "p") else 0.0
     # torch's own generator is what a checkpoint holds, and what gradient checkpointing puts back.
-    seed = int(torch.randint(2**31 - 1, ())) if p else 0
+    seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=x.device) if p else None
     return LoraLinear.apply(
         x,
         layer.lora_A[name].weight,
@@ -94,7 +94,7 @@ class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
         base: Any,
         scale: float,
         p: float,
-        seed: int,
+        seed: torch.Tensor | None,
         products: ModuleType,
     ) -> torch.Tensor:
         """Args:
@@ -102,33 +102,34 @@ class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
         a: (rank, in), b: (out, rank), of any floating type.
         base: the frozen layer.
         scale: s.
-        p: dropout of D, seeded with `seed`.
+        p: probability of D to drop.
+        seed: of D, None where nothing is dropped.
         products: `lora_kernels`, or functions of the same meaning.
         """
         flat = x.reshape(-1, x.shape[-1])
         y = torch.nn.functional.linear(flat, dense_weight(base, x.dtype), base.bias)
         h = products.project(flat, a, scale, seed, p)  # (tokens, rank)
-        products.expand_add(y, h, b, 0, 0.0)
-        ctx.save_for_backward(flat, a, b, h)
-        ctx.base, ctx.scale, ctx.p, ctx.seed, ctx.products = base, scale, p, seed, products
+        products.expand_add(y, h, b, None, 0.0)
+        ctx.save_for_backward(flat, a, b, h, seed)
+        ctx.base, ctx.scale, ctx.p, ctx.products = base, scale, p, products
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of x, A and B; the base has none."""
         (dy,) = gradients
-        flat, a, b, h = ctx.saved_tensors
-        products, p, seed = ctx.products, ctx.p, ctx.seed
+        flat, a, b, h, seed = ctx.saved_tensors
+        products, p = ctx.products, ctx.p
         rows = dy.reshape(-1, dy.shape[-1])
         rows = rows if rows.is_contiguous() else rows.contiguous()
-        dh = products.project(rows, b.t(), ctx.scale, 0, 0.0)
+        dh = products.project(rows, b.t(), ctx.scale, None, 0.0)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = rows @ dense_weight(ctx.base, rows.dtype)
             products.expand_add(dx, dh, a.t(), seed, p)
             dx = dx.view(*dy.shape[:-1], dx.shape[-1])
         da = products.gram(dh, flat, seed, p).to(a.dtype)
-        db = products.gram(h, rows, 0, 0.0).t().to(b.dtype)
+        db = products.gram(h, rows, None, 0.0).t().to(b.dtype)
         return dx, da, db, None, None, None, None, None
 
 

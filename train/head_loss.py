@@ -37,14 +37,17 @@ def head_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.T
     Args:
         hidden: (rows, cols, width), the decoder's output.
         head: the output layer: weight (vocabulary, width).
-        targets: (rows, cols), `IGNORED` where nothing is trained.
+        targets: (rows, cols) in the CPU's memory, `IGNORED` where nothing is trained; a single row may be
+            shorter than `hidden`, whose rest is then filling.
 
     Returns:
         A float32 scalar.
     """
-    kept = (targets.flatten() != IGNORED).nonzero().flatten()
-    chosen = hidden.flatten(0, -2).index_select(0, kept)  # (trained, width)
-    wanted = targets.flatten().index_select(0, kept)
+    # Counted here and not on the GPU, which would have to finish the decoder first.
+    flat = targets.flatten()
+    kept = (flat != IGNORED).nonzero().flatten()
+    wanted = flat[kept].to(hidden.device, non_blocking=True)
+    chosen = hidden.flatten(0, -2).index_select(0, kept.to(hidden.device, non_blocking=True))
     if head.weight.requires_grad or not hidden.requires_grad:
         return _recomputed(chosen, head, wanted)
     return _FrozenHead.apply(chosen, head.weight, head.bias, wanted)

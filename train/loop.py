@@ -145,11 +145,13 @@ def train_step(trainer: Trainer, state: RunState, stop: StopRequest) -> StepFigu
     # Loss and stop request, summed over the workers in one message; read once, when the step is done.
     sums = torch.zeros(2, dtype=torch.float64, device=trainer.forward.device)
     sums[1] = float(stop.signal is not None)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    # A graph's gradients are added to what is there, and must not take its place (`build._graphs`).
+    trainer.optimizer.zero_grad(set_to_none=trainer.forward.graphs is None)
     for batch in step.batches:
         loss = trainer.forward.loss(batch) / step.trained
         scaler.scale(loss).backward()
         sums[0] += loss.detach()
+        del loss  # a graph cannot be captured while nodes of another pass are alive
     workers.total(sums)
     parameters = list(trainable(trainer.model).values())
     workers.sum_gradients(parameters)

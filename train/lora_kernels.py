@@ -18,13 +18,13 @@ Sums are taken in float32, in an order that does not change from run to run.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 _ROWS = 64  # tokens in a block
+_FULL = 132 * 64  # tokens from which blocks of that size occupy a whole GPU
 _COLS = 128  # columns in a block
 _MAX_RANK = 128  # beyond it a block of A or B no longer fits; larger ranks go the ordinary way
 _SPLITS = 32  # partial sums over the tokens in `gram`
@@ -36,15 +36,15 @@ def supports(rank: int, elements: int) -> bool:
 
 
 @triton.jit
-def _kept(places: Any, seed: Any, threshold: Any) -> Any:
-    """Which places dropout keeps: hash(place xor seed) >= threshold, all uint32."""
-    bits = places.to(tl.uint32) ^ seed.to(tl.uint32)
+def _dropped(block, places, seed, THRESHOLD: tl.constexpr):
+    """The block with zeros where hash(place xor seed) < threshold, all uint32."""
+    bits = places.to(tl.uint32) ^ tl.load(seed).to(tl.uint32)
     bits = (bits ^ (bits >> 16)) * 0x7FEB352D
     bits = (bits ^ (bits >> 15)) * 0x846CA68B
-    return (bits ^ (bits >> 16)) >= threshold.to(tl.uint32)
+    return tl.where((bits ^ (bits >> 16)) >= THRESHOLD, block, 0.0)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit
 def _project(
     x,
     a,
@@ -56,8 +56,7 @@ def _project(
     step_width,
     scale,
     seed,
-    threshold,
-    DROPS: tl.constexpr,
+    THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     RANK: tl.constexpr,
@@ -71,8 +70,8 @@ def _project(
         places = rows[:, None] * width + cols[None, :]
         inside = (rows[:, None] < tokens) & (cols[None, :] < width)
         block = tl.load(x + places, mask=inside, other=0.0)
-        if DROPS:
-            block = tl.where(_kept(places, seed, threshold), block, 0.0)
+        if THRESHOLD:
+            block = _dropped(block, places, seed, THRESHOLD)
         known = (ranks[None, :] < rank) & (cols[:, None] < width)
         weights = tl.load(a + ranks[None, :] * step_rank + cols[:, None] * step_width, mask=known, other=0.0)
         total = tl.dot(block, weights.to(block.dtype), total)
@@ -81,7 +80,7 @@ def _project(
     tl.store(h + out, (total * scale).to(h.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit
 def _expand_add(
     y,
     h,
@@ -93,8 +92,7 @@ def _expand_add(
     step_rank,
     scale,
     seed,
-    threshold,
-    DROPS: tl.constexpr,
+    THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     RANK: tl.constexpr,
@@ -109,14 +107,14 @@ def _expand_add(
     right = tl.load(b + cols[None, :] * step_width + ranks[:, None] * step_rank, mask=known, other=0.0)
     added = tl.dot(left, right.to(left.dtype)) * scale
     places = rows[:, None] * width + cols[None, :]
-    if DROPS:
-        added = tl.where(_kept(places, seed, threshold), added, 0.0)
+    if THRESHOLD:
+        added = _dropped(added, places, seed, THRESHOLD)
     inside = (rows[:, None] < tokens) & (cols[None, :] < width)
     old = tl.load(y + places, mask=inside, other=0.0)
     tl.store(y + places, (old.to(tl.float32) + added).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit
 def _gram(
     h,
     x,
@@ -127,8 +125,7 @@ def _gram(
     per_split,
     scale,
     seed,
-    threshold,
-    DROPS: tl.constexpr,
+    THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     RANK: tl.constexpr,
@@ -144,8 +141,8 @@ def _gram(
         places = rows[:, None] * width + cols[None, :]
         inside = (rows[:, None] < tokens) & (cols[None, :] < width)
         block = tl.load(x + places, mask=inside, other=0.0)
-        if DROPS:
-            block = tl.where(_kept(places, seed, threshold), block, 0.0)
+        if THRESHOLD:
+            block = _dropped(block, places, seed, THRESHOLD)
         known = (rows[None, :] < tokens) & (ranks[:, None] < rank)
         left = tl.load(h + rows[None, :] * rank + ranks[:, None], mask=known, other=0.0)
         total = tl.dot(left, block.to(left.dtype), total)
@@ -163,14 +160,16 @@ def _padded(rank: int) -> int:
     return max(16, 1 << (rank - 1).bit_length())  # a product on tensor cores is at least 16 wide
 
 
-def project(x: torch.Tensor, a: torch.Tensor, scale: float, seed: int, p: float) -> torch.Tensor:
+def project(
+    x: torch.Tensor, a: torch.Tensor, scale: float, seed: torch.Tensor | None, p: float
+) -> torch.Tensor:
     """h = scale · D(x) aᵀ.
 
     Args:
         x: (tokens, width), contiguous.
         a: (rank, width), any strides and type.
         scale: of the product.
-        seed: of the dropout, below 2^31.
+        seed: int32, one number in the GPU's memory; None where nothing is dropped.
         p: probability of dropping; 0 keeps all.
 
     Returns:
@@ -179,7 +178,8 @@ def project(x: torch.Tensor, a: torch.Tensor, scale: float, seed: int, p: float)
     (tokens, width), rank = x.shape, a.shape[0]
     h = torch.empty((tokens, rank), dtype=x.dtype, device=x.device)
     threshold, grown = _drop(p)
-    _project[(triton.cdiv(tokens, _ROWS),)](
+    rows = _ROWS if tokens >= _FULL else 16  # a program reads whole rows, so few tokens need small blocks
+    _project[(triton.cdiv(tokens, rows),)](
         x,
         a,
         h,
@@ -190,9 +190,8 @@ def project(x: torch.Tensor, a: torch.Tensor, scale: float, seed: int, p: float)
         a.stride(1),
         scale * grown,
         seed,
-        threshold,
-        DROPS=p > 0,
-        ROWS=_ROWS,
+        THRESHOLD=threshold,
+        ROWS=rows,
         COLS=_COLS,
         RANK=_padded(rank),
         num_stages=3,
@@ -200,14 +199,16 @@ def project(x: torch.Tensor, a: torch.Tensor, scale: float, seed: int, p: float)
     return h
 
 
-def expand_add(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, seed: int, p: float) -> None:
+def expand_add(
+    y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, seed: torch.Tensor | None, p: float
+) -> None:
     """y += D(h bᵀ), in place.
 
     Args:
         y: (tokens, width), contiguous.
         h: (tokens, rank), contiguous.
         b: (width, rank), any strides and type.
-        seed: of the dropout.
+        seed: of the dropout, or None.
         p: probability of dropping.
     """
     (tokens, width), rank = y.shape, h.shape[1]
@@ -223,21 +224,20 @@ def expand_add(y: torch.Tensor, h: torch.Tensor, b: torch.Tensor, seed: int, p: 
         b.stride(1),
         grown,
         seed,
-        threshold,
-        DROPS=p > 0,
+        THRESHOLD=threshold,
         ROWS=_ROWS,
         COLS=_COLS,
         RANK=_padded(rank),
     )
 
 
-def gram(h: torch.Tensor, x: torch.Tensor, seed: int, p: float) -> torch.Tensor:
+def gram(h: torch.Tensor, x: torch.Tensor, seed: torch.Tensor | None, p: float) -> torch.Tensor:
     """hᵀ D(x).
 
     Args:
         h: (tokens, rank), contiguous.
         x: (tokens, width), contiguous.
-        seed: of the dropout.
+        seed: of the dropout, or None.
         p: probability of dropping.
 
     Returns:
@@ -258,8 +258,7 @@ def gram(h: torch.Tensor, x: torch.Tensor, seed: int, p: float) -> torch.Tensor:
         per_split,
         grown,
         seed,
-        threshold,
-        DROPS=p > 0,
+        THRESHOLD=threshold,
         ROWS=_ROWS,
         COLS=_COLS,
         RANK=_padded(rank),

@@ -17,6 +17,10 @@ from lorafold.train.data import DataSet
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
 _FREE |= {"trust_remote_code", "logging_steps", "save_steps", "save_total_limit", "report_to"}
 
+# Fields that change only how fast it is computed, and its last bits.
+_SPEED = {"packing", "packing_length", "attn_implementation", "use_liger_kernel", "fused_kernels"}
+_SPEED |= {"cuda_graphs", "gradient_checkpointing", "torch_compile", "fsdp"}
+
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
@@ -96,7 +100,8 @@ def _compare(path: Path, facts: dict[str, Any]) -> list[str]:
             fix = "give the same one, or start over with --force"
             raise InputError(f"{what} changed since this checkpoint", at=path, fix=fix)
     then, now = saved["config"], facts["config"]
-    changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
+    differ = [name for name in now if then.get(name) != now[name]]
+    changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in differ if name not in _SPEED]
     if changed:
         raise UsageError(
             f"the configuration changed since this checkpoint: {'; '.join(changed)}",
@@ -109,6 +114,5 @@ def _compare(path: Path, facts: dict[str, Any]) -> list[str]:
         for name, number in facts["versions"].items()
         if before.get(name) != number
     ]
-    return (
-        [f"other versions than at the checkpoint, so not bitwise the same: {', '.join(odd)}"] if odd else []
-    )
+    odd += [f"{name} {then.get(name)} → {now[name]}" for name in differ]
+    return [f"other than at the checkpoint, so not bitwise the same: {', '.join(odd)}"] if odd else []

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lorafold.train.attention import choose_attention
+from lorafold.train.attention import VARLEN, choose_attention
 from lorafold.train.config import TrainConfig
 from lorafold.train.forward import causal_model
 from lorafold.train.methods import Method
@@ -36,6 +36,7 @@ class Speed:
         liger: Liger's kernels for norms, rotary embedding and gated layers.
         fused: number of LoRA layers computed in one piece.
         direct: the loss is computed from hidden states, without all logits.
+        graphs: the decoder's launches are replayed as CUDA graphs.
         checkpointing: activations are computed twice instead of kept.
         capacity: most tokens in a pack.
         reasons: why a piece is off, in words.
@@ -46,6 +47,7 @@ class Speed:
     liger: bool = False
     fused: int = 0
     direct: bool = False
+    graphs: bool = False
     checkpointing: bool = False
     capacity: int = 0
     reasons: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Speed:
             *(["Liger kernels"] if self.liger else []),
             *([f"{self.fused} fused LoRA layers"] if self.fused else []),
             *(["loss without all logits"] if self.direct else []),
+            *(["CUDA graphs"] if self.graphs else []),
             *(["gradient checkpointing"] if self.checkpointing else []),
         ]
         return "; ".join([", ".join(pieces), *self.reasons])
@@ -103,10 +106,13 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
     triton = (find_spec("triton") is not None, "no fused kernels: Triton is not installed")
     on_gpu = (gpu, "no fused kernels: there is no CUDA GPU")
     kernels = use(config.fused_kernels, (on_gpu, triton))
+    compiled = (not config.torch_compile, "compiled by torch instead of Liger's and our kernels")
+    fused = use(config.fused_kernels, (on_gpu, triton, compiled))
     liger = use(
         config.use_liger_kernel,
         (
             (gpu, "no Liger kernels: there is no CUDA GPU"),
+            compiled,
             (find_spec("liger_kernel") is not None, "no Liger kernels: pip install liger-kernel"),
             (_liger_knows(causal_model(model)), "no Liger kernels: they do not know this architecture"),
         ),
@@ -117,7 +123,7 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
         if attention == "sdpa":
             reasons.append(f"sdpa: {why}")
     direct = kernels and not method.prompt and _direct_fits(causal_model(model))
-    return Speed(packing, attention, liger, int(kernels), direct, reasons=tuple(reasons))
+    return Speed(packing, attention, liger, int(fused), direct, reasons=tuple(dict.fromkeys(reasons)))
 
 
 def plain(model: Any, reason: str) -> Speed:
@@ -179,3 +185,17 @@ def restored_modules() -> Iterator[None]:
         for module, attributes in _ORIGINALS.items():
             vars(module).update(attributes)
         _ORIGINALS.clear()
+
+
+def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype) -> bool:
+    """Whether the decoder can be captured: nothing in it may wait for the processor or change its shape."""
+    import torch
+
+    return (
+        config.cuda_graphs is not False
+        and speed.attention == VARLEN
+        and speed.direct
+        and bool(speed.fused)
+        and not (speed.checkpointing or config.torch_compile or config.fsdp or config.device_map)
+        and dtype == torch.bfloat16
+    )

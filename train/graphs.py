@@ -1,0 +1,113 @@
+"""The decoder as CUDA graphs: its thousands of small launches replayed as one.
+
+With short steps the processor that launches kernels is slower than the GPU that runs them. A graph needs
+fixed shapes, so packs are filled up to one of a few sizes; the filling is a sequence of its own that nothing
+attends to and nothing is trained on. A size is captured when it comes for the second time.
+
+A graph's memory is its own: a pass that is launched in the ordinary way beside it needs as much again
+(`SHARE`).
+
+Only the decoder is captured: the loss works on the trained positions alone, whose number changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lorafold.errors import SystemFault
+from lorafold.train.attention import packed_inputs
+from lorafold.train.collate import Batch
+
+SHARE = 0.5  # of the tokens that would fit without graphs
+_FINEST = 256  # tokens between two sizes of short packs
+_PARTS = 16  # sizes between a power of two and the next: at most a sixteenth is filling
+_MOST = 24  # graphs; each keeps its inputs and outputs
+_LARGEST = 2**17  # tokens in a pack
+_WARM = 1  # passes before a capture, in which kernels are compiled
+
+
+@dataclass(slots=True)
+class DecoderGraphs:
+    """Graphs of a decoder by size.
+
+    Attributes:
+        decoder: of a transformers model, with varlen attention.
+        device: of the model.
+        attention: name of its attention.
+        examples: most sequences in a pack.
+        longest: most tokens of a sequence.
+    """
+
+    decoder: Any
+    device: torch.device
+    attention: str
+    examples: int
+    longest: int
+    _seen: dict[int, int] = field(default_factory=dict)
+    _graphs: dict[int, Any] = field(default_factory=dict)
+    _pool: Any = None
+
+    def hidden(self, batch: Batch) -> torch.Tensor | None:
+        """The decoder's output (1, size, width) for a pack, or None where this size has no graph.
+
+        The result is overwritten by the next call.
+        """
+        size = filled_size(batch.tokens)
+        self._seen[size] = self._seen.get(size, 0) + 1
+        if size not in self._graphs:
+            if self._seen[size] < 2 or len(self._graphs) >= _MOST:
+                return None
+            self._graphs[size] = self._capture(self._filled(batch, size))
+        return self._graphs[size](*self._filled(batch, size))
+
+    def _filled(self, batch: Batch, size: int) -> tuple[torch.Tensor, ...]:
+        """Ids, positions and bounds of fixed shapes; after the filling come sequences of no tokens."""
+        assert batch.position_ids is not None and batch.bounds is not None, "a packed batch"
+        filling = size - batch.tokens
+        ids = torch.nn.functional.pad(batch.input_ids, (0, filling))
+        positions = torch.cat([batch.position_ids, torch.arange(filling)[None]], dim=1)
+        bounds = torch.full((self.examples + 2,), size, dtype=torch.int32)
+        bounds[: len(batch.bounds)] = batch.bounds
+        return tuple(part.to(self.device) for part in (ids, positions, bounds))
+
+    def _capture(self, inputs: tuple[torch.Tensor, ...]) -> Any:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        longest = max(self.longest, _step(_LARGEST))  # the filling is shorter than a step
+        part = _Decoder(self.decoder, self.attention, longest)
+        try:
+            return torch.cuda.make_graphed_callables(part, inputs, num_warmup_iters=_WARM, pool=self._pool)
+        except RuntimeError as error:  # torch's state is unusable after it, so there is no going on
+            first = error.__context__ or error
+            raise SystemFault(
+                f"the decoder cannot be captured as a CUDA graph ({str(first).splitlines()[0][:200]})",
+                fix="go on with --resume --no-cuda-graphs",
+            ) from error
+
+
+class _Decoder(torch.nn.Module):  # type: ignore[misc]
+    """The decoder as a function of tensors alone."""
+
+    def __init__(self, decoder: Any, attention: str, longest: int) -> None:
+        super().__init__()
+        self.decoder, self.attention, self.longest = decoder, attention, longest
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, bounds: torch.Tensor
+    ) -> torch.Tensor:
+        inputs = packed_inputs(position_ids, bounds, self.longest, self.attention)
+        output = self.decoder(input_ids=input_ids, **inputs)
+        return output.last_hidden_state
+
+
+def filled_size(tokens: int) -> int:
+    """The size that a pack of so many tokens is filled up to."""
+    step = _step(tokens)
+    return -(-tokens // step) * step
+
+
+def _step(tokens: int) -> int:
+    """Tokens between one size and the next."""
+    return int(max(_FINEST, 2 ** (tokens.bit_length() - 1) // _PARTS))
