@@ -68,14 +68,25 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "varlen": ("packed to 8,192, varlen attention", PLAIN | LARGE | {"packing_length": 8192}),
     "liger": ("the same, Liger kernels", LARGE | {"fused_kernels": False, "packing_length": 8192}),
-    "ours": ("ours, 40 examples a step", {}),
+    "ours": ("ours, the same steps", {}),
     "ours-large": ("ours, 250 examples a step", LARGE),
     "ours-8k": ("ours, 250 examples a step, packs of 8,192", LARGE | {"packing_length": 8192}),
     "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
     "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
     "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
-    "qlora": ("4 bit (NF4), checkpointing, paged AdamW", {"method": "qlora", "gradient_checkpointing": True}),
-    "16bit": ("16 bit, the same settings", {"gradient_checkpointing": True}),
+    "qlora": (
+        "4 bit (NF4), checkpointing, paged AdamW, 16 examples a step",
+        {
+            "method": "qlora",
+            "gradient_checkpointing": True,
+            "optim": "paged_adamw_32bit",
+            "per_device_train_batch_size": 4,
+        },
+    ),
+    "16bit": (
+        "16 bit, the same settings",
+        {"gradient_checkpointing": True, "optim": "paged_adamw_32bit", "per_device_train_batch_size": 4},
+    ),
 }
 
 
@@ -104,6 +115,7 @@ def main() -> None:
     parser.add_argument("--ways", default="tutorial,tutorial-kept,packed,varlen,liger,ours,ours-large")
     parser.add_argument("--steps", type=int, default=20, help="measured steps, after the warm-up")
     parser.add_argument("--warm", type=int, default=4, help="steps before, in which kernels are compiled")
+    parser.add_argument("--accumulation", type=int, default=4, help="batches of 10 in a step")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print what the GPU's time goes into")
@@ -127,7 +139,7 @@ def main() -> None:
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             per_device_train_batch_size=10,
-            gradient_accumulation_steps=4,
+            gradient_accumulation_steps=options.accumulation,
             group_by_length=False,
             max_steps=options.warm + options.steps,
             save_steps=0,
@@ -174,7 +186,7 @@ def build_model(folder: Path, shape: str, tokenizer: Path) -> None:
         num_key_value_heads=pairs,
         intermediate_size=inner,
         tie_word_embeddings=tied,
-        vocab_size=vocabulary if shape != "7B" else 151_936,
+        vocab_size=vocabulary,
         max_position_embeddings=4096,
     )
     torch.manual_seed(0)

@@ -95,7 +95,8 @@ def build(
     forward, speed, why = _forward(config, method, model, device, sequences, load, pad_id)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
-    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype))
+    tokens = sum(len(sequence.ids) for sequence in sequences) / len(sequences) * _examples(config)
+    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype, tokens))
     speed = _fit(config, speed, forward, sequences, workers)
     if speed.graphs:
         forward.graphs = _graphs(config, forward, sequences, workers)
@@ -166,15 +167,21 @@ def _forward(
 def _graphs(config: TrainConfig, forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> Any:
     import torch
 
-    from lorafold.train.graphs import DecoderGraphs
+    from lorafold.train import graphs
 
-    examples = config.per_device_train_batch_size * config.gradient_accumulation_steps * workers.count
+    examples = _examples(config) * workers.count
     longest = max(len(sequence.ids) for sequence in sequences)
     decoder = causal_model(forward.model).base_model
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
     for parameter in checkpoints.trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
-    return DecoderGraphs(decoder, forward.device, forward.attention, examples, longest)
+    budget = int(graphs.SHARE * torch.cuda.mem_get_info(forward.device)[0])
+    return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, longest, budget)
+
+
+def _examples(config: TrainConfig) -> int:
+    """Examples of a step for each worker."""
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps
 
 
 def _checkpointed(config: TrainConfig, speed: Speed, model: Any) -> Speed:

@@ -4,8 +4,8 @@ With short steps the processor that launches kernels is slower than the GPU that
 fixed shapes, so packs are filled up to one of a few sizes; the filling is a sequence of its own that nothing
 attends to and nothing is trained on. A size is captured when it comes for the second time.
 
-A graph's memory is its own: a pass that is launched in the ordinary way beside it needs as much again
-(`SHARE`).
+A graph's memory is its own, beside that of passes launched in the ordinary way, so graphs are for short steps
+(`SHORT`) and stop being made when they hold their share of the memory (`SHARE`).
 
 Only the decoder is captured: the loss works on the trained positions alone, whose number changes.
 """
@@ -21,11 +21,11 @@ from lorafold.errors import SystemFault
 from lorafold.train.attention import packed_inputs
 from lorafold.train.collate import Batch
 
-SHARE = 0.5  # of the tokens that would fit without graphs
+SHORT = 8_192  # tokens of a step up to which launching takes longer than computing (docs/log.md)
+SHARE = 0.5  # of the memory for passes: the other half is for those that are launched
 _FINEST = 256  # tokens between two sizes of short packs
 _PARTS = 16  # sizes between a power of two and the next: at most a sixteenth is filling
 _MOST = 24  # graphs; each keeps its inputs and outputs
-_LARGEST = 2**17  # tokens in a pack
 _WARM = 1  # passes before a capture, in which kernels are compiled
 
 
@@ -39,6 +39,7 @@ class DecoderGraphs:
         attention: name of its attention.
         examples: most sequences in a pack.
         longest: most tokens of a sequence.
+        budget: most bytes that graphs may hold.
     """
 
     decoder: Any
@@ -46,6 +47,8 @@ class DecoderGraphs:
     attention: str
     examples: int
     longest: int
+    budget: int
+    _held: int = 0
     _seen: dict[int, int] = field(default_factory=dict)
     _graphs: dict[int, Any] = field(default_factory=dict)
     _pool: Any = None
@@ -58,10 +61,19 @@ class DecoderGraphs:
         size = filled_size(batch.tokens)
         self._seen[size] = self._seen.get(size, 0) + 1
         if size not in self._graphs:
-            if self._seen[size] < 2 or len(self._graphs) >= _MOST:
+            if self._seen[size] < 2 or len(self._graphs) >= _MOST or not self._has_room(size):
                 return None
+            before = _reserved()
             self._graphs[size] = self._capture(self._filled(batch, size))
+            self._held += max(0, _reserved() - before)
         return self._graphs[size](*self._filled(batch, size))
+
+    def _has_room(self, size: int) -> bool:
+        """Whether another graph fits: the first one tells what a token takes."""
+        if size > SHORT:
+            return False
+        each = self._held / sum(self._graphs) if self._graphs else 0.0
+        return self._held + each * size <= self.budget
 
     def _filled(self, batch: Batch, size: int) -> tuple[torch.Tensor, ...]:
         """Ids, positions and bounds of fixed shapes; after the filling come sequences of no tokens."""
@@ -75,7 +87,7 @@ class DecoderGraphs:
 
     def _capture(self, inputs: tuple[torch.Tensor, ...]) -> Any:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        longest = max(self.longest, _step(_LARGEST))  # the filling is shorter than a step
+        longest = max(self.longest, _step(2 * SHORT))  # the filling is shorter than a step
         part = _Decoder(self.decoder, self.attention, longest)
         try:
             return torch.cuda.make_graphed_callables(part, inputs, num_warmup_iters=_WARM, pool=self._pool)
@@ -100,6 +112,12 @@ class _Decoder(torch.nn.Module):  # type: ignore[misc]
         inputs = packed_inputs(position_ids, bounds, self.longest, self.attention)
         output = self.decoder(input_ids=input_ids, **inputs)
         return output.last_hidden_state
+
+
+def _reserved() -> int:
+    """Bytes that torch holds of the GPU and cannot give back."""
+    torch.cuda.empty_cache()
+    return int(torch.cuda.memory_reserved())
 
 
 def filled_size(tokens: int) -> int:

@@ -187,15 +187,26 @@ def restored_modules() -> Iterator[None]:
         _ORIGINALS.clear()
 
 
-def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype) -> bool:
-    """Whether the decoder can be captured: nothing in it may wait for the processor or change its shape."""
+def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype, tokens: float) -> bool:
+    """Whether the decoder is captured: it can be, and its steps are short.
+
+    Args:
+        config: of the run.
+        speed: chosen so far.
+        dtype: that is computed in.
+        tokens: of a step on one GPU, on average.
+    """
     import torch
 
-    return (
-        config.cuda_graphs is not False
-        and speed.attention == VARLEN
+    from lorafold.train.graphs import SHORT
+
+    # Nothing that is captured may wait for the processor or change its shape.
+    possible = (
+        speed.attention == VARLEN
         and speed.direct
         and bool(speed.fused)
         and not (speed.checkpointing or config.torch_compile or config.fsdp or config.device_map)
         and dtype == torch.bfloat16
     )
+    wanted = tokens <= SHORT if config.cuda_graphs is None else config.cuda_graphs
+    return possible and wanted
