@@ -111,6 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", type=Path, required=True, help="a Qwen2 tokenizer's folder")
+    parser.add_argument("--template", help="name of a chat template, where the tokenizer brings none")
     parser.add_argument("--shape", choices=SHAPES, default="1.5B")
     parser.add_argument("--ways", default="tutorial,tutorial-kept,packed,varlen,liger,ours,ours-large")
     parser.add_argument("--steps", type=int, default=20, help="measured steps, after the warm-up")
@@ -146,7 +147,9 @@ def main() -> None:
             fsdp=options.fsdp,
         )
         tokens = tokenize(
-            load_data(config.data).examples, ChatTokenizer.from_folder(folder), config.max_length
+            load_data(config.data).examples,
+            ChatTokenizer.from_folder(folder, options.template),
+            config.max_length,
         )
         if workers.first:
             print_machine(tokens.summary(), options.shape, workers)

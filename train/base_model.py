@@ -86,6 +86,8 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
     except LorafoldError:
         raise
     except (ValueError, KeyError, RuntimeError, OSError, ImportError, AttributeError) as error:
+        if _is_memory_fault(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         problem = f"transformers cannot load this base ({reason})"
         raise InputError(problem, at=base.folder, fix="check config.json against the weights") from error
@@ -146,22 +148,26 @@ def quiet_transformers() -> Iterator[None]:
 @contextlib.contextmanager
 def memory_faults() -> Iterator[None]:
     """Turn running out of memory into a fault that says what to lower."""
-    import torch
-
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_memory_fault(error):
+            raise
         raise SystemFault(
             "out of memory",
             fix="lower --per-device-train-batch-size or --max-length, or use --gradient-checkpointing, "
             "--method qlora",
         ) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the CPU allocator raises a plain RuntimeError
-            raise
-        raise SystemFault(
-            "out of memory", fix="lower --per-device-train-batch-size or --max-length"
-        ) from error
+
+
+def _is_memory_fault(error: Exception) -> bool:
+    """Whether memory ran out: Python's and CUDA's own exceptions, else the texts of torch and of errno 12."""
+    import torch
+
+    texts = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        text in str(error) for text in texts
+    )
 
 
 def base_dtype(base: Base) -> torch.dtype:

@@ -105,9 +105,7 @@ def make_batch(sequences: Sequence[Encoded], pad_id: int) -> Batch:
         trained = torch.tensor(sequence.mask[1:], dtype=torch.bool)
         targets[row, : count - 1] = torch.where(trained, ids[1:], IGNORED)
     tokens = sum(len(sequence.ids) for sequence in sequences)
-    return Batch(
-        input_ids, attention_mask, targets, tokens, trained_tokens(sequences), longest=longest
-    )
+    return Batch(input_ids, attention_mask, targets, tokens, trained_tokens(sequences), longest=longest)
 
 
 def trained_tokens(sequences: Sequence[Encoded]) -> int:

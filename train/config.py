@@ -243,7 +243,7 @@ class TrainConfig:
 
 _ANY = math.inf
 _RANGES: dict[str, tuple[float, float, str]] = {
-    "learning_rate": (5e-324, _ANY, "a number above 0"),
+    "learning_rate": (5e-324, 1e30, "a number above 0"),  # beyond it float32 itself overflows
     "r": (1, _ANY, "a rank of 1 or more"),
     "lora_alpha": (5e-324, _ANY, "a number above 0"),
     "lora_dropout": (0, 0.999, "a probability from 0 to 0.999"),

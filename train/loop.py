@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.progress import Progress
 from lorafold.train.batches import StepPlan
@@ -209,7 +210,7 @@ def log(trainer: Trainer, record: dict[str, Any]) -> None:
     """Append a line to metrics.jsonl, which the first worker keeps."""
     if not trainer.plan.workers.first:
         return
-    with open(trainer.metrics, "a", encoding="utf-8") as file:
+    with system_faults(trainer.metrics), open(trainer.metrics, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
     trainer.on_metrics(record)
 

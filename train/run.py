@@ -15,7 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import check_output, lock, new_folder, system_faults, write_manifest
+from lorafold.artifacts import (
+    check_output,
+    lock,
+    new_folder,
+    remove_folder,
+    system_faults,
+    write_manifest,
+)
 from lorafold.chat import ChatTokenizer
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.models import Base, require, resolve_base
@@ -29,14 +36,17 @@ from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import draw_png, keep_until, read_metrics
 from lorafold.train.data import DataSet, load_splits
+from lorafold.train.held_out import write_held_out
 from lorafold.train.loop import run_steps
 from lorafold.train.methods import METHODS
 from lorafold.train.new_tokens import extend_tokenizer
+from lorafold.train.piece_tokenizer import with_tokenizer_json
 from lorafold.train.result import TrainResult, last_value
 from lorafold.train.resume import agreed_facts, find_checkpoint, finished_run
 from lorafold.train.signals import stop_requests
 from lorafold.train.speed import restored_modules
 from lorafold.train.tensorboard import event_writer
+from lorafold.train.thinking import settle_thinking
 from lorafold.train.tokenize import Tokenized, tokenize
 from lorafold.train.workers import Workers, join
 
@@ -143,7 +153,8 @@ class _Session:
 
     def train(self) -> TrainResult:
         began = time.monotonic()
-        self.read_data()
+        with memory_faults():
+            self.read_data()
         identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
         self.facts = agreed_facts(self.config, self.data, self.eval_data, identity, self.workers.count)
         resumed, notes = find_checkpoint(self.run, self.facts, self.config)
@@ -180,12 +191,17 @@ class _Session:
         """Read, check and tokenize the data."""
         self.progress("read the data", 0, 1)
         self.data, held_out = load_splits(self.config)
-        self.tokenizer_folder, self.rows = self.base.folder, 0
+        own = f"-{self.workers.rank}" if self.workers.rank else ""  # each worker makes its own
+        self.tokenizer_folder = with_tokenizer_json(self.base.folder, self.run / f"tokenizer{own}")
+        self.rows = 0
         if self.config.new_tokens:
-            own = f"-{self.workers.rank}" if self.workers.rank else ""
-            self.tokenizer_folder = self.run / f"tokenizer{own}"
-            self.rows = extend_tokenizer(self.base.folder, self.tokenizer_folder, self.config.new_tokens)
-        self.tokenizer = self.chat_tokenizer()
+            extended = self.run / f"extended{own}"
+            self.rows = extend_tokenizer(self.tokenizer_folder, extended, self.config.new_tokens)
+            self.tokenizer_folder = extended
+        plain = self.chat_tokenizer()
+        self.tokenizer, notes = settle_thinking(plain, self.data.examples)
+        self.settled = self.tokenizer is not plain
+        self.notes += notes
         self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length)
         self.held_out: Tokenized | None = None
         if held_out is not None:
@@ -255,7 +271,7 @@ class _Session:
             keep_until(trainer.metrics, self.state.step)
             for later in checkpoints.list_checkpoints(self.run):
                 if int(later.name.rpartition("-")[2]) > self.state.step:
-                    shutil.rmtree(later)  # not whole: a kept one would be chosen over its successor
+                    remove_folder(later)  # not whole: a kept one would be chosen over its successor
         self.notes.append(f"resumed at step {self.state.step}")
 
     def check_start(self, path: Path) -> None:
@@ -326,9 +342,10 @@ class _Session:
             dtype = base_dtype(self.base) if self.method.peft is None else None
             save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
             copy_tokenizer(self.tokenizer_folder, staging)
-            if config.chat_template:  # it was trained with, so it goes with the adapter
+            if config.chat_template or self.settled:  # it was trained with, so it goes with the adapter
                 template = self.tokenizer.template.source
                 (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+            write_held_out(staging, self.eval_data.examples if self.eval_data else ())
             shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
             if (self.run / "runs").is_dir():
                 shutil.copytree(self.run / "runs", staging / "runs")
