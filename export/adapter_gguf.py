@@ -18,6 +18,7 @@ Specification: llama.cpp, src/llama-adapter.cpp and build_lora_mm in src/llama-g
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,12 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
-from lorafold.artifacts import write_atomic
+from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, NumericError
 from lorafold.export import ggml
 from lorafold.export.fold import Folded
 from lorafold.export.fold_changes import AddLowRank
-from lorafold.export.gguf import GgufFile, encode_header, padded, place
+from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, padded, place
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.metadata import KeyValue
 from lorafold.export.row_ops import ROW_OPS
@@ -144,23 +145,35 @@ class AdapterPlan:
             NumericError: a factor is NaN or infinite, or too large for F16.
             SystemFault: the disk refused.
         """
-        parts = [self.file.header]
-        pairs = iter(self.file.tensors)
-        for low_rank in self.tensors:
-            for values in low_rank.factors(self.alpha):
-                typed = next(pairs)
-                rows = values.reshape(-1, values.shape[-1])
-                largest = float(np.abs(rows).max(initial=0.0))
-                limit = 65504.0 if typed.type == GGMLQuantizationType.F16 else math.inf
-                if not largest <= limit or largest == math.inf:
-                    raise NumericError(
-                        f"a value of {largest:g} cannot be written as {typed.type.name}",
-                        at=typed.tensor.name,
-                        fix="use --dtype f32" if math.isfinite(largest) else "train the adapter again",
-                    )
-                data = ggml.quantize(rows, typed.type, None).tobytes()
-                parts += [data, bytes(padded(len(data)) - len(data))]
-        write_atomic(path, b"".join(parts))
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            with system_faults(path), open(temporary, "wb") as file:
+                file.write(self.file.header)
+                pairs = iter(self.file.tensors)
+                for low_rank in self.tensors:
+                    for values in low_rank.factors(self.alpha):
+                        data = _encode(next(pairs), values)
+                        file.write(data)
+                        file.write(bytes(padded(len(data)) - len(data)))
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _encode(typed: TypedTensor, values: Block) -> bytes:
+    """One factor as the file holds it."""
+    rows = values.reshape(-1, values.shape[-1])
+    largest = float(np.abs(rows).max(initial=0.0))
+    limit = 65504.0 if typed.type == GGMLQuantizationType.F16 else math.inf
+    if not largest <= limit or largest == math.inf:
+        raise NumericError(
+            f"a value of {largest:g} cannot be written as {typed.type.name}",
+            at=typed.tensor.name,
+            fix="use --dtype f32" if math.isfinite(largest) else "train the adapter again",
+        )
+    return ggml.quantize(rows, typed.type, None).tobytes()
 
 
 def plan_adapter_gguf(

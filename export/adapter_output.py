@@ -77,15 +77,13 @@ class AdapterOutput:
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """What llama.cpp will add, read back, against the fold's own difference in float64."""
         pairs = {typed.tensor.name: typed for typed in self._plan.file.tensors}
-        data = (folder / self._plan.file.name).read_bytes()
+        path, header = folder / self._plan.file.name, len(self._plan.file.header)
 
         def stored(name: str) -> NDArray[np.float64]:
             typed = pairs[name]
-            start = len(self._plan.file.header) + typed.offset
-            raw = np.frombuffer(data, np.uint8, typed.nbytes, start).reshape(-1, typed.row_bytes)
-            return ggml.dequantize(np.ascontiguousarray(raw), typed.type, typed.tensor.cols).astype(
-                np.float64
-            )
+            raw = np.fromfile(path, np.uint8, typed.nbytes, offset=header + typed.offset)
+            rows = raw.reshape(-1, typed.row_bytes)
+            return ggml.dequantize(rows, typed.type, typed.tensor.cols).astype(np.float64)
 
         random = np.random.default_rng(0)
         wrong, rows_seen = [], 0

@@ -113,6 +113,26 @@ class Imatrix:
         return found
 
 
+def column_weights(
+    weights: Mapping[str, NDArray[np.float32]] | None, tensor: MappedTensor, row: int
+) -> NDArray[np.float32] | None:
+    """The columns' weights for a block of rows.
+
+    Args:
+        weights: as `Imatrix.weights` gives them, or None.
+        tensor: the tensor.
+        row: a row of the block; in a stack of experts the block lies within one.
+
+    Returns:
+        float32 (cols,), or None where the tensor has none.
+    """
+    found = (weights or {}).get(tensor.name)
+    if found is None or found.ndim == 1:
+        return found
+    own: NDArray[np.float32] = found[row // tensor.shape[-2]] if len(found) > 1 else found[0]
+    return own
+
+
 def read_imatrix(path: Path) -> Imatrix:
     """Read an importance matrix, in either format.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lorafold.export import ggml
 from lorafold.export.fold import Folded
 from lorafold.export.gguf import GgufFile, TypedTensor
+from lorafold.export.imatrix import column_weights
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block
 
@@ -67,9 +68,7 @@ def check_tensors(
             for start, stop in _sample(typed, random):
                 wanted = read_block(exact, typed.tensor, start, stop)
                 got = _read(descriptor, len(file.header), typed, start, stop)
-                weights = (imatrix or {}).get(typed.tensor.name)
-                if weights is not None and weights.ndim == 2:
-                    weights = weights[start // typed.tensor.shape[-2] if len(weights) > 1 else 0]
+                weights = column_weights(imatrix, typed.tensor, start)
                 reference = ggml.dequantize(
                     ggml.quantize(wanted, typed.type, weights), typed.type, typed.tensor.cols
                 )

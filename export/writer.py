@@ -20,6 +20,7 @@ from lorafold.artifacts import system_faults
 from lorafold.export import kernels
 from lorafold.export.checksum import RunningChecksum
 from lorafold.export.gguf import GgufFile, TypedTensor, padded
+from lorafold.export.imatrix import column_weights
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.row_ops import RowSource, read_block
 from lorafold.export.workers import Written, pwrite_all, work_off
@@ -30,8 +31,6 @@ from lorafold.stopwatch import Spent, Stopwatch, doing
 BYTES_IN_FLIGHT = 12
 MAX_BLOCK_WEIGHTS = 1 << 19
 
-Importance = Mapping[str, NDArray[np.float32]]
-
 
 def write_gguf_files(
     files: Sequence[GgufFile],
@@ -40,7 +39,7 @@ def write_gguf_files(
     *,
     threads: int,
     max_memory: int,
-    imatrix: Importance | None = None,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     progress: Progress = silent,
 ) -> Written:
     """Write every file from one read of the source.
@@ -78,8 +77,8 @@ def write_gguf_files(
 
         def carry_out(block: tuple[MappedTensor, int, int]) -> int:
             tensor, start, stop = block
-            importance = _importance(imatrix or {}, tensor, start)
-            return _write_block(source, tensor, start, stop, targets[tensor.name], importance)
+            weights = column_weights(imatrix, tensor, start)
+            return _write_block(source, tensor, start, stop, targets[tensor.name], weights)
 
         with watch.measured("compile"):
             kernels.import_compiler(typed.type for file in files for typed in file.tensors)
@@ -155,7 +154,7 @@ def _write_block(
     start: int,
     stop: int,
     targets: Sequence[_Target],
-    importance: NDArray[np.float32] | None,
+    weights: NDArray[np.float32] | None,
 ) -> int:
     """Rows [start, stop) of one tensor, into every file that holds it; returns the bytes written."""
     with doing("reorder"):
@@ -163,19 +162,10 @@ def _write_block(
     written = 0
     for target in targets:
         with doing("quantize"):
-            rows = kernels.quantize(block, target.typed.type, importance, at=tensor.name, first_row=start)
+            rows = kernels.quantize(block, target.typed.type, weights, at=tensor.name, first_row=start)
         target.write(rows, start)
         written += rows.nbytes
     return written
-
-
-def _importance(imatrix: Importance, tensor: MappedTensor, start: int) -> NDArray[np.float32] | None:
-    """The columns' weights (cols,) in the block that begins at row `start`: those of its own expert."""
-    found = imatrix.get(tensor.name)
-    if found is None or found.ndim == 1:
-        return found
-    own: NDArray[np.float32] = found[start // tensor.shape[-2]] if len(found) > 1 else found[0]
-    return own
 
 
 def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
