@@ -59,10 +59,12 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> int:  # noqa:
     """Train an adapter from examples."""
     from lorafold.console import live_progress, print_lines
     from lorafold.train import train as stage
+    from lorafold.train.workers import place
 
     with live_progress() as progress:
         result = stage(config, progress)
-    print_lines(result.lines())
+    if place().first:  # of several workers one speaks
+        print_lines(result.lines())
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorafold.errors import LorafoldError
+from lorafold.errors import LorafoldError, UsageError
 from lorafold.jinja_sandbox import Message
 from lorafold.serve.engine import Engine
-from lorafold.serve.lens import Lens, look_through
+from lorafold.serve.lens import Lens, look_at_scored, look_through
 from lorafold.serve.session import Answer
 
 
@@ -41,16 +41,39 @@ def card_of(engine: Engine) -> ModelCard:
 def lens_of(
     engines: Sequence[Engine], index: int, messages: Sequence[Message], answer: Answer
 ) -> Lens | None:
-    """The answer seen by the counterpart: the original by the first tuned model, others by the original."""
-    if len(engines) < 2:
-        return None
-    own, other = engines[index].scorer, engines[1 if index == 0 else 0].scorer
-    if own is None or other is None or not answer.text:
+    """The answer seen by the counterpart: the original by the first tuned model, others by the original.
+
+    None where there is no counterpart, or one of the two keeps its probabilities to itself.
+    """
+    if len(engines) < 2 or not answer.text:
         return None
     try:
-        return look_through(own, other, messages, answer.text, answer.ids)
+        return answer_seen(engines[index], engines[1 if index == 0 else 0], messages, answer)
     except LorafoldError:  # it does not fit the other model's context: the answer itself still counts
         return None
+
+
+def answer_seen(own: Engine, other: Engine, messages: Sequence[Message], answer: Answer) -> Lens:
+    """One model's answer as another sees it.
+
+    Args:
+        own: the model that wrote it; a server must have told its log-probabilities then.
+        other: the model that looks; a server cannot.
+        messages: the conversation before the answer.
+        answer: not empty.
+
+    Raises:
+        UsageError: one of the two does not give the probabilities that this takes.
+    """
+    if other.scorer is None:
+        problem = f"{other.about.name} answers through a server, which scores only what it writes itself"
+        raise UsageError(problem, fix="look at its own answer, or open the model from its file")
+    if own.scorer is not None:
+        return look_through(own.scorer, other.scorer, messages, answer.text, answer.ids)
+    if answer.scored is None:
+        problem = f"the server of {own.about.name} gave no log-probabilities with this answer"
+        raise UsageError(problem, fix="look at another answer, or open the model from its file")
+    return look_at_scored(answer.scored, other.scorer, messages, answer.text)
 
 
 def answer_row(answer: Answer, lens: Lens | None) -> dict[str, Any]:

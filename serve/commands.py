@@ -13,8 +13,8 @@ from typing import Any
 
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
+from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import SAMPLING_RANGES
-from lorafold.serve.lens import look_through
 from lorafold.serve.lens_rows import lens_rows
 from lorafold.serve.panes import wrapped
 from lorafold.serve.session import TIE, Session, Turn, share_interval
@@ -323,16 +323,10 @@ def lens(shell: Shell, argument: str) -> None:
     if not others:
         raise UsageError("the lens needs two models", fix="start with two models")
     other = _shown(shell, turn, letters[1]) if len(letters) > 1 else min(others)
-    scorers = [talk.engines[index].scorer for index in (own, other)]
-    for index, scorer in zip((own, other), scorers, strict=True):
-        if scorer is None:
-            name = talk.engines[index].about.name
-            raise UsageError(f"{name} keeps its probabilities to itself", fix="use a GGUF or a folder")
     answer = turn.answers.get(own)
     if answer is None or not answer.text:
         raise UsageError("this model gave no answer in the last turn", fix="/lens with another letter")
-    assert scorers[0] is not None and scorers[1] is not None
-    seen = look_through(scorers[0], scorers[1], talk.session.messages(own), answer.text, answer.ids)
+    seen = answer_seen(talk.engines[own], talk.engines[other], talk.session.messages(own), answer)
     names = talk.session.models
     if turn.blind and turn.vote is None:
         names = [f"answer {letter}" for letter, _ in sorted(talk.places(turn), key=lambda place: place[1])]

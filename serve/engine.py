@@ -140,6 +140,10 @@ class Engine(Protocol):
     def scorer(self) -> Scorer | None:
         """The model's probabilities for given tokens; None where the engine keeps them to itself."""
 
+    @property
+    def controls(self) -> frozenset[str] | None:
+        """Control tokens that stay text where people write them; None where a server builds the prompt."""
+
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation.
 

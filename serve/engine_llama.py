@@ -100,6 +100,11 @@ class LlamaEngine:
         """Itself: llama.cpp gives all probabilities."""
         return self
 
+    @property
+    def controls(self) -> frozenset[str]:
+        """The file's control tokens: typed, they stay text."""
+        return self.model.template.controls
+
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,23 +1,24 @@
 """Models of a running Ollama: `ollama:NAME[:TAG]`, at OLLAMA_HOST or this machine's usual port.
 
-The answer streams as JSON lines (https://github.com/ollama/ollama/blob/main/docs/api.md, "Generate a chat
-completion"). Ollama builds the prompt from the model's Modelfile.
+The answer streams as JSON lines (https://docs.ollama.com/api/chat; faults, also amid a stream:
+https://docs.ollama.com/api/errors). Ollama builds the prompt from the model's Modelfile. From 0.12.11 on it
+tells the log-probability of each token.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lorafold.errors import SystemFault, UsageError
+from lorafold.errors import LorafoldError, SystemFault, UsageError
 from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
-from lorafold.serve.engine import About, Cancel, Event, Finished, Started, Token
-from lorafold.serve.engine_openai import SERVER_PROMPT
+from lorafold.serve.engine import About, Cancel, Event
 from lorafold.serve.http_stream import Server
+from lorafold.serve.server_answer import ServerAnswer, ask
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 
@@ -35,8 +36,8 @@ class OllamaEngine:
     """
 
     def __init__(self, model: str, context: int | None = None) -> None:
-        self._server = Server(_host())
-        self._context = context
+        self._server = Server(_host(), sign_in="sign in with `ollama signin`")
+        self._given = self._context = context
         name = model.removeprefix("ollama:")
         if not name:
             raise UsageError("no model named", at=model, fix="write ollama:NAME")
@@ -49,7 +50,6 @@ class OllamaEngine:
             kind="ollama",
             quantization=str((row.get("details") or {}).get("quantization_level", "")),
             digest=lambda: digest,
-            notes=(SERVER_PROMPT,),
         )
 
     def _find(self, name: str) -> dict[str, Any]:
@@ -73,46 +73,49 @@ class OllamaEngine:
 
     @property
     def context(self) -> int | None:
-        """As given; Ollama has its own limit."""
+        """As given, or as Ollama says after the first answer."""
         return self._context
 
     @property
     def scorer(self) -> None:
-        """Ollama keeps the full distributions to itself."""
+        """Ollama scores only what it writes itself."""
+        return None
+
+    @property
+    def controls(self) -> None:
+        """The server builds the prompt."""
         return None
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
-        begin = time.perf_counter()
-        started = False
         body = {
             "model": self._name,
             "messages": list(messages),
             "stream": True,
             "options": self._options(sampling),
         }
-        for line in self._server.lines("/api/chat", body, cancel):
+        answer = ServerAnswer(self._server, sampling, cancel)
+        end: dict[str, Any] = {}
+        for line in ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel):
             row = self._row(line)
-            if not started:
-                yield Started(None, elapsed=time.perf_counter() - begin)
-                started = True
-            if text := (row.get("message") or {}).get("content"):
-                yield Token(text, None, None, time.perf_counter() - begin)
-            if row.get("done"):
-                yield Finished(
-                    "length" if row.get("done_reason") == "length" else "stop",
-                    time.perf_counter() - begin,
-                    tokens=row.get("eval_count"),
-                    prompt_tokens=row.get("prompt_eval_count"),
-                )
-                return
-        if not cancel.is_set():
-            raise SystemFault(
-                "Ollama broke off in the middle of an answer",
-                at=self._server.url,
-                fix="look at Ollama's log, and ask again",
+            message = row.get("message") or {}
+            yield from answer.part(
+                message.get("content") or "", message.get("thinking") or "", row.get("logprobs")
             )
-        yield Finished("cancelled", time.perf_counter() - begin)
+            if row.get("done"):
+                end = row
+                break
+        reason = str(end.get("done_reason") or "stop") if end else None
+        yield from answer.finish(reason, end.get("eval_count"), end.get("prompt_eval_count"))
+        if self._context is None and not cancel.is_set():
+            self._note_context()
+
+    def _note_context(self) -> None:
+        """The context that Ollama gave the model, known once it is loaded."""
+        with contextlib.suppress(LorafoldError, AttributeError, TypeError):
+            for row in self._server.get("/api/ps").get("models") or ():
+                if row.get("name") == self._name and isinstance(row.get("context_length"), int):
+                    self._context = row["context_length"]
 
     def _row(self, line: bytes) -> dict[str, Any]:
         try:
@@ -136,12 +139,12 @@ class OllamaEngine:
             "seed": sampling.seed,
             "num_predict": sampling.max_tokens,
         }
-        if self._context is not None:
-            options["num_ctx"] = self._context
+        if self._given is not None:
+            options["num_ctx"] = self._given
         return options
 
     def count_tokens(self, text: str) -> None:
-        """Not known."""
+        """Ollama has no endpoint for that."""
         return None
 
     def close(self) -> None:

@@ -140,6 +140,11 @@ class TransformersEngine:
         """Itself: transformers gives all probabilities."""
         return self
 
+    @property
+    def controls(self) -> frozenset[str]:
+        """The tokenizer's control tokens: typed, they stay text."""
+        return self._tokenizer.template.controls
+
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
         import numpy as np

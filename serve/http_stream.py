@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.engine import Cancel
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # to a connection, and to a short answer
 ANSWER_SECONDS = 600.0  # to the next line: a server may have to load the model first
 LONGEST_LINE = 10_000_000  # bytes
 
@@ -27,10 +27,12 @@ class Server:
     Attributes:
         url: http(s)://host[:port][/path], without a slash at the end.
         headers: sent with every request; may hold a key, which no message shows.
+        sign_in: what to do where the server wants to know who asks.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sign_in: str = "set the server's key in OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -48,12 +50,12 @@ class Server:
             SystemFault: no connection, or the server failed.
             InputError: the server refused the request.
         """
-        with self._request("GET", path, None, None) as response:
+        with self._request("GET", path, None, None, CONNECT_SECONDS) as response:
             return _json(response.read(LONGEST_LINE), self.url)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON that a path answers a JSON body with (errors as in `get`)."""
-        with self._request("POST", path, body, None) as response:
+        with self._request("POST", path, body, None, CONNECT_SECONDS) as response:
             return _json(response.read(LONGEST_LINE), self.url)
 
     def lines(self, path: str, body: Mapping[str, Any], cancel: Cancel) -> Iterator[bytes]:
@@ -61,7 +63,8 @@ class Server:
 
         The iterator ends early, without an error, once `cancel` is set.
         """
-        with contextlib.suppress(_Cancelled), self._request("POST", path, body, cancel) as response:
+        request = self._request("POST", path, body, cancel, ANSWER_SECONDS)
+        with contextlib.suppress(_Cancelled), request as response:
             while not cancel.is_set():
                 line = self._line(response, cancel)
                 if not line:
@@ -75,15 +78,22 @@ class Server:
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             if cancel.is_set():
                 return b""
+            late = isinstance(error, TimeoutError)
+            problem = f"was silent for {ANSWER_SECONDS:g} s" if late else "broke off"
             raise SystemFault(
-                f"the server broke off in the middle of an answer ({type(error).__name__})",
+                f"the server {problem} in the middle of an answer ({type(error).__name__})",
                 at=self.url,
                 fix="look at the server's log, and ask again",
             ) from error
 
     @contextlib.contextmanager
     def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None, cancel: Cancel | None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        cancel: Cancel | None,
+        seconds: float,
     ) -> Iterator[http.client.HTTPResponse]:
         parts = urlsplit(self.url)
         assert parts.hostname is not None
@@ -99,7 +109,7 @@ class Server:
             try:
                 connection.connect()
                 connected: socket.socket = connection.sock
-                connected.settimeout(ANSWER_SECONDS)
+                connected.settimeout(seconds)
                 if cancel is not None:
                     cancel.on_set(lambda: _shut(connected))
                 data = None if body is None else json.dumps(body).encode()
@@ -125,14 +135,18 @@ class Server:
             said = _message(response.read(100_000))
         problem = f"the server answered {response.status} {response.reason}: {said}"[:500]
         if response.status in (401, 403):
-            return InputError(problem, at=self.url, fix="set the server's key in OPENAI_API_KEY")
+            return InputError(problem, at=self.url, fix=self.sign_in)
         if response.status < 500:
             return Refused(problem, at=self.url, fix="check the model's name and the settings")
-        return SystemFault(problem, at=self.url, fix="look at the server's log")
+        return Failed(problem, at=self.url, fix="look at the server's log")
 
 
 class Refused(InputError):
     """The server found something wrong with the request itself."""
+
+
+class Failed(SystemFault):
+    """The server could not do what was asked."""
 
 
 class _Cancelled(Exception):

@@ -72,7 +72,25 @@ def look_through(
         return Lens([], None)
     if own.vocabulary == other.vocabulary:
         return _same_vocabulary(own, other, messages, ids)
-    return _by_text(own, other, messages, text, ids)
+    return _by_text(_scored(own, messages, ids), _scored(other, messages, other.tokenize(text)))
+
+
+def look_at_scored(
+    own: Sequence[tuple[str, float]], other: Scorer, messages: Sequence[Message], text: str
+) -> Lens:
+    """Score an answer whose log-probabilities are known, such as a server's, with another model.
+
+    Args:
+        own: texts and log-probabilities of its tokens.
+        other: of the other model.
+        messages: the conversation before the answer.
+        text: the answer.
+
+    Returns:
+        The lens, without a divergence: the server's other probabilities are not known.
+    """
+    pieces = [(piece.encode(), value) for piece, value in own]
+    return _by_text(pieces, _scored(other, messages, other.tokenize(text)))
 
 
 def _same_vocabulary(own: Scorer, other: Scorer, messages: Sequence[Message], ids: Sequence[int]) -> Lens:
@@ -114,11 +132,8 @@ def _whole(tokens: Sequence[LensToken]) -> list[LensToken]:
     return found
 
 
-def _by_text(own: Scorer, other: Scorer, messages: Sequence[Message], text: str, ids: Sequence[int]) -> Lens:
+def _by_text(ours: Sequence[tuple[bytes, float]], theirs: Sequence[tuple[bytes, float]]) -> Lens:
     """Vocabularies differ: each model's tokens, joined where both have a border at the same byte."""
-    their_ids = other.tokenize(text)
-    ours = _scored(own, messages, ids)
-    theirs = _scored(other, messages, their_ids)
     tokens: list[LensToken] = []
     pending, own_sum, other_sum = b"", 0.0, 0.0
     end_own = end_other = border = 0

@@ -17,7 +17,7 @@ from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
 from lorafold.serve.commands import COMMANDS, Shell, list_models, run_command
 from lorafold.serve.config import ChatConfig
-from lorafold.serve.talk import Talk, cleaned
+from lorafold.serve.talk import Talk, cleaned, control_notes
 from lorafold.serve.terminal import colored, typed_ahead
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def _take(shell: Shell, typed: str) -> None:
     if removed:
         shell.tell(f"{removed} control character{'s' * (removed != 1)} taken out of the message", "yellow")
     text = text[1:] if text.startswith("//") else text
+    for note in control_notes([shell.talk.engines[index] for index in shell.talk.asked()], text):
+        shell.tell(note, "yellow")
     editing, shell.editing = shell.editing, False
     turn = shell.talk.again(text) if editing else shell.talk.ask(text)
     if turn is None:

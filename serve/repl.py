@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from importlib import import_module
 
-from lorafold.console import live_progress
+from lorafold.console import live_progress, sanitize
 from lorafold.errors import InputError
 from lorafold.progress import silent
 from lorafold.serve.config import ChatConfig, sampling_of
@@ -16,7 +16,7 @@ from lorafold.serve.digests import Digests
 from lorafold.serve.engine import Engine
 from lorafold.serve.engines import opened
 from lorafold.serve.session import Session
-from lorafold.serve.talk import Talk, cleaned
+from lorafold.serve.talk import Talk, cleaned, control_notes
 from lorafold.serve.terminal import colored, interactive
 from lorafold.serve.views import ColumnView, JsonView, PlainView, View
 
@@ -85,6 +85,8 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
             continue
         if removed:
             sys.stderr.write(f"note: {removed} control characters were taken out of the question\n")
+        for note in control_notes(talk.engines, text):
+            sys.stderr.write(f"note: {sanitize(note)}\n")
         turn = talk.ask(text)
         answers = [] if turn is None else list(turn.answers.values())
         if any(answer.reason == "cancelled" for answer in answers):

@@ -30,6 +30,7 @@ class Answer:
         text: the answer.
         ids: its tokens, where the engine numbers them.
         logprobs: natural logarithms of their probabilities, where the engine says.
+        pieces: their texts, where the engine has log-probabilities but no numbers (servers).
         tokens: how many it has.
         prompt_tokens: how many the prompt had.
         reused: how many of those were in memory.
@@ -44,6 +45,7 @@ class Answer:
     text: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int | None = None
     reused: int = 0
@@ -72,12 +74,20 @@ class Answer:
                 self.ids.append(event.id)
             if event.logprob is not None:
                 self.logprobs.append(event.logprob)
+                if event.id is None:
+                    self.pieces.append(event.text)
         else:
             added, self.reason, self.elapsed = event.text, event.reason, event.elapsed
             self.tokens = self.tokens if event.tokens is None else event.tokens
             self.prompt_tokens = self.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         self.text += added
         return added
+
+    @property
+    def scored(self) -> list[tuple[str, float]] | None:
+        """Its tokens' texts and log-probabilities as the server told them, if it told them all."""
+        whole = bool(self.pieces) and "".join(self.pieces) == self.text
+        return list(zip(self.pieces, self.logprobs, strict=True)) if whole else None
 
     @property
     def rate(self) -> float:

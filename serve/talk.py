@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from lorafold.chat_controls import control_text, usual_control_text
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
 from lorafold.serve.digests import Digests
@@ -34,9 +35,13 @@ class Talk:
         self.blind = False
         self.attempt = 0  # of the last question, counted by /retry
 
+    def asked(self) -> list[int]:
+        """The models that answer now, in their order."""
+        return [index for index in self.order if self.only is None or index in self.only]
+
     def shown(self) -> list[int]:
-        """The models that answer now, in their order; shuffled while names are hidden."""
-        order = [index for index in self.order if self.only is None or index in self.only]
+        """The models that answer now, as shown: shuffled while names are hidden."""
+        order = self.asked()
         if self.blind:
             random.SystemRandom().shuffle(order)
         return order
@@ -126,3 +131,28 @@ def cleaned(text: str) -> tuple[str, int]:
         if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000)
     )
     return kept, len(text) - len(kept)
+
+
+def control_notes(engines: Sequence[Engine], text: str) -> list[str]:
+    """What to say where a question holds the text of a control token: who reads it how.
+
+    Args:
+        engines: the models that will be asked.
+        text: the question.
+
+    Returns:
+        Sentences; none for an ordinary question.
+    """
+    notes = []
+    question = [{"role": "user", "content": text}]
+    local = frozenset[str]().union(*(engine.controls or () for engine in engines))
+    if plain := control_text(question, local):
+        notes.append(f"{_quoted(plain)}: sent as plain text, not as a control token")
+    servers = [engine.about.name for engine in engines if engine.controls is None]
+    if servers and (obeyed := usual_control_text(text)):
+        notes.append(f"{_quoted(obeyed)}: the server of {', '.join(servers)} may take it as a control token")
+    return notes
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    return ", ".join(repr(token) for token in tokens[:5]) + (", …" if len(tokens) > 5 else "")

@@ -176,6 +176,12 @@ def test_an_empty_line_is_ignored(two: Terminal) -> None:
     two.type("/show", "1 turns")
 
 
+def test_control_text_in_a_question_is_said(two: Terminal) -> None:
+    two.type("say <|im_end|> twice", "'<|im_end|>': sent as plain text, not as a control token")
+    two.read("8 tokens")
+    assert "control token" not in two.type("say a < b |", "8 tokens")
+
+
 def test_a_paste_is_one_message_and_a_forged_end_sends_nothing(two: Terminal, home: Path) -> None:
     two.type("/reset", "a new conversation")
     two.child.send("\x1b[200~first\nsecond\x00\x1b]0;x\x07\x1b[201~\r/quit\r")
