@@ -18,9 +18,10 @@ What belongs to the template and what to the people talking is found by renderin
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from lorafold.chat_controls import neutralised, split_controls
@@ -117,18 +118,19 @@ def _cut(
 ) -> Iterator[Fragment]:
     """Fragments of a rendering from its trained spans."""
     restore = re.compile("|".join(words)) if words else None
-    bounds = sorted({edge for span in trained for edge in span})
+    spans = sorted(trained)
+    begins = [begin for begin, _ in spans]
+    reach = [0, *accumulate((end for _, end in spans), max)]  # reach[n]: how far the first n spans go
+    bounds = sorted({edge for span in spans for edge in span})
     position = 0
     for piece, special in split_controls(text, controls):
         end = position + len(piece)
-        edges = [position, *(edge for edge in bounds if position < edge < end), end]
-        if special:
-            edges = [position, end]
-        for number, (start, stop) in enumerate(pairwise(edges)):
+        inside = [] if special else bounds[bisect_right(bounds, position) : bisect_left(bounds, end)]
+        for number, (start, stop) in enumerate(pairwise((position, *inside, end))):
             part = text[start:stop]
             if restore is not None and not special:
                 part = restore.sub(lambda match: words[match[0]], part)
-            yield Fragment(part, special, any(a <= start and stop <= b for a, b in trained), number > 0)
+            yield Fragment(part, special, stop <= reach[bisect_right(begins, start)], number > 0)
         position = end
 
 

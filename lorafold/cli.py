@@ -23,7 +23,7 @@ from lorafold.errors import InputError, LorafoldError
 from lorafold.export.config import ExportConfig
 from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.serve.config import ChatConfig, CompareConfig
-from lorafold.train.config import TrainConfig
+from lorafold.train.config import LayoutName, TrainConfig
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -128,18 +128,38 @@ def compare(config: Annotated[CompareConfig, Flat]) -> None:
 
 
 @app.command
-def inspect(path: str, *, base: str | None = None, max_length: int = 1024) -> None:
+def inspect(
+    path: str,
+    *,
+    base: str | None = None,
+    max_length: int = 1024,
+    layout: LayoutName = "auto",
+    system: str | None = None,
+    chat_template: str | None = None,
+) -> None:
     """Say what a folder or file is: base, adapter, export, GGUF, or data for training.
 
     Args:
         path: A folder, a file, or `demo`.
         base: For data: the base whose tokenizer and template count the tokens.
         max_length: For data: tokens that an example may have.
+        layout: For data: layout of the records; auto recognises it by the fields.
+        system: For data: system message for conversations that have none.
+        chat_template: For data: name or Jinja file of a template to use instead of the base's own.
     """
-    from lorafold.console import print_lines, print_sample
+    from lorafold.console import live_progress, print_lines, print_sample
     from lorafold.inspection import inspect_path
 
-    found = inspect_path(path, base=base, max_length=max_length)
+    with live_progress() as progress:
+        found = inspect_path(
+            path,
+            base=base,
+            max_length=max_length,
+            layout=layout,
+            system=system,
+            chat_template=chat_template,
+            progress=progress,
+        )
     print_lines(found.lines)
     for place, pieces in found.samples:
         print_sample(place, pieces)

@@ -7,14 +7,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError
 from lorafold.gguf_header import read_gguf_header
 from lorafold.models import demo_base, read_config
+from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from lorafold.train import DataReport
 
 Lines = list[tuple[str, str]]
 
@@ -32,13 +36,24 @@ class Inspection:
     samples: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = ()
 
 
-def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) -> Inspection:
+def inspect_path(
+    path: str,
+    *,
+    base: str | None = None,
+    max_length: int = 1024,
+    layout: str = "auto",
+    system: str | None = None,
+    chat_template: str | None = None,
+    progress: Progress = silent,
+) -> Inspection:
     """Describe a folder or file.
 
     Args:
         path: what to look at; `demo` is the embedded base.
         base: for data: the base whose tokenizer counts.
         max_length: for data: tokens that an example may have.
+        layout, system, chat_template: for data: as in training.
+        progress: told where tokenizing lasts.
 
     Raises:
         InputError: there is no such thing, or nothing known is in it.
@@ -46,26 +61,33 @@ def inspect_path(path: str, *, base: str | None = None, max_length: int = 1024) 
     place = demo_base().folder if path == "demo" else Path(path).expanduser()
     if not place.exists():
         raise InputError("no such file or folder", at=path)
-    if place.is_file():
-        if place.suffix == ".gguf":
-            return Inspection(_gguf(place))
-        return _data(place, base, max_length)
-    for name, describe in _FOLDERS.items():
-        if (place / name).exists():
-            return Inspection(describe(place))
-    if any((place / name).exists() for name in _SAVED_DATA):
-        return _data(place, base, max_length)
-    raise InputError(
-        f"nothing known is in this folder (looked for {', '.join([*_FOLDERS, *_SAVED_DATA])})",
-        at=place,
-        fix="give a model, adapter or export folder, a GGUF, or a data file",
-    )
-
-
-def _data(path: Path, base: str | None, max_length: int) -> Inspection:
+    if place.is_file() and place.suffix == ".gguf":
+        return Inspection(_gguf(place))
+    if place.is_dir():
+        for name, describe in _FOLDERS.items():
+            if (place / name).exists():
+                return Inspection(describe(place))
+        if not any((place / name).exists() for name in _SAVED_DATA):
+            raise InputError(
+                f"nothing known is in this folder (looked for {', '.join([*_FOLDERS, *_SAVED_DATA])})",
+                at=place,
+                fix="give a model, adapter or export folder, a GGUF, or a data file",
+            )
     from lorafold.train import describe_data
 
-    report = describe_data([str(path)], base, max_length=max_length)
+    report = describe_data(
+        [str(place)],
+        base,
+        max_length=max_length,
+        layout=layout,
+        system=system,
+        chat_template=chat_template,
+        progress=progress,
+    )
+    return _data(place, report, max_length)
+
+
+def _data(path: Path, report: DataReport, max_length: int) -> Inspection:
     layouts = ", ".join(f"{name} × {count}" for name, count in report.layouts.items())
     lines: Lines = [
         ("data", str(path)),

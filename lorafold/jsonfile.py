@@ -7,6 +7,7 @@ a Git LFS pointer is recognised, and a key given twice is an error instead of a 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(limit + 1)
+            # CPython allocates all that read() is asked for; one byte more tells a file that is too large.
+            raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
         raise InputError("no such file", at=path) from None
     except OSError as error:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import shared
 
 from lorafold.chat import Fragment, control_text, end_of_turn, fragments, prompt_fragments
+from lorafold.chat_fragments import _cut
 from lorafold.chat_template import ChatTemplate
 from lorafold.chat_templates import NAMED
 from lorafold.errors import InputError
@@ -159,3 +160,26 @@ def test_prompts_without_the_mask_are_the_same(every: int) -> None:
             assert _whole(prompt_fragments(template, chat)) == _whole(want), name
             compared += 1
     assert compared > 200 // every
+
+
+@given(
+    st.lists(st.sampled_from(["<e>", "ab", "c", " "]), max_size=12),
+    st.lists(st.tuples(st.integers(0, 24), st.integers(0, 24)), max_size=6),
+)
+def test_pieces_are_trained_where_one_span_covers_them(
+    parts: list[str], edges: list[tuple[int, int]]
+) -> None:
+    """Also where spans lie within each other, as those of rewritten contents may."""
+    text = "".join(parts)
+    spans = [(min(pair), max(pair)) for pair in edges]
+    position = 0
+    pieces = list(_cut(text, spans, frozenset({"<e>"}), {}))
+    for index, piece in enumerate(pieces):
+        start, stop = position, position + len(piece.text)
+        assert piece.trained == any(a <= start and stop <= b for a, b in spans)
+        assert piece.special == (piece.text == "<e>")
+        if not piece.special:
+            assert not any(start < edge < stop for span in spans for edge in span)
+        assert piece.joined == (index > 0 and not piece.special and not pieces[index - 1].special)
+        position = stop
+    assert position == len(text) and all(piece.text for piece in pieces)

@@ -251,3 +251,28 @@ def test_inspect_shows_a_saved_data_set_and_what_is_dropped(tmp_path: Path) -> N
     shown = dict(inspect_path(str(path), base=str(base), max_length=60).lines)
     assert shown["dropped"].startswith("9 examples, nothing is left to learn: d.jsonl:2, d.jsonl:3")
     assert shown["dropped"].endswith("d.jsonl:6 and more")
+
+
+def test_inspect_takes_layout_system_and_template_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base without a template, and records that two layouts fit."""
+    from tiny_base import tiny_tokenizer
+
+    from lorafold.cli import main
+
+    base = tmp_path / "base"
+    tiny_tokenizer(base)
+    (base / "config.json").write_text("{}")
+    (base / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "text": "c"}\n')
+    command = ["inspect", str(path), "--base", str(base)]
+    assert main(command) == 3
+    assert "no chat template" in capsys.readouterr().err
+    assert main([*command, "--chat-template", "chatml", "--system", "S"]) == 0
+    shown = capsys.readouterr().out
+    assert "prompt × 1" in shown and "system\nS<|im_end|>" in shown and "⟦b<|im_end|>⟧" in shown
+    assert main([*command, "--chat-template", "chatml", "--layout", "text"]) == 0
+    shown = capsys.readouterr().out
+    assert "text × 1" in shown and "⟦<|im_end|>⟧" in shown

@@ -24,6 +24,16 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process's memory"),
 ]
 
+# Imports what training imports, then allows only so many bytes more.
+LIMITED = """
+import os, resource, sys
+import peft, torch, transformers.models.llama.modeling_llama
+from lorafold.cli import main
+size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,8 +67,8 @@ def is_one_line(process: subprocess.Popen[str]) -> None:
 def test_in_the_middle_of_a_run(folder: Path) -> None:
     """The evaluation of long examples needs more than the steps on short ones did."""
     train = ["-m", "lorafold", "train", "--base", "base", "--data", "short.jsonl", "--out", "out"]
-    train += ["--max-steps", "300", "--save-steps", "10", "--max-length", "2048"]
-    train += ["--eval-data", "long.jsonl", "--eval-steps", "290", "--per-device-train-batch-size", "16"]
+    train += ["--max-steps", "60", "--save-steps", "5", "--max-length", "2048"]
+    train += ["--eval-data", "long.jsonl", "--eval-steps", "55", "--per-device-train-batch-size", "16"]
     process = start(folder, *train)
     while process.poll() is None and not list((folder / "out.run").glob("checkpoint-*/lorafold.json")):
         time.sleep(0.05)
@@ -75,4 +85,11 @@ def test_in_the_middle_of_a_run(folder: Path) -> None:
     process = start(folder, *train, "--resume")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "resumed at step" in out and "300 steps" in out
+    assert "resumed at step" in out and "60 steps" in out
+
+
+def test_while_the_base_is_loaded(folder: Path) -> None:
+    tiny_base(folder / "wide", intermediate_size=120_000)  # 180 MB
+    flags = ["--base", "wide", "--data", "short.jsonl", "--out", "never"]
+    is_one_line(start(folder, "-c", LIMITED, str(128 << 20), "train", *flags))
+    assert not (folder / "never").exists()

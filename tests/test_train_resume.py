@@ -38,7 +38,7 @@ def test_resume_is_bitwise_equal(config: TrainConfig, tmp_path: Path, cut: int, 
     assert f"resumed at step {kept}" in resumed.notes
     assert steady(resumed.folder) == steady(whole.folder)
     assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors", "adapter_config.json"))
-    last = "checkpoint-6/optimizer.safetensors"
+    last = "checkpoint-8/optimizer.safetensors"
     assert same_files(whole.folder, resumed.folder, (last,))
 
 
@@ -147,3 +147,32 @@ def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> N
     result = train(dataclasses.replace(config, save_steps=4, resume=True))
     assert "nothing to resume: starting at step 0" in result.notes
     assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
+
+
+def test_a_result_that_could_not_be_written_costs_no_step(config: TrainConfig, tmp_path: Path) -> None:
+    """Die (as on a full disk) when all steps are done: the last one has its checkpoint."""
+    whole = train(config)
+    parted = dataclasses.replace(config, out=tmp_path / "parted")
+    with pytest.raises(Kill):
+        train(parted, die_at(0, "write the adapter"))
+    again = dataclasses.replace(parted, resume=True)
+    resumed = train(again, die_at(8))  # would die if it took a step
+    assert "resumed at step 8" in resumed.notes and steady(resumed.folder) == steady(whole.folder)
+    assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors",))
+    assert (resumed.loss, resumed.tokens) == (whole.loss, whole.tokens)
+
+
+def test_a_run_that_stopped_early_does_not_go_on(config: TrainConfig, tmp_path: Path) -> None:
+    """A huge learning rate makes the evaluation worse at once; the best step is kept, from another file."""
+    held_out = {"eval_split": 0.2, "eval_steps": 1, "early_stopping_patience": 2}
+    run = {"max_steps": 40, "learning_rate": 0.5, "load_best_model_at_end": True}
+    early = dataclasses.replace(config, **held_out, **run)
+    whole = train(early)
+    assert whole.steps < 40
+    parted = dataclasses.replace(early, out=tmp_path / "parted")
+    with pytest.raises(Kill):
+        train(parted, die_at(0, "write the adapter"))
+    resumed = train(dataclasses.replace(parted, resume=True))
+    assert f"resumed at step {whole.steps}" in resumed.notes and resumed.steps == whole.steps
+    assert steady(resumed.folder) == steady(whole.folder)
+    assert same_files(whole.folder, resumed.folder, ("adapter_model.safetensors",))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import shared
-from tiny_base import tiny_tokenizer
+from tiny_base import CHATML, tiny_tokenizer
 
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.train.collate import IGNORED, make_batch, plan_epoch
+from lorafold.train.encode import end_of_text
+from lorafold.train.encoders import encode_all
 from lorafold.train.layouts import Example
-from lorafold.train.tokenize import end_of_text, tokenize
+from lorafold.train.tokenize import tokenize
 
 TURNS = (
     {"role": "system", "content": "You are 甄嬛."},
@@ -142,3 +149,72 @@ def test_batch_by_hand() -> None:
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.targets.tolist() == [[IGNORED, 7, IGNORED], [9, IGNORED, IGNORED]]
     assert (batch.tokens, batch.trained) == (5, 2)
+
+
+MANY = [
+    Example(
+        f"d:{i}", ({"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a" * (i % 7)})
+    )
+    if i % 3
+    else Example(f"d:{i}", text=f"text {i} <|im_end|>")
+    for i in range(300)
+]
+
+
+def test_processes_give_the_same_in_the_same_order(tmp_path: Path) -> None:
+    """Control tokens in text stay text in the child processes too."""
+    tiny_tokenizer(tmp_path)
+    tokenizer = ChatTokenizer.from_folder(tmp_path)
+    seen: list[tuple[float, float | None, str]] = []
+
+    def progress(step: str, done: float, total: float | None, note: str = "") -> None:
+        assert step == "tokenize"
+        seen.append((done, total, note))
+
+    apart = tokenize(MANY, tokenizer, 1000, progress, processes=3)
+    assert apart == tokenize(MANY, tokenizer, 1000, processes=1)
+    assert [done for done, _, _ in seen] == [64, 128, 192, 256, 300]
+    assert all(total == 300 for _, total, _ in seen)
+    assert [note.endswith(" left") for _, _, note in seen] == [True] * 4 + [False]
+
+
+def test_of_several_wrong_examples_the_first_is_named_by_processes_too(tmp_path: Path) -> None:
+    tiny_tokenizer(tmp_path)
+    picky = tmp_path / "picky.jinja"
+    picky.write_text("{% if 'bad' in messages[0].content %}{{ raise_exception('no') }}{% endif %}" + CHATML)
+    tokenizer = ChatTokenizer.from_folder(tmp_path, str(picky))
+    bad = [Example(f"bad:{i}", ({"role": "user", "content": "bad"}, MANY[1].messages[1])) for i in range(2)]
+    with pytest.raises(InputError, match=r"bad:0: .*refuses"):
+        tokenize([*MANY[:200], bad[0], *MANY[200:], bad[1]], tokenizer, 1000, processes=2)
+
+
+def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if not children.exists():
+        pytest.skip("this system does not list a process's children")
+    tiny_tokenizer(tmp_path)
+    tokenizer = ChatTokenizer.from_folder(tmp_path)
+    expected = list(encode_all(MANY, tokenizer, processes=1))
+    before = set(children.read_text().split())
+    encoded = encode_all(MANY, tokenizer, processes=2)
+    found = [next(encoded)]
+    started = set(children.read_text().split()) - before
+    assert len(started) == 2
+    for pid in started:
+        os.kill(int(pid), signal.SIGKILL)
+    found += encoded
+    assert found == expected
+    assert set(children.read_text().split()) == before
+
+
+@pytest.mark.slow
+def test_what_lasts_shows_the_time_left_and_takes_more_processes(tmp_path: Path) -> None:
+    """640 texts of some 10 ms each: this process looks at what is left after a second."""
+    tiny_tokenizer(tmp_path)
+    tokenizer = ChatTokenizer.from_folder(tmp_path)
+    notes: list[tuple[float, str]] = []
+    texts = [Example(f"d:{i}", text=f"{i} " + "word " * 3000) for i in range(640)]
+    whole = tokenize(texts, tokenizer, 1 << 20, lambda step, done, total, note="": notes.append((done, note)))
+    assert len(whole.sequences) == 640 and not whole.dropped
+    assert notes == sorted(notes, key=lambda row: row[0]) and notes[-1] == (640, "")
+    assert all(re.fullmatch(r"\d+:\d\d left", note) for _, note in notes[:-1])

@@ -1,4 +1,4 @@
-"""Several workers on this machine, started by torchrun as a user would: the adapter of one worker, the same."""
+"""Several workers on this machine, started by torchrun as a user would: one worker's adapter, the same."""
 
 from __future__ import annotations
 

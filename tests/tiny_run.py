@@ -57,11 +57,11 @@ class Kill(BaseException):
     """Stands for SIGKILL inside this process: nothing of ours catches it."""
 
 
-def die_at(step: int) -> Any:
+def die_at(step: int, phase: str = "train") -> Any:
     """A progress that dies when a step is reported, which is before the step's checkpoint."""
 
     def progress(name: str, done: float, total: float | None, note: str = "") -> None:
-        if name == "train" and done == step:
+        if name == phase and done == step:
             raise Kill
 
     return progress

@@ -182,7 +182,7 @@ class TrainConfig:
     logging_steps: int = 1
     """Steps between lines of metrics.jsonl."""
     save_steps: int = 100
-    """Steps between checkpoints; 0 saves only at the end of an interrupted run."""
+    """Steps between checkpoints, the last step having one too; 0: only where the run is interrupted."""
     save_total_limit: int = 2
     """Checkpoints that are kept."""
     eval_steps: int = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
+from lorafold.progress import Progress, silent
 from lorafold.train.data import load_data
 from lorafold.train.tokenize import tokenize
 
@@ -73,6 +74,7 @@ def describe_data(
     allow_pickle: bool = False,
     offline: bool = False,
     samples: int = 3,
+    progress: Progress = silent,
 ) -> DataReport:
     """Read a data set and say what training would make of it.
 
@@ -82,6 +84,7 @@ def describe_data(
         max_length: as in training.
         layout, system, chat_template, allow_pickle, offline: as in training.
         samples: number of examples to show.
+        progress: told where tokenizing lasts.
 
     Raises:
         InputError: the data or the base are wrong.
@@ -93,7 +96,7 @@ def describe_data(
         return DataReport(data.layouts, len(data.examples), turns, data.sha256)
     folder = resolve_base(base, offline=offline).folder
     tokenizer = ChatTokenizer.from_folder(folder, chat_template)
-    whole = tokenize(data.examples, tokenizer, max_length)
+    whole = tokenize(data.examples, tokenizer, max_length, progress)
     lengths = sorted(len(sequence.ids) for sequence in whole.sequences)
     shown = list(zip(whole.places, whole.sequences, strict=True))[:samples]
     return DataReport(

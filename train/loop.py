@@ -26,6 +26,7 @@ from lorafold.errors import NumericError
 from lorafold.progress import Progress
 from lorafold.train.batches import StepPlan
 from lorafold.train.checkpoints import RunState, trainable
+from lorafold.train.config import TrainConfig
 from lorafold.train.forward import Forward
 from lorafold.train.signals import StopRequest
 
@@ -71,7 +72,8 @@ def run_steps(
     """Train from `state` to the end, to a stop request, or to an early stop.
 
     Args:
-        save: writes a checkpoint of the current state.
+        save: writes a checkpoint of the current state; of the last one too, since writing the result may
+            fail (a full disk) when all steps are done.
         save_best: keeps the current parameters as the best so far.
 
     Returns:
@@ -83,6 +85,8 @@ def run_steps(
     plan, config = trainer.plan, trainer.plan.config
     total = plan.total_steps
     evaluate_every = config.eval_steps or plan.steps_per_epoch
+    if _patience_is_out(config, state):  # resumed from the last checkpoint of a run that stopped early
+        return "early"
     recent = deque([(time.monotonic(), state.tokens, state.step)], maxlen=_WINDOW + 1)
     trainer.model.train()
     while state.step < total:
@@ -105,15 +109,21 @@ def run_steps(
         if state.step % config.logging_steps == 0 or state.step == total:
             log(trainer, record)
         due = state.step % evaluate_every == 0 or state.step == total
-        if plan.evaluation and due and not _evaluate(trainer, state, save_best, progress):
-            return "early"
+        if plan.evaluation and due:
+            _evaluate(trainer, state, save_best, progress)
+        early = _patience_is_out(config, state)
+        ended = early or state.step == total
         alone = plan.workers.count == 1  # several agree to stop at the end of the next step
-        if (figures.stop or (alone and stop.signal)) and state.step < total:
+        stopped = not ended and (figures.stop or (alone and stop.signal is not None))
+        if stopped or (config.save_steps and (ended or state.step % config.save_steps == 0)):
             save()
-            return "stopped"
-        if config.save_steps and state.step % config.save_steps == 0 and state.step < total:
-            save()
+        if stopped or early:
+            return "stopped" if stopped else "early"
     return "done"
+
+
+def _patience_is_out(config: TrainConfig, state: RunState) -> bool:
+    return bool(config.early_stopping_patience) and state.worse >= config.early_stopping_patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +200,8 @@ def evaluate(trainer: Trainer) -> float:
     return float(trainer.plan.workers.total(summed)) / step.trained
 
 
-def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], progress: Progress) -> bool:
-    """Evaluate, note it, keep the best; False when patience has run out."""
+def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], progress: Progress) -> None:
+    """Evaluate, note it, keep the best."""
     loss = evaluate(trainer)
     if not math.isfinite(loss):
         raise _not_finite("evaluation loss", loss, f"step {state.step}")
@@ -202,8 +212,6 @@ def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], 
         save_best()
     else:
         state.worse += 1
-    patience = trainer.plan.config.early_stopping_patience
-    return not patience or state.worse < patience
 
 
 def log(trainer: Trainer, record: dict[str, Any]) -> None:

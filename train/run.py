@@ -202,10 +202,10 @@ class _Session:
         self.tokenizer, notes = settle_thinking(plain, self.data.examples)
         self.settled = self.tokenizer is not plain
         self.notes += notes
-        self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length)
+        self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length, self.progress)
         self.held_out: Tokenized | None = None
         if held_out is not None:
-            self.held_out = tokenize(held_out.examples, self.tokenizer, self.config.max_length)
+            self.held_out = tokenize(held_out.examples, self.tokenizer, self.config.max_length, self.progress)
             self.notes.append(f"evaluation: {self.held_out.summary()}")
         self.eval_data: DataSet | None = held_out
         found = ", ".join(f"{count} {name}" for name, count in self.data.layouts.items())

@@ -1,8 +1,6 @@
 """Examples → token ids with the mask of trained tokens, cut to length, with a count of everything lost.
 
-Conversations go through `lorafold.chat`, so the tokens are those that chat and an export will send, and every
-assistant turn is trained with the token that ends it. A plain text is trained whole, ends with the end of
-sequence token, and is split at `max_length` instead of cut.
+A conversation loses its end where it is longer than `max_length`; a plain text is split there instead.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ from dataclasses import dataclass
 
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.errors import InputError
+from lorafold.progress import Progress, silent
+from lorafold.train.encoders import encode_all
 from lorafold.train.layouts import Example
 
 
@@ -53,13 +53,21 @@ class Tokenized:
         return text
 
 
-def tokenize(examples: Sequence[Example], tokenizer: ChatTokenizer, max_length: int) -> Tokenized:
+def tokenize(
+    examples: Sequence[Example],
+    tokenizer: ChatTokenizer,
+    max_length: int,
+    progress: Progress = silent,
+    processes: int | None = None,
+) -> Tokenized:
     """Tokenize a data set.
 
     Args:
         examples: of `data.load_data`.
         tokenizer: of the base.
         max_length: longest sequence in tokens.
+        progress: told where it lasts longer than a second.
+        processes: that share the work; None for as many as pay.
 
     Raises:
         InputError: the template refuses a conversation, or no example has a trained token left.
@@ -68,8 +76,8 @@ def tokenize(examples: Sequence[Example], tokenizer: ChatTokenizer, max_length: 
     places: list[str] = []
     dropped: list[str] = []
     cut = lost = 0
-    for example in examples:
-        whole = encode_example(example, tokenizer)
+    encoded = encode_all(examples, tokenizer, progress, processes)
+    for example, whole in zip(examples, encoded, strict=True):
         kept = 0
         for piece in _pieces(whole, max_length, split=example.text is not None):
             if any(piece.mask[1:]):
@@ -88,33 +96,6 @@ def tokenize(examples: Sequence[Example], tokenizer: ChatTokenizer, max_length: 
             fix="raise --max-length",
         )
     return Tokenized(tuple(sequences), tuple(places), cut, tuple(dropped), lost)
-
-
-def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
-    """Ids and mask of one whole example.
-
-    Raises:
-        InputError: the template refuses the conversation; the example's place is named.
-    """
-    if example.text is not None:
-        ids = [*tokenizer.tokenize(example.text, False), end_of_text(tokenizer)]
-        return Encoded(ids, [True] * len(ids))
-    try:
-        whole = tokenizer.encode_chat(list(example.messages))
-    except InputError as error:
-        raise type(error)(error.problem, at=example.place, fix=error.fix) from error
-    last = next((token for token, on in zip(whole.ids[::-1], whole.mask[::-1], strict=True) if on), None)
-    if last in tokenizer.eos_ids or example.messages[-1]["role"] != "assistant":
-        return whole
-    # A template without an end of turn (Index): the answer still has to end, or chat would never stop.
-    return Encoded([*whole.ids, end_of_text(tokenizer)], [*whole.mask, True])
-
-
-def end_of_text(tokenizer: ChatTokenizer) -> int:
-    """The id that ends a plain text: the tokenizer's EOS."""
-    named = tokenizer.template.tokens.get("eos_token")
-    found = None if named is None else tokenizer.tokenizer.token_to_id(named)
-    return tokenizer.eos_ids[-1] if found is None else int(found)
 
 
 def _pieces(whole: Encoded, max_length: int, *, split: bool) -> Iterator[Encoded]:
