@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -28,6 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
@@ -214,6 +216,7 @@ class LiveRows:
     def __init__(self, *, color: bool = True) -> None:
         self.console = Console(file=sys.stdout, highlight=False, no_color=not color or None)
         self.live = Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="crop")
+        self._changing: Sequence[Row] = ()
 
     def __enter__(self) -> LiveRows:
         self.live.start()
@@ -230,9 +233,18 @@ class LiveRows:
 
     def show(self, final: Sequence[Row], changing: Sequence[Row]) -> None:
         """Print `final` for good, and `changing` below it until the next call."""
+        self._unfold()
+        self._changing = changing
         if final:
             self.console.print(_joined(final), soft_wrap=True)
         self.live.update(_joined(changing), refresh=True)
+
+    def _unfold(self) -> None:
+        """Erase what a terminal that became narrower folded: rich goes up by as many rows as it once drew."""
+        widths = (sum(cell_width(text) for text, _ in row) for row in self._changing)
+        folds = sum(max(0, -(-width // self.console.width) - 1) for width in widths)
+        up = ((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)) * min(folds, self.console.height)
+        self.console.control(Control(*up))
 
 
 def print_rows(rows: Sequence[Row], *, color: bool = True) -> None:

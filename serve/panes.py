@@ -7,6 +7,7 @@ once no pane can change it any more: finished lines scroll into the terminal's h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from lorafold.console import Row, Segment, cell_width, sanitize
 
@@ -29,13 +30,19 @@ class Wrapper:
         self._line: Row = []
         self._used = 0
         self._word: Row = []  # characters with what belongs to them, not yet in a line
+        self._pieces: list[Segment] = []  # all that was fed, to be wrapped anew
+        self._starts = [0]  # where in it each line begins
+        self._read = self._word_start = 0
 
     def feed(self, text: str, style: str = "") -> None:
         """Append text; control characters in it are made visible."""
-        for char in sanitize(text):
+        text = sanitize(text)
+        self._pieces.append((text, style))
+        for char in text:
+            self._read += 1
             if char == "\n":
                 self._place_word()
-                self._end_line()
+                self._end_line(self._read)
             elif char in " \t\u3000":
                 self._place_word()
                 self._blank({"\t": TAB}.get(char, char), style)
@@ -53,12 +60,14 @@ class Wrapper:
                 if self._word_width() > self.width and len(self._word) > 1:
                     tail = self._word.pop()
                     self._place_word()
-                    self._word = [tail]
+                    self._word, self._word_start = [tail], self._read - len(tail[0])
                 return
             # Lines may break beside wide characters (CJK, emoji), as they have no spaces around them.
             wide = width == 2 or cell_width(last) == 2
             if wide or self._word_width() + width > self.width:
                 self._place_word()
+        if not self._word:
+            self._word_start = self._read - 1
         self._word.append((char, style))
 
     def _word_width(self) -> int:
@@ -69,7 +78,7 @@ class Wrapper:
             return
         width = self._word_width()
         if self._used and self._used + width > self.width:
-            self._end_line()
+            self._end_line(self._word_start)
         for text, style in self._word:
             if self._line and self._line[-1][1] == style:
                 self._line[-1] = (self._line[-1][0] + text, style)
@@ -84,9 +93,23 @@ class Wrapper:
             self._line.append((text, style))
             self._used += width
 
-    def _end_line(self) -> None:
+    def _end_line(self, following: int) -> None:
         self.lines.append(self._line)
         self._line, self._used = [], 0
+        self._starts.append(following)
+
+    def rewrapped(self, first: int, width: int, heading: Sequence[Segment] = ()) -> Wrapper:
+        """The text from line `first` on, wrapped to another width, below a heading if anything is left."""
+        made = Wrapper(width)
+        skip = self._starts[first] if first < len(self._starts) else self._read
+        if skip < self._read:
+            for text, style in heading:
+                made.feed(text, style)
+        for text, style in self._pieces:
+            if rest := text[skip:]:
+                made.feed(rest, style)
+            skip = max(0, skip - len(text))
+        return made
 
     @property
     def unfinished(self) -> bool:
@@ -96,8 +119,7 @@ class Wrapper:
     def all_lines(self) -> list[Row]:
         """The complete lines and the one that grows."""
         tail = Wrapper(self.width)
-        tail._line, tail._used = list(self._line), self._used
-        tail._word = list(self._word)
+        tail._line, tail._used, tail._word = list(self._line), self._used, list(self._word)
         tail._place_word()
         return [*self.lines, *tail.lines, *([tail._line] if tail._line else [])]
 
@@ -142,11 +164,15 @@ def side_by_side(cells: Sequence[Row], width: int) -> Row:
     return row
 
 
+def _joined(panes: Sequence[Sequence[Row]], width: int) -> list[Row]:
+    """The panes' lines as rows of the screen."""
+    return [side_by_side(cells, width) for cells in zip_longest(*panes, fillvalue=[])]
+
+
 class Panes:
     """The panes of one turn while they grow.
 
     Args:
-        count: how many.
         screen: columns of the screen.
         headings: rows above each pane.
     """
@@ -156,6 +182,7 @@ class Panes:
         self.width = pane_width(screen, self.count)
         self.screen = screen
         self.stacked = self.width is None
+        self.headings = headings
         self.wrappers = [Wrapper(self.width or screen) for _ in headings]
         self.ended = [False] * self.count
         self._sent = [0] * self.count  # stacked: lines of each pane that have left; columns: rows, in [0]
@@ -177,35 +204,33 @@ class Panes:
             self.wrappers[pane].feed("\n\n")
         self.ended[pane] = True
 
+    def resize(self, screen: int) -> None:
+        """Lay what is not final out anew for another width; final rows are the terminal's by now."""
+        stacked = self.stacked
+        self.screen, self.width = screen, pane_width(screen, self.count)
+        self.stacked = self.width is None
+        for pane, wrapper in enumerate(self.wrappers):
+            sent = self._sent[pane if stacked else 0]
+            # Between columns and a stack each pane's text goes on elsewhere, and says whose it is.
+            heading = self.headings[pane] if sent and stacked != self.stacked else ()
+            self.wrappers[pane] = wrapper.rewrapped(sent, self.width or screen, heading)
+        self._sent = [0] * self.count
+
     def rows(self, height: int) -> tuple[list[Row], list[Row]]:
         """Rows that are final since the last call, and at most `height` that still change."""
         return self._stacked_rows(height) if self.stacked else self._column_rows(height)
 
     def _column_rows(self, height: int) -> tuple[list[Row], list[Row]]:
+        """Rows that no pane will change leave together; below them each pane shows its own last lines."""
         assert self.width is not None
         lines = [wrapper.all_lines() for wrapper in self.wrappers]
-        done = [
-            len(line) if ended else len(wrapper.lines)
-            for line, wrapper, ended in zip(lines, self.wrappers, self.ended, strict=True)
+        growing = [
+            len(wrapper.lines) for wrapper, ended in zip(self.wrappers, self.ended, strict=True) if not ended
         ]
-        longest = max(len(line) for line in lines)
-        rows_done = (
-            longest
-            if all(self.ended)
-            else min(
-                [count for count, ended in zip(done, self.ended, strict=True) if not ended], default=longest
-            )
-        )
         start = self._sent[0]
-
-        def row(index: int) -> Row:
-            assert self.width is not None
-            return side_by_side([line[index] if index < len(line) else [] for line in lines], self.width)
-
-        final = [row(index) for index in range(start, rows_done)]
-        self._sent[0] = max(start, rows_done)
-        changing = [row(index) for index in range(self._sent[0], longest)]
-        return final, changing[-height:]
+        self._sent[0] = max(start, min(growing, default=max(map(len, lines))))
+        final = _joined([line[start : self._sent[0]] for line in lines], self.width)
+        return final, _joined([line[self._sent[0] :][-height:] for line in lines], self.width)
 
     def _stacked_rows(self, height: int) -> tuple[list[Row], list[Row]]:
         """Panes one below the other: the first unfinished one scrolls, the others show their last lines."""

@@ -137,7 +137,10 @@ class ColumnView:
 
     def _draw(self) -> None:
         assert self._live is not None and self._panes is not None
-        self._live.show(*self._panes.rows(max(2, self._live.size[1] - 2)))
+        width, height = self._live.size
+        if width != self._panes.screen:
+            self._panes.resize(width)
+        self._live.show(*self._panes.rows(max(2, height - 2)))
         self._drawn = time.monotonic()
 
     def end(self, turn: Turn) -> None:

@@ -133,6 +133,14 @@ def streamed(
     return reply
 
 
+def part(content: str | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chunk of an OpenAI-compatible answer, https://platform.openai.com/docs/api-reference/chat-streaming."""
+    delta = {key: more.pop(key) for key in ("role", "reasoning_content", "reasoning") if key in more}
+    delta |= {} if content is None else {"content": content}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, **more}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "choices": [choice]}
+
+
 def refused(status: int, body: Any, kind: str = "application/json; charset=utf-8") -> Reply:
     """An error instead of an answer."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()

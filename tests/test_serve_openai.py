@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import tiny_chat
-from model_servers import ASKED, GREEDY, answered, free_port, refused, server, streamed
+from model_servers import ASKED, GREEDY, answered, free_port, part, refused, server, streamed
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.answer_row import answer_seen
@@ -49,14 +49,6 @@ VLLM_ROW = {
 }
 VLLM = {"object": "list", "data": [VLLM_ROW, {**VLLM_ROW, "id": "adapter", "parent": "org/tuned"}]}
 GET = {"/v1/models": LLAMA_SERVER}
-
-
-def part(content: str | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
-    """A chunk, https://platform.openai.com/docs/api-reference/chat-streaming."""
-    delta = {key: more.pop(key) for key in ("role", "reasoning_content", "reasoning") if key in more}
-    delta |= {} if content is None else {"content": content}
-    choice = {"index": 0, "delta": delta, "finish_reason": finish, **more}
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "choices": [choice]}
 
 
 def tokens(*pairs: tuple[str, float]) -> dict[str, Any]:

@@ -88,3 +88,43 @@ def test_stacked_below_sixty_columns() -> None:
     text = "\n".join(rows)
     assert text.index("x") < text.index("1:") < text.index("y") and "│" not in text
     assert text.count("x") == text.count("y") == 30
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(TEXTS, min_size=2, max_size=3),
+    st.lists(st.integers(20, 130), min_size=1, max_size=4),
+    st.data(),
+)
+def test_a_resized_screen_shows_everything_once(
+    answers: list[str], widths: list[int], data: st.DataObject
+) -> None:
+    """Each pane speaks letters of its own: the final rows hold them all, in order."""
+    texts = [
+        "".join(chr(0x3B1 + 9 * i + ord(c) % 9) if c.isalnum() else c for c in answer)
+        for i, answer in enumerate(answers)
+    ]
+    panes = Panes(data.draw(st.sampled_from(widths)), [[(f"[{i}]\n", "")] for i in range(len(texts))])
+    left = list(texts)
+    out: list[Row] = []
+    while any(left):
+        pane = data.draw(st.sampled_from([i for i, text in enumerate(left) if text]))
+        size = data.draw(st.integers(1, 30))
+        panes.feed(pane, left[pane][:size])
+        left[pane] = left[pane][size:]
+        if not left[pane]:
+            panes.end(pane, [("end", "")])
+        if data.draw(st.booleans()):
+            panes.resize(data.draw(st.sampled_from(widths)))
+        final, changing = panes.rows(5)
+        assert len(changing) <= 5 and all(cell_width(row) <= panes.screen for row in flat(changing + final))
+        out += final
+    for pane in (i for i, text in enumerate(texts) if not text):
+        panes.end(pane, [])
+    final, changing = panes.rows(5)
+    assert not changing
+    shown = "".join(flat(out + final))
+    for i, text in enumerate(texts):
+        own = [chr(0x3B1 + 9 * i + k) for k in range(9)]
+        assert [c for c in shown if c in own] == [c for c in text if c in own]
+        assert f"[{i}]" in shown

@@ -69,7 +69,7 @@ def folder(seed: int = 0) -> Path:
 @cache
 def gguf(seed: int = 0, quant: str = "F32") -> Path:
     """The same as GGUF, by our own export."""
-    return _exported(str(folder(seed)), home() / f"gguf{seed}-{quant}", quant=(quant,))
+    return exported(str(folder(seed)), home() / f"gguf{seed}-{quant}", quant=(quant,))
 
 
 @cache
@@ -111,12 +111,13 @@ def adapter(method: str = "lora", seed: int = 1) -> Path:
 @cache
 def adapter_gguf() -> Path:
     """The LoRA adapter as GGUF, by our own export."""
-    return _exported(
+    return exported(
         str(adapter()), home() / "adapter-gguf", base=str(folder()), format="adapter", dtype="f32"
     )
 
 
-def _exported(source: str, out: Path, **options: Any) -> Path:
+def exported(source: str, out: Path, **options: Any) -> Path:
+    """What our own export makes of a folder, into `out`."""
     from lorafold.export import ExportConfig, export
 
     export(ExportConfig(source=source, out=out, verify=False, pre_tokenizer="gpt-2", **options))
