@@ -22,6 +22,7 @@ from lorafold import __version__
 from lorafold.errors import InputError, LorafoldError
 from lorafold.export.config import ExportConfig
 from lorafold.export.modelfile_config import ModelfileConfig
+from lorafold.interrupts import Terminated
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import LayoutName, TrainConfig
 
@@ -38,6 +39,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(consume_multiple=True, negative_iterable=(), show_env_var=False),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -200,8 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         _print_error("interrupted")
+        # Where the interrupt passed through the exec of a string, CPython would end by the signal instead of
+        # by the code (`unhandled_keyboard_interrupt` in pythonrun.c); another exec clears that.
+        exec("")
         return 130
-    except _TerminatedError:
+    except Terminated:
         _print_error("terminated")
         return 143
     except BrokenPipeError:
@@ -212,12 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM, as an exception, so that every `finally` runs."""
-
-
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _TerminatedError
+    raise Terminated
 
 
 def _print_error(message: str) -> None:

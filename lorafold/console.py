@@ -33,6 +33,7 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
+from lorafold.interrupts import interruptible
 from lorafold.progress import Progress
 
 # Characters that change how the characters around them are shown (Unicode TR9 and TR36): bidirectional
@@ -122,8 +123,20 @@ class _Amount(ProgressColumn):
 def live_progress() -> Iterator[Progress]:
     """Yield a `Progress` that draws one bar per step with the time left.
 
-    Without a terminal it prints one line when a step begins and one when it ends.
+    Without a terminal it prints one line when a step begins and one when it ends. Within the block Ctrl-C and
+    SIGTERM are exceptions, and each report raises what got lost on the way (see `lorafold.interrupts`).
     """
+    with interruptible() as check, _drawn() as show:
+
+        def report(step: str, done: float, total: float | None, note: str = "") -> None:
+            check()
+            show(step, done, total, note)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _drawn() -> Iterator[Progress]:
     console = stderr()
     if not console.is_terminal:
         yield _LineProgress()

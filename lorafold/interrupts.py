@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM as exceptions that cannot get lost.
+
+Python raises a signal's exception wherever the main thread happens to be. Where that is a callback from C
+(llama.cpp's log), it is printed and dropped; so an arrived signal is remembered, and raised again at the next
+report of progress and at the end of the block. Where it is an import, an extension module may make another
+exception of it or abort (torch does), so the signal waits until the import is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that every `finally` runs."""
+
+
+_EXCEPTIONS: dict[int, type[BaseException]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+}
+
+_RETRY = 0.05  # seconds
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Turn SIGINT and SIGTERM into exceptions for the length of the block.
+
+    Yields:
+        A function that raises again what has arrived; to be called now and then.
+
+    Raises:
+        KeyboardInterrupt: SIGINT arrived; also in place of what the block made of it.
+        Terminated: SIGTERM arrived.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield lambda: None
+        return
+    arrived: list[type[BaseException]] = []
+    waiting: list[threading.Timer] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        arrived.append(_EXCEPTIONS[number])
+        if _importing(frame):
+            waiting.append(threading.Timer(_RETRY, os.kill, (os.getpid(), number)))
+            waiting[-1].daemon = True
+            waiting[-1].start()
+        else:
+            raise arrived[-1]
+
+    def check() -> None:
+        if arrived and threading.current_thread() is threading.main_thread():
+            raise arrived[-1]
+
+    def hush(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type not in arrived:
+            hook(lost)
+
+    hook, sys.unraisablehook = sys.unraisablehook, hush
+    before = {number: signal.signal(number, remember) for number in _EXCEPTIONS}
+    try:
+        yield check
+    except BaseException as error:
+        if arrived and not isinstance(error, arrived[-1]):
+            raise arrived[-1] from error
+        raise
+    finally:
+        for timer in waiting:
+            timer.cancel()
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in this frame or in one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,75 @@
+"""Signals that arrive where their exception cannot pass."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lorafold.interrupts import Terminated, interruptible
+
+SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_an_exception_lost_in_a_callback_comes_at_the_next_check(
+    number: signal.Signals, error: type[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), number))
+    went_on = False
+    with pytest.raises(error), interruptible() as check:
+        callback()  # ctypes prints and drops what is raised in it
+        went_on = True
+        check()
+    assert went_on
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_another_exception_in_its_place_gives_way(number: signal.Signals, error: type[BaseException]) -> None:
+    with pytest.raises(error), interruptible():
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException:
+            raise TypeError("what an extension module made of it") from None
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_an_import_is_finished_first(
+    number: signal.Signals, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "struck.py").write_text(f"import os\nos.kill(os.getpid(), {number:d})\nwhole = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "struck", raising=False)
+    with pytest.raises(error), interruptible():
+        import_module("struck")
+        time.sleep(30)  # struck again here
+    assert sys.modules.pop("struck").whole
+
+
+def test_errors_of_an_undisturbed_block_and_handlers_stay() -> None:
+    before = [signal.getsignal(number) for number, _ in SIGNALS], sys.unraisablehook
+    with pytest.raises(TypeError), interruptible() as check:
+        check()
+        raise TypeError
+    assert ([signal.getsignal(number) for number, _ in SIGNALS], sys.unraisablehook) == before
+
+
+def test_an_interrupt_in_the_exec_of_a_string_keeps_the_exit_code() -> None:
+    """A command whose stage interrupts itself within `exec`, as modules that make code do on import."""
+    program = (
+        "import os, signal, sys\n"
+        "import lorafold.doctor\n"
+        "def examine():\n"
+        "    exec('os.kill(os.getpid(), signal.SIGINT)', globals())\n"
+        "lorafold.doctor.examine = examine\n"
+        "from lorafold.cli import main\n"
+        "sys.exit(main(['doctor']))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
