@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
@@ -112,14 +111,6 @@ def describe_data(
         lost_tokens=whole.lost_tokens,
         samples=tuple(Sample(place, _pieces(sequence, tokenizer)) for place, sequence in shown),
     )
-
-
-def is_data(path: Path) -> bool:
-    """Whether a path looks like a data set and not like a model."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    known = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".zip", ".tar", ".tgz", ".pkl", ".pickle")
-    return path.suffix.lower() in known or path.name.lower().endswith(".tar.gz")
 
 
 def _pieces(sequence: Encoded, tokenizer: ChatTokenizer) -> tuple[tuple[str, bool], ...]:

@@ -33,14 +33,6 @@ def fuse(model: Any) -> int:
     return len(layers)
 
 
-def unfuse(model: Any) -> None:
-    """Give every layer its own forward pass back."""
-    for layer in model.modules():
-        forward = layer.__dict__.get("forward")
-        if isinstance(forward, functools.partial) and forward.func is _forward:
-            del layer.forward
-
-
 def _qualifies(layer: Any) -> bool:
     from peft.tuners.lora import LoraLayer
 

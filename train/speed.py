@@ -126,11 +126,6 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
     return Speed(packing, attention, liger, int(fused), direct, reasons=tuple(dict.fromkeys(reasons)))
 
 
-def plain(model: Any, reason: str) -> Speed:
-    """The plain way, and why."""
-    return Speed(attention=causal_model(model).config._attn_implementation, reasons=(reason,))
-
-
 def _liger_knows(causal: Any) -> bool:
     if find_spec("liger_kernel") is None:
         return False

@@ -11,6 +11,7 @@ and resuming are the same in all cases.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lorafold.errors import BusyError, InputError, LorafoldError, NumericError, UsageError
+from lorafold.errors import BusyError, InputError, NumericError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +160,8 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 def join() -> Iterator[Workers]:
     """Meet the other workers for the length of the block.
 
-    An error that all meet alike is said once: the others leave silently with the same code.
+    They stay together until the process ends, since torch cannot bring them together twice; an error parts
+    them, which tells the others. What all meet alike is said once: the others leave silently with its code.
     """
     workers = place()
     if workers.count == 1:
@@ -173,12 +175,19 @@ def join() -> Iterator[Workers]:
     own = not torch.distributed.is_initialized()
     if own:
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
+        atexit.register(_part)
     try:
         yield workers
-    except LorafoldError as error:
+    except BaseException as error:
+        if own:
+            _part()
         if isinstance(error, _SHARED) and not workers.first:
             raise SystemExit(error.exit_code) from error
         raise
-    finally:
-        if own:
-            torch.distributed.destroy_process_group()
+
+
+def _part() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

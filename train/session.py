@@ -1,0 +1,313 @@
+"""One training run carried out: data, model, steps, checkpoints, and the files of the result.
+
+The finished adapter is staged, synced and renamed to OUT, so OUT is the complete old state or the complete
+new one; then the checkpoints move into it and the run's folder goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import new_folder, remove_folder, system_faults, write_manifest
+from lorafold.chat import ChatTokenizer
+from lorafold.errors import InputError, SystemFault
+from lorafold.models import Base
+from lorafold.progress import Progress
+from lorafold.train import checkpoints
+from lorafold.train.adapter import copy_tokenizer, save_adapter
+from lorafold.train.base_model import base_dtype, memory_faults
+from lorafold.train.build import build
+from lorafold.train.card import model_card
+from lorafold.train.checkpoints import RunState
+from lorafold.train.config import TrainConfig
+from lorafold.train.curve import draw_png, keep_until, read_metrics
+from lorafold.train.data import DataSet, load_splits
+from lorafold.train.held_out import write_held_out
+from lorafold.train.loop import run_steps
+from lorafold.train.methods import METHODS
+from lorafold.train.new_tokens import extend_tokenizer
+from lorafold.train.piece_tokenizer import with_tokenizer_json
+from lorafold.train.result import TrainResult, last_value
+from lorafold.train.resume import agreed_facts, find_checkpoint
+from lorafold.train.signals import stop_requests
+from lorafold.train.speed import restored_modules
+from lorafold.train.tensorboard import event_writer
+from lorafold.train.thinking import settle_thinking
+from lorafold.train.tokenize import Tokenized, tokenize
+from lorafold.train.workers import Workers
+
+
+class Session:
+    """The parts of a run, built one after the other."""
+
+    def __init__(
+        self, config: TrainConfig, base: Base, run: Path, progress: Progress, workers: Workers
+    ) -> None:
+        self.config, self.base, self.run, self.progress = config, base, run, progress
+        self.workers = workers
+        self.method = METHODS[config.method]
+        self.notes: list[str] = [self.method.warning] if self.method.warning else []
+        self.state = RunState()
+
+    def train(self) -> TrainResult:
+        began = time.monotonic()
+        with memory_faults():
+            self.read_data()
+        identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
+        self.facts = agreed_facts(self.config, self.data, self.eval_data, identity, self.workers.count)
+        resumed, notes = find_checkpoint(self.run, self.facts, self.config)
+        self.notes += notes
+        self.workers.wait()  # all have looked before anything is cleared
+        if resumed is None and self.workers.first:
+            self.clear()
+        with memory_faults(), restored_modules():
+            self.build()
+            if resumed is not None:
+                self.go_on(resumed)
+            with stop_requests() as stop:
+                with self.events():
+                    ended = run_steps(
+                        self.trainer, self.state, stop, self.save, self.save_best, self.progress
+                    )
+                folder = self.run if ended == "stopped" else self.config.output
+                if ended != "stopped" and self.workers.first:
+                    self.finish()
+        self.workers.wait()
+        stopped_by = (stop.signal or signal.SIGTERM) if ended == "stopped" else None
+        return self.result(folder, stopped_by, began)
+
+    def clear(self) -> None:
+        """Forget a run that cannot be gone on with: its metrics would mix with the new ones."""
+        with system_faults(self.run):
+            for path in (self.run / "metrics.jsonl", *checkpoints.list_checkpoints(self.run)):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    def read_data(self) -> None:
+        """Read, check and tokenize the data."""
+        self.progress("read the data", 0, 1)
+        self.data, held_out = load_splits(self.config)
+        own = f"-{self.workers.rank}" if self.workers.rank else ""  # each worker makes its own
+        self.tokenizer_folder = with_tokenizer_json(self.base.folder, self.run / f"tokenizer{own}")
+        self.rows = 0
+        if self.config.new_tokens:
+            extended = self.run / f"extended{own}"
+            self.rows = extend_tokenizer(self.tokenizer_folder, extended, self.config.new_tokens)
+            self.tokenizer_folder = extended
+        plain = self.chat_tokenizer()
+        self.tokenizer, notes = settle_thinking(plain, self.data.examples)
+        self.settled = self.tokenizer is not plain
+        self.notes += notes
+        self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length, self.progress)
+        self.held_out: Tokenized | None = None
+        if held_out is not None:
+            self.held_out = tokenize(held_out.examples, self.tokenizer, self.config.max_length, self.progress)
+            self.notes.append(f"evaluation: {self.held_out.summary()}")
+        self.eval_data: DataSet | None = held_out
+        found = ", ".join(f"{count} {name}" for name, count in self.data.layouts.items())
+        self.notes.insert(0, f"data: {found}; {self.tokens.summary()}")
+        self.progress("read the data", 1, 1, note=self.tokens.summary())
+
+    def chat_tokenizer(self) -> ChatTokenizer:
+        """The base's tokenizer; plain texts need no chat template, so a base without one will do."""
+        chosen = self.config.chat_template
+        if chosen is None and set(self.data.layouts) == {"text"}:
+            with contextlib.suppress(InputError):
+                return ChatTokenizer.from_folder(self.tokenizer_folder)
+            chosen = "chatml"
+        return ChatTokenizer.from_folder(self.tokenizer_folder, chosen)
+
+    def build(self) -> None:
+        """Load the base, put the adapter on it, and set up the optimizer."""
+        config = self.config
+        self.progress("load the base", 0, 1)
+        built = build(
+            config,
+            self.base,
+            self.tokens.sequences,
+            self.held_out.sequences if self.held_out else (),
+            pad_id=self.tokenizer.pad_id or 0,
+            rows=self.rows,
+            metrics=self.run / "metrics.jsonl",
+            workers=self.workers,
+        )
+        self.trainer, self.initial = built.trainer, built.initial
+        if config.load_in_4bit or config.load_in_8bit or self.method.quantized:
+            self.notes.append("the base is quantized for training; export folds into the unquantized base")
+        self.notes += built.notes
+        count = sum(value.numel() for value in checkpoints.trainable(self.trainer.model).values())
+        self.check_disk(count)
+        device = self.trainer.forward.device.type
+        where = device if self.workers.count == 1 else f"{self.workers.count} × {device}"
+        self.notes.append(f"computed on {where}: {built.speed.line()}")
+        self.progress("load the base", 1, 1, note=f"{count:,} trained weights, {where}")
+
+    def check_disk(self, trained: int) -> None:
+        """Refuse to start where the checkpoints cannot fit."""
+        # A checkpoint holds the parameters twice, and two moments, in float32; one more is being written.
+        needed = trained * 4 * 4 * (self.config.save_total_limit + 1)
+        free = shutil.disk_usage(self.run).free
+        if free < needed:
+            raise SystemFault(
+                f"checkpoints need {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free",
+                at=self.run,
+                fix="free space, lower --save-total-limit, or choose an --out on another disk",
+            )
+
+    def go_on(self, path: Path) -> None:
+        """Restore a checkpoint."""
+        trainer = self.trainer
+        if self.initial:
+            self.check_start(path)
+        self.state = checkpoints.load_checkpoint(path, trainer.model, trainer.optimizer, trainer.schedule)
+        if self.state.scaler:
+            trainer.scaler.load_state_dict(self.state.scaler)
+        self.workers.wait()  # all have read it
+        if self.workers.first:
+            keep_until(trainer.metrics, self.state.step)
+            for later in checkpoints.list_checkpoints(self.run):
+                if int(later.name.rpartition("-")[2]) > self.state.step:
+                    remove_folder(later)  # not whole: a kept one would be chosen over its successor
+        self.notes.append(f"resumed at step {self.state.step}")
+
+    def check_start(self, path: Path) -> None:
+        """PiSSA and OLoRA take their start out of the base: it must come out as it did then."""
+        from lorafold.train.tensorfiles import load_tensors
+
+        saved = load_tensors(path / "initial.safetensors")
+        if any(not saved[name].equal(value) for name, value in self.initial.items()):
+            raise InputError(
+                f"{self.config.method} starts from other numbers on this machine than at the checkpoint",
+                at=path,
+                fix="resume on the machine and with the versions it was made with",
+            )
+
+    def save_peft(self, folder: Path) -> None:
+        """Write PEFT's files; a checkpoint of full fine-tuning holds the weights already."""
+        if self.method.peft is not None:
+            save_adapter(self.trainer.model, folder, self.base, self.method, self.initial)
+        if self.initial:
+            from lorafold.train.tensorfiles import save_tensors
+
+            save_tensors(folder / "initial.safetensors", self.initial)
+
+    def save(self) -> None:
+        """Write a checkpoint; the parameters are the same on all workers."""
+        if not self.workers.first:
+            return
+        trainer = self.trainer
+        checkpoints.save_checkpoint(
+            self.run,
+            self.state,
+            trainer.model,
+            trainer.optimizer,
+            trainer.schedule,
+            self.facts,
+            keep=self.config.save_total_limit,
+            save_adapter=self.save_peft,
+        )
+
+    def save_best(self) -> None:
+        """Keep the parameters of the best evaluation so far."""
+        if not (self.config.load_best_model_at_end and self.workers.first):
+            return
+        from lorafold.train.tensorfiles import save_tensors
+
+        with new_folder(self.run / "best", force=True) as staging:
+            save_tensors(staging / "trainable.safetensors", checkpoints.trainable(self.trainer.model))
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[None]:
+        """Send the figures to TensorBoard as well, where that is asked for."""
+        if self.config.report_to == "none" or not self.workers.first:
+            yield
+            return
+        with event_writer(self.run / "runs") as write:
+            self.trainer.on_metrics = write
+            yield
+
+    def finish(self) -> None:
+        """Write the result and put it in its place."""
+        config, out, trainer = self.config, self.config.output, self.trainer
+        self.progress("write the adapter", 0, 1)
+        if config.load_best_model_at_end and self.state.best_step not in (0, self.state.step):
+            checkpoints.restore_parameters(trainer.model, self.run / "best" / "trainable.safetensors")
+            self.notes.append(f"kept the best evaluation, of step {self.state.best_step}")
+        records = read_metrics(trainer.metrics)
+        with new_folder(out, force=config.force) as staging:
+            dtype = base_dtype(self.base) if self.method.peft is None else None
+            save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
+            copy_tokenizer(self.tokenizer_folder, staging)
+            if config.chat_template or self.settled:  # it was trained with, so it goes with the adapter
+                template = self.tokenizer.template.source
+                (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+            write_held_out(staging, self.eval_data.examples if self.eval_data else ())
+            shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
+            if (self.run / "runs").is_dir():
+                shutil.copytree(self.run / "runs", staging / "runs")
+            curve = draw_png(records, staging / "loss.png", out.name)
+            facts = self.result_facts(records)
+            (staging / "README.md").write_text(model_card(config, facts, curve=curve), encoding="utf-8")
+            kind = "base" if self.method.peft is None else "adapter"
+            write_manifest(staging, kind, facts)
+        tidy(self.run, out)
+        self.progress("write the adapter", 1, 1)
+
+    def result_facts(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """What `lorafold.json` says about the run."""
+        identity = dict(self.facts["base"])
+        template = identity.pop("chat_template")
+        return {
+            "method": self.config.method,
+            "config": self.config.resolved(),
+            "base": identity,
+            "data": self.facts["data"],
+            "chat_template": template,
+            "versions": self.facts["versions"],
+            "training": {
+                "steps": self.state.step,
+                "tokens": self.state.tokens,
+                "loss": last_value(records, "loss"),
+                "eval_loss": self.eval_loss(records),
+                "cut": self.tokens.cut,
+                "dropped": len(self.tokens.dropped),
+            },
+            "notes": list(self.notes),
+        }
+
+    def eval_loss(self, records: list[dict[str, Any]]) -> float | None:
+        return (
+            self.state.best_loss if self.config.load_best_model_at_end else last_value(records, "eval_loss")
+        )
+
+    def result(self, folder: Path, stopped_by: signal.Signals | None, began: float) -> TrainResult:
+        records = read_metrics(folder / "metrics.jsonl")
+        return TrainResult(
+            folder=folder,
+            steps=self.state.step,
+            loss=last_value(records, "loss") or 0.0,
+            eval_loss=self.eval_loss(records),
+            tokens=self.state.tokens,
+            seconds=time.monotonic() - began,
+            stopped_by=stopped_by,
+            notes=tuple(self.notes),
+            records=tuple(records),
+        )
+
+
+def tidy(run: Path, out: Path) -> None:
+    """Move the checkpoints of a finished run into its result and remove the run's folder."""
+    with system_faults(run):
+        for path in checkpoints.list_checkpoints(run):
+            if not (out / path.name).exists():
+                path.rename(out / path.name)
+        if run.exists():
+            shutil.rmtree(run)
