@@ -6,62 +6,18 @@ whatever a command raises as a `LorafoldError` has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
-from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import SAMPLING_RANGES
-from lorafold.serve.lens_rows import lens_rows
+from lorafold.serve.judging import blind, lens, tell_score, vote
 from lorafold.serve.panes import wrapped
-from lorafold.serve.session import TIE, Session, Turn, share_interval
-from lorafold.serve.talk import Talk
+from lorafold.serve.session import Session
+from lorafold.serve.shell import Command, Shell, last_turn, model_at, named_file
 from lorafold.serve.views import STYLES
-
-
-@dataclass(slots=True)
-class Shell:
-    """The conversation as commands see it.
-
-    Attributes:
-        talk: the conversation.
-        say: shows rows.
-        width: columns of the screen.
-        draft: what the next prompt starts with, for /edit.
-        editing: the next message replaces the last question.
-        leaving: the conversation is over.
-    """
-
-    talk: Talk
-    say: Callable[[Sequence[Row]], None]
-    width: Callable[[], int]
-    draft: str = ""
-    editing: bool = False
-    leaving: bool = False
-
-    def tell(self, text: str, style: str = "") -> None:
-        """Show a text, wrapped to the screen."""
-        self.say(wrapped(text, self.width(), style))
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command.
-
-    Attributes:
-        usage: its name and arguments.
-        does: what it does, one line.
-        run: does it.
-        choices: what may stand behind it, for completion; "path" for file names.
-    """
-
-    usage: str
-    does: str
-    run: Callable[[Shell, str], None]
-    choices: Sequence[str] | str = ()
 
 
 def run_command(shell: Shell, line: str) -> None:
@@ -76,28 +32,6 @@ def run_command(shell: Shell, line: str) -> None:
         fix = "/help lists the commands; begin a message with // to send a slash"
         raise UsageError(f"there is no command /{name}", fix=fix)
     found.run(shell, argument.strip())
-
-
-def _last(shell: Shell) -> Turn:
-    if not shell.talk.session.turns:
-        raise UsageError("nothing was said yet", fix="ask something first")
-    return shell.talk.session.turns[-1]
-
-
-def _model(shell: Shell, letter: str) -> int:
-    found = shell.talk.at(letter)
-    if found is None:
-        known = ", ".join(map(shell.talk.letter, shell.talk.order))
-        raise UsageError(f"there is no model {letter!r}", fix=f"choose {known}")
-    return found
-
-
-def _shown(shell: Shell, turn: Turn, letter: str) -> int:
-    """The model behind a letter as it stood above a turn's answer."""
-    places = dict(shell.talk.places(turn))
-    if letter.upper() not in places:
-        raise UsageError(f"no answer stands under {letter!r}", fix=f"choose {', '.join(places)}")
-    return places[letter.upper()]
 
 
 def help_(shell: Shell, argument: str) -> None:
@@ -133,13 +67,18 @@ def set_(shell: Shell, argument: str) -> None:
         known = next((key for key in SAMPLING_RANGES if key == name.replace("-", "_")), None)
         if known is None:
             raise UsageError(f"there is no setting {name!r}", fix=f"choose {', '.join(SAMPLING_RANGES)}")
-        session.sampling = replace(session.sampling, **{known: _number(known, text.strip())})
+        if text.strip():
+            value = _number(known, text.strip())
+            try:
+                session.sampling = replace(session.sampling, **{known: value})
+            except UsageError as error:
+                raise UsageError(error.problem, at=known, fix=f"/set {known} NUMBER") from None
     settings = (f"{key} {getattr(session.sampling, key)}" for key in SAMPLING_RANGES)
-    shell.tell("  ".join(settings).replace("seed None", "seed (new each time)"))
+    shell.tell("  ".join(settings).replace("seed None", "seed none (new each time)"))
 
 
 def _number(name: str, text: str) -> Any:
-    if name == "seed" and text.lower() in ("none", "-", ""):
+    if name == "seed" and text.lower() in ("none", "-"):
         return None
     try:
         return int(text) if name in ("top_k", "seed", "max_tokens") else float(text)
@@ -150,8 +89,8 @@ def _number(name: str, text: str) -> Any:
 def show(shell: Shell, argument: str) -> None:
     """Show settings and models, or the last prompt as the models read it."""
     if argument == "prompt":
-        turn = _last(shell)
-        for index in turn.order:
+        turn = last_turn(shell)
+        for index in (index for index in shell.talk.order if index in turn.answers):
             shell.tell(f"{shell.talk.letter(index)}  {shell.talk.engines[index].about.name}", STYLES[index])
             for message in shell.talk.session.messages(index):
                 shell.tell(f"[{message['role']}] {message['content']}")
@@ -164,7 +103,7 @@ def show(shell: Shell, argument: str) -> None:
         "each model its own" if session.follow is None else f"all follow {session.models[session.follow]}"
     )
     shell.tell(f"{len(session.turns)} turns; history: {follow}; blind: {'on' if shell.talk.blind else 'off'}")
-    _score(shell)
+    tell_score(shell)
 
 
 def models(shell: Shell, argument: str) -> None:
@@ -190,21 +129,21 @@ def list_models(shell: Shell, wait: float) -> None:
 
 def retry(shell: Shell, argument: str) -> None:
     """Answer the last question again."""
-    _last(shell)
+    last_turn(shell)
     if shell.talk.again() is None:
         shell.tell("no answer; the old ones stand", "yellow")
 
 
 def undo(shell: Shell, argument: str) -> None:
     """Forget the last question and its answers."""
-    turn = _last(shell)
+    turn = last_turn(shell)
     shell.talk.session.turns.pop()
     shell.tell(f"forgotten: {turn.user[:60]!r}; {len(shell.talk.session.turns)} turns are left")
 
 
 def edit(shell: Shell, argument: str) -> None:
     """Change the last question and ask it again."""
-    user = _last(shell).user
+    user = last_turn(shell).user
     shell.draft = f"/{user}" if user.startswith("/") else user  # a slash alone would be a command
     shell.editing = True
 
@@ -215,15 +154,9 @@ def reset(shell: Shell, argument: str) -> None:
     shell.tell("a new conversation")
 
 
-def _file(argument: str, command: str) -> Path:
-    if not argument:
-        raise UsageError("no file given", fix=f"/{command} FILE")
-    return Path(argument).expanduser()
-
-
 def save(shell: Shell, argument: str) -> None:
     """Save the conversation as JSON."""
-    path = _file(argument, "save")
+    path = named_file(argument, "save")
     if path.is_dir():
         raise UsageError("this is a folder", at=path, fix="/save FILE.json")
     shell.talk.session.save(path)
@@ -232,7 +165,7 @@ def save(shell: Shell, argument: str) -> None:
 
 def load(shell: Shell, argument: str) -> None:
     """Go on with a saved conversation."""
-    path = _file(argument, "load")
+    path = named_file(argument, "load")
     shell.talk.session = Session.load(path, shell.talk.session.models)
     shell.tell(f"{len(shell.talk.session.turns)} turns from {path}")
 
@@ -240,7 +173,7 @@ def load(shell: Shell, argument: str) -> None:
 def follow(shell: Shell, argument: str) -> None:
     """All models continue one model's answers, or each its own."""
     session = shell.talk.session
-    session.follow = None if argument in ("", "off") else _model(shell, argument)
+    session.follow = None if argument in ("", "off") else model_at(shell, argument)
     text = "each model follows its own answers"
     shell.tell(text if session.follow is None else f"all follow {session.models[session.follow]}")
 
@@ -249,7 +182,7 @@ def only(shell: Shell, argument: str) -> None:
     """Let only some models answer."""
     letters = argument.replace(",", " ").split()
     talk = shell.talk
-    talk.only = None if not letters or letters == ["all"] else {_model(shell, letter) for letter in letters}
+    talk.only = None if not letters or letters == ["all"] else {model_at(shell, letter) for letter in letters}
     names = (f"{talk.letter(i)} {talk.engines[i].about.name}" for i in talk.order)
     answering = [
         name for name, i in zip(names, talk.order, strict=True) if talk.only is None or i in talk.only
@@ -263,88 +196,26 @@ def swap(shell: Shell, argument: str) -> None:
     letters = argument.split() or [shell.talk.letter(order[0]), shell.talk.letter(order[-1])]
     if len(letters) != 2:
         raise UsageError("expected two letters", fix="/swap A B")
-    first, second = (order.index(_model(shell, letter)) for letter in letters)
+    first, second = (order.index(model_at(shell, letter)) for letter in letters)
     order[first], order[second] = order[second], order[first]
     names = (f"{shell.talk.letter(i)} {shell.talk.engines[i].about.name}" for i in order)
     shell.tell("columns: " + ", ".join(names))
 
 
-def vote(shell: Shell, argument: str) -> None:
-    """Say which answer to the last question is better."""
-    turn = _last(shell)
-    if argument.lower() not in ("tie", "="):
-        if not argument:
-            raise UsageError("no vote given", fix="/vote a, /vote b or /vote tie")
-        turn.vote = _shown(shell, turn, argument)
-    else:
-        turn.vote = TIE
-    if turn.blind:
-        shell.tell(", ".join(f"{a} was {shell.talk.session.models[i]}" for a, i in shell.talk.places(turn)))
-    _score(shell)
-
-
-def _score(shell: Shell) -> None:
-    """The running score with the 95% interval of each model's share."""
-    session = shell.talk.session
-    wins, ties = session.votes()
-    total = sum(wins.values()) + ties
-    if not total:
-        return
-    shell.tell(f"{total} vote{'s' * (total != 1)}, {ties} tie{'s' * (ties != 1)}")
-    for index in sorted(wins, key=lambda i: -wins[i]):
-        share, low, high = share_interval(wins[index], ties, total - ties - wins[index])
-        shell.tell(
-            f"   {session.models[index]}: {wins[index]} won, preferred {share:.0%} "
-            f"(95% interval {low:.0%} to {high:.0%})",
-            STYLES[index],
-        )
-
-
-def blind(shell: Shell, argument: str) -> None:
-    """Hide the names and shuffle the sides, or stop doing so."""
-    if argument not in ("", "on", "off"):
-        raise UsageError(f"expected on or off, got {argument!r}", fix="/blind on")
-    if len(shell.talk.engines) < 2:
-        raise UsageError("one model alone cannot be compared", fix="start with two models")
-    shell.talk.blind = not shell.talk.blind if not argument else argument == "on"
-    state = "names are hidden; /vote a, b or tie" if shell.talk.blind else "names are shown"
-    shell.tell(state)
-
-
-def lens(shell: Shell, argument: str) -> None:
-    """Colour an answer's tokens by how surprised another model is."""
-    turn = _last(shell)
-    talk = shell.talk
-    letters = argument.split()
-    answered = [index for index in turn.order if turn.answers[index].text]
-    # The tuned model stands last: its answer, seen by the first one.
-    own = _shown(shell, turn, letters[0]) if letters else max(answered, default=0)
-    others = [index for index in talk.order if index != own]
-    if not others:
-        raise UsageError("the lens needs two models", fix="start with two models")
-    other = _shown(shell, turn, letters[1]) if len(letters) > 1 else min(others)
-    answer = turn.answers.get(own)
-    if answer is None or not answer.text:
-        raise UsageError("this model gave no answer in the last turn", fix="/lens with another letter")
-    seen = answer_seen(talk.engines[own], talk.engines[other], talk.session.messages(own), answer)
-    names = talk.session.models
-    if turn.blind and turn.vote is None:
-        names = [f"answer {letter}" for letter, _ in sorted(talk.places(turn), key=lambda place: place[1])]
-    shell.say(lens_rows(seen, names[own], names[other], shell.width()))
-
-
 def export(shell: Shell, argument: str) -> None:
     """Write the conversation as a page, a table or JSON lines."""
-    path = _file(argument, "export")
-    from lorafold.artifacts import write_atomic
+    path = named_file(argument, "export")
+    from lorafold.artifacts import write_atomic  # with the page's code it is needed by few conversations
     from lorafold.serve.report import RENDERERS
     from lorafold.serve.session_report import as_result
 
-    _last(shell)
+    last_turn(shell)
     if path.suffix.lower() not in RENDERERS:
         raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(RENDERERS)}")
     if path.exists():
         raise InputError("the file exists", at=path, fix="choose another name")
+    if len(shell.talk.engines) > 1:
+        shell.tell("scoring the answers for the lens …", "dim")
     write_atomic(path, RENDERERS[path.suffix.lower()](as_result(shell.talk)))
     shell.tell(f"written: {path}")
 
@@ -354,9 +225,8 @@ def quit_(shell: Shell, argument: str) -> None:
     shell.leaving = True
 
 
-_LETTERS = ("a", "b", "c", "d", "e", "f")
 COMMANDS: Mapping[str, Command] = {
-    "help": Command("help [COMMAND]", "list the commands", help_),
+    "help": Command("help [COMMAND]", "list the commands", help_, "command"),
     "system": Command("system [TEXT|-]", "show, set or remove the system message", system),
     "set": Command("set [NAME VALUE]", "show or change the sampling", set_, tuple(SAMPLING_RANGES)),
     "show": Command("show [prompt]", "settings, models, votes; or what was last read", show, ("prompt",)),
@@ -368,13 +238,13 @@ COMMANDS: Mapping[str, Command] = {
     "load": Command("load FILE", "go on with a saved conversation", load, "path"),
     "models": Command("models", "list the models: files, digests, context", models),
     "follow": Command(
-        "follow A|off", "all continue A's answers, or each its own", follow, (*_LETTERS, "off")
+        "follow A|off", "all continue A's answers, or each its own", follow, ("off",), letters=True
     ),
-    "only": Command("only A …|all", "let only some models answer", only, (*_LETTERS, "all")),
-    "swap": Command("swap [A B]", "exchange two columns", swap, _LETTERS),
-    "vote": Command("vote A|B|tie", "say which answer is better", vote, (*_LETTERS, "tie")),
+    "only": Command("only A …|all", "let only some models answer", only, ("all",), letters=True),
+    "swap": Command("swap [A B]", "exchange two columns", swap, letters=True),
+    "vote": Command("vote A|B|tie", "say which answer is better", vote, ("tie",), letters=True),
     "blind": Command("blind [on|off]", "hide the names and shuffle the sides", blind, ("on", "off")),
-    "lens": Command("lens [A [B]]", "colour A's answer by how surprised B is", lens, _LETTERS),
+    "lens": Command("lens [A [B]]", "colour A's answer by how surprised B is", lens, letters=True),
     "export": Command("export FILE", "write a page (.html), a table (.md) or .jsonl", export, "path"),
     "quit": Command("quit", "leave (also Ctrl-D)", quit_),
 }

@@ -40,10 +40,10 @@ def lens_rows(lens: Lens, own: str, other: str, width: int) -> list[Row]:
     rows += [*wrapper.all_lines(), []]
     legend = Wrapper(width)
     legend.feed("surprise of the other model in nats: ", "dim")
-    for (least, style), sign in zip(reversed(SCALE[:4]), ("+", "+", "+", "+"), strict=True):
-        legend.feed(f"{sign}{least:g}", style)
+    legend.feed("-0.4", style_of(-0.5))
+    for least, style in reversed(SCALE[:4]):
         legend.feed(" ")
-    legend.feed("-0.4", "cyan")
+        legend.feed(f"+{least:g}", style)
     rows += legend.all_lines()
     top = sorted(lens.tokens, key=lambda token: -token.ratio)[:TOP]
     named = "  ".join(f"{token.text.strip() or '⏎'} {token.ratio:+.1f}" for token in top if token.ratio > 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from prompt_toolkit.keys import Keys
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-    from lorafold.serve.commands import Command
+    from lorafold.serve.shell import Command
 
 END_OF_PASTE = "\x1b[201~"
 TAIL = 4_000_000  # bytes read from the end of a history file
@@ -97,10 +97,16 @@ class FileHistory(History):
 
 
 class SlashCompleter(Completer):
-    """Completes commands, their choices, and file names."""
+    """Completes commands, their choices, and file names.
 
-    def __init__(self, commands: Mapping[str, Command]) -> None:
+    Args:
+        commands: by name.
+        letters: of the models.
+    """
+
+    def __init__(self, commands: Mapping[str, Command], letters: Sequence[str]) -> None:
         self.commands = commands
+        self.letters = letters
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: Any) -> Iterable[Completion]:
@@ -116,12 +122,13 @@ class SlashCompleter(Completer):
             return
         if name not in self.commands:
             return
-        choices = self.commands[name].choices
-        if choices == "path":
+        command = self.commands[name]
+        if command.choices == "path":
             yield from self._paths.get_completions(Document(argument, len(argument)), complete_event)
             return
         word = argument.rpartition(" ")[2]
-        for choice in choices:
+        choices = self.commands if command.choices == "command" else command.choices
+        for choice in (*(self.letters if command.letters else ()), *choices):
             if choice.startswith(word):
                 yield Completion(choice, start_position=-len(word))
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
-from lorafold.serve.commands import COMMANDS, Shell, list_models, run_command
+from lorafold.serve.commands import COMMANDS, list_models, run_command
 from lorafold.serve.config import ChatConfig
+from lorafold.serve.shell import Shell
 from lorafold.serve.talk import Talk, cleaned, control_notes
 from lorafold.serve.terminal import colored, typed_ahead
+from lorafold.serve.views import LETTERS
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -41,7 +43,7 @@ def converse(talk: Talk, config: ChatConfig) -> int:
         print_rows(rows, color=color)
 
     shell = Shell(talk, say, _width)
-    line = LineEditor()
+    line = LineEditor([letter.lower() for letter in LETTERS[: len(talk.engines)]])
     with typed_ahead():
         _greet(shell, line.notes)
         while not shell.leaving:
@@ -104,12 +106,16 @@ def _take(shell: Shell, typed: str) -> None:
 class LineEditor:
     """prompt_toolkit set up for conversations: history, pastes, completion.
 
+    Args:
+        letters: of the models, to be completed.
+
     Attributes:
         notes: what the user should know (a history that cannot be kept).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, letters: Sequence[str]) -> None:
         self.notes: list[str] = []
+        self._letters = letters
         self._pastes: dict[str, str] = {}
         self._pasted_at = 0.0
         self._session: PromptSession[str] = self._build()
@@ -142,7 +148,7 @@ class LineEditor:
         self.notes.extend(history.notes)
         return PromptSession(
             history=history,
-            completer=SlashCompleter(COMMANDS),
+            completer=SlashCompleter(COMMANDS, self._letters),
             complete_while_typing=False,
             key_bindings=self._bindings(),
             multiline=True,

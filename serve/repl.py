@@ -76,7 +76,7 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
     """Ask what `--prompt` or the piped input says, one question after the other."""
     for engine in talk.engines:
         for note in engine.about.notes:
-            sys.stderr.write(f"note: {engine.about.name}: {note}\n")
+            sys.stderr.write(f"note: {sanitize(f'{engine.about.name}: {note}')}\n")
     talk.digests.wait(1.0)  # headings and JSON name the weights; a large file's digest may come later
     failed = False
     for question in config.prompt or _piped():

@@ -49,7 +49,9 @@ COMMANDS = [
     ("/set seed 7", "seed 7"),
     ("/set top_p=0.5", "top_p 0.5"),
     ("/set temperature hot", "temperature takes a number, got 'hot'"),
-    ("/set top_p 2", "expected 0 to 1, got 2.0"),
+    ("/set top_p 2", "top_p: expected 0 to 1, got 2.0"),
+    ("/set top_p", "top_p 0.5"),
+    ("/set seed none", "seed none (new each time)"),
     ("/set colour red", "there is no setting 'colour'"),
     ("/show", "1 turns; history: each model its own; blind: off"),
     ("/show prompt", "[user] hello"),
@@ -69,6 +71,7 @@ COMMANDS = [
     ("/blind on", "names are hidden"),
     ("again", "8 tokens"),
     ("/vote tie", "2 votes, 1 tie"),
+    ("/vote a", "the blind vote is given, and the names are known now"),
     ("/blind off", "names are shown"),
     ("/save talk.json", "saved 2 turns: talk.json"),
     ("/save .", "this is a folder"),
@@ -105,6 +108,12 @@ def test_completion(two: Terminal) -> None:
     two.child.send("/mod\t")
     time.sleep(0.5)
     two.type("", "llama.cpp")
+    two.child.send("/vote \t")  # the letters of the models, and no others
+    assert re.findall(r"\b[a-f]\b", two.read("tie")) == ["a", "b"]
+    two.child.sendintr()
+    two.child.send("/help bl\t")
+    time.sleep(0.5)
+    two.type("", "hide the names and shuffle the sides")
 
 
 def test_an_empty_line_is_ignored(two: Terminal) -> None:
@@ -257,6 +266,14 @@ def test_ctrl_c_ends_a_script(home: Path) -> None:
 def test_a_failed_question_is_an_exit_code(home: Path) -> None:
     done = run(home, str(tiny_chat.gguf()), "--prompt", "x" * 900, "--context", "128")
     assert done.returncode == 3 and "error: the message has" in done.stderr
+
+
+def test_a_files_name_is_not_obeyed(tmp_path: Path) -> None:
+    model = tmp_path / "a\x1b[2Jb.gguf"
+    model.symlink_to(tiny_chat.gguf())
+    done = run(tmp_path, str(model), "--prompt", "x", "--context", "90000", "--max-tokens", "1")
+    assert done.returncode == 0 and "note: a␛[2Jb.gguf: the model was made for 2,048 tokens" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
 
 
 def test_a_missing_model_is_one_line(home: Path) -> None:
