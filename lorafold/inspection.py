@@ -109,6 +109,7 @@ def _data(path: Path, report: DataReport, max_length: int) -> Inspection:
     if report.dropped:
         places = ", ".join(report.dropped[:5]) + (" and more" if len(report.dropped) > 5 else "")
         lines.append(("dropped", f"{len(report.dropped)} examples, nothing is left to learn: {places}"))
+    lines += [("note", note) for note in report.notes]
     return Inspection(lines, tuple((sample.place, sample.pieces) for sample in report.samples))
 
 

@@ -18,7 +18,7 @@ from lorafold.chat import ChatTokenizer
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.vocab_probe import probe_texts
-from lorafold.train import train
+from lorafold.train import describe_data, train
 from lorafold.train.piece_tokenizer import with_tokenizer_json
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
@@ -85,6 +85,15 @@ def test_remote_code_is_explained_before_any_of_it_runs(base: Path, tmp_path: Pa
     assert "its own Python code (auto_map), which would run on this machine" in str(caught.value)
     assert "read that code, then pass --trust-remote-code" in str(caught.value)
     assert not list(base.rglob("it-ran")) and not (tmp_path / "out").exists()
+
+
+def test_inspect_counts_its_tokens_without_running_its_code(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "你是谁？", "completion": "我是甄嬛。"}, ensure_ascii=False))
+    report = describe_data([str(data)], str(base), chat_template="index")
+    pieces = report.samples[0].pieces
+    assert [text for text, trained in pieces if trained] == ["我是甄嬛。</s>"]
+    assert not list(base.rglob("it-ran")) and not (base / "tokenizer.json").exists()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from oracles import shared
 from tiny_base import tiny_base, tiny_tokenizer
 
 from lorafold.chat import ChatTokenizer
+from lorafold.inspection import inspect_path
 from lorafold.train import TrainConfig, train
 from lorafold.train.encode import encode_example
 from lorafold.train.layouts import Example
@@ -73,6 +74,17 @@ def test_tokens_of_a_chat_are_the_beginning_of_the_trained_ones(tmp_path: Path) 
     for tokenizer, fits in ((loose, False), (settled, True)):
         asked = tokenizer.encode_chat(TURNS[:3], add_generation_prompt=True).ids
         assert (tokenizer.encode_chat(TURNS).ids[: len(asked)] == asked) is fits
+
+
+def test_inspect_says_it_too(tmp_path: Path) -> None:
+    tokenizer_with(tmp_path / "t", shared("templates/GLM-4.7-Flash.jinja"))
+    (tmp_path / "t" / "config.json").write_text("{}")
+    data = tmp_path / "d.json"
+    data.write_text(json.dumps([{"messages": TURNS}]))
+    template = str(shared("templates/GLM-4.7-Flash.jinja"))
+    shown = inspect_path(str(data), base=str(tmp_path / "t"), chat_template=template)
+    assert "switched off for good" in dict(shown.lines)["note"]
+    assert "</think>" in shown.samples[0][1][0][0]
 
 
 @pytest.mark.parametrize("examples", [(), EXAMPLES[2:]])

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
 from lorafold.progress import Progress, silent
 from lorafold.train.data import load_data
+from lorafold.train.material import choose_tokenizer
+from lorafold.train.piece_tokenizer import with_tokenizer_json
 from lorafold.train.tokenize import tokenize
 
 
@@ -43,6 +47,7 @@ class DataReport:
         cut: examples whose end is cut off at `max_length`.
         dropped: places of examples that are dropped, because nothing is left to learn.
         lost_tokens: tokens cut off or dropped.
+        notes: of the template.
         samples: the first examples.
     """
 
@@ -56,6 +61,7 @@ class DataReport:
     cut: int = 0
     dropped: tuple[str, ...] = ()
     lost_tokens: int = 0
+    notes: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
 
 
@@ -93,8 +99,10 @@ def describe_data(
     turns = sum(message["role"] == "assistant" for example in data.examples for message in example.messages)
     if base is None:
         return DataReport(data.layouts, len(data.examples), turns, data.sha256)
-    folder = resolve_base(base, offline=offline).folder
-    tokenizer = ChatTokenizer.from_folder(folder, chat_template)
+    folder = resolve_base(base, offline=offline, trust_remote_code=True).folder  # none of it is run here
+    with TemporaryDirectory() as work:
+        folder = with_tokenizer_json(folder, Path(work))
+        tokenizer, _, notes = choose_tokenizer(folder, data, chat_template)
     whole = tokenize(data.examples, tokenizer, max_length, progress)
     lengths = sorted(len(sequence.ids) for sequence in whole.sequences)
     shown = list(zip(whole.places, whole.sequences, strict=True))[:samples]
@@ -109,6 +117,7 @@ def describe_data(
         cut=whole.cut,
         dropped=whole.dropped,
         lost_tokens=whole.lost_tokens,
+        notes=notes,
         samples=tuple(Sample(place, _pieces(sequence, tokenizer)) for place, sequence in shown),
     )
 

@@ -28,7 +28,7 @@ def extend_tokenizer(base: Path, folder: Path, tokens: Sequence[str]) -> int:
     """
     from tokenizers import AddedToken, Tokenizer
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(base, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for token in tokens:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import new_folder, remove_folder, system_faults, write_manifest
-from lorafold.chat import ChatTokenizer
 from lorafold.errors import InputError, SystemFault
 from lorafold.models import Base
 from lorafold.progress import Progress
@@ -27,19 +26,15 @@ from lorafold.train.card import model_card
 from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import draw_png, keep_until, read_metrics
-from lorafold.train.data import DataSet, load_splits
 from lorafold.train.held_out import write_held_out
 from lorafold.train.loop import run_steps
+from lorafold.train.material import read_material
 from lorafold.train.methods import METHODS
-from lorafold.train.new_tokens import extend_tokenizer
-from lorafold.train.piece_tokenizer import with_tokenizer_json
 from lorafold.train.result import TrainResult, last_value
 from lorafold.train.resume import agreed_facts, find_checkpoint
 from lorafold.train.signals import stop_requests
 from lorafold.train.speed import restored_modules
 from lorafold.train.tensorboard import event_writer
-from lorafold.train.thinking import settle_thinking
-from lorafold.train.tokenize import Tokenized, tokenize
 from lorafold.train.workers import Workers
 
 
@@ -58,9 +53,11 @@ class Session:
     def train(self) -> TrainResult:
         began = time.monotonic()
         with memory_faults():
-            self.read_data()
-        identity = self.base.identity() | {"chat_template": self.tokenizer.template.source}
-        self.facts = agreed_facts(self.config, self.data, self.eval_data, identity, self.workers.count)
+            self.material = read_material(self.config, self.base.folder, self.work_folder, self.progress)
+        material = self.material
+        self.notes = [*material.notes, *self.notes]
+        identity = self.base.identity() | {"chat_template": material.tokenizer.template.source}
+        self.facts = agreed_facts(self.config, material.data, material.held_out, identity, self.workers.count)
         resumed, notes = find_checkpoint(self.run, self.facts, self.config)
         self.notes += notes
         self.workers.wait()  # all have looked before anything is cleared
@@ -82,6 +79,11 @@ class Session:
         stopped_by = (stop.signal or signal.SIGTERM) if ended == "stopped" else None
         return self.result(folder, stopped_by, began)
 
+    @property
+    def work_folder(self) -> Path:
+        """For files that each worker makes for itself."""
+        return self.run / f"worker-{self.workers.rank}" if self.workers.rank else self.run
+
     def clear(self) -> None:
         """Forget a run that cannot be gone on with: its metrics would mix with the new ones."""
         with system_faults(self.run):
@@ -91,51 +93,18 @@ class Session:
                 else:
                     path.unlink(missing_ok=True)
 
-    def read_data(self) -> None:
-        """Read, check and tokenize the data."""
-        self.progress("read the data", 0, 1)
-        self.data, held_out = load_splits(self.config)
-        own = f"-{self.workers.rank}" if self.workers.rank else ""  # each worker makes its own
-        self.tokenizer_folder = with_tokenizer_json(self.base.folder, self.run / f"tokenizer{own}")
-        self.rows = 0
-        if self.config.new_tokens:
-            extended = self.run / f"extended{own}"
-            self.rows = extend_tokenizer(self.tokenizer_folder, extended, self.config.new_tokens)
-            self.tokenizer_folder = extended
-        plain = self.chat_tokenizer()
-        self.tokenizer, notes = settle_thinking(plain, self.data.examples)
-        self.settled = self.tokenizer is not plain
-        self.notes += notes
-        self.tokens = tokenize(self.data.examples, self.tokenizer, self.config.max_length, self.progress)
-        self.held_out: Tokenized | None = None
-        if held_out is not None:
-            self.held_out = tokenize(held_out.examples, self.tokenizer, self.config.max_length, self.progress)
-            self.notes.append(f"evaluation: {self.held_out.summary()}")
-        self.eval_data: DataSet | None = held_out
-        found = ", ".join(f"{count} {name}" for name, count in self.data.layouts.items())
-        self.notes.insert(0, f"data: {found}; {self.tokens.summary()}")
-        self.progress("read the data", 1, 1, note=self.tokens.summary())
-
-    def chat_tokenizer(self) -> ChatTokenizer:
-        """The base's tokenizer; plain texts need no chat template, so a base without one will do."""
-        chosen = self.config.chat_template
-        if chosen is None and set(self.data.layouts) == {"text"}:
-            with contextlib.suppress(InputError):
-                return ChatTokenizer.from_folder(self.tokenizer_folder)
-            chosen = "chatml"
-        return ChatTokenizer.from_folder(self.tokenizer_folder, chosen)
-
     def build(self) -> None:
         """Load the base, put the adapter on it, and set up the optimizer."""
-        config = self.config
+        config, material = self.config, self.material
+        held_out = material.held_out_tokens
         self.progress("load the base", 0, 1)
         built = build(
             config,
             self.base,
-            self.tokens.sequences,
-            self.held_out.sequences if self.held_out else (),
-            pad_id=self.tokenizer.pad_id or 0,
-            rows=self.rows,
+            material.tokens.sequences,
+            held_out.sequences if held_out else (),
+            pad_id=material.tokenizer.pad_id or 0,
+            rows=material.rows,
             metrics=self.run / "metrics.jsonl",
             workers=self.workers,
         )
@@ -236,7 +205,7 @@ class Session:
 
     def finish(self) -> None:
         """Write the result and put it in its place."""
-        config, out, trainer = self.config, self.config.output, self.trainer
+        config, out, trainer, material = self.config, self.config.output, self.trainer, self.material
         self.progress("write the adapter", 0, 1)
         if config.load_best_model_at_end and self.state.best_step not in (0, self.state.step):
             checkpoints.restore_parameters(trainer.model, self.run / "best" / "trainable.safetensors")
@@ -245,11 +214,11 @@ class Session:
         with new_folder(out, force=config.force) as staging:
             dtype = base_dtype(self.base) if self.method.peft is None else None
             save_adapter(trainer.model, staging, self.base, self.method, self.initial, dtype)
-            copy_tokenizer(self.tokenizer_folder, staging)
-            if config.chat_template or self.settled:  # it was trained with, so it goes with the adapter
-                template = self.tokenizer.template.source
+            copy_tokenizer(material.folder, staging)
+            if material.own_template:  # it was trained with, so it goes with the adapter
+                template = material.tokenizer.template.source
                 (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
-            write_held_out(staging, self.eval_data.examples if self.eval_data else ())
+            write_held_out(staging, material.held_out.examples if material.held_out else ())
             shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
             if (self.run / "runs").is_dir():
                 shutil.copytree(self.run / "runs", staging / "runs")
@@ -277,8 +246,8 @@ class Session:
                 "tokens": self.state.tokens,
                 "loss": last_value(records, "loss"),
                 "eval_loss": self.eval_loss(records),
-                "cut": self.tokens.cut,
-                "dropped": len(self.tokens.dropped),
+                "cut": self.material.tokens.cut,
+                "dropped": len(self.material.tokens.dropped),
             },
             "notes": list(self.notes),
         }

@@ -1,0 +1,112 @@
+"""What a run learns from: the examples, the tokenizer and template that they go through, and their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafold.chat import ChatTokenizer
+from lorafold.errors import InputError
+from lorafold.progress import Progress
+from lorafold.train.config import TrainConfig
+from lorafold.train.data import DataSet, load_splits
+from lorafold.train.new_tokens import extend_tokenizer
+from lorafold.train.piece_tokenizer import with_tokenizer_json
+from lorafold.train.thinking import settle_thinking
+from lorafold.train.tokenize import Tokenized, tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What came of reading the data.
+
+    Attributes:
+        data: to train on.
+        held_out: to evaluate on, or None.
+        tokens: of `data`.
+        held_out_tokens: of `held_out`.
+        tokenizer: with the template that was trained with.
+        folder: the tokenizer's files.
+        rows: tokens in a vocabulary that was extended, 0 where it was not.
+        own_template: the template is not the base's own, so it goes with the adapter.
+        notes: what the user should know.
+    """
+
+    data: DataSet
+    held_out: DataSet | None
+    tokens: Tokenized
+    held_out_tokens: Tokenized | None
+    tokenizer: ChatTokenizer
+    folder: Path
+    rows: int
+    own_template: bool
+    notes: tuple[str, ...]
+
+
+def read_material(config: TrainConfig, base: Path, work: Path, progress: Progress) -> Material:
+    """Read, check and tokenize the data.
+
+    Args:
+        config: of the run.
+        base: the base's folder.
+        work: folder for a tokenizer that has to be made; no other process uses it.
+        progress: told where it lasts.
+
+    Raises:
+        InputError: the data, the tokenizer or the template are wrong.
+        UnsafeInputError: a source or the template would run code.
+        UsageError: a new token is none.
+    """
+    progress("read the data", 0, 1)
+    data, held_out = load_splits(config)
+    folder, rows = with_tokenizer_json(base, work / "tokenizer"), 0
+    if config.new_tokens:
+        extended = work / "extended"
+        rows = extend_tokenizer(folder, extended, config.new_tokens)
+        folder = extended
+    tokenizer, settled, said = choose_tokenizer(folder, data, config.chat_template)
+    tokens = tokenize(data.examples, tokenizer, config.max_length, progress)
+    found = ", ".join(f"{count} {name}" for name, count in data.layouts.items())
+    notes = [f"data: {found}; {tokens.summary()}", *said]
+    held_out_tokens = None
+    if held_out is not None:
+        held_out_tokens = tokenize(held_out.examples, tokenizer, config.max_length, progress)
+        notes.append(f"evaluation: {held_out_tokens.summary()}")
+    progress("read the data", 1, 1, note=tokens.summary())
+    return Material(
+        data=data,
+        held_out=held_out,
+        tokens=tokens,
+        held_out_tokens=held_out_tokens,
+        tokenizer=tokenizer,
+        folder=folder,
+        rows=rows,
+        own_template=config.chat_template is not None or settled,
+        notes=tuple(notes),
+    )
+
+
+def choose_tokenizer(
+    folder: Path, data: DataSet, chat_template: str | None
+) -> tuple[ChatTokenizer, bool, tuple[str, ...]]:
+    """The tokenizer with the template that training uses.
+
+    Args:
+        folder: with tokenizer.json.
+        data: to train on; plain texts need no chat template, so a base without one will do.
+        chat_template: the user's choice.
+
+    Returns:
+        The tokenizer, whether its template was changed to fit the data, and what the user should know of it.
+
+    Raises:
+        InputError: no tokenizer, no template.
+    """
+    if chat_template is None and set(data.layouts) == {"text"}:
+        with contextlib.suppress(InputError):
+            return ChatTokenizer.from_folder(folder), False, ()
+        chat_template = "chatml"
+    plain = ChatTokenizer.from_folder(folder, chat_template)
+    settled, notes = settle_thinking(plain, data.examples)
+    return settled, settled is not plain, notes
