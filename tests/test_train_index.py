@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,14 @@ def test_remote_code_is_explained_before_any_of_it_runs(base: Path, tmp_path: Pa
 def test_inspect_counts_its_tokens_without_running_its_code(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "你是谁？", "completion": "我是甄嬛。"}, ensure_ascii=False))
-    report = describe_data([str(data)], str(base), chat_template="index")
+    bare = index_tokenizer(tmp_path / "bare")  # tokenizer.model alone, as the vendor brings it
+    for name in ("config.json", "modeling_index.py"):
+        shutil.copyfile(base / name, bare / name)
+    before = sorted(bare.iterdir())
+    report = describe_data([str(data)], str(bare), chat_template="index")
     pieces = report.samples[0].pieces
     assert [text for text, trained in pieces if trained] == ["我是甄嬛。</s>"]
-    assert not list(base.rglob("it-ran")) and not (base / "tokenizer.json").exists()
+    assert sorted(bare.iterdir()) == before
 
 
 @pytest.mark.slow

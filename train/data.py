@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorafold.errors import InputError
@@ -83,11 +84,16 @@ def load_splits(config: TrainConfig) -> tuple[DataSet, DataSet | None]:
 
     A split is drawn from the training data with the config's seed; it does not depend on anything else.
     """
-    options = {"layout": config.layout, "system": config.system, "offline": config.offline}
-    pickles = config.allow_pickle
-    data = load_data(config.data, allow_pickle=pickles, **options)  # type: ignore[arg-type]
+    read = partial(
+        load_data,
+        layout=config.layout,
+        system=config.system,
+        allow_pickle=config.allow_pickle,
+        offline=config.offline,
+    )
+    data = read(config.data)
     if config.eval_data:
-        return data, load_data(config.eval_data, allow_pickle=pickles, **options)  # type: ignore[arg-type]
+        return data, read(config.eval_data)
     if not config.eval_split:
         return data, None
     count = max(1, round(len(data.examples) * config.eval_split))

@@ -45,6 +45,7 @@ class Trainer:
         schedule: of the learning rate.
         scaler: of the loss in float16; switched off in other types.
         metrics: file that gets a line of JSON per logged step.
+        on_metrics: gets the same records.
     """
 
     forward: Forward
