@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 GGML_F32 = 0  # ggml_type
 UBATCH = 128  # tokens computed at once: as fast as BATCH, with half the memory for attention scores
-# llama_flash_attn_type. On processors the plain kernels are faster, the more so the longer the conversation
-# (docs/chat.md), and do not round to float16; the fused ones are for accelerators.
+# llama_flash_attn_type. On processors the plain kernels are faster, the more so the longer the conversation,
+# and do not round to float16; the fused ones are for accelerators.
 FLASH_ATTENTION_OFF = 0
 FIRST_CELLS = 512  # tokens that a new KV cache holds
 

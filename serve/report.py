@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from difflib import SequenceMatcher
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).parent / "report.html"
 DATA_PLACE = "/*DATA*/null"
+# Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def agreement(first: str, second: str) -> float:
     """How much of two answers' words is equal and in the same order, 0 to 1 (difflib's ratio)."""
-    return SequenceMatcher(None, first.split(), second.split(), autojunk=False).ratio()
+    return SequenceMatcher(None, _WORD.findall(first), _WORD.findall(second), autojunk=False).ratio()
 
 
 def as_markdown(result: CompareResult) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lorafold.console import LiveRows, Row, Segment, sanitize
+from lorafold.console import LiveRows, Row, Segment, cell_width, sanitize
 from lorafold.serve.digests import Digests
 from lorafold.serve.engine import About
 from lorafold.serve.panes import Panes, fitted, pane_width
@@ -109,7 +109,7 @@ class ColumnView:
         self._live = LiveRows(color=self.color)
         screen = self._live.size[0]
         width = pane_width(screen, len(heads)) or screen
-        self._panes = Panes(screen, [pane_heading(head, width, len(heads)) for head in heads])
+        self._panes = Panes(screen, pane_headings(heads, width))
         self._live.__enter__()
 
     def feed(self, pane: int, text: str) -> None:
@@ -151,14 +151,19 @@ class ColumnView:
         self._live = self._panes = None
 
 
-def pane_heading(head: Head, width: int, count: int) -> Row:
-    """What stands above a pane of `width` columns; the letter only where there are several."""
-    name = fitted(head.name, width - 3)
-    row: Row = [(f"{head.letter}  ", head.style), (name, head.style)] if count > 1 else [(name, head.style)]
-    if head.detail:
-        one_line = len(head.letter) + 2 + len(name) + 3 + len(head.detail) <= width
-        row.append((("   " if one_line else "\n") + fitted(head.detail, width), "dim"))
-    return [*row, ("\n", "")]
+def pane_headings(heads: Sequence[Head], width: int) -> list[Row]:
+    """What stands above panes of `width` columns, on as many lines for each; a model alone has no letter."""
+    letters = [f"{head.letter}  " if len(heads) > 1 else "" for head in heads]
+    titles = [
+        letter + fitted(head.name, width - len(letter)) for letter, head in zip(letters, heads, strict=True)
+    ]
+    details = [fitted(head.detail, width) for head in heads]
+    pairs = list(zip(titles, details, strict=True))
+    gap = "   " if all(cell_width(f"{title}   {detail}") <= width for title, detail in pairs) else "\n"
+    return [
+        [(title, head.style), (f"{gap}{detail}" if detail else "", "dim"), ("\n", "")]
+        for head, (title, detail) in zip(heads, pairs, strict=True)
+    ]
 
 
 class PlainView:

@@ -207,6 +207,7 @@ def test_the_lens_joins_what_vocabularies_cut_differently() -> None:
 def test_agreement_counts_words_in_order() -> None:
     assert agreement("a b c d", "a b x d") == 0.75  # difflib: 2 * 3 equal words / 8
     assert agreement("", "") == 1 and agreement("a", "b") == 0
+    assert agreement("我是灯塔", "我在灯塔") == 0.75  # each character is a word
 
 
 def test_no_text_can_leave_its_place() -> None:

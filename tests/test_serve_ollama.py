@@ -6,10 +6,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_terminal import terminal
 from model_servers import ASKED, GREEDY, answered, free_port, refused, server, streamed
+from model_servers import part as openai_part
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve import http_stream
@@ -255,3 +258,18 @@ def test_ollama_host(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("OLLAMA_HOST", given)
     assert _host() == url
+
+
+def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:
+    listed = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}
+    lines = [openai_part("Mie"), openai_part(None, "stop"), b"[DONE]"]
+    with (
+        server(GET, {"/api/chat": streamed(PLAIN)}) as (ollama, _),
+        server(listed, {"/v1/chat/completions": streamed(lines, sse=True)}) as (url, bodies),
+        terminal(tmp_path, "ollama:tuned", url, OLLAMA_HOST=ollama.removeprefix("http://")) as talk,
+    ):
+        shown = talk.type("why <|im_end|>?", "Mie")
+        assert "'<|im_end|>': the server of tuned:latest, served may take it as a control token" in shown
+        shown += talk.read("1 token ") if "1 token " not in shown else ""
+        assert "Rayleigh ö" in shown and "4 tokens" in shown and "a2af6cc3 · Q4_K_M" in shown
+    assert bodies[-1]["messages"][-1]["content"] == "why <|im_end|>?"

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lorafold.console import Row, cell_width
 from lorafold.serve.panes import Panes, Wrapper, fitted, pane_width, wrapped
+from lorafold.serve.views import Head, pane_headings
 
 CHARACTERS = st.sampled_from(list("ab 中文。é\u0301👍🏽👨\u200d👩❤\ufe0f\n\t\r\x1b\x00\u202e\u3000x"))
 TEXTS = st.text(CHARACTERS, max_size=80)
@@ -73,6 +74,15 @@ def run(screen: int, texts: list[str], height: int = 5) -> list[str]:
     final, changing = panes.rows(height)
     assert not changing
     return flat(out + final)
+
+
+def test_headings_have_as_many_lines_each() -> None:
+    short, long = Head("A", "a.gguf", "1a2b · F32", "bold"), Head("B", "b" * 30, "3c4d · Q8_0", "bold")
+    assert flat(pane_headings([short], 38)) == ["a.gguf   1a2b · F32\n"]
+    both = ["A  a.gguf\n1a2b · F32\n", f"B  {'b' * 30}\n3c4d · Q8_0\n"]
+    assert flat(pane_headings([short, long], 38)) == both
+    hidden = Head("A", "?", "", "bold")
+    assert flat(pane_headings([hidden, hidden], 38)) == ["A  ?\n"] * 2
 
 
 def test_columns_side_by_side() -> None:

@@ -18,7 +18,7 @@ from lorafold.serve.lens import look_through
 from lorafold.serve.lens_rows import lens_rows
 from lorafold.serve.panes import Panes
 from lorafold.serve.session import Answer
-from lorafold.serve.views import heads, pane_heading, summary
+from lorafold.serve.views import heads, pane_headings, summary
 
 WIDTH = 100
 
@@ -45,7 +45,7 @@ def main() -> None:
         assert first is not None and second is not None
         lens = look_through(second, first, messages, answers[1].text, answers[1].ids)
     above = heads(abouts, digests, [("A", 0), ("B", 1)], False)
-    panes = Panes(WIDTH, [pane_heading(head, (WIDTH - 3) // 2, 2) for head in above])
+    panes = Panes(WIDTH, pane_headings(above, (WIDTH - 3) // 2))
     for index, answer in answers.items():
         panes.feed(index, answer.text)
         panes.end(index, [(summary(answer), "dim")])
