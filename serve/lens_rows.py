@@ -36,7 +36,9 @@ def lens_rows(lens: Lens, own: str, other: str, width: int) -> list[Row]:
     rows = wrapped(f"{fitted(own, width // 2)} seen by {fitted(other, width // 2)}", width, "bold")
     wrapper = Wrapper(width)
     for token in lens.tokens:
-        wrapper.feed(token.text, style_of(token.ratio))
+        word = token.text.lstrip(" ") or token.text
+        wrapper.feed(token.text[: len(token.text) - len(word)])  # not underlined with its word
+        wrapper.feed(word, style_of(token.ratio))
     rows += [*wrapper.all_lines(), []]
     legend = Wrapper(width)
     legend.feed("surprise of the other model in nats: ", "dim")
