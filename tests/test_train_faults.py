@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_run import tiny_run
 
 from lorafold.artifacts import damaged_files, lock, read_manifest
@@ -118,12 +119,19 @@ def test_outputs_in_the_way(config: TrainConfig) -> None:
         ({"base": ""}, "--base: it is required"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         ({"load_in_4bit": True, "method": "full"}, "use --method qlora"),
+        ({"load_in_8bit": True, "method": "pissa"}, "use --method olora or qlora"),
         ({"early_stopping_patience": 2}, "nothing to evaluate on"),
     ],
 )
 def test_impossible_configs(config: TrainConfig, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         train(dataclasses.replace(config, **change))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU can do it")
+def test_dora_on_8_bit_without_a_gpu(config: TrainConfig) -> None:
+    with pytest.raises(UsageError, match="--load-in-8bit: DoRA on an 8-bit base needs a CUDA GPU"):
+        train(dataclasses.replace(config, method="dora", load_in_8bit=True))
 
 
 def test_unknown_target_modules(config: TrainConfig) -> None:

@@ -70,10 +70,16 @@ def build(
         rows: tokens in a vocabulary that was extended, 0 where it was not.
         metrics: file that gets a line of JSON per logged step.
         workers: the place of this one.
+
+    Raises:
+        UsageError: the method cannot be had on this base or machine.
     """
     import torch
 
     method, device = METHODS[config.method], pick_device()
+    if config.method == "dora" and config.load_in_8bit and device.type != "cuda":
+        problem = "DoRA on an 8-bit base needs a CUDA GPU"
+        raise UsageError(problem, at="--load-in-8bit", fix="use --load-in-4bit")
     notes: list[str] = []
     initial: dict[str, Any] = {}
 

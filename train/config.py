@@ -223,6 +223,9 @@ class TrainConfig:
         if self.method == "full" and (self.load_in_4bit or self.load_in_8bit):
             problem = "quantized weights cannot be trained themselves"
             raise UsageError(problem, at="--method full", fix="use --method qlora")
+        if self.method == "pissa" and (self.load_in_4bit or self.load_in_8bit):
+            problem = "it starts from a part of the weights, which quantized ones do not give up"
+            raise UsageError(problem, at="--method pissa", fix="use --method olora or qlora")
 
     @property
     def evaluates(self) -> bool:
