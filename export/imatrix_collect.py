@@ -8,7 +8,7 @@ rows does not matter here, since columns are inputs. Needs torch, that is the [t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class _Sums:
 def collect(
     model: torch.nn.Module,
     tensors: Sequence[MappedTensor],
-    sequences: Iterable[Sequence[int]],
+    sequences: Sequence[Sequence[int]],
     *,
     dataset: str = "",
     progress: Progress = silent,
@@ -70,7 +70,7 @@ def collect(
         tensors: what `arch.map_tensors` made of the base.
         sequences: token ids, each a text of its own from position 0.
         dataset: what the texts are called, for the file's metadata.
-        progress: told the sequences done.
+        progress: told the tokens done.
 
     Returns:
         The matrix: an entry for each weight of the blocks that a recipe may quantize.
@@ -88,26 +88,25 @@ def collect(
     sums = {name: _Sums() for name in collected_names(tensors)}
     hooked = _layers(model, tensors, sums)
     hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooked]
-    longest = done = 0
-    try:
-        for ids in sequences:
-            if len(ids) == 0:
-                continue
-            longest = max(longest, len(ids))
-            row = torch.tensor([list(ids)], device=next(model.parameters()).device)
-            with torch.inference_mode():
-                model(input_ids=row, use_cache=False)
-            done += 1
-            progress("importance matrix", done, None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not done:
+    texts = [ids for ids in sequences if len(ids)]
+    if not texts:
         raise InputError(
             "no text to collect an importance matrix from", at="--imatrix-data", fix="give some texts"
         )
+    done, total = 0, sum(map(len, texts))
+    progress("importance matrix (tokens)", done, total)
+    try:
+        for ids in texts:
+            row = torch.tensor([list(ids)], device=next(model.parameters()).device)
+            with torch.inference_mode():
+                model(input_ids=row, use_cache=False, logits_to_keep=1)  # only the layers' inputs matter
+            done += len(ids)
+            progress("importance matrix (tokens)", done, total)
+    finally:
+        for hook in hooks:
+            hook.remove()
     entries = {name: entry for name, part in sums.items() if (entry := part.entry()) is not None}
-    return Imatrix(entries, (dataset,) if dataset else (), chunks=done, chunk_size=longest)
+    return Imatrix(entries, (dataset,) if dataset else (), chunks=len(texts), chunk_size=max(map(len, texts)))
 
 
 def collected_names(tensors: Sequence[MappedTensor]) -> set[str]:

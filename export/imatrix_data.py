@@ -48,14 +48,15 @@ def collect_importance(
         inputs: the model.
         tensors: its GGUF tensors.
         data: the texts.
-        progress: told the chunks done.
+        progress: told the tokens done.
 
     Raises:
         InputError: there is no text in the file.
         SystemFault: torch is not installed.
     """
     model = with_adapter(load_base(inputs), inputs)
-    return collect(model, tensors, _sequences(inputs, data), dataset=data.name, progress=progress)
+    sequences = list(_sequences(inputs, data))
+    return collect(model, tensors, sequences, dataset=data.name, progress=progress)
 
 
 def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:

@@ -82,7 +82,7 @@ def test_dense_layer_by_hand(tmp_path: Path) -> None:
     for name, inputs in seen.items():
         assert_sums(matrix, f"blk.0.{name}.weight", inputs)
     assert (matrix.datasets, matrix.chunks, matrix.chunk_size) == (("five words",), 5, 1)
-    assert reported == [1, 2, 3, 4, 5]
+    assert reported == [0, 1, 2, 3, 4, 5]
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
