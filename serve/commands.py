@@ -159,6 +159,13 @@ def save(shell: Shell, argument: str) -> None:
     path = named_file(argument, "save")
     if path.is_dir():
         raise UsageError("this is a folder", at=path, fix="/save FILE.json")
+    if path.exists():
+        try:
+            Session.load(path, shell.talk.session.models)
+        except InputError:
+            raise InputError(
+                "the file exists and is no conversation", at=path, fix="choose another name"
+            ) from None
     shell.talk.session.save(path)
     shell.tell(f"saved {len(shell.talk.session.turns)} turns: {path}")
 

@@ -25,10 +25,10 @@ from lorafold.serve.config import CompareConfig, sampling_of
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.engines import opened
 from lorafold.serve.prompts import Prompt, read_prompts
+from lorafold.serve.report import RENDERERS
 from lorafold.serve.session import Answer
 
 JOURNAL = "lorafold-comparison-1"
-FORMATS = (".html", ".md", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class CompareResult:
 
     Attributes:
         models: in the order of the answers.
-        rows: one per question: question, messages, expected, answers (see `row_of`).
+        rows: one per question: question, messages, expected, answers (see `answer_row`).
         settings: sampling and seed.
         prompts: name of the file with the questions.
         seconds: that asking took, without what an earlier run had done.
@@ -86,8 +86,8 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         BusyError: another comparison writes the same output.
     """
     for path in config.out:
-        if path.suffix.lower() not in FORMATS:
-            raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(FORMATS)}")
+        if path.suffix.lower() not in RENDERERS:
+            raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(RENDERERS)}")
         if path.resolve() == config.prompts.resolve() or path.is_dir():
             raise UsageError(
                 "the output would replace an input or a folder", at=path, fix="choose another name"
@@ -104,8 +104,6 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             journal = config.out[0].with_name(f".{config.out[0].name}.journal")
         engines = stack.enter_context(opened(config, progress))
         result = _ask(config, engines, prompts, journal, progress)
-        from lorafold.serve.report import RENDERERS
-
         for path in config.out:
             write_atomic(path, RENDERERS[path.suffix.lower()](result))
             result.saved.append(path)

@@ -56,7 +56,7 @@ def lens(shell: Shell, argument: str) -> None:
     turn = last_turn(shell)
     talk = shell.talk
     letters = argument.split()
-    answered = [index for index in turn.order if turn.answers[index].text]
+    answered = [index for index, answer in turn.answers.items() if answer.text]
     # The tuned model stands last: its answer, seen by the first one.
     own = answer_at(shell, turn, letters[0]) if letters else max(answered, default=0)
     others = [index for index in talk.order if index != own]

@@ -20,7 +20,7 @@ from lorafold.serve.talk import Talk, cleaned, control_notes
 from lorafold.serve.terminal import colored, interactive
 from lorafold.serve.views import ColumnView, JsonView, PlainView, View
 
-LONGEST_LINE = 16_000_000  # characters read from a pipe as one question
+LONGEST_LINE = 16_000_000  # bytes read from a pipe as one question
 
 
 def chat(config: ChatConfig) -> int:

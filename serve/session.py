@@ -7,13 +7,13 @@ failed, was left out or was interrupted before its first word simply has no answ
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
-from lorafold.errors import InputError, LorafoldError
+from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Event, Started, Token
@@ -147,16 +147,14 @@ class Session:
         messages.append({"role": "user", "content": self.turns[last].user})
         return messages
 
-    def votes(self, blind_only: bool = False) -> tuple[dict[int, int], int]:
+    def votes(self) -> tuple[dict[int, int], int]:
         """Wins per model, and ties."""
         wins = dict.fromkeys(range(len(self.models)), 0)
         ties = 0
         for turn in self.turns:
-            if turn.vote is None or (blind_only and not turn.blind):
-                continue
             if turn.vote == TIE:
                 ties += 1
-            else:
+            elif turn.vote is not None:
                 wins[turn.vote] += 1
         return wins, ties
 
@@ -177,10 +175,10 @@ class Session:
 
     @staticmethod
     def load(path: Path, models: Sequence[str]) -> Session:
-        """Read a saved session, to go on with these models.
+        """Read a saved session, to go on with its models in whatever order, or with others in their places.
 
         Raises:
-            InputError: the file is missing, is no session, or has other models' answers only.
+            InputError: the file is missing or is no session.
         """
         fix = "give a file that /save wrote"
         try:
@@ -192,30 +190,48 @@ class Session:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"not a session of the form {FORMAT}", at=path, fix=fix)
         try:
-            turns = [_turn(row, len(models)) for row in data["turns"]]
+            places = _places(data["models"], models)
+            turns = [_turn(row, places) for row in data["turns"]]
             sampling = replace(Sampling(), **data["sampling"])
-            system, follow = data["system"], data["follow"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            system, follow = data["system"], places.get(data["follow"])
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise InputError(f"an incomplete session ({error!r})", at=path, fix=fix) from error
-        if follow is not None and follow not in range(len(models)):
-            follow = None
         return Session(list(models), sampling, system if isinstance(system, str) else None, turns, follow)
 
 
-def _turn(row: Mapping[str, Any], models: int) -> Turn:
-    answers = {
-        int(index): Answer(**answer) for index, answer in row["answers"].items() if int(index) < models
-    }
-    for answer in answers.values():
-        if not isinstance(answer.text, str):
-            raise TypeError("text")
+def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
+    """Index in the file -> index now: by name where all are known by it, else in the order given."""
+    if len(set(saved)) == len(saved) and set(saved) <= set(models):
+        return {index: models.index(name) for index, name in enumerate(saved)}
+    return {index: index for index in range(len(models))}
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("text", "reason", "error"), str),
+    **dict.fromkeys(("tokens", "reused", "dropped"), int),
+    **dict.fromkeys(("first", "elapsed"), (int, float)),
+}
+
+
+def _turn(row: Mapping[str, Any], places: Mapping[int, int]) -> Turn:
+    found = ((places.get(int(index)), answer) for index, answer in row["answers"].items())
+    answers = {index: _answer(answer) for index, answer in found if index is not None}
     vote = row["vote"]
     if not isinstance(row["user"], str) or not (vote is None or isinstance(vote, int)):
         raise TypeError("user")
-    order = [index for index in row["order"] if index in range(models)]
-    return Turn(
-        row["user"], answers, order, bool(row["blind"]), vote if vote in (None, TIE, *answers) else None
-    )
+    order = [places[index] for index in row["order"] if index in places]
+    vote = vote if vote in (None, TIE) else places.get(vote)
+    return Turn(row["user"], answers, order, bool(row["blind"]), vote)
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    answer = Answer(**row)
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(answer, name), kind):
+            raise TypeError(name)
+    answer.ids = []  # they number another model's tokens, if other models go on
+    answer.logprobs, answer.pieces = list(map(float, answer.logprobs)), list(map(str, answer.pieces))
+    return answer
 
 
 def share_interval(wins: int, ties: int, losses: int) -> tuple[float, float, float]:
@@ -234,10 +250,3 @@ def share_interval(wins: int, ties: int, losses: int) -> tuple[float, float, flo
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     return share, max(0.0, centre - half), min(1.0, centre + half)
-
-
-def past_answers(session: Session, model: int) -> Iterator[Answer]:
-    """A model's answers, oldest first."""
-    for turn in session.turns:
-        if model in turn.answers:
-            yield turn.answers[model]
