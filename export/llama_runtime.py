@@ -42,6 +42,11 @@ class Runner:
     def __init__(self, llama: Any) -> None:
         self._llama = llama
 
+    @property
+    def width(self) -> int:
+        """Tokens of the vocabulary."""
+        return int(self._llama.n_vocab())
+
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         """Logits after each token: float32 (len(ids), vocabulary)."""
         self._llama.reset()

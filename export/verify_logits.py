@@ -36,7 +36,7 @@ NO_EFFECT = 1e-3
 EXACT_KL = {"F32": 1e-3, "F16": 1e-2, "BF16": 1e-2, "Q8_0": 0.05}
 BROKEN_KL = 2.0
 
-Logits = NDArray[np.float32]
+LogProbabilities = NDArray[np.float32]  # (tokens, vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +72,18 @@ def check_logits(
     progress("prove the answers", 0, len(files) + 2)
     with runner(files[0][1], CONTEXT) as model:
         sequences = [s for chat in chats if (s := _sequence(chat, tokenizer, model)) is not None]
+        width = model.width
     if not sequences:
         reason = f"no held-out chat fits in {CONTEXT} tokens"
         return [Check(f"logits {path.name}", "not checked", reason) for _, path in files]
     progress("prove the answers", 1, len(files) + 2)
-    tuned, base = _reference(inputs, sequences)
+    tuned, base = _reference(inputs, sequences, width)
     progress("prove the answers", 2, len(files) + 2)
     effect = None if base is None else _mean_kl(tuned, base)
     checks = []
     for number, (recipe, path) in enumerate(files):
         with runner(path, CONTEXT) as model:
-            ours = [model.logits(s.ids)[s.start - 1 : -1] for s in sequences]
+            ours = [_log_softmax(model.logits(s.ids)[s.start - 1 : -1, :width]) for s in sequences]
         checks.append(_verdict(path.name, recipe, sequences, tuned, ours, effect))
         progress("prove the answers", number + 3, len(files) + 2)
     return checks
@@ -102,14 +103,22 @@ def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Any) 
     return Conversation([*prompt, *answer], len(prompt)) if answer else None
 
 
-def _reference(inputs: Inputs, sequences: Sequence[Conversation]) -> tuple[list[Logits], list[Logits] | None]:
-    """Logits over the answers by transformers: tuned, and the base alone where there is an adapter."""
+def _reference(
+    inputs: Inputs, sequences: Sequence[Conversation], width: int
+) -> tuple[list[LogProbabilities], list[LogProbabilities] | None]:
+    """The answers by transformers: tuned, and by the base alone where there is an adapter.
+
+    Args:
+        inputs: base and adapters.
+        sequences: prompts with their answers.
+        width: tokens that the files know; an embedding may have more rows.
+    """
     import torch
 
-    def run(model: torch.nn.Module) -> list[Logits]:
+    def run(model: torch.nn.Module) -> list[LogProbabilities]:
         with torch.inference_mode():
             logits = (model(input_ids=torch.tensor([s.ids])).logits[0, s.start - 1 : -1] for s in sequences)
-            return [each.float().numpy() for each in logits]
+            return [_log_softmax(each[:, :width].float().numpy()) for each in logits]
 
     model = load_base(inputs)
     base = run(model) if inputs.adapters else None
@@ -120,14 +129,12 @@ def _verdict(
     name: str,
     recipe: str,
     sequences: Sequence[Conversation],
-    tuned: list[Logits],
-    ours: list[Logits],
+    tuned: list[LogProbabilities],
+    ours: list[LogProbabilities],
     effect: float | None,
 ) -> Check:
     kl = _mean_kl(tuned, ours)
-    pairs = list(zip(tuned, ours, strict=True))
-    count = min(tuned[0].shape[1], ours[0].shape[1])
-    choices = [a[:, :count].argmax(1) == b[:, :count].argmax(1) for a, b in pairs]
+    choices = [a.argmax(1) == b.argmax(1) for a, b in zip(tuned, ours, strict=True)]
     parted = [int(np.argmin(agree)) for agree in choices if not agree.all()]
     same = np.concatenate(choices)
     answers = [np.array(s.ids[s.start :]) for s in sequences]
@@ -161,25 +168,23 @@ def _verdict(
     return Check(check, "passed" if kl <= LOST * effect else "failed", told, figures)
 
 
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_probabilities: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def _log_softmax(logits: NDArray[np.float32]) -> LogProbabilities:
+    """In float32, as the logits are: with a vocabulary of 150,000 these arrays take much of the proof's time.
+
+    numpy's sums are pairwise: the error stays near the last bit.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities: LogProbabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return log_probabilities
 
 
-def _mean_kl(reference: list[Logits], other: list[Logits]) -> float:
-    """Mean over positions of sum p (log p - log q), in nats; padded vocabulary rows are left out."""
-    total, positions = 0.0, 0
-    for a, b in zip(reference, other, strict=True):
-        count = min(a.shape[1], b.shape[1])
-        p, q = _log_softmax(a[:, :count]), _log_softmax(b[:, :count])
-        total += float((np.exp(p) * (p - q)).sum())
-        positions += len(a)
-    return total / positions
+def _mean_kl(reference: list[LogProbabilities], other: list[LogProbabilities]) -> float:
+    """Mean over positions of sum p (log p - log q), in nats."""
+    pairs = list(zip(reference, other, strict=True))
+    total = sum(float((np.exp(p) * (p - q)).sum()) for p, q in pairs)
+    return total / sum(len(p) for p, _ in pairs)
 
 
-def _perplexity(logits: list[Logits], answers: Sequence[NDArray[np.int64]]) -> float:
-    nats = np.concatenate(
-        [-_log_softmax(a)[np.arange(len(ids)), ids] for a, ids in zip(logits, answers, strict=True)]
-    )
+def _perplexity(answered: list[LogProbabilities], answers: Sequence[NDArray[np.int64]]) -> float:
+    nats = np.concatenate([-p[np.arange(len(ids)), ids] for p, ids in zip(answered, answers, strict=True)])
     return float(np.exp(nats.mean()))
