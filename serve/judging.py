@@ -6,7 +6,7 @@ from lorafold.errors import UsageError
 from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.lens_rows import lens_rows
 from lorafold.serve.session import TIE, share_interval
-from lorafold.serve.shell import Shell, answer_at, last_turn
+from lorafold.serve.shell import Shell, answer_at, last_turn, model_at
 from lorafold.serve.views import STYLES
 
 
@@ -56,18 +56,21 @@ def lens(shell: Shell, argument: str) -> None:
     turn = last_turn(shell)
     talk = shell.talk
     letters = argument.split()
-    answered = [index for index, answer in turn.answers.items() if answer.text]
-    # The tuned model stands last: its answer, seen by the first one.
-    own = answer_at(shell, turn, letters[0]) if letters else max(answered, default=0)
-    others = [index for index in talk.order if index != own]
-    if not others:
-        raise UsageError("the lens needs two models", fix="start with two models")
-    other = answer_at(shell, turn, letters[1]) if len(letters) > 1 else min(others)
-    answer = turn.answers.get(own)
-    if answer is None or not answer.text:
+    hidden = turn.blind and turn.vote is None
+    # The tuned model stands last: its answer, seen by the first one. Hidden ones are taken by their places.
+    line = turn.order if hidden else sorted(talk.order)
+    answered = [index for index in line if index in turn.answers and turn.answers[index].text]
+    own = answer_at(shell, turn, letters[0]) if letters else next(reversed(answered), -1)
+    if own not in answered:
         raise UsageError("this model gave no answer in the last turn", fix="/lens with another letter")
-    seen = answer_seen(talk.engines[own], talk.engines[other], talk.session.messages(own), answer)
-    names = talk.session.models
-    if turn.blind and turn.vote is None:
-        names = [f"answer {letter}" for letter, _ in sorted(talk.places(turn), key=lambda place: place[1])]
+    other = next((index for index in line if index != own), None)
+    if len(letters) > 1:
+        other = answer_at(shell, turn, letters[1]) if turn.blind else model_at(shell, letters[1])
+    if other is None:
+        raise UsageError("the lens needs two models", fix="start with two models")
+    names = dict(enumerate(talk.session.models))
+    if hidden:
+        names = {index: f"answer {letter}" for letter, index in talk.places(turn)}
+    messages = talk.session.messages(own)
+    seen = answer_seen(talk.engines[own], talk.engines[other], messages, turn.answers[own])
     shell.say(lens_rows(seen, names[own], names[other], shell.width()))
