@@ -1,8 +1,8 @@
 """Runs lorafold's command line on disks that are too small: `unshare -Urm python small_disk.py FOLDER`.
 
-In: JSON on standard input, a list of steps. Out: JSON on standard output, one answer a step. The disk is a
-tmpfs on FOLDER/disk in this process's own mount namespace, so no step needs more than an ordinary user's
-rights and nothing is left behind.
+In: lines of JSON on standard input, each a list of steps. Out: for each line one on standard output, with an
+answer a step. The disk is a tmpfs on FOLDER/disk in this process's own mount namespace, so no step needs more
+than an ordinary user's rights and nothing is left behind.
 
     {"mount": "size=64m,nr_inodes=30"}     a fresh empty disk
     {"remount": "nr_inodes=1000"}          another size for the disk that is there
@@ -95,8 +95,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: the disk goes with the test that asked for it
-    steps = json.load(sys.stdin)
-    json.dump([answer(step) for step in steps], sys.stdout)
+    for line in sys.stdin:
+        json.dump([answer(step) for step in json.loads(line)], sys.stdout)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

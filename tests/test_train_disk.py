@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ TRAIN += ["--save-steps", "2", "--save-total-limit", "1", "--base"]
 CHECKPOINT = {"adapter_config.json", "adapter_model.safetensors", "lorafold.json", "optimizer.safetensors"}
 CHECKPOINT |= {"state.json", "trainable.safetensors"}
 FULL = r"error: \S*disk/\.?out\S*: the disk is full; fix: free space or choose an --out on another disk"
+Disk = Callable[..., list[Any]]
 ROOMY = "size=64m,nr_inodes=1000"
 
 
@@ -36,8 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def on_a_disk(folder: Path, *steps: dict[str, Any]) -> list[Any]:
-    """The answers of `small_disk.py`."""
+@pytest.fixture(scope="module")
+def on_a_disk(folder: Path) -> Iterator[Disk]:
+    """Takes steps and gives the answers of `small_disk.py`, which starts once for all tests."""
     if (
         shutil.which("unshare") is None
         or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode
@@ -45,16 +48,19 @@ def on_a_disk(folder: Path, *steps: dict[str, Any]) -> list[Any]:
         pytest.skip("this system allows no mount namespace of one's own (unshare -Urm)")
     command = ["unshare", "-Urm", sys.executable, str(Path(__file__).with_name("small_disk.py")), str(folder)]
     environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1"}
-    done = subprocess.run(
-        command,
-        input=json.dumps(steps),
-        env={**environment, "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    answers: list[Any] = json.loads(done.stdout)
-    return answers
+    environment |= {"HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as disk:
+        assert disk.stdin is not None and disk.stdout is not None
+        sent, answered = disk.stdin, disk.stdout
+
+        def ask(*steps: dict[str, Any]) -> list[Any]:
+            sent.write(json.dumps(steps) + "\n")
+            sent.flush()
+            answers: list[Any] = json.loads(answered.readline())
+            return answers
+
+        yield ask
 
 
 def steady(files: dict[str, str] | None) -> dict[str, str]:
@@ -80,11 +86,9 @@ def is_one_line(answer: dict[str, Any], message: str) -> None:
     assert "Traceback" not in answer["err"] and not any(line.startswith("error") for line in progress)
 
 
-def test_a_disk_that_fills_up_at_any_file(folder: Path) -> None:
+def test_a_disk_that_fills_up_at_any_file(on_a_disk: Disk) -> None:
     """For every number of files the disk can hold: stopped in one line, nothing torn, resumed bitwise."""
-    whole = on_a_disk(
-        folder, {"mount": ROOMY}, {"run": [*TRAIN, "base"]}, {"files": "disk/out"}, {"count": "disk"}
-    )
+    whole = on_a_disk({"mount": ROOMY}, {"run": [*TRAIN, "base"]}, {"files": "disk/out"}, {"count": "disk"})
     assert whole[1]["code"] == 0, whole[1]
     expected, most = steady(whole[2]), whole[3]
     steps: list[dict[str, Any]] = []
@@ -99,7 +103,7 @@ def test_a_disk_that_fills_up_at_any_file(folder: Path) -> None:
             {"files": "disk/out"},
             {"files": "disk/out.run"},
         ]
-    answers = on_a_disk(folder, *steps)
+    answers = on_a_disk(*steps)
     stopped_at = set()
     for start in range(0, len(answers), 8):
         _, first, run, out, _, second, result, left = answers[start : start + 8]
@@ -114,14 +118,13 @@ def test_a_disk_that_fills_up_at_any_file(folder: Path) -> None:
     assert stopped_at == {False, True}  # before the first checkpoint, and after it
 
 
-def test_an_old_result_stays_when_the_new_one_does_not_fit(folder: Path) -> None:
+def test_an_old_result_stays_when_the_new_one_does_not_fit(folder: Path, on_a_disk: Disk) -> None:
     """The tokenizer's files are copied last: the disk has room for the checkpoints and not for the result."""
     base = folder / "wordy"
     shutil.copytree(folder / "base", base, dirs_exist_ok=True)
     (base / "merges.txt").write_bytes(b"#" * (8 << 20))
     command = [*TRAIN, str(base), "--force"]
     mounted, old, kept, failed, still, run, _, resumed, new = on_a_disk(
-        folder,
         {"mount": "size=6m"},
         {"run": [*TRAIN, "base", "--seed", "7"]},
         {"files": "disk/out"},
@@ -139,9 +142,9 @@ def test_an_old_result_stays_when_the_new_one_does_not_fit(folder: Path) -> None
     assert new != kept and "merges.txt" in new
 
 
-def test_a_disk_too_small_is_said_before_the_start(folder: Path) -> None:
+def test_a_disk_too_small_is_said_before_the_start(on_a_disk: Disk) -> None:
     _, refused, run = on_a_disk(
-        folder, {"mount": "size=300k"}, {"run": [*TRAIN, "base", "--r", "64"]}, {"files": "disk/out.run"}
+        {"mount": "size=300k"}, {"run": [*TRAIN, "base", "--r", "64"]}, {"files": "disk/out.run"}
     )
     is_one_line(
         refused, r"error: \S+out.run: checkpoints need \d+ MiB, \d+ MiB are free; fix: free space, .*"
@@ -149,18 +152,17 @@ def test_a_disk_too_small_is_said_before_the_start(folder: Path) -> None:
     assert not checkpoints(run) and "metrics.jsonl" not in run
 
 
-def test_no_more_than_a_file_may_hold(folder: Path) -> None:
+def test_no_more_than_a_file_may_hold(on_a_disk: Disk) -> None:
     """RLIMIT_FSIZE, as a quota on one file: the checkpoint's first large file is refused."""
     _, failed, run = on_a_disk(
-        folder, {"mount": ROOMY}, {"run": [*TRAIN, "base"], "limit": 40_000}, {"files": "disk/out.run"}
+        {"mount": ROOMY}, {"run": [*TRAIN, "base"], "limit": 40_000}, {"files": "disk/out.run"}
     )
     is_one_line(failed, r"error: \S+: the file is larger than the file system or `ulimit -f` allows; fix: .*")
     assert not checkpoints(run)
 
 
-def test_a_disk_that_can_only_be_read(folder: Path) -> None:
+def test_a_disk_that_can_only_be_read(on_a_disk: Disk) -> None:
     _, written, _, refused, out = on_a_disk(
-        folder,
         {"mount": ROOMY},
         {"run": [*TRAIN, "base"]},
         {"remount": "ro"},
