@@ -194,6 +194,20 @@ class Scorer(Protocol):
         """
 
 
+def context_of(asked: int | None, trained: int | None) -> tuple[int, tuple[str, ...]]:
+    """How many tokens a conversation may hold, and what the user should know about that.
+
+    Args:
+        asked: as the user wishes.
+        trained: the model's limit, where it is known.
+    """
+    wanted = asked or DEFAULT_CONTEXT
+    if not trained or wanted <= trained:
+        return wanted, ()
+    cut = f"the model was made for {trained:,} tokens; --context {wanted:,} is cut to that"
+    return trained, (cut,) if asked else ()
+
+
 class PromptFitter:
     """Leaves out the oldest turns when a conversation outgrows the context.
 

@@ -19,7 +19,7 @@ from lorafold.errors import InputError
 from lorafold.serve.computing import Lane
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.digests import weights_sha256
-from lorafold.serve.engine import DEFAULT_CONTEXT, About, Cancel, Event, PromptFitter
+from lorafold.serve.engine import About, Cancel, Event, PromptFitter, context_of
 from lorafold.serve.llama_cache import KeyValueCache
 from lorafold.serve.llama_library import complaint, look
 from lorafold.serve.llama_model import LlamaModel
@@ -37,7 +37,7 @@ class LlamaEngine:
         model: the base's weights, perhaps shared.
         adapters: adapter GGUFs to apply.
         source: as the user spelled the model.
-        context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
+        context: tokens that a conversation may hold; see `context_of`.
         threads: to compute with when no other model answers; 0: one per core.
         exact: keep keys and values in float32 (see `KeyValueCache`).
     """
@@ -55,8 +55,7 @@ class LlamaEngine:
         self.c = model.c
         self.model = model
         model.users += 1
-        trained = int(self.c.llama_model_n_ctx_train(model.pointer)) or DEFAULT_CONTEXT
-        self._context = min(trained, context or DEFAULT_CONTEXT)
+        self._context, notes = context_of(context, int(self.c.llama_model_n_ctx_train(model.pointer)))
         files = [model.path, *adapters]
         self._about = About(
             name="+".join(path.name for path in files),
@@ -64,7 +63,7 @@ class LlamaEngine:
             kind="llama.cpp",
             quantization=model.header.quantization,
             digest=lambda: "+".join(weights_sha256(path) for path in files),
-            notes=_notes(context, trained),
+            notes=notes,
         )
         self._vocabulary = ""
         lane = Lane(threads)
@@ -153,12 +152,6 @@ class LlamaEngine:
         self._reader.compute(self._cache.close)
         self._reader.lane.close()
         self.model.release()
-
-
-def _notes(asked: int | None, trained: int) -> tuple[str, ...]:
-    if asked and asked > trained:
-        return (f"the model was made for {trained:,} tokens; --context {asked:,} is cut to that",)
-    return ()
 
 
 @contextlib.contextmanager

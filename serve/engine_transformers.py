@@ -19,7 +19,7 @@ from lorafold.progress import Progress
 from lorafold.serve.computing import Lane
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
 from lorafold.serve.digests import weights_sha256
-from lorafold.serve.engine import DEFAULT_CONTEXT, About, Cancel, Event, PromptFitter
+from lorafold.serve.engine import About, Cancel, Event, PromptFitter, context_of
 from lorafold.serve.sampling import draw, log_softmax
 from lorafold.serve.speech import Reader, Voice, score, speak
 from lorafold.serve.torch_model import LoadedModel, TorchCache, base_of, check_base, load
@@ -80,14 +80,16 @@ def open_transformers(
     if adapters and first == adapters[0]:
         names = [a.name for a in adapters]
     folders = [base.folder, *adapters]
+    context, notes = context_of(config.context, loaded.limit)
     about = About(
         name="+".join(names),
         source=model,
         kind="transformers",
         quantization=loaded.quantization,
         digest=lambda: "+".join(map(_folder_digest, folders)),
+        notes=notes,
     )
-    return TransformersEngine(loaded, tokenizer, about, lane, config.context)
+    return TransformersEngine(loaded, tokenizer, about, lane, context)
 
 
 def _folder_digest(folder: Path) -> str:
@@ -106,7 +108,7 @@ class TransformersEngine:
         tokenizer: with its chat template.
         about: which weights answer.
         lane: where it computes.
-        context: tokens that a conversation may hold; None: the model's limit, at most `DEFAULT_CONTEXT`.
+        context: tokens that a conversation may hold.
     """
 
     def __init__(
@@ -115,12 +117,12 @@ class TransformersEngine:
         tokenizer: ChatTokenizer,
         about: About,
         lane: Lane,
-        context: int | None = None,
+        context: int,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._about = about
-        self._context = min(model.limit or DEFAULT_CONTEXT, context or DEFAULT_CONTEXT)
+        self._context = context
         self._cache = lane.run(lambda _: TorchCache(model))
         self._reader = Reader(self._cache, lane, PromptFitter(self._tokenizer.encode_prompt, self._context))
         self._vocabulary = ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.errors import NumericError, SystemFault
 from lorafold.serve.llama_library import complaint
 from lorafold.serve.llama_model import LlamaModel
-from lorafold.serve.speech import BATCH, OUTPUTS
+from lorafold.serve.speech import BATCH, OUTPUTS, common_beginning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,11 +100,7 @@ class KeyValueCache:
 
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
-        shared = 0
-        for held, wanted in zip(self.held, ids[:at_most], strict=False):
-            if held != wanted:
-                break
-            shared += 1
+        shared = common_beginning(self.held, ids[:at_most])
         if shared < len(self.held):
             memory = self.c.llama_get_memory(self.context)
             if not self.c.llama_memory_seq_rm(memory, 0, shared, -1):

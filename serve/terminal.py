@@ -42,12 +42,12 @@ def typed_ahead() -> Iterator[None]:
 
     A terminal in its usual line mode would echo them, and swallow a Ctrl-D. Ctrl-C still interrupts.
     """
-    try:
-        import termios
+    import termios  # not everywhere, as scripts need it nowhere
 
+    try:
         descriptor = sys.stdin.fileno()
         before: list[Any] = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, termios.error):  # no terminal, or not one of this kind
+    except (OSError, ValueError, termios.error):  # no terminal, or not one of this kind
         yield
         return
     raw = list(before)

@@ -16,6 +16,7 @@ from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.models import Base, fingerprint, require
 from lorafold.serve.sampling import log_softmax
+from lorafold.serve.speech import common_beginning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,11 +201,7 @@ class TorchCache:
 
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
-        shared = 0
-        for held, wanted in zip(self.held, ids[:at_most], strict=False):
-            if held != wanted:
-                break
-            shared += 1
+        shared = common_beginning(self.held, ids[:at_most])
         if shared == len(self.held):
             return shared
         # Sliding windows and recurrent layers have forgotten what a cut would need.

@@ -14,7 +14,7 @@ import tiny_chat
 from lorafold.errors import InputError
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Event, Finished, Started, Token
+from lorafold.serve.engine import Cancel, Event, Finished, Started, Token, context_of
 from lorafold.serve.engine_llama import LlamaEngine
 from lorafold.serve.engines import opened, parts
 from lorafold.serve.llama_model import LlamaModel
@@ -92,6 +92,15 @@ def test_a_full_context_leaves_out_the_oldest_turns() -> None:
         assert started.dropped > 0 and started.dropped % 2 == 0
         again, _, _ = ask(one, *texts, "last", "yes", "more")
         assert again.dropped == started.dropped and again.reused > 50  # the beginning stays where it is
+
+
+def test_the_context_is_what_was_asked_for_within_the_models_limit() -> None:
+    assert context_of(None, 2048) == (2048, ()) and context_of(None, 131_072) == (8192, ())
+    assert context_of(16_384, None) == (16_384, ()) == context_of(16_384, 32_768)
+    assert context_of(4096, 2048) == (
+        2048,
+        ("the model was made for 2,048 tokens; --context 4,096 is cut to that",),
+    )
 
 
 def test_an_answer_ends_with_the_context() -> None:
