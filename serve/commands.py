@@ -15,7 +15,7 @@ from lorafold.errors import InputError, UsageError
 from lorafold.serve.config import SAMPLING_RANGES
 from lorafold.serve.judging import blind, lens, tell_score, vote
 from lorafold.serve.panes import wrapped
-from lorafold.serve.session import Session
+from lorafold.serve.session import Session, utf8
 from lorafold.serve.shell import Command, Shell, last_turn, model_at, named_file
 from lorafold.serve.views import STYLES
 
@@ -223,7 +223,7 @@ def export(shell: Shell, argument: str) -> None:
         raise InputError("the file exists", at=path, fix="choose another name")
     if len(shell.talk.engines) > 1:
         shell.tell("scoring the answers for the lens …", "dim")
-    write_atomic(path, RENDERERS[path.suffix.lower()](as_result(shell.talk)))
+    write_atomic(path, utf8(RENDERERS[path.suffix.lower()](as_result(shell.talk))))
     shell.tell(f"written: {path}")
 
 

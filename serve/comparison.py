@@ -26,7 +26,7 @@ from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.engines import opened
 from lorafold.serve.prompts import Prompt, read_prompts
 from lorafold.serve.report import RENDERERS
-from lorafold.serve.session import Answer
+from lorafold.serve.session import Answer, utf8
 
 JOURNAL = "lorafold-comparison-1"
 
@@ -105,7 +105,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         engines = stack.enter_context(opened(config, progress))
         result = _ask(config, engines, prompts, journal, progress)
         for path in config.out:
-            write_atomic(path, RENDERERS[path.suffix.lower()](result))
+            write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))
             result.saved.append(path)
         if journal is not None:
             journal.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _resumed(journal: Path | None, identity: str) -> list[dict[str, Any]]:
         return []
     lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
     rows: list[dict[str, Any]] = []
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         if json.loads(lines[0]) != {"format": JOURNAL, "identity": identity}:
             return []
         for line in lines[1:]:
@@ -195,10 +195,10 @@ def _journal(path: Path | None, identity: str, resumed: int) -> Iterator[Any]:
         else:
             keep = [json.dumps({"format": JOURNAL, "identity": identity})]
         write_atomic(path, "\n".join(keep) + "\n")
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "ab") as file:
 
             def write(row: dict[str, Any]) -> None:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(utf8(json.dumps(row, ensure_ascii=False) + "\n"))
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from lorafold.jinja_sandbox import Message
 QUESTIONS = ("prompt", "question", "instruction", "query", "user", "text")
 EXPECTED = ("expected", "completion", "response", "output", "answer", "chosen")
 CONVERSATIONS = ("messages", "conversations", "conversation")
+_HALF = re.compile("[\ud800-\udfff]")
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -76,7 +78,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON: {error}", at=path, fix="repair the file") from error
         for number, row in enumerate(rows, 1):
             yield f"{path}: record {number}", row
@@ -85,7 +87,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"not JSON: {error}", at=f"{path}:{number}", fix="repair the line"
                 ) from error
@@ -93,20 +95,20 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
-    names = reader.fieldnames or []
-    known = [name for name in names if name and name.strip().lower() in (*QUESTIONS, *EXPECTED)]
-    if not any(name.strip().lower() in QUESTIONS for name in known):
-        raise InputError(
-            f"no column of questions among {', '.join(map(str, names)) or 'none'}",
-            at=f"{path}:1",
-            fix=f"name one of them {QUESTIONS[0]!r}",
-        )
     try:
+        names = reader.fieldnames or []
+        known = [name for name in names if name and name.strip().lower() in (*QUESTIONS, *EXPECTED)]
+        if not any(name.strip().lower() in QUESTIONS for name in known):
+            raise InputError(
+                f"no column of questions among {', '.join(map(str, names)) or 'none'}",
+                at=f"{path}:1",
+                fix=f"name one of them {QUESTIONS[0]!r}",
+            )
         for row in reader:
             yield f"{path}:{reader.line_num}", {name.strip().lower(): row[name] for name in known}
     except csv.Error as error:
         raise InputError(
-            f"not CSV: {error}", at=f"{path}:{reader.line_num}", fix="repair the line"
+            f"not CSV: {error}", at=f"{path}:{max(1, reader.line_num)}", fix="repair the line"
         ) from error
 
 
@@ -134,6 +136,8 @@ def _prompt(place: str, row: Any, system: str | None) -> Prompt:
             messages.insert(0, {"role": "system", "content": row["system"]})
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
+    if any(_HALF.search(str(message["content"])) for message in messages):
+        raise InputError("half of a character (a lone surrogate) in it", at=place, fix="repair the line")
     return Prompt(tuple(messages), expected)
 
 

@@ -22,6 +22,11 @@ FORMAT = "lorafold-session-1"
 TIE = -1  # a vote for no model
 
 
+def utf8(text: str) -> bytes:
+    """Text for a file; lone surrogates, which servers and file names may hold, as JSON writes them."""
+    return text.encode("utf-8", errors="backslashreplace")
+
+
 @dataclass(slots=True)
 class Answer:
     """What one model answered in one turn; it grows while the model speaks.
@@ -171,7 +176,7 @@ class Session:
 
     def save(self, path: Path) -> None:
         """Write the session as JSON, atomically."""
-        write_atomic(path, json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n")
+        write_atomic(path, utf8(json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n"))
 
     @staticmethod
     def load(path: Path, models: Sequence[str]) -> Session:
@@ -185,7 +190,7 @@ class Session:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", at=path, fix=fix) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON ({error})", at=path, fix=fix) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise InputError(f"not a session of the form {FORMAT}", at=path, fix=fix)

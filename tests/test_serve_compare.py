@@ -144,7 +144,11 @@ def test_question_files(name: str, tmp_path: Path) -> None:
         ("a.jsonl", b'{"messages": [{"role": "judge", "content": "x"}]}', "without a known role"),
         ("a.jsonl", b'{"messages": [{"role": "system", "content": "x"}]}', "no question at its end"),
         ("a.json", b"[", "not JSON"),
+        ("a.json", b"[" * 100_000, "not JSON"),
+        ("a.jsonl", b'{"messages":' + b"[" * 100_000, "a.jsonl:1: not JSON"),
+        ("a.jsonl", b'{"prompt": "a\\ud800"}', "a.jsonl:1: half of a character"),
         ("a.csv", b"a,b\n1,2\n", "no column of questions among a, b"),
+        ("a.csv", b'"prompt\nx', "a.csv:1: not CSV"),
     ],
 )
 def test_question_files_that_are_wrong(name: str, text: bytes, said: str, tmp_path: Path) -> None:

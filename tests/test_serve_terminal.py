@@ -96,6 +96,21 @@ def test_characters_split_over_a_local_models_tokens_come_whole(tmp_path: Path) 
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", (tmp_path / "page.md").read_text())
 
 
+def test_half_characters_of_a_server_end_nothing(tmp_path: Path) -> None:
+    """JSON may hold lone surrogates, which no file in UTF-8 can."""
+    thinking = part(None, reasoning_content="so\ud800")
+    lines = [json.dumps(line).encode() for line in (thinking, part("a\udc80b"), part(None, "stop"))]
+    listed = {"/v1/models": {"object": "list", "data": [{"id": "ser\ud83dved"}]}}
+    with (
+        server(listed, {CHAT: streamed([*lines, b"[DONE]"], sse=True)}) as (url, _),
+        terminal(tmp_path, url, *GREEDY, "8") as talk,
+    ):
+        assert "ser<U+D83D>ved" in talk.type("hello", "first ")
+        assert "so\ud800" in saved(talk, tmp_path).turns[0].answers[0].text
+        for ending in ("html", "md", "jsonl"):
+            talk.type(f"/export page.{ending}", f"written: page.{ending}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 50])
 def test_an_answer_longer_than_the_screen_is_whole(columns: int, tmp_path: Path) -> None:
