@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from oracles import REPOSITORY
-from tiny_hub import Hub, serve
+from tiny_hub import COMMIT, Hub, serve
 
 pytestmark = pytest.mark.slow
 
@@ -105,10 +106,19 @@ def test_offline_reads_the_cache_and_never_connects(hub: Hub, home: Path) -> Non
     assert hub.seen[before:] == []
 
 
+def test_offline_only_the_commit_that_is_there_is_read(hub: Hub, home: Path) -> None:
+    named, other = read(hub, home, (f"org/plain@{COMMIT}", True), ("org/plain@main", True))
+    assert named == EXPECTED
+    assert other[0] == 5 and f"the copy in the local cache is of commit {COMMIT}" in str(other[1])
+
+
 def test_a_hub_that_is_away_is_said(home: Path) -> None:
-    """The library would fall back on its cache without a word."""
+    """The library would fall back on its cache without a word. Its retries wait, so both go at once."""
     away = Hub({}, address="http://127.0.0.1:9")
-    cached, other = read(away, home, ("org/plain", False), ("org/other", False))
+    with ThreadPoolExecutor(2) as pool:
+        (cached,), (other,) = pool.map(
+            lambda spec: read(away, home, (spec, False)), ("org/plain", "org/other")
+        )
     assert cached[0] == other[0] == 5
     fix = "check the network, or pass --offline to read the cached copy"
     assert cached[1] == f"org/plain: the hub cannot be reached; fix: {fix}"

@@ -65,7 +65,7 @@ def read_hub(spec: str, *, offline: bool = False) -> Iterator[Placed]:
     require("datasets", extra="train")
     name, _, revision = spec.partition("@")
     try:
-        loaded = _cached(name) if offline else _fetched(name, revision or None)
+        loaded = _cached(name, revision) if offline else _fetched(name, revision or None)
     except LorafoldError as error:
         raise type(error)(error.problem, at=spec, fix=error.fix) from error
     except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow: no common class
@@ -85,8 +85,11 @@ def _fetched(name: str, revision: str | None) -> Any:
     return builder.as_dataset()
 
 
-def _cached(name: str) -> Any:
-    """The copy in the cache, found as the library finds it when the hub is away."""
+def _cached(name: str, revision: str) -> Any:
+    """The newest copy in the cache, found as the library finds it when the hub is away.
+
+    The cache knows a copy by its commit, so no other name of a revision can be told there.
+    """
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
@@ -94,6 +97,9 @@ def _cached(name: str) -> Any:
     except ValueError as error:
         fix = "run once without --offline, or give a data file"
         raise SystemFault("the data set is not in the local cache", fix=fix) from error
+    if revision and not str(builder.hash).startswith(revision):
+        problem = f"the copy in the local cache is of commit {builder.hash}"
+        raise SystemFault(problem, fix="name that one, or run without --offline")
     return builder.as_dataset()
 
 
