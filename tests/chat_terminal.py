@@ -82,6 +82,11 @@ class Terminal:
         self.child.send(line + "\r")
         return self.read(text)
 
+    def ask(self, question: str) -> str:
+        """Ask a question and read until all have answered: the next command waits for that."""
+        self.child.send(question + "\r")
+        return self.type("/help quit", "leave (also Ctrl-D)")
+
     def end(self) -> int:
         """Wait for the end; the exit code."""
         self.child.expect(pexpect.EOF, timeout=60)
@@ -148,6 +153,11 @@ class Screen:
                 return rows
             assert time.monotonic() < deadline, f"no {text!r} in:\n" + "\n".join(rows)
             time.sleep(0.05)
+
+    def answered(self) -> list[str]:
+        """The rows when all models have answered: the next command waits for that."""
+        self.type("/help quit")
+        return self.wait("leave (also Ctrl-D)")
 
     def resize(self, columns: int, lines: int) -> None:
         """Give the screen another size."""

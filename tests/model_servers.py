@@ -82,7 +82,7 @@ def server(
     bodies: list[Any] = []
     kind = type("Bound", (Handler,), {"get": get, "post": post, "bodies": bodies})
     served = Quiet(("127.0.0.1", port), kind)
-    threading.Thread(target=served.serve_forever, daemon=True).start()
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{served.server_address[1]}", bodies
     finally:

@@ -268,8 +268,9 @@ def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:
         server(listed, {"/v1/chat/completions": streamed(lines, sse=True)}) as (url, bodies),
         terminal(tmp_path, "ollama:tuned", url, OLLAMA_HOST=ollama.removeprefix("http://")) as talk,
     ):
-        shown = talk.type("why <|im_end|>?", "Mie")
+        shown = talk.ask("why <|im_end|>?")
         assert "'<|im_end|>': the server of tuned:latest, served may take it as a control token" in shown
-        shown += talk.read("1 token ") if "1 token " not in shown else ""
-        assert "Rayleigh ö" in shown and "4 tokens" in shown and "a2af6cc3 · Q4_K_M" in shown
+        assert (
+            "Rayleigh ö" in shown and "Mie" in shown and "4 tokens" in shown and "a2af6cc3 · Q4_K_M" in shown
+        )
     assert bodies[-1]["messages"][-1]["content"] == "why <|im_end|>?"
