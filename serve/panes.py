@@ -99,12 +99,11 @@ class Wrapper:
         self._starts.append(following)
 
     def rewrapped(self, first: int, width: int, heading: Sequence[Segment] = ()) -> Wrapper:
-        """The text from line `first` on, wrapped to another width, below a heading if anything is left."""
+        """The text from line `first` on, wrapped to another width below a heading."""
         made = Wrapper(width)
         skip = self._starts[first] if first < len(self._starts) else self._read
-        if skip < self._read:
-            for text, style in heading:
-                made.feed(text, style)
+        for text, style in heading:
+            made.feed(text, style)
         for text, style in self._pieces:
             if rest := text[skip:]:
                 made.feed(rest, style)
@@ -186,6 +185,7 @@ class Panes:
         self.wrappers = [Wrapper(self.width or screen) for _ in headings]
         self.ended = [False] * self.count
         self._sent = [0] * self.count  # stacked: lines of each pane that have left; columns: rows, in [0]
+        self._begun = [False] * self.count  # the heading has left
         for wrapper, heading in zip(self.wrappers, headings, strict=True):
             for text, style in heading:
                 wrapper.feed(text, style)
@@ -211,8 +211,12 @@ class Panes:
         self.stacked = self.width is None
         for pane, wrapper in enumerate(self.wrappers):
             sent = self._sent[pane if stacked else 0]
+            self._begun[pane] = self._begun[pane] or sent > 0
             # Between columns and a stack each pane's text goes on elsewhere, and says whose it is.
-            heading = self.headings[pane] if sent and stacked != self.stacked else ()
+            more = not self.ended[pane] or sent < len(wrapper.all_lines())
+            again = self._begun[pane] and more and stacked != self.stacked
+            self._begun[pane] = self._begun[pane] and not again
+            heading = self.headings[pane] if again else ()
             self.wrappers[pane] = wrapper.rewrapped(sent, self.width or screen, heading)
         self._sent = [0] * self.count
 

@@ -138,3 +138,20 @@ def test_a_resized_screen_shows_everything_once(
         own = [chr(0x3B1 + 9 * i + k) for k in range(9)]
         assert [c for c in shown if c in own] == [c for c in text if c in own]
         assert f"[{i}]" in shown
+
+
+def test_a_stack_says_whose_texts_go_on() -> None:
+    panes = Panes(80, [[("[A]\n", "")], [("[B]\n", "")], [("[C]\n", "")]])
+    for pane, text in enumerate(("one\ntwo", "one\n", "one")):
+        panes.feed(pane, text)
+    panes.end(2, [])
+    out = flat(panes.rows(9)[0])
+    for screen in (70, 66, 50):  # a window's border is drawn: many sizes on the way
+        panes.resize(screen)
+        out += flat(panes.rows(9)[0])
+    for pane in (0, 1):
+        panes.feed(pane, " three")
+        panes.end(pane, [])
+    out += flat(panes.rows(9)[0])
+    words = [word for row in out for word in row.replace("│", " ").split()]
+    assert words == ["[A]", "[B]", "[C]", "one", "one", "one", "[A]", "two", "three", "[B]", "three"]

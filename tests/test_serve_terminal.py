@@ -132,19 +132,20 @@ def test_an_answer_longer_than_the_screen_is_whole(columns: int, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(100, 70), (100, 50), (50, 90)])
-def test_the_screen_is_resized_amid_an_answer(before: int, after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("widths", [(100, 90, 70), (100, 80, 50), (50, 65, 90)])
+def test_the_screen_is_resized_amid_an_answer(widths: tuple[int, ...], tmp_path: Path) -> None:
     words = [[f"{letter}{number} " for number in range(120)] for letter in "xy"]
     other = {"/v1/models": {"object": "list", "data": [{"id": "other"}]}}
     with (
-        screen(tmp_path, before, 12) as tty,
+        screen(tmp_path, widths[0], 12) as tty,
         server(MODELS, {CHAT: speaks(words[0], pause=0.012)}) as (one, _),
         server(other, {CHAT: speaks(words[1], pause=0.012)}) as (two, _),
     ):
         tty.chat(tmp_path, one, two, *GREEDY, "1000")
         tty.type("hello")
-        tty.wait("x30")
-        tty.resize(after, 14)
+        for number, width in enumerate(widths[1:], 1):
+            tty.wait(f"x{30 * number}")
+            tty.resize(width, 12 + number)
         rows = tty.answered()
         text = " ".join(rows)
         for letter in "xy":
