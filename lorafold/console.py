@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.control import Control
 from rich.live import Live
 from rich.progress import (
@@ -241,7 +242,11 @@ class LiveRows:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and lines of the terminal."""
+        """Columns and lines of the terminal as it is now; COLUMNS may tell how it was for another program."""
+        with contextlib.suppress(OSError):
+            columns, lines = os.get_terminal_size(sys.stdout.fileno())
+            if columns and lines:
+                self.console.size = ConsoleDimensions(columns, lines)
         return self.console.width, self.console.height
 
     def show(self, final: Sequence[Row], changing: Sequence[Row]) -> None:

@@ -184,7 +184,9 @@ def test_a_linked_history_is_left_alone(tmp_path: Path) -> None:
 def test_narrow_and_without_colour(tmp_path: Path) -> None:
     models = [str(tiny_chat.gguf()), str(tiny_chat.gguf(1))]
     arguments = [*models, "--max-tokens", "6", "--temperature", "0"]
-    terminal = Terminal(tmp_path, *arguments, columns=50, NO_COLOR="1")
+    terminal = Terminal(
+        tmp_path, *arguments, columns=50, NO_COLOR="1", COLUMNS="120"
+    )  # as some shells leave it
     terminal.read("/help lists")
     shown = terminal.type("hello", "6 tokens")
     shown += terminal.read("6 tokens") if shown.count("6 tokens") < 2 else ""
