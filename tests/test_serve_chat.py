@@ -16,6 +16,7 @@ import pytest
 import tiny_chat
 from chat_terminal import CHAT, Terminal, assert_own_sequences_only, environment
 
+from lorafold.serve import commands
 from lorafold.serve.talk import cleaned
 
 
@@ -99,6 +100,11 @@ def test_commands(two: Terminal, line: str, text: str) -> None:
     shown = two.type(line, text)
     if line == "again":
         assert "base0-F32.gguf" not in shown and "?" in shown  # blind
+
+
+def test_every_command_is_tried() -> None:
+    tried = {re.sub(r"\W.*", "", line[1:]) for line, _ in COMMANDS if re.match(r"/\w", line)}
+    assert tried | {"edit", "quit"} >= set(commands.COMMANDS)
 
 
 def test_the_last_question_can_be_edited(two: Terminal, home: Path) -> None:
