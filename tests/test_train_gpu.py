@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -124,39 +125,77 @@ def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, 
     assert off(found.gradient, exact.gradient.double()) < 1.5 * off(rounded.gradient, exact.gradient.double())
 
 
-def test_graphs_compute_what_launches_compute(tmp_path: Path) -> None:
-    """Packs of several sizes, two accumulated a step, each size captured at its second coming."""
+def graphed(folder: Path, **lora: Any) -> list[Forward]:
+    """A model launched as usual, and the same as graphs."""
     from lorafold.train.attention import register_varlen
     from lorafold.train.checkpoints import trainable
     from lorafold.train.fused_lora import fuse
     from lorafold.train.graphs import DecoderGraphs
 
     register_varlen()
-    model = adapted(tiny_base(tmp_path / "base", hidden_size=128, head_dim=64), torch.bfloat16)
+    model = adapted(tiny_base(folder, hidden_size=128, head_dim=64), torch.bfloat16, **lora)
     model.get_base_model().set_attn_implementation(VARLEN)
     fuse(model)
+    model.train()
     device, decoder = torch.device("cuda"), model.get_base_model().base_model
     for value in trainable(model).values():
         value.data += 0.02 * torch.randn_like(value)
         value.grad = torch.zeros_like(value)
     graphs = DecoderGraphs(decoder, device, VARLEN, examples=24, longest=70, budget=2**33)
-    ways = [Forward(model, device, attention=VARLEN, direct=True, graphs=use) for use in (None, graphs)]
+    return [Forward(model, device, attention=VARLEN, direct=True, graphs=use) for use in (None, graphs)]
+
+
+def step_of(way: Forward, packs: list[Any]) -> tuple[list[float], torch.Tensor]:
+    """Losses, and the gradient that the packs of a step sum up to."""
+    from lorafold.train.checkpoints import trainable
+
+    way.model.zero_grad(set_to_none=False)
+    losses = []
+    for pack in packs:
+        loss = way.loss(pack)
+        loss.backward()
+        losses.append(loss.item())
+        del loss
+    return losses, torch.cat([value.grad.flatten().clone() for value in trainable(way.model).values()])
+
+
+def test_graphs_compute_what_launches_compute(tmp_path: Path) -> None:
+    """Packs of several sizes, two accumulated a step, each size captured at its second coming."""
+    ways = graphed(tmp_path / "base")
     packs = [make_pack(examples(count)) for count in (3, 8, 20)]
     for step in range(4):
-        found = []
-        for way in ways:
-            model.zero_grad(set_to_none=False)
-            losses = []
-            for pack in (packs[step % 3], packs[(step + 1) % 3]):
-                loss = way.loss(pack)
-                loss.backward()
-                losses.append(loss.item())
-                del loss
-            gradient = torch.cat([value.grad.flatten().clone() for value in trainable(model).values()])
-            found.append((losses, gradient))
-        (plain, wanted), (fast, gradient) = found
+        pair = [packs[step % 3], packs[(step + 1) % 3]]
+        (plain, wanted), (fast, gradient) = (step_of(way, pair) for way in ways)
         assert plain == pytest.approx(fast, rel=2e-3) and off(gradient, wanted.double()) < 1e-2
-    assert len(graphs._graphs) == 3
+    assert ways[1].graphs is not None and len(ways[1].graphs._graphs) == 3
+
+
+def test_garbage_of_an_earlier_pass_does_not_spoil_a_capture(tmp_path: Path) -> None:
+    ways = graphed(tmp_path / "base")
+    pack = make_pack(examples(8))
+    gc.disable()
+    try:
+        cycle: list[Any] = [ways[0].loss(pack)]
+        cycle.append(cycle)
+        del cycle
+        for _ in range(3):
+            step_of(ways[1], [pack])
+    finally:
+        gc.enable()
+    assert ways[1].graphs is not None and len(ways[1].graphs._graphs) == 1
+
+
+def test_a_failed_capture_costs_speed_only(tmp_path: Path) -> None:
+    """A loss that is kept alive spoils it; what is random stays random, and the results right."""
+    plain, fast = graphed(tmp_path / "base", lora_dropout=0.0)
+    packs = [make_pack(examples(8))]
+    kept = fast.loss(packs[0])
+    for _ in range(3):
+        (losses, gradient), (wanted, slopes) = step_of(fast, packs), step_of(plain, packs)
+        assert losses == pytest.approx(wanted, rel=2e-3) and off(gradient, slopes.double()) < 1e-2
+    assert fast.graphs is not None and fast.graphs.fault and not fast.graphs._graphs
+    assert kept.item() == pytest.approx(wanted[0], rel=2e-3)
+    assert torch.rand(8, device="cuda").unique().numel() == 8
 
 
 def test_dropout_drops_the_same_in_forward_and_backward(tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ attends to and nothing is trained on. A size is captured when it comes for the s
 A graph's memory is its own, beside that of passes launched in the ordinary way, so graphs are for short steps
 (`SHORT`) and stop being made when they hold their share of the memory (`SHARE`).
 
-Only the decoder is captured: the loss works on the trained positions alone, whose number changes.
+Only the decoder is captured: the loss works on the trained positions alone, whose number changes. Where a
+capture fails the run goes on without graphs.
 """
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from lorafold.errors import SystemFault
 from lorafold.train.attention import packed_inputs
 from lorafold.train.collate import Batch
 
@@ -39,7 +40,8 @@ class DecoderGraphs:
         attention: name of its attention.
         examples: most sequences in a pack.
         longest: most tokens of a sequence.
-        budget: most bytes that graphs may hold.
+        budget: most bytes that graphs may hold; none after a capture has failed.
+        fault: why a capture has failed.
     """
 
     decoder: Any
@@ -48,6 +50,7 @@ class DecoderGraphs:
     examples: int
     longest: int
     budget: int
+    fault: str = ""
     _held: int = 0
     _seen: dict[int, int] = field(default_factory=dict)
     _graphs: dict[int, Any] = field(default_factory=dict)
@@ -64,13 +67,16 @@ class DecoderGraphs:
             if self._seen[size] < 2 or len(self._graphs) >= _MOST or not self._has_room(size):
                 return None
             before = _reserved()
-            self._graphs[size] = self._capture(self._filled(batch, size))
+            graph = self._capture(self._filled(batch, size))
+            if graph is None:
+                return None
+            self._graphs[size] = graph
             self._held += max(0, _reserved() - before)
         return self._graphs[size](*self._filled(batch, size))
 
     def _has_room(self, size: int) -> bool:
         """Whether another graph fits: the first one tells what a token takes."""
-        if size > SHORT:
+        if size > SHORT or self.fault:
             return False
         each = self._held / sum(self._graphs) if self._graphs else 0.0
         return self._held + each * size <= self.budget
@@ -89,14 +95,17 @@ class DecoderGraphs:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         longest = max(self.longest, _step(2 * SHORT))  # the filling is shorter than a step
         part = _Decoder(self.decoder, self.attention, longest)
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        state = generator.clone_state()
+        # Nodes of an earlier pass that wait for the collector would draw torch's own stream into the capture.
+        gc.collect()
         try:
             return torch.cuda.make_graphed_callables(part, inputs, num_warmup_iters=_WARM, pool=self._pool)
-        except RuntimeError as error:  # torch's state is unusable after it, so there is no going on
-            first = error.__context__ or error
-            raise SystemFault(
-                f"the decoder cannot be captured as a CUDA graph ({str(first).splitlines()[0][:200]})",
-                fix="go on with --resume --no-cuda-graphs",
-            ) from error
+        except RuntimeError as error:
+            self.fault = str(error.__context__ or error).splitlines()[0][:200]
+        generator.graphsafe_set_state(state)  # the generator still believes that it is being captured
+        torch.cuda.synchronize()
+        return None
 
 
 class _Decoder(torch.nn.Module):  # type: ignore[misc]

@@ -72,6 +72,9 @@ class Session:
                     ended = run_steps(
                         self.trainer, self.state, stop, self.save, self.save_best, self.progress
                     )
+                graphs = self.trainer.forward.graphs
+                if graphs is not None and graphs.fault:
+                    self.notes.append(f"went on without CUDA graphs, since a capture failed: {graphs.fault}")
                 folder = self.run if ended == "stopped" else self.config.output
                 if ended != "stopped" and self.workers.first:
                     self.finish()
