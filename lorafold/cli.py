@@ -209,6 +209,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Terminated:
         _print_error("terminated")
         return 143
+    except MemoryError:  # training says more; this is the net under all commands
+        _print_error("out of memory; fix: close other programs, or use a machine with more memory")
+        return 5
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,16 +60,28 @@ def test_errors_of_an_undisturbed_block_and_handlers_stay() -> None:
     assert ([signal.getsignal(number) for number, _ in SIGNALS], sys.unraisablehook) == before
 
 
-def test_an_interrupt_in_the_exec_of_a_string_keeps_the_exit_code() -> None:
-    """A command whose stage interrupts itself within `exec`, as modules that make code do on import."""
+@pytest.mark.parametrize(
+    ("deed", "code", "said"),
+    [
+        # Modules that make code do so on import.
+        ("exec('os.kill(os.getpid(), signal.SIGINT)', globals())", 130, "error: interrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "error: terminated\n"),
+        (
+            "bytearray(1 << 62)",
+            5,
+            "error: out of memory; fix: close other programs, or use a machine with more memory\n",
+        ),
+    ],
+)
+def test_the_code_and_the_line_of_a_command_that_is_cut_short(deed: str, code: int, said: str) -> None:
     program = (
         "import os, signal, sys\n"
         "import lorafold.doctor\n"
         "def examine():\n"
-        "    exec('os.kill(os.getpid(), signal.SIGINT)', globals())\n"
+        f"    {deed}\n"
         "lorafold.doctor.examine = examine\n"
         "from lorafold.cli import main\n"
         "sys.exit(main(['doctor']))\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
+    assert (ended.returncode, ended.stderr) == (code, said)

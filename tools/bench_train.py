@@ -405,9 +405,10 @@ def write(out: Path, runs: list[Run]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench_train.json").write_text(json.dumps([dataclasses.asdict(run) for run in runs], indent=1))
     figure, axes = plt.subplots(figsize=(7, 4))
-    for run in runs:
+    for number, run in enumerate(runs):
         if run.losses:
-            axes.plot(range(1, len(run.losses) + 1), run.losses, label=run.label, linewidth=1.2)
+            width = 1.5 + 2.5 * (len(runs) - 1 - number)  # curves that agree lie upon each other
+            axes.plot(range(1, len(run.losses) + 1), run.losses, label=run.label, linewidth=width)
     axes.set(xlabel="step", ylabel="loss")
     axes.legend(fontsize=8)
     figure.tight_layout()
