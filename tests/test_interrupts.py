@@ -83,5 +83,12 @@ def test_the_code_and_the_line_of_a_command_that_is_cut_short(deed: str, code: i
         "from lorafold.cli import main\n"
         "sys.exit(main(['doctor']))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # A shell's background jobs, and so perhaps this test run, ignore SIGINT; a user's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert (ended.returncode, ended.stderr) == (code, said)
