@@ -104,6 +104,7 @@ def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("family", families(*NO_ORACLE))
 def test_equals_converter(family: str, outtype: str) -> None:

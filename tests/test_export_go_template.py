@@ -63,6 +63,7 @@ def _assert_proven_with_go(template: ChatTemplate, conversations: int) -> None:
     assert go_render(source, cases) == [program.run(data, today) for data, today in cases], template.origin
 
 
+@pytest.mark.slow
 def test_named_and_classic_templates_are_proven_with_go() -> None:
     for template in _named_and_classic():
         _assert_proven_with_go(template, 16)
@@ -102,6 +103,7 @@ def _bare(trim: Trim) -> str:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.text(
@@ -204,6 +206,7 @@ def _blocks(draw: st.DrawFn, names: tuple[str, ...], depth: int) -> str:
     return out
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(_blocks((), 2), _blocks((), 0))
 def test_the_evaluator_is_go_on_generated_templates(main: str, included: str) -> None:
@@ -299,6 +302,7 @@ def mutation_score(template: ChatTemplate, count: int) -> tuple[int, int, list[s
     return caught, same, missed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("chatml", 16), *(pytest.param(name, 40, marks=pytest.mark.slow) for name in NAMED)]
 )

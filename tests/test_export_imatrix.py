@@ -132,6 +132,7 @@ def test_older_format(tmp_path: Path) -> None:
     assert read_imatrix(path).chunks == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("skeleton", "names"),
     [

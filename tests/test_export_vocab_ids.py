@@ -82,7 +82,8 @@ def _rows(tokenizer: dict[str, Any], padding: int = 0) -> int:
     return 1 + max(*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])) + padding
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in BIG), *SMALL])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*BIG, *SMALL])
 def test_real_tokenizers_give_the_published_ids(name: str, tmp_path: Path) -> None:
     folder = shared(f"tokenizers/{name}")
     _, gguf = _write(folder, tmp_path, REAL[name])
@@ -116,6 +117,7 @@ def _table_tokenizer(row: PreTokenizer, corpus: Sequence[str] = ()) -> dict[str,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_each_row_of_the_table_is_what_llama_cpp_does(row: PreTokenizer, tmp_path: Path) -> None:
     tokenizer = _table_tokenizer(row)

@@ -176,6 +176,7 @@ def test_the_history_is_private_and_the_end_is_zero(two: Terminal, home: Path) -
     assert "hello" in [json.loads(line) for line in history.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_linked_history_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "theirs").write_text("x")
     (tmp_path / "history").symlink_to(tmp_path / "theirs")
@@ -187,6 +188,7 @@ def test_a_linked_history_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_narrow_and_without_colour(tmp_path: Path) -> None:
     models = [str(tiny_chat.gguf()), str(tiny_chat.gguf(1))]
     arguments = [*models, "--max-tokens", "6", "--temperature", "0"]
@@ -244,6 +246,7 @@ def test_piped_questions_and_plain_lines(home: Path) -> None:
     assert "\x1b" not in done.stdout and "1 control characters were taken out" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_saved_conversation_goes_on(home: Path, tmp_path: Path) -> None:
     turn = {"user": "hello", "answers": {"0": {"text": "hi", "reason": "stop"}}, "order": [0]}
     saved = {"format": "lorafold-session-1", "models": ["x"], "system": None, "follow": None, "sampling": {}}

@@ -47,6 +47,7 @@ def saved(talk: Terminal, home: Path) -> Session:
     return session
 
 
+@pytest.mark.slow
 def test_escape_sequences_split_over_tokens_are_shown(tmp_path: Path) -> None:
     # A character a token; and every byte a packet of its own, so that characters of several bytes are split.
     with (
@@ -62,6 +63,7 @@ def test_escape_sequences_split_over_tokens_are_shown(tmp_path: Path) -> None:
     assert found and json.loads(found[1])["rows"][0]["answers"][0]["text"] == HOSTILE
 
 
+@pytest.mark.slow
 def test_a_terminal_obeys_nothing(tmp_path: Path) -> None:
     with screen(tmp_path) as tty, server(MODELS, {CHAT: speaks(HOSTILE)}) as (url, _):
         (tmp_path / "raw").write_text("\x1b]0;title\x07\x1b]52;c;c3RvbGVu\x07", encoding="utf-8")
@@ -82,6 +84,7 @@ def test_a_terminal_obeys_nothing(tmp_path: Path) -> None:
         assert stolen()[0] == "title" and "stolen" in stolen()[1]
 
 
+@pytest.mark.slow
 def test_characters_split_over_a_local_models_tokens_come_whole(tmp_path: Path) -> None:
     line = "🙂é中\x1b]0;p\x07\u009b2J\u202ex\ry\n".encode()
     models = [str(chain(line, seed)) for seed in (0, 1)]
@@ -96,6 +99,7 @@ def test_characters_split_over_a_local_models_tokens_come_whole(tmp_path: Path) 
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", (tmp_path / "page.md").read_text())
 
 
+@pytest.mark.slow
 def test_half_characters_of_a_server_end_nothing(tmp_path: Path) -> None:
     """JSON may hold lone surrogates, which no file in UTF-8 can."""
     thinking = part(None, reasoning_content="so\ud800")
@@ -178,6 +182,7 @@ def test_ctrl_c_stops_models_that_never_end(endless: Terminal, tmp_path: Path) -
     endless.type("again", "20 tokens")
 
 
+@pytest.mark.slow
 def test_an_endless_answer_is_capped(tmp_path: Path) -> None:
     model = str(chain(b"abcdefg\n", 1))
     with terminal(tmp_path, model, "--temperature", "0", "--context", "300") as talk:
@@ -208,6 +213,7 @@ def test_one_model_fails_and_the_other_goes_on(tmp_path: Path) -> None:
     assert [message["role"] for message in session.messages(1)] == ["user", "assistant", "user"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_server_is_silent(tmp_path: Path) -> None:
     def silent(handler: Any, body: Any) -> None:
         handler.rfile.read(1)  # until the client hangs up
@@ -241,6 +247,7 @@ def test_control_characters_are_no_part_of_a_question(tmp_path: Path) -> None:
         assert bodies[-1]["messages"][-1]["content"] == "ab]52;c;eA==c2Jdef\ngh"
 
 
+@pytest.mark.slow
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
     model = str(chain(b"abcdefg\n", 1))
     talk = Terminal(tmp_path, model, model, *GREEDY, "16", TERM="dumb")
@@ -251,6 +258,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
     assert plain(talk.raw) == talk.raw and talk.raw.count("abcdefg") == 4
 
 
+@pytest.mark.slow
 def test_keys_typed_amid_an_answer_wait_for_the_prompt(tmp_path: Path) -> None:
     with (
         server(MODELS, {CHAT: speaks(["One ", "by ", "one"], pause=0.1)}) as (url, bodies),

@@ -84,6 +84,7 @@ def test_flags_and_tokens_that_nobody_lists(tmp_path: Path) -> None:
     assert_same(two_files(tmp_path / "model", tokenizer, settings | {"tokenizer_class": "GPT2Tokenizer"}))
 
 
+@pytest.mark.slow
 def test_the_real_one_of_qwen2(tmp_path: Path) -> None:
     tokenizer = json.loads((shared("tokenizers/qwen2") / "tokenizer.json").read_text(encoding="utf-8"))
     settings = NAMED | {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder_of(tokenizer)}

@@ -26,6 +26,7 @@ def config(tmp_path: Path) -> TrainConfig:
     return tiny_run(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: signal.Signals, code: int) -> None:
     def interrupt(name: str, done: float, total: float | None, note: str = "") -> None:

@@ -70,6 +70,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors", "lorafold.json", "o
 FILES += ("state.json", "trainable.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "remove", "truncate"])
 def test_a_damaged_checkpoint_is_never_chosen(config: TrainConfig, tmp_path: Path, damage: str) -> None:
     """Each of its files in turn: one bit flipped, the file gone, or its end."""
@@ -116,6 +117,7 @@ def test_resume_refuses_another_configuration_data_or_base(config: TrainConfig, 
     assert train(dataclasses.replace(again, data=(str(moved),), save_steps=3)).steps == 8
 
 
+@pytest.mark.slow
 def test_resume_with_force_starts_over_where_it_cannot_go_on(config: TrainConfig) -> None:
     with pytest.raises(Kill):
         train(config, die_at(5))
@@ -125,6 +127,7 @@ def test_resume_with_force_starts_over_where_it_cannot_go_on(config: TrainConfig
     assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_kill_while_tidying_up_loses_nothing(config: TrainConfig) -> None:
     """Die after the result is in place and before the checkpoints have moved into it."""
     result = train(config)
@@ -139,6 +142,7 @@ def test_a_kill_while_tidying_up_loses_nothing(config: TrainConfig) -> None:
         train(dataclasses.replace(config, resume=True, learning_rate=0.1))
 
 
+@pytest.mark.slow
 def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> None:
     with pytest.raises(Kill):
         train(dataclasses.replace(config, save_steps=4), die_at(5))
@@ -149,6 +153,7 @@ def test_resume_without_a_whole_checkpoint_starts_over(config: TrainConfig) -> N
     assert [row["step"] for row in steady(result.folder)] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_result_that_could_not_be_written_costs_no_step(config: TrainConfig, tmp_path: Path) -> None:
     """Die (as on a full disk) when all steps are done: the last one has its checkpoint."""
     whole = train(config)
@@ -162,6 +167,7 @@ def test_a_result_that_could_not_be_written_costs_no_step(config: TrainConfig, t
     assert (resumed.loss, resumed.tokens) == (whole.loss, whole.tokens)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_does_not_go_on(config: TrainConfig, tmp_path: Path) -> None:
     """A huge learning rate makes the evaluation worse at once; the best step is kept, from another file."""
     held_out = {"eval_split": 0.2, "eval_steps": 1, "early_stopping_patience": 2}
