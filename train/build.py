@@ -96,6 +96,8 @@ def build(
         return model
 
     model = load()
+    if device.type == "cuda":
+        memory.round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
     forward, speed, why = _forward(config, method, model, device, sequences, load, pad_id)

@@ -1,7 +1,10 @@
-"""How many tokens fit on the GPU at once: measured with the run's own model and data, not guessed."""
+"""The GPU's memory: how many tokens fit at once, measured with the run's own model and data, and blocks that
+packs of every length can use again.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,23 @@ ON_CPU = 2_048  # a pack on the CPU, whose attention looks at a whole mask
 _PROBES = (1_024, 3_072)  # tokens of the two passes that are measured
 _SHARE = 0.85  # of the free memory; the rest is for fragments
 _STATE = 12  # bytes a trained parameter: gradient and two moments in float32
+
+
+def round_blocks() -> None:
+    """Let torch round what it gives out from now on up to an eighth of a power of two.
+
+    No two packs have the same length, and of blocks that almost fitted the next one torch piled up the whole
+    card (docs/log.md). What the user has set in the environment stays. A torch that cannot be told goes on
+    without it, at the cost of memory.
+    """
+    import torch
+
+    if any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")):
+        return
+    setters = ("_accelerator_setAllocatorSettings", "_cuda_cudaCachingAllocator_set_allocator_settings")
+    setter = next((getattr(torch._C, name) for name in setters if hasattr(torch._C, name)), None)
+    if setter is not None:
+        setter("roundup_power2_divisions:8")
 
 
 def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], device: torch.device) -> int:
