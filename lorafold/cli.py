@@ -8,30 +8,30 @@ an exit code; whatever else escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from lorafold import __version__
-from lorafold.errors import InputError, LorafoldError
+from lorafold.arguments import misused, take_recipe
+from lorafold.errors import LorafoldError
 from lorafold.export.config import ExportConfig
 from lorafold.export.modelfile_config import ModelfileConfig
-from lorafold.interrupts import Terminated
+from lorafold.interrupts import Terminated, signals_raise
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import LayoutName, TrainConfig
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from lorafold.export.proof import Check
 
 Flat = Parameter(name="*")
+# An option takes one value and is repeated for more, so that models may follow it.
+One = Parameter(consume_multiple=False)
 
 app = App(
     name="lorafold",
@@ -109,7 +109,7 @@ def verify(folder: Path, *, base: str | None = None, chats: Path | None = None) 
     proof.require()
 
 
-@app.command
+@app.command(default_parameter=One, usage="Usage: lorafold chat [OPTIONS] MODEL [MODEL …]")
 def chat(config: Annotated[ChatConfig, Flat]) -> int:
     """Talk to one model, or to several side by side."""
     from lorafold.serve import chat as stage
@@ -117,7 +117,9 @@ def chat(config: Annotated[ChatConfig, Flat]) -> int:
     return stage(config)
 
 
-@app.command
+@app.command(
+    default_parameter=One, usage="Usage: lorafold compare --prompts FILE [OPTIONS] MODEL MODEL [MODEL …]"
+)
 def compare(config: Annotated[CompareConfig, Flat]) -> None:
     """Ask several models the same questions and save the answers side by side."""
     from lorafold.console import live_progress, print_lines, print_table
@@ -187,10 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or as `lorafold.errors` says; 130 after Ctrl-C, 143 after SIGTERM.
     """
     _quiet_libraries()
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with signals_raise():
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(tokens: list[str]) -> int:
     try:
-        tokens = _take_recipe(tokens)
+        tokens, recipe = take_recipe(tokens)
+        # cyclopts looks under the command's name; every command may find itself there.
+        app.config = (Dict(dict.fromkeys(app, recipe.values), source=str(recipe.path)),) if recipe else ()
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -198,13 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(str(error))
         return error.exit_code
     except CycloptsError as error:
-        _print_error(f"{error}; fix: lorafold {_command(tokens)}--help")
+        _print_error(misused(error, tokens, list(app)))
         return 2
     except KeyboardInterrupt:
         _print_error("interrupted")
-        # Where the interrupt passed through the exec of a string, CPython would end by the signal instead of
-        # by the code (`unhandled_keyboard_interrupt` in pythonrun.c); another exec clears that.
-        exec("")
         return 130
     except Terminated:
         _print_error("terminated")
@@ -216,65 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _print_error(message: str) -> None:
     from lorafold.console import print_error
 
     print_error(message)
-
-
-def _command(tokens: list[str]) -> str:
-    return f"{tokens[0]} " if tokens and not tokens[0].startswith("-") else ""
-
-
-def _take_recipe(tokens: list[str]) -> list[str]:
-    """Take `--recipe FILE` out of the arguments and let the file answer for flags that are not given."""
-    app.config = ()
-    for index, token in enumerate(tokens):
-        name, equals, value = token.partition("=")
-        if name != "--recipe":
-            continue
-        if not equals:
-            if index + 1 == len(tokens):
-                raise InputError("--recipe needs a file", fix="--recipe recipes/NAME.yaml")
-            value = tokens[index + 1]
-        path = _find_recipe(value)
-        # cyclopts looks under the command's name; every command may find itself there.
-        app.config = (Dict(dict.fromkeys(app, _read_recipe(path)), source=str(path)),)
-        return tokens[:index] + tokens[index + (1 if equals else 2) :]
-    return tokens
-
-
-def _find_recipe(name: str) -> Path:
-    path = Path(name)
-    if path.is_file():
-        return path
-    raise InputError("no such recipe", at=name, fix="give a YAML file; the known ones are in recipes/")
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    """The values of a recipe by flag name.
-
-    Raises:
-        InputError: not YAML, or not keys and values.
-    """
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: builds no objects
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = f"not readable as YAML ({' '.join(str(error).split())})"
-        raise InputError(problem, at=path, fix="mend the file") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=path)
-    return {str(key).replace("_", "-"): value for key, value in loaded.items()}
 
 
 def _quiet_libraries() -> None:

@@ -17,16 +17,47 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, under a name of its own.
+
+    Where KeyboardInterrupt itself, not a class derived from it, passes through the exec of a string (as
+    namedtuples and generated code use it), CPython remembers that, and the process ends by the signal instead
+    of by our code however it is handled (`unhandled_keyboard_interrupt` in pythonrun.c).
+    """
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that every `finally` runs."""
 
 
 _EXCEPTIONS: dict[int, type[BaseException]] = {
-    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGINT: Interrupted,
     signal.SIGTERM: Terminated,
 }
 
 _RETRY = 0.05  # seconds
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise `Interrupted` and `Terminated` at once; a signal that is ignored stays so.
+
+    It is for the main thread; what lasts is to be done in `interruptible`.
+    """
+    before = {number: signal.getsignal(number) for number in _EXCEPTIONS}
+    # None is a handler that was not set from Python, and could not be set again.
+    mine = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    for number in mine:
+        signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number, handler in mine.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise _EXCEPTIONS[number]
 
 
 @contextlib.contextmanager
@@ -37,7 +68,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
         A function that raises again what has arrived; to be called now and then.
 
     Raises:
-        KeyboardInterrupt: SIGINT arrived; also in place of what the block made of it.
+        Interrupted: SIGINT arrived; also in place of what the block made of it.
         Terminated: SIGTERM arrived.
     """
     if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there

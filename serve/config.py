@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from lorafold.errors import UsageError
@@ -61,8 +61,10 @@ class ChatConfig:
     models: tuple[str, ...]
     """GGUF, `base.gguf+adapter.gguf`, Hugging Face folder, `BASE+ADAPTER`, `ollama:NAME`, `http://…`."""
 
+    _: KW_ONLY
+
     prompt: tuple[str, ...] = ()
-    """Ask this and leave; several are turns of one conversation."""
+    """Ask this and leave; given again: the next turn of the conversation."""
 
     json: bool = False
     """One JSON object per question on standard output (implies plain output)."""
@@ -130,8 +132,10 @@ class CompareConfig:
     models: tuple[str, ...]
     """The original first, then what was made of it; spelled as for `chat`."""
 
+    _: KW_ONLY
+
     prompts: Path
-    """Questions: text (one a line), JSON lines (prompt, question or messages), or CSV with such a column."""
+    """Questions: text (one a line), JSON lines, CSV, or what training held out: ADAPTER/heldout.jsonl."""
 
     out: tuple[Path, ...] = ()
     """Where to save: .html (one self-contained page), .md or .jsonl, by the ending; may be repeated."""

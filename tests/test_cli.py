@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_chat
 
-from lorafold.cli import main
+from lorafold.cli import app, main
 
 RUN = [sys.executable, "-m", "lorafold"]
 
@@ -22,7 +23,23 @@ RUN = [sys.executable, "-m", "lorafold"]
     ("arguments", "code", "words"),
     [
         (["nope"], 2, "Unknown command"),
-        (["export"], 2, "--source"),
+        (["export"], 2, "SOURCE is missing"),
+        (["exprot", "x"], 2, "fix: lorafold --help"),
+        (["export", "x"], 2, "--out is missing"),
+        (["export", "--out", "OUT", "--quant", "Q8_0", "F16", "ADA"], 2, "--quant took all of Q8_0 F16 ADA"),
+        (
+            ["export", "--quant", "Q8_0", "ADA"],
+            2,
+            "fix: write SOURCE before --quant: lorafold export ADA --quant",
+        ),
+        (["chat"], 2, "MODELS is missing"),
+        (["compare", "a.gguf", "b.gguf", "q.txt"], 2, "--prompts is missing"),
+        (["chat", "--prompt", "hi", "--prompt", "ho", "no.gguf"], 3, "no.gguf: no such file"),
+        (
+            ["compare", "--prompts", "QUEST", "--out", "OUT.html", "no.gguf", "b.gguf"],
+            3,
+            "no.gguf: no such file",
+        ),
         (["export", "x", "--out", "y", "--nope"], 2, "Unknown option"),
         (["export", "/no/where", "--out", "OUT"], 3, "no such base model"),
         (["export", "BASE", "--out", "OUT", "--quant", "Q9"], 2, "unknown quantization type 'Q9'"),
@@ -44,7 +61,9 @@ def test_every_failure_is_one_line_with_its_code(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    places = {"OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "BASE": str(tiny_chat.folder())}
+    (tmp_path / "q.txt").write_text("Who are you?\n")
+    places = {"QUEST": str(tmp_path / "q.txt")}
+    places |= {"OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "BASE": str(tiny_chat.folder())}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
     assert main(arguments) == code
@@ -53,6 +72,18 @@ def test_every_failure_is_one_line_with_its_code(
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and words in errors[0] and "Traceback" not in captured.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", list(app))
+def test_only_what_a_command_works_on_stands_without_its_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not command.startswith("-"):
+        assert main([command, "--help"]) == 0
+        parameters = re.findall(r"│ [* ]? *([A-Z][A-Z-]+) --", capsys.readouterr().out)
+        works_on = {"export": "SOURCE", "verify": "FOLDER", "chat": "MODELS", "compare": "MODELS"}
+        works_on |= dict.fromkeys(("modelfile", "inspect"), "PATH")
+        assert parameters == [works_on[command]] if command in works_on else parameters == []
 
 
 def test_recipe_values_yield_to_flags_and_unknown_keys_are_errors(

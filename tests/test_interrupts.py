@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lorafold.interrupts import Terminated, interruptible
+from lorafold.interrupts import Terminated, interruptible, signals_raise
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
 
@@ -50,6 +50,19 @@ def test_an_import_is_finished_first(
         import_module("struck")
         time.sleep(30)  # struck again here
     assert sys.modules.pop("struck").whole
+
+
+def test_signals_raise_at_once_and_what_is_ignored_stays_so() -> None:
+    for number, error in SIGNALS:
+        with pytest.raises(error), signals_raise():
+            os.kill(os.getpid(), number)
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            with signals_raise():
+                os.kill(os.getpid(), number)
+            assert signal.getsignal(number) is signal.SIG_IGN
+        finally:
+            signal.signal(number, before)
 
 
 def test_errors_of_an_undisturbed_block_and_handlers_stay() -> None:
