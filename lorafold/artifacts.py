@@ -16,10 +16,11 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lorafold import __version__
 from lorafold.errors import BusyError, InputError, LorafoldError, SystemFault, UsageError
+from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
 
 MANIFEST = "lorafold.json"
 MANIFEST_FORMAT = 1
@@ -51,49 +52,27 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a staging folder that becomes `out` if the block succeeds and vanishes if it fails.
 
     The staging folder lies beside the target, on the same file system, so that the last step is a rename.
-    One process at a time: a second one on the same output gets a `BusyError`.
+    Of a symlink the target is what it leads to. One process at a time: a second one on the same output gets
+    a `BusyError`.
     """
     check_output(out, force=force)
-    parent = out.resolve().parent
+    target = out.resolve()
     with system_faults(out):
-        parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        staging = parent / f".{out.name}.partial"
+        staging = target.parent / f".{target.name}.partial"
         with system_faults(out):
+            if restore_folder(target):
+                check_output(out, force=force)
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
         try:
             with system_faults(out):
                 yield staging
                 sync_tree(staging)
-                replace_folder(staging, out)
+                replace_folder(staging, target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def replace_folder(staging: Path, out: Path) -> None:
-    """Put a finished folder in the place of `out`; an existing one is moved aside first, then removed."""
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    try:
-        staging.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    sync_folder(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder; what a kill in the middle leaves over does not carry its name."""
-    aside = folder.parent / f".{folder.name}.old"
-    with system_faults(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        shutil.rmtree(aside)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -113,26 +92,6 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync_tree(folder: Path) -> None:
-    """fsync every file and folder below `folder`, so that a rename after it survives a power loss."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        elif path.is_dir():
-            sync_folder(path)
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a directory entry."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def lock(out: Path) -> Iterator[None]:
     """Hold the lock of an output for the length of the block.
@@ -142,27 +101,42 @@ def lock(out: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it; its pid is named.
     """
-    path = out.resolve().parent / f".{out.name}.lock"
-    with system_faults(out):
-        file = open(path, "a+")  # noqa: SIM115 - closed in the finally below, after the block
+    target = out.resolve()
+    path = target.parent / f".{target.name}.lock"
+    file = _locked(path, out)
     try:
+        with system_faults(out):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: the next one makes its own
+        file.close()
+
+
+def _locked(path: Path, out: Path) -> IO[str]:
+    """The lock's file, opened and held."""
+    while True:
+        with system_faults(out):
+            file = open(path, "a+")  # noqa: SIM115 - the lock lasts as long as it is open
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed it in between, and another process hold a new one by that name.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+            file.close()
+        except FileNotFoundError:
+            file.close()
         except OSError as error:
+            with file:
+                file.seek(0)
+                pid = file.read().strip() or "unknown"
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            file.seek(0)
-            pid = file.read().strip() or "unknown"
             raise BusyError(
                 f"process {pid} is writing this output", at=out, fix="wait for it, or choose another --out"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-        path.unlink(missing_ok=True)
-    finally:
-        file.close()
 
 
 # What the operating system may refuse a user, by errno(3).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from lorafold.jinja_sandbox import Message
 from lorafold.serve.engine import Engine
 from lorafold.serve.lens import Lens, look_at_scored, look_through
 from lorafold.serve.session import Answer
+
+NOT_ASKED = "not asked"  # the reason of an answer that a conversation did not ask for (`/only`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def answer_row(answer: Answer, lens: Lens | None) -> dict[str, Any]:
         "seconds": round(answer.elapsed, 4),
         "first_token_seconds": round(answer.first, 4),
         "tokens_per_second": round(answer.rate, 2),
+        "dropped": answer.dropped,
     }
     if answer.error:
         row["error"] = answer.error
@@ -93,3 +96,21 @@ def answer_row(answer: Answer, lens: Lens | None) -> dict[str, Any]:
         row["mean_log_ratio"] = round(lens.mean_ratio, 5)
         row["lens"] = [[token.text, round(token.own, 3), round(token.other, 3)] for token in lens.tokens]
     return row
+
+
+def cell_of(row: Mapping[str, Any]) -> str:
+    """An answer's row as the text of a table's cell: what was said, and what a reader must know of it."""
+    text, error, dropped = row["text"].strip(), row.get("error", ""), row.get("dropped", 0)
+    parts = [text] if text else []
+    if error:
+        parts.append(f"(failed: {error})")
+    elif not text:
+        parts.append(f"({row['reason']})")
+    if dropped:
+        parts.append(f"({dropped} earlier message{'s' * (dropped != 1)} left out: the context was full)")
+    return "\n".join(parts)
+
+
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Whether an answer says something of its model: it was asked, and did not fail."""
+    return row["reason"] != NOT_ASKED and not row.get("error")

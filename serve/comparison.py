@@ -1,7 +1,8 @@
 """`lorafold compare`: the same questions to two or more models, every answer kept, nothing asked twice.
 
 Each finished question goes into a journal beside the output; an interrupted comparison goes on from there
-when it is started again with the same models, questions and sampling.
+when it is started again with the same models, questions and settings. Questions at which a model failed are
+asked again then.
 """
 
 from __future__ import annotations
@@ -9,26 +10,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import lock, system_faults, write_atomic
+from lorafold.chat_template import ChatTemplate
 from lorafold.errors import UsageError
+from lorafold.interrupts import Terminated
 from lorafold.progress import Progress, silent
-from lorafold.serve.answer_row import ModelCard, answer_row, card_of, lens_of
+from lorafold.serve.answer_row import ModelCard, answer_row, card_of, cell_of, lens_of
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import CompareConfig, sampling_of
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.engines import opened
+from lorafold.serve.journal import Journal, has_failure
 from lorafold.serve.prompts import Prompt, read_prompts
 from lorafold.serve.report import RENDERERS
 from lorafold.serve.session import Answer, utf8
-
-JOURNAL = "lorafold-comparison-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class CompareResult:
         seconds: that asking took, without what an earlier run had done.
         resumed: questions taken over from an interrupted run.
         saved: files written.
+        notes: what the user should know before relying on answers.
     """
 
     models: list[ModelCard]
@@ -52,6 +54,7 @@ class CompareResult:
     seconds: float
     resumed: int
     saved: list[Path]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -61,13 +64,43 @@ class CompareResult:
     @property
     def table(self) -> list[list[str]]:
         """Cells of the table, one row per question."""
-        return [
-            [
-                row["question"],
-                *(answer["text"].strip() or f"({answer['reason']})" for answer in row["answers"]),
-            ]
-            for row in self.rows
-        ]
+        return [[row["question"], *map(cell_of, row["answers"])] for row in self.rows]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The models that failed at questions."""
+        found = []
+        for index, card in enumerate(self.models):
+            errors = [row["answers"][index].get("error") for row in self.rows]
+            reasons = [error for error in errors if error]
+            if reasons:
+                found.append(Failure(card.source, len(reasons), len(errors), reasons[0]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A model that failed.
+
+    Attributes:
+        model: as the user spelled it.
+        count: questions at which it failed.
+        asked: questions in all.
+        reason: of the first failure.
+    """
+
+    model: str
+    count: int
+    asked: int
+    reason: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether it answered nothing at all."""
+        return self.count == self.asked
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.count} of {self.asked} answers failed: {self.reason}"
 
 
 def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult:
@@ -84,6 +117,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         UsageError: an output has an unknown ending, or exists and `force` is not set.
         InputError: questions or models cannot be read.
         BusyError: another comparison writes the same output.
+        KeyboardInterrupt: Ctrl-C; its text says where the same command goes on. So does that of `Terminated`.
     """
     for path in config.out:
         if path.suffix.lower() not in RENDERERS:
@@ -96,45 +130,90 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             raise UsageError("the output exists", at=path, fix="pass --force to replace it")
     prompts = read_prompts(config.prompts, config.system, config.limit)
     with contextlib.ExitStack() as stack:
-        journal = None
-        if config.out:
-            with system_faults(config.out[0]):
-                config.out[0].parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(config.out[0]))
-            journal = config.out[0].with_name(f".{config.out[0].name}.journal")
+        # First: what cannot be opened must leave nothing behind.
         engines = stack.enter_context(opened(config, progress))
-        result = _ask(config, engines, prompts, journal, progress)
+        place = None
+        if config.out:
+            stack.enter_context(_folder(config.out[0].parent))
+            stack.enter_context(lock(config.out[0]))
+            place = config.out[0].with_name(f".{config.out[0].name}.journal")
+        cards = [card_of(engine) for engine in engines]
+        journal = Journal(place, _identity(config, engines, cards, prompts), len(prompts))
+        result = _ask(config, engines, cards, prompts, journal, progress)
         for path in config.out:
             write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))
             result.saved.append(path)
-        if journal is not None:
-            journal.unlink(missing_ok=True)
+        journal.remove()
     return result
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """A folder for the length of the block, and for good where something lies in it then."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with system_faults(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _ask(
     config: CompareConfig,
     engines: Sequence[Engine],
+    cards: list[ModelCard],
     prompts: Sequence[Prompt],
-    journal: Path | None,
+    journal: Journal,
     progress: Progress,
 ) -> CompareResult:
-    cards = [card_of(engine) for engine in engines]
-    settings = asdict(sampling_of(config))
-    identity = _identity(cards, settings, prompts, config.lens)
-    rows = _resumed(journal, identity)[: len(prompts)]
-    resumed = len(rows)
+    resumed = len(journal.rows)
+    notes = _notes(engines, prompts)
+    if resumed:
+        again = f"; {_questions(journal.failed)} that failed asked again" if journal.failed else ""
+        notes.append(f"{resumed * len(engines)} answers taken over from an interrupted run{again}")
     begin = time.monotonic()
-    with _journal(journal, identity, resumed) as write:
-        for number in range(resumed, len(prompts)):
-            progress("compare", number, len(prompts), prompts[number].question[:40].replace("\n", " "))
-            row = _row(engines, prompts[number], config, number)
-            write(row)
-            rows.append(row)
-        progress("compare", len(prompts), len(prompts))
-    return CompareResult(
-        cards, rows, settings, config.prompts.name, time.monotonic() - begin, resumed, saved=[]
-    )
+    try:
+        with journal:
+            for number, prompt in enumerate(prompts):
+                if number in journal.rows:
+                    continue
+                told = prompt.question[:40].replace("\n", " ")
+                progress("compare", len(journal.rows), len(prompts), told)
+                journal.write(number, _row(engines, prompt, config, number))
+            progress("compare", len(prompts), len(prompts))
+    except (KeyboardInterrupt, Terminated) as error:
+        if journal.path is not None and journal.rows:
+            error.args = (_where_it_goes_on(journal.rows, len(prompts)),)
+        raise
+    rows = [journal.rows[number] for number in range(len(prompts))]
+    settings, seconds = asdict(sampling_of(config)), time.monotonic() - begin
+    return CompareResult(cards, rows, settings, config.prompts.name, seconds, resumed, saved=[], notes=notes)
+
+
+def _notes(engines: Sequence[Engine], prompts: Sequence[Prompt]) -> list[str]:
+    """What the engines say of themselves, and what was done to questions."""
+    notes = [f"{engine.about.name}: {note}" for engine in engines for note in engine.about.notes]
+    removed = [prompt.removed for prompt in prompts if prompt.removed]
+    if removed:
+        notes.append(f"{sum(removed)} control characters taken out of {_questions(len(removed))}")
+    return notes
+
+
+def _questions(count: int) -> str:
+    return f"{count} question{'s' * (count != 1)}"
+
+
+def _where_it_goes_on(rows: Mapping[int, Mapping[str, Any]], count: int) -> str:
+    following = next((number for number in range(count) if number not in rows), None)
+    if following is None:
+        return "all questions are asked; the same command writes the output"
+    failed = sum(map(has_failure, rows.values()))
+    again = f" and asks {_questions(failed)} that failed again" if failed else ""
+    told = f"{len(rows)} of {_questions(count)} asked"
+    return f"{told}; the same command goes on at question {following + 1}{again}"
 
 
 def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, number: int) -> dict[str, Any]:
@@ -157,49 +236,16 @@ def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, numbe
 
 
 def _identity(
-    cards: Sequence[ModelCard], settings: Mapping[str, Any], prompts: Sequence[Prompt], lens: bool
+    config: CompareConfig, engines: Sequence[Engine], cards: Sequence[ModelCard], prompts: Sequence[Prompt]
 ) -> str:
     """What must be equal for an interrupted comparison to be gone on with."""
-    known = [[asdict(card) for card in cards], settings, [asdict(prompt) for prompt in prompts], lens]
+    template = config.chat_template and ChatTemplate.chosen(config.chat_template).source
+    known = [
+        [asdict(card) for card in cards],
+        [engine.context for engine in engines],
+        template and hashlib.sha256(utf8(template)).hexdigest(),
+        asdict(sampling_of(config)),
+        [asdict(prompt) for prompt in prompts],
+        config.lens,
+    ]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def _resumed(journal: Path | None, identity: str) -> list[dict[str, Any]]:
-    """Rows of an interrupted run with the same identity; a last line cut short is left out."""
-    if journal is None or not journal.is_file():
-        return []
-    lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows: list[dict[str, Any]] = []
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        if json.loads(lines[0]) != {"format": JOURNAL, "identity": identity}:
-            return []
-        for line in lines[1:]:
-            row = json.loads(line)
-            if not isinstance(row["answers"], list):
-                break
-            rows.append(row)
-    return rows
-
-
-@contextlib.contextmanager
-def _journal(path: Path | None, identity: str, resumed: int) -> Iterator[Any]:
-    """A function that appends a row to the journal, on disk when it returns."""
-    if path is None:
-        yield lambda row: None
-        return
-    with system_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        keep: list[str] = []
-        if resumed:
-            keep = path.read_text(encoding="utf-8", errors="replace").split("\n")[: resumed + 1]
-        else:
-            keep = [json.dumps({"format": JOURNAL, "identity": identity})]
-        write_atomic(path, "\n".join(keep) + "\n")
-        with open(path, "ab") as file:
-
-            def write(row: dict[str, Any]) -> None:
-                file.write(utf8(json.dumps(row, ensure_ascii=False) + "\n"))
-                file.flush()
-                os.fsync(file.fileno())
-
-            yield write

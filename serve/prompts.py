@@ -13,10 +13,14 @@ from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Message
+from lorafold.serve.talk import cleaned
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "user", "text")
+FURTHER = "input"  # Alpaca's: what the instruction is about
+SYSTEM = "system"
 EXPECTED = ("expected", "completion", "response", "output", "answer", "chosen")
 CONVERSATIONS = ("messages", "conversations", "conversation")
+_COLUMNS = frozenset((*QUESTIONS, FURTHER, SYSTEM, *EXPECTED))
 _HALF = re.compile("[\ud800-\udfff]")
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -28,10 +32,12 @@ class Prompt:
     Attributes:
         messages: the conversation up to it; the last one is the user's.
         expected: the answer that the data holds, or None.
+        removed: control characters that were taken out.
     """
 
     messages: tuple[Message, ...]
     expected: str | None = None
+    removed: int = 0
 
     @property
     def question(self) -> str:
@@ -97,8 +103,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         names = reader.fieldnames or []
-        known = [name for name in names if name and name.strip().lower() in (*QUESTIONS, *EXPECTED)]
-        if not any(name.strip().lower() in QUESTIONS for name in known):
+        known = [name for name in names if name and name.strip().lower() in _COLUMNS]
+        if not any(name.strip().lower() in (*QUESTIONS, FURTHER) for name in known):
             raise InputError(
                 f"no column of questions among {', '.join(map(str, names)) or 'none'}",
                 at=f"{path}:1",
@@ -127,18 +133,24 @@ def _prompt(place: str, row: Any, system: str | None) -> Prompt:
         expected = last if last is not None else expected
     else:
         question = next((row[key] for key in QUESTIONS if isinstance(row.get(key), str)), "")
-        if isinstance(row.get("input"), str) and row["input"].strip():
-            question = f"{question}\n{row['input']}"
-        if not question.strip():
+        further = row[FURTHER] if isinstance(row.get(FURTHER), str) else ""
+        question = "\n".join(part for part in (question, further) if part.strip())  # as in training
+        if not question:
             raise InputError(f"no question (expected a field {', '.join(QUESTIONS)} or messages)", at=place)
         messages = [{"role": "user", "content": question}]
-        if isinstance(row.get("system"), str) and row["system"].strip():
-            messages.insert(0, {"role": "system", "content": row["system"]})
+        if isinstance(row.get(SYSTEM), str) and row[SYSTEM].strip():
+            messages.insert(0, {"role": "system", "content": row[SYSTEM]})
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     if any(_HALF.search(str(message["content"])) for message in messages):
         raise InputError("half of a character (a lone surrogate) in it", at=place, fix="repair the line")
-    return Prompt(tuple(messages), expected)
+    removed = 0
+    for message in messages:  # as chat does with what is typed
+        message["content"], count = cleaned(str(message["content"]))
+        removed += count
+    if not str(messages[-1]["content"]).strip():
+        raise InputError("an empty question", at=place, fix="repair the line")
+    return Prompt(tuple(messages), expected, removed)
 
 
 def _conversation(place: str, rows: Any) -> tuple[list[Message], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.console import sanitize
+from lorafold.serve.answer_row import comparable
 
 if TYPE_CHECKING:
     from lorafold.serve.comparison import CompareResult
@@ -19,6 +21,11 @@ TEMPLATE = Path(__file__).parent / "report.html"
 DATA_PLACE = "/*DATA*/null"
 # Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+# In a Markdown cell; `&` too, or an answer `&lt;` would read as `<`.
+_ESCAPES = str.maketrans(
+    {char: f"\\{char}" for char in "\\`*_[]|#~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+)
 
 
 def agreement(first: str, second: str) -> float:
@@ -44,9 +51,7 @@ def _model_line(card: Mapping[str, Any]) -> str:
 def _cell(text: str) -> str:
     """Text inside a table's cell: no row ends, no markup, nothing a terminal would obey."""
     text = sanitize(text.strip().replace("\r\n", "\n"), keep="\n\t").replace("\t", " ")
-    for char in "\\`*_[]<>|#~$":
-        text = text.replace(char, f"\\{char}" if char not in "<>" else {"<": "&lt;", ">": "&gt;"}[char])
-    return text.replace("\n", "<br>")
+    return text.translate(_ESCAPES).replace("\n", "<br>")
 
 
 def as_jsonl(result: CompareResult) -> str:
@@ -60,13 +65,17 @@ def as_jsonl(result: CompareResult) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *result.rows))
 
 
+def _share(first: str | None, second: str | None) -> float | None:
+    """Agreement, or None where there are no two answers: a failure is no disagreement."""
+    return None if first is None or second is None else round(agreement(first, second), 4)
+
+
 def as_html(result: CompareResult) -> str:
     """One page with everything in it: styles, script, data."""
     rows = []
     for row in result.rows:
-        texts = [answer["text"] for answer in row["answers"]]
-        agreements = [round(agreement(texts[0], text), 4) for text in texts]
-        rows.append({**row, "agreement": agreements})
+        texts = [answer["text"] if comparable(answer) else None for answer in row["answers"]]
+        rows.append({**row, "agreement": [_share(texts[0], text) for text in texts]})
     return page(
         {
             "models": [asdict(card) for card in result.models],
@@ -78,7 +87,13 @@ def as_html(result: CompareResult) -> str:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """Put data into the page. `<` is escaped, so that no text in it can end the script."""
+    """Put data into the page, with a digest of it under which the browser keeps this page's votes.
+
+    `<` is escaped, so that no text in it can end the script.
+    """
+    said = [[row["question"], [answer["text"] for answer in row.get("answers", ())]] for row in data["rows"]]
+    known = json.dumps([data["models"], data["settings"], said], sort_keys=True).encode()
+    data = {**data, "digest": hashlib.sha256(known).hexdigest()}
     packed = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     packed = packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     template = TEMPLATE.read_text(encoding="utf-8")

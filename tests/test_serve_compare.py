@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_chat
+from model_servers import part, refused, server, streamed
 
 from lorafold.errors import InputError, UsageError
 from lorafold.serve import CompareConfig, CompareResult, compare
 from lorafold.serve.lens import look_through
-from lorafold.serve.prompts import read_prompts
-from lorafold.serve.report import agreement, as_markdown, page
+from lorafold.serve.report import agreement, as_html, as_markdown, page
 
 
 def config(out: Sequence[Path], prompts: Path, **options: Any) -> CompareConfig:
@@ -59,15 +60,22 @@ def test_seeds_repeat(questions: Path) -> None:
     assert compare(config([], questions, seed=2, **warm)).table != first
 
 
-def test_an_interrupted_comparison_goes_on(questions: Path, tmp_path: Path) -> None:
-    out = tmp_path / "r.jsonl"
+def interrupt(settings: CompareConfig, asked: int) -> str:
+    """Interrupt a comparison after so many questions; returns what the exception says."""
 
     def stop(step: str, done: float, total: float | None, note: str = "") -> None:
-        if step == "compare" and done == 2:
+        if step == "compare" and done == asked:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        compare(config([out], questions), stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        compare(settings, stop)
+    return str(caught.value)
+
+
+def test_an_interrupted_comparison_goes_on(questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    said = interrupt(config([out], questions), 2)
+    assert said == "2 of 3 questions asked; the same command goes on at question 3"
     (journal,) = tmp_path.glob(".*.journal")
     with open(journal, "a") as file:
         file.write('{"question": "cut sho')  # as a power loss may leave it
@@ -80,16 +88,83 @@ def test_an_interrupted_comparison_goes_on(questions: Path, tmp_path: Path) -> N
     ]
 
 
-def test_a_journal_of_other_settings_is_not_gone_on_with(questions: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [{"seed": 9}, {"chat_template": "other.jinja"}, {"context": 128}, {"lens": False}], ids=str
+)
+def test_a_journal_of_other_settings_is_not_gone_on_with(
+    other: dict[str, Any], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     out = tmp_path / "r.jsonl"
+    interrupt(config([out], questions), 1)
+    assert compare(config([out], questions, **other)).resumed == 0
 
-    def stop(step: str, done: float, total: float | None, note: str = "") -> None:
-        if step == "compare" and done == 1:
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        compare(config([out], questions), stop)
-    assert compare(config([out], questions, seed=9)).resumed == 0
+def test_a_changed_template_is_another_one(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, template = tmp_path / "r.jsonl", Path("my.jinja")
+    for said, resumed in (("Q", 1), ("another ", 0)):
+        template.write_text("Q{% for m in messages %}{{ m.content }}{% endfor %}")
+        interrupt(config([out], questions, chat_template="my.jinja", force=True), 1)
+        template.write_text(said + "{% for m in messages %}{{ m.content }}{% endfor %}")
+        assert compare(config([out], questions, chat_template="my.jinja", force=True)).resumed == resumed
+
+
+def test_questions_that_failed_are_asked_again(questions: Path, tmp_path: Path) -> None:
+    """A server that is down for the second question, and up again when the comparison goes on."""
+    out, down = tmp_path / "r.jsonl", {"two | <b>"}
+    asked: list[str] = []
+    fine = streamed([part("fine"), part(None, "stop"), b"[DONE]"], sse=True)
+
+    def reply(handler: Any, body: Any) -> None:
+        asked.append(body["messages"][-1]["content"])
+        (refused(500, {"error": "broken"}) if asked[-1] in down else fine)(handler, body)
+
+    models = {"/v1/models": {"object": "list", "data": [{"id": "m"}]}}
+    with server(models, {"/v1/chat/completions": reply}) as (url, _):
+        settings = CompareConfig(
+            models=(url, str(tiny_chat.gguf())), prompts=questions, out=(out,), threads=1
+        )
+        settings = replace(settings, max_tokens=4)
+        said = interrupt(settings, 2)
+        assert said == (
+            "2 of 3 questions asked; "
+            "the same command goes on at question 3 and asks 1 question that failed again"
+        )
+        down.clear()
+        asked.clear()
+        result = compare(settings)
+    assert asked == ["two | <b>", "three"]
+    assert result.resumed == 1 and result.failures == []
+    assert [row["question"] for row in result.rows] == ["one", "two | <b>", "three"]
+    assert [row["answers"][0]["text"] for row in result.rows] == ["fine"] * 3
+    assert "2 answers taken over from an interrupted run; 1 question that failed asked again" in result.notes
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"number": 1}', '{"number": 1, "row": {"answers": [3]}}'])
+def test_a_damaged_journal_counts_up_to_the_damage(line: str, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    interrupt(config([out], questions), 1)
+    with open(tmp_path / ".r.jsonl.journal", "a") as file:
+        file.write(line + "\n")
+    assert compare(config([out], questions)).resumed == 1
+
+
+@pytest.mark.parametrize("fault", ["missing model", "at the first question"])
+def test_a_failed_start_leaves_nothing(fault: str, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "r.html"
+    settings = config([out], questions)
+    if fault == "missing model":
+        with pytest.raises(InputError, match="no such file"):
+            compare(replace(settings, models=("none.gguf",)))
+    else:
+        assert interrupt(settings, 0) == ""
+    assert list(tmp_path.iterdir()) == [questions]
+    interrupt(settings, 1)
+    assert [path.name for path in out.parent.iterdir()] == [".r.html.journal"]
 
 
 def test_outputs_that_must_not_be(questions: Path, tmp_path: Path) -> None:
@@ -107,57 +182,31 @@ def test_outputs_that_must_not_be(questions: Path, tmp_path: Path) -> None:
 def test_one_failing_model_leaves_the_other(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"prompt": "x" * 400}) + "\n" + json.dumps({"prompt": "short"}) + "\n")
-    rows = compare(config([], path, context=128)).rows
+    result = compare(config([], path, context=128))
+    rows = result.rows
     assert "shorten it" in rows[0]["answers"][0]["error"] and rows[0]["answers"][0]["text"] == ""
     assert rows[1]["answers"][0]["tokens"] > 0
+    assert re.match(r"\(failed: the message has .* shorten it", result.table[0][1])
+    assert [(failure.count, failure.asked, failure.whole) for failure in result.failures] == [
+        (1, 2, False),
+        (1, 2, False),
+    ]
+    # A failure is no disagreement: it stays out of the means.
+    data = json.loads(as_html(result).split("const DATA = ")[1].split(";\n")[0])
+    assert data["rows"][0]["agreement"] == [None, None] and data["rows"][1]["agreement"][0] == 1
 
 
-QUESTIONS = {
-    "a.jsonl": '{"prompt": "one", "completion": "1"}\n\n{"question": "two"}\n',
-    "b.jsonl": '{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]}\n'
-    '{"conversations": [{"from": "human", "value": "two"}]}\n',
-    "c.json": '[{"instruction": "one", "input": "", "output": "1"}, "two"]',
-    "d.csv": 'id,question,expected\n7,one,1\n8,"two",\n',
-    "e.txt": "\ufeffone\r\n\r\ntwo\n",
-}
-
-
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_question_files(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_text(QUESTIONS[name], encoding="utf-8", newline="")
-    prompts = read_prompts(path, system="be kind")
-    assert [prompt.question for prompt in prompts] == ["one", "two"]
-    assert prompts[0].expected == (None if name == "e.txt" else "1")
-    assert prompts[1].messages[0] == {"role": "system", "content": "be kind"}
-    assert len(read_prompts(path, limit=1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("a.txt", b"\n\n", "no question in it"),
-        ("a.txt", b"\xff\xfe", "not UTF-8 at byte 0"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"prompt"', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"colour": "x"}', "a.jsonl:1: no question"),
-        ("a.jsonl", b"3", "expected an object, got int"),
-        ("a.jsonl", b'{"messages": [{"role": "judge", "content": "x"}]}', "without a known role"),
-        ("a.jsonl", b'{"messages": [{"role": "system", "content": "x"}]}', "no question at its end"),
-        ("a.json", b"[", "not JSON"),
-        ("a.json", b"[" * 100_000, "not JSON"),
-        ("a.jsonl", b'{"messages":' + b"[" * 100_000, "a.jsonl:1: not JSON"),
-        ("a.jsonl", b'{"prompt": "a\\ud800"}', "a.jsonl:1: half of a character"),
-        ("a.csv", b"a,b\n1,2\n", "no column of questions among a, b"),
-        ("a.csv", b'"prompt\nx', "a.csv:1: not CSV"),
-    ],
-)
-def test_question_files_that_are_wrong(name: str, text: bytes, said: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    path.write_bytes(text)
-    with pytest.raises(InputError, match=said):
-        read_prompts(path)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_prompts(tmp_path / "none")
+def test_messages_that_did_not_fit_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    turns = [{"role": role, "content": "x" * 60} for role in ("user", "assistant") * 6]
+    path.write_text(json.dumps({"messages": [*turns, {"role": "user", "content": "last"}]}) + "\nshort\n")
+    path.write_text(path.read_text().replace("short", '"short"'))
+    result = compare(config([], path, context=400))
+    long, short = (row["answers"][0] for row in result.rows)
+    assert long["dropped"] > 0 and short["dropped"] == 0
+    told = f"({long['dropped']} earlier messages left out: the context was full)"
+    assert told in result.table[0][1] and told in as_markdown(result).split("\n")[2]
+    assert "left out" not in result.table[1][1]
 
 
 @dataclass
@@ -226,3 +275,9 @@ def test_markdown_shows_control_characters(questions: Path) -> None:
     result.rows[0]["answers"][0]["text"] = "a\x1b[2Jb\nc\u202ed"
     text = as_markdown(result)
     assert "a␛\\[2Jb<br>c&lt;U+202E&gt;d" in text
+
+
+def test_markdown_shows_markup_as_it_was_written(questions: Path) -> None:
+    result = compare(config([], questions, limit=1, lens=False))
+    result.rows[0]["answers"][0]["text"] = "&lt; & <br> *a* ![x](y)"
+    assert "&amp;lt; &amp; &lt;br&gt; \\*a\\* !\\[x\\](y)" in as_markdown(result)

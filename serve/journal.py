@@ -1,0 +1,101 @@
+"""The journal of a comparison: every answered question is on disk before the next one is asked.
+
+JSON lines. The first one is {"format", "identity"}: what must be equal for the others to count. Each further
+one is {"number", "row"}: a question's place in the file, and its answers as `answer_row` writes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from lorafold.artifacts import system_faults, write_atomic
+from lorafold.serve.session import utf8
+
+FORMAT = "lorafold-comparison-2"
+Row = dict[str, Any]
+
+
+class Journal:
+    """Open for the length of a `with` block.
+
+    Args:
+        path: of the file, or None to keep nothing.
+        identity: of models, questions and settings.
+        questions: how many there are.
+
+    Attributes:
+        rows: number of a question -> its row, as an interrupted run with the same identity left it. Rows with
+            a failure are not among them: what failed then, such as a server, may work now.
+        failed: how many rows those are.
+    """
+
+    def __init__(self, path: Path | None, identity: str, questions: int) -> None:
+        self.path = path
+        self.failed = 0
+        self._head = {"format": FORMAT, "identity": identity}
+        self._file: BinaryIO | None = None
+        self.rows = self._read(questions)
+
+    def _read(self, questions: int) -> dict[int, Row]:
+        if self.path is None or not self.path.is_file():
+            return {}
+        rows: dict[int, Row] = {}
+        failed: set[int] = set()
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        # A power loss may cut the last line short: what stands before it counts.
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            if json.loads(lines[0]) != self._head:
+                return {}
+            for line in lines[1:]:
+                entry = json.loads(line)
+                if has_failure(entry["row"]):
+                    failed.add(entry["number"])
+                elif entry["number"] in range(questions):
+                    rows[entry["number"]] = entry["row"]
+        self.failed = len(failed)
+        return rows
+
+    def __enter__(self) -> Journal:
+        if self.path is not None:
+            with system_faults(self.path):
+                entries = [_line({"number": number, "row": row}) for number, row in self.rows.items()]
+                write_atomic(self.path, b"".join([_line(self._head), *entries]))
+                self._file = open(self.path, "ab")
+        return self
+
+    def write(self, number: int, row: Row) -> None:
+        """Keep a row; it is on disk when this returns."""
+        if self._file is not None and self.path is not None:
+            with system_faults(self.path):
+                self._file.write(_line({"number": number, "row": row}))
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        self.rows[number] = row
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk, which `write` has told already
+                self._file.close()
+        if not self.rows:
+            self.remove()
+
+    def remove(self) -> None:
+        """Forget all, once the outputs are written or where there is nothing to go on with."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def has_failure(row: Row) -> bool:
+    """Whether a model failed at a question."""
+    return any(answer.get("error") for answer in row["answers"])
+
+
+def _line(entry: Row) -> bytes:
+    return utf8(json.dumps(entry, ensure_ascii=False) + "\n")
