@@ -57,7 +57,7 @@ class LlamaEngine:
         model.users += 1
         self._context, notes = context_of(context, int(self.c.llama_model_n_ctx_train(model.pointer)))
         files = [model.path, *adapters]
-        self._about = About(
+        self.about = About(
             name="+".join(path.name for path in files),
             source=source,
             kind="llama.cpp",
@@ -83,11 +83,6 @@ class LlamaEngine:
                 )
             pointers.append(pointer)
         return KeyValueCache(self.model, pointers, self._context, threads, exact)
-
-    @property
-    def about(self) -> About:
-        """Which weights answer."""
-        return self._about
 
     @property
     def context(self) -> int:

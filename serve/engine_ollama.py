@@ -44,7 +44,7 @@ class OllamaEngine:
         row = self._find(name)
         self._name = str(row["name"])
         digest = str(row.get("digest", "")).removeprefix("sha256:")
-        self._about = About(
+        self.about = About(
             name=self._name,
             source=model,
             kind="ollama",
@@ -65,11 +65,6 @@ class OllamaEngine:
             at=self._server.url,
             fix=f"choose one of {known}" if known else f"ollama create {name} -f Modelfile",
         )
-
-    @property
-    def about(self) -> About:
-        """Which weights answer, by the digest that Ollama lists."""
-        return self._about
 
     @property
     def context(self) -> int | None:

@@ -47,7 +47,7 @@ class OpenAIEngine:
         self._model = str(row["id"])
         self._context = context or self._told_context(row)
         self._extras = 2  # kinds of fields beyond OpenAI's that the server has not refused
-        self._about = About(
+        self.about = About(
             name=self._model.rpartition("/")[2] or self._model,
             source=address,
             kind="openai",
@@ -76,11 +76,6 @@ class OpenAIEngine:
             with contextlib.suppress(LorafoldError, KeyError, TypeError):
                 told = self._root.get("/props")["default_generation_settings"]["n_ctx"]
         return told if isinstance(told, int) and told > 0 else None
-
-    @property
-    def about(self) -> About:
-        """Which weights answer, as far as the server says."""
-        return self._about
 
     @property
     def context(self) -> int | None:

@@ -121,16 +121,11 @@ class TransformersEngine:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._about = about
+        self.about = about
         self._context = context
         self._cache = lane.run(lambda _: TorchCache(model))
         self._reader = Reader(self._cache, lane, PromptFitter(self._tokenizer.encode_prompt, self._context))
         self._vocabulary = ""
-
-    @property
-    def about(self) -> About:
-        """Which weights answer."""
-        return self._about
 
     @property
     def context(self) -> int:

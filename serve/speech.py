@@ -128,7 +128,7 @@ def score(
     """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
     if not answer:
         return
-    prompt, _ = reader.fitter.fit(messages, len(answer))
+    prompt = reader.fitter.fit_again(messages, len(answer))
     ids = [*prompt, *answer[:-1]]
     if len(ids) > reader.fitter.context:
         raise InputError(f"the answer ends past the context of {reader.fitter.context:,} tokens")

@@ -90,7 +90,8 @@ def test_a_full_context_leaves_out_the_oldest_turns() -> None:
             texts += [f"question {number} " + "x" * 30, "answer"]
         started, _, _ = ask(one, *texts, "last")
         assert started.dropped > 0 and started.dropped % 2 == 0
-        again, _, _ = ask(one, *texts, "last", "yes", "more")
+        started, _, _ = ask(one, *texts, "last", "yes", "more")  # leaves out more, a quarter at once
+        again, _, _ = ask(one, *texts, "last", "yes", "more", "yes", "more")
         assert again.dropped == started.dropped and again.reused > 50  # the beginning stays where it is
 
 
