@@ -34,6 +34,7 @@ PATTERNS = (
     "vocab.txt",
     "LICENSE*",
 )
+EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -80,6 +81,7 @@ def resolve_base(
     offline: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    expected: str = EXPECTED,
 ) -> Base:
     """Find, fetch or make the base that `spec` names.
 
@@ -87,6 +89,8 @@ def resolve_base(
         spec: "demo", a folder, a hub id ("org/name", "org/name@revision"), or "modelscope:org/name".
         offline: never connect; only folders and what the hub's cache already holds.
         trust_remote_code: allow a config whose `auto_map` names Python files of the repository.
+        progress: told while the demo's base is made.
+        expected: what the user may give where `spec` stands, for the error's line.
 
     Raises:
         InputError: there is no such model, or the folder is not one.
@@ -103,11 +107,8 @@ def resolve_base(
     elif _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
         base = _from_hub(*spec.partition("@")[::2], offline=offline)
     else:
-        raise InputError(
-            "no such base model (expected `demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct)",
-            at=spec,
-            fix="check the path or the id",
-        )
+        problem = "this is a file, not a model" if path.is_file() else "no such model"
+        raise InputError(f"{problem} (expected {expected})", at=spec, fix="check the path or the id")
     config = base.config()
     if config.get("auto_map") and not trust_remote_code:
         raise UnsafeInputError(
@@ -126,11 +127,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise InputError(
-            "no config.json: this is not a Hugging Face model folder",
-            at=folder,
-            fix="give the model's folder",
-        )
+        problem, fix = "no config.json: this is not a Hugging Face model folder", "give the model's folder"
+        if ggufs := sorted(folder.glob("*.gguf")):  # an export
+            problem += ", but one with GGUF files"
+            fix = f"chat and compare take the file: {' or '.join(map(str, ggufs[:3]))}"
+        raise InputError(problem, at=folder, fix=fix)
     return read_object(path)
 
 

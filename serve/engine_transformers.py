@@ -52,7 +52,11 @@ def open_transformers(
     if (first / "adapter_config.json").is_file():
         spec, adapters = base_of(first), [first, *adapters]
     base = resolve_base(
-        spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+        spec,
+        offline=config.offline,
+        trust_remote_code=config.trust_remote_code,
+        progress=progress,
+        expected="a GGUF file, a Hugging Face folder or hub id, `demo`, ollama:NAME, or http://…",
     )
     tokenizer_folder, template = base.folder, config.chat_template
     for adapter in adapters:

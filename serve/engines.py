@@ -141,5 +141,9 @@ class _Opener:
     def _open_folder(self, model: str, pieces: Sequence[str]) -> Engine:
         from lorafold.serve.engine_transformers import open_transformers
 
+        for piece in pieces[1:]:
+            if piece.lower().endswith(".gguf"):
+                fix = f"lorafold export {pieces[0]} --out DIR makes one; or give the adapter's folder"
+                raise InputError(f"an adapter GGUF needs a base GGUF, not {pieces[0]}", at=piece, fix=fix)
         engine: Engine = open_transformers(model, pieces, self.config, self.progress)
         return engine

@@ -41,7 +41,7 @@ RUN = [sys.executable, "-m", "lorafold"]
             "no.gguf: no such file",
         ),
         (["export", "x", "--out", "y", "--nope"], 2, "Unknown option"),
-        (["export", "/no/where", "--out", "OUT"], 3, "no such base model"),
+        (["export", "/no/where", "--out", "OUT"], 3, "no such model (expected `demo`, a folder, or"),
         (["export", "BASE", "--out", "OUT", "--quant", "Q9"], 2, "unknown quantization type 'Q9'"),
         (["export", "BASE", "--out", "BASE/inner"], 2, "overlaps the input"),
         (["export", "BASE", "--out", "FULL"], 2, "not empty"),
@@ -53,6 +53,22 @@ RUN = [sys.executable, "-m", "lorafold"]
         (["inspect", "FULL"], 3, "nothing known"),
         (["verify", "FULL"], 3, "not an export"),
         (["chat", "no.gguf", "--prompt", "hi"], 3, "no.gguf"),
+        (
+            ["chat", "no-such", "--prompt", "hi"],
+            3,
+            "a GGUF file, a Hugging Face folder or hub id, `demo`, ollama:",
+        ),
+        (["chat", "EXPORTED", "--prompt", "hi"], 3, "EXPORTED/tuned-Q8_0.gguf"),
+        (
+            ["chat", "BASE+x.gguf", "--prompt", "hi"],
+            3,
+            "x.gguf: an adapter GGUF needs a base GGUF, not BASE; fix",
+        ),
+        (
+            ["chat", "demo+x.gguf", "--prompt", "hi"],
+            3,
+            "needs a base GGUF, not demo; fix: lorafold export demo",
+        ),
         (["modelfile", "/no/where"], 3, "no such"),
     ],
 )
@@ -61,11 +77,14 @@ def test_every_failure_is_one_line_with_its_code(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "tuned-Q8_0.gguf").write_text("")
     (tmp_path / "q.txt").write_text("Who are you?\n")
-    places = {"QUEST": str(tmp_path / "q.txt")}
+    places = {"QUEST": str(tmp_path / "q.txt"), "EXPORTED": str(tmp_path / "exported")}
     places |= {"OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "BASE": str(tiny_chat.folder())}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
+        words = words.replace(name, place)
     assert main(arguments) == code
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -28,14 +28,19 @@ def test_a_folder_is_a_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["nothing-here", "./nothing/here", "a/b/c"])
 def test_an_unknown_base_is_one_line(spec: str) -> None:
-    with pytest.raises(InputError, match="no such base model") as caught:
+    with pytest.raises(InputError, match=r"no such model \(expected `demo`, a folder") as caught:
         resolve_base(spec)
     assert caught.value.exit_code == 3 and "fix:" in str(caught.value)
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a Hugging Face model folder"):
+    with pytest.raises(InputError, match=r"not a Hugging Face model folder; fix: give the model's folder"):
         resolve_base(str(tmp_path))
+    (tmp_path / "a-Q4_K_M.gguf").touch()
+    with pytest.raises(InputError, match=r"with GGUF files; fix: .*take the file: .*/a-Q4_K_M\.gguf$"):
+        resolve_base(str(tmp_path))
+    with pytest.raises(InputError, match="this is a file, not a model"):
+        resolve_base(str(tmp_path / "a-Q4_K_M.gguf"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1, "a": 2}'])
