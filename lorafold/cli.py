@@ -19,7 +19,7 @@ from cyclopts.config import Dict
 
 from lorafold import __version__
 from lorafold.arguments import misused, take_recipe
-from lorafold.errors import LorafoldError
+from lorafold.errors import InputError, LorafoldError
 from lorafold.export.config import ExportConfig
 from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.interrupts import Terminated, signals_raise
@@ -120,15 +120,31 @@ def chat(config: Annotated[ChatConfig, Flat]) -> int:
 @app.command(
     default_parameter=One, usage="Usage: lorafold compare --prompts FILE [OPTIONS] MODEL MODEL [MODEL …]"
 )
-def compare(config: Annotated[CompareConfig, Flat]) -> None:
-    """Ask several models the same questions and save the answers side by side."""
-    from lorafold.console import live_progress, print_lines, print_table
+def compare(config: Annotated[CompareConfig, Flat]) -> int:
+    """Ask several models the same questions and save the answers side by side.
+
+    Ends with 3 if a model failed at every question; the others' answers are saved all the same.
+    """
+    from lorafold.console import live_progress, print_lines, print_table, sanitize
     from lorafold.serve import compare as stage
 
-    with live_progress() as progress:
-        result = stage(config, progress)
+    def tell(note: str) -> None:
+        print("note: " + sanitize(note, keep=""), file=sys.stderr)
+
+    try:
+        with live_progress() as progress:
+            result = stage(config, progress)
+    except (KeyboardInterrupt, Terminated) as error:
+        if error.args:
+            tell(str(error))
+        raise
     print_table("Comparison", result.columns, result.table)
     print_lines([("saved", str(path)) for path in result.saved])
+    for note in result.notes:
+        tell(note)
+    for failure in result.failures:
+        (_print_error if failure.whole else tell)(str(failure))
+    return InputError.exit_code if any(failure.whole for failure in result.failures) else 0
 
 
 @app.command

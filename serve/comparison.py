@@ -198,7 +198,8 @@ def _notes(engines: Sequence[Engine], prompts: Sequence[Prompt]) -> list[str]:
     notes = [f"{engine.about.name}: {note}" for engine in engines for note in engine.about.notes]
     removed = [prompt.removed for prompt in prompts if prompt.removed]
     if removed:
-        notes.append(f"{sum(removed)} control characters taken out of {_questions(len(removed))}")
+        characters = f"{sum(removed)} control character{'s' * (sum(removed) != 1)}"
+        notes.append(f"{characters} taken out of {_questions(len(removed))}")
     return notes
 
 
@@ -206,7 +207,7 @@ def _questions(count: int) -> str:
     return f"{count} question{'s' * (count != 1)}"
 
 
-def _where_it_goes_on(rows: Mapping[int, Mapping[str, Any]], count: int) -> str:
+def _where_it_goes_on(rows: Mapping[int, dict[str, Any]], count: int) -> str:
     following = next((number for number in range(count) if number not in rows), None)
     if following is None:
         return "all questions are asked; the same command writes the output"
