@@ -18,12 +18,12 @@ from lorafold.artifacts import (
     lock,
     new_folder,
     read_manifest,
-    remove_folder,
     system_faults,
     write_atomic,
     write_manifest,
 )
 from lorafold.errors import BusyError, InputError, SystemFault, UsageError
+from lorafold.renames import remove_folder
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -110,6 +110,113 @@ def test_sigkill_in_the_middle_leaves_the_old_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.parametrize("swap", [True, False], ids=["exchanged", "two renames"])
+@pytest.mark.parametrize(
+    ("event", "number"), [("os.rename", 1), ("os.rename", 2), ("os.rename", 3), ("os.remove", 2)]
+)
+def test_sigkill_anywhere_in_a_replacement(tmp_path: Path, swap: bool, event: str, number: int) -> None:
+    """Killed by the kernel before the n-th rename or removal, on a system that can exchange names or not."""
+    out = tmp_path / "out"
+    with new_folder(out) as staging:
+        for name in ("a", "b"):
+            (staging / name).write_text("old")
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        from lorafold import renames
+        from lorafold.artifacts import new_folder
+        out, event, number, swap = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
+        if not swap:
+            renames._RENAME_EXCHANGE = 1 << 30  # a flag that the kernel refuses with EINVAL
+        seen, armed = 0, False
+        def hook(name, arguments):
+            global seen
+            if armed and name == event:
+                seen += 1
+                if seen == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        with new_folder(Path(out), force=True) as staging:
+            for name in ("a", "b"):
+                (staging / name).write_text("new")
+            sys.addaudithook(hook)
+            armed = True
+        print("finished")
+    """)
+    command = [sys.executable, "-c", script, str(out), event, str(number), str(swap)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL or done.stdout == "finished\n", done.stderr
+    aside = (swap, event, number) == (False, "os.rename", 2)
+    assert out.exists() is not aside
+    with pytest.raises(UsageError, match="not empty"), new_folder(out):  # it is there again, and kept
+        pass
+    assert {path.name for path in out.iterdir()} == {"a", "b"}
+    assert len({path.read_text() for path in out.iterdir()}) == 1
+    with new_folder(out, force=True) as staging:
+        (staging / "newer").write_text("newer")
+    assert [path.name for path in out.iterdir()] == ["newer"]
+    assert not list(tmp_path.glob(".out.old")) and not list(tmp_path.glob(".out.partial"))
+
+
+def test_the_target_of_a_symlink_is_replaced(tmp_path: Path) -> None:
+    real, link = tmp_path / "there" / "real", tmp_path / "here" / "link"
+    for folder in (real, link.parent):
+        folder.mkdir(parents=True)
+    link.symlink_to(real)
+    with new_folder(link) as staging:
+        assert staging.parent == real.parent
+        (staging / "file").write_text("x")
+    assert link.is_symlink() and (real / "file").read_text() == "x"
+    assert [path.name for folder in (real.parent, link.parent) for path in folder.iterdir()] == [
+        "real",
+        "link",
+    ]
+
+
+def test_the_working_folder_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with new_folder(Path(".")) as staging:
+        (staging / "file").write_text("x")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_lock_whose_file_was_replaced_meanwhile_is_not_held(tmp_path: Path) -> None:
+    """Between opening and locking the file, its holder ends and removes it, and a third makes a new one."""
+    script = textwrap.dedent("""
+        import fcntl, sys
+        from pathlib import Path
+        from lorafold.artifacts import lock
+        from lorafold.errors import BusyError
+        out = Path(sys.argv[1])
+        path = out.with_name(".out.lock")
+        third = None
+        def hook(name, arguments):
+            global third
+            if name == "fcntl.flock" and third is None:
+                path.unlink()
+                third = open(path, "w")
+                fcntl.flock(third, fcntl.LOCK_EX)
+        sys.addaudithook(hook)
+        try:
+            with lock(out):
+                print("two hold it")
+        except BusyError:
+            print("busy")
+        third.close()
+        with lock(out):
+            print("held")
+        print(list(out.parent.iterdir()))
+    """)
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["busy", "held", "[]"], done.stderr
+
+
+def test_a_lock_leaves_nothing_when_its_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), lock(tmp_path / "out"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
 def test_sigkill_while_a_folder_is_removed_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     """Killed by the kernel when the first file has gone: the name is free, or the folder is whole."""
     folder = tmp_path / "checkpoint-1"
@@ -120,7 +227,7 @@ def test_sigkill_while_a_folder_is_removed_leaves_nothing_under_its_name(tmp_pat
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from lorafold.artifacts import remove_folder
+        from lorafold.renames import remove_folder
         def die(event, arguments):
             if event == "os.remove":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import damaged_files, new_folder, read_manifest, remove_folder, write_manifest
+from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
 from lorafold.errors import InputError
+from lorafold.renames import remove_folder
 from lorafold.train.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -87,8 +88,9 @@ def save_checkpoint(
         record = {"counters": counters, "schedule": schedule.state_dict(), "state": skeleton}
         (staging / "state.json").write_text(json.dumps(record), encoding="utf-8")
         write_manifest(staging, "checkpoint", {"torch": torch.__version__, **facts})
-    for old in list_checkpoints(run)[keep:]:
-        remove_folder(old)
+    with system_faults(run):
+        for old in list_checkpoints(run)[keep:]:
+            remove_folder(old)
     return target
 
 

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import new_folder, remove_folder, system_faults, write_manifest
+from lorafold.artifacts import new_folder, system_faults, write_manifest
 from lorafold.errors import InputError, SystemFault
 from lorafold.models import Base
 from lorafold.progress import Progress
+from lorafold.renames import remove_folder
 from lorafold.train import checkpoints
 from lorafold.train.adapter import copy_tokenizer, save_adapter
 from lorafold.train.base_model import base_dtype, memory_faults
