@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, NumericError
 from lorafold.export import ggml
+from lorafold.export.config import file_stem
 from lorafold.export.fold import Folded
 from lorafold.export.fold_changes import AddLowRank
 from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, padded, place
@@ -192,7 +193,7 @@ def plan_adapter_gguf(
         folded: the base with the adapters folded in.
         tensors: the base's own tensors as `arch.map_tensors` maps them, without the fold.
         arch: `general.architecture` of the base.
-        name: `general.name`, and the file's name before ".gguf".
+        name: `general.name`, and cleaned the file's name before ".gguf".
         type: F32, F16 or BF16.
         at: the adapter's folder, for errors.
         left_out: Hugging Face tensors that are no part of llama.cpp's model; their changes are left out too.
@@ -224,7 +225,9 @@ def plan_adapter_gguf(
         KeyValue("general.quantization_version", 2, GGUFValueType.UINT32),
     ]
     header = encode_header(metadata, typed)
-    return AdapterPlan(GgufFile(f"{name}.gguf", type.name, header, tuple(typed)), alpha, tuple(found))
+    return AdapterPlan(
+        GgufFile(f"{file_stem(name)}.gguf", type.name, header, tuple(typed)), alpha, tuple(found)
+    )
 
 
 def _products(folded: Folded, left_out: Collection[str], at: str | Path | None) -> Products:

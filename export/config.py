@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
 from lorafold.errors import UsageError
 from lorafold.machine import cores
+
+LONGEST_STEM = 180  # bytes; file systems take 255, of which a type, a part's number and ".gguf" need some
+
+
+def file_stem(name: str) -> str:
+    """A model's name as a file may be called: no separator, no leading dot; empty where nothing is left."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class ExportConfig:
     """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does."""
 
     name: str | None = None
-    """The model's name in the metadata and the files; from the folder where not given."""
+    """The model's name in the metadata, and cleaned in the files' names; from the folder where not given."""
 
     chat_template: str | None = None
     """A Jinja file or the name of a known template, for models that bring none."""
@@ -92,7 +100,7 @@ class ExportConfig:
     """Only say what would be done: tensors, types, sizes, memory, disk, time."""
 
     force: bool = False
-    """Replace a non-empty output folder."""
+    """Replace an earlier export in the output folder; a folder with anything else is never removed."""
 
     offline: bool = False
     """Never connect to a hub."""
@@ -107,6 +115,13 @@ class ExportConfig:
             raise UsageError("at least one quantization type is needed", at="--quant")
         if self.imatrix is not None and self.imatrix_data is not None:
             raise UsageError("give either a matrix or texts to collect one on", at="--imatrix-data")
+        if self.name and not 0 < len(file_stem(self.name).encode()) <= LONGEST_STEM:
+            raise UsageError(
+                f"{self.name[:40]!r} gives no file name (expected a letter or digit, "
+                f"and at most {LONGEST_STEM} bytes)",
+                at="--name",
+                fix="choose a name such as my-model or Qwen/my-model",
+            )
         for flag, value in (
             ("--split-max-size", self.split_max_size),
             ("--shard-max-size", self.shard_max_size),

@@ -7,7 +7,6 @@ fits it, its tensors are all consumed. No weight is read here.
 from __future__ import annotations
 
 import filecmp
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from lorafold.adapters import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
 from lorafold.errors import InputError, UsageError
-from lorafold.export.config import ExportConfig
+from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold import Folded
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
@@ -206,4 +205,4 @@ def _name(base: Base, folder: Path) -> str:
     stem = folder.name if folder != base.folder else base.id.rsplit("/", 1)[-1]
     if stem in ("adapter", "checkpoint", "final", "out", "output"):
         stem = folder.resolve().parent.name
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "model"
+    return file_stem(stem) or "model"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from lorafold.export.config import file_stem
 from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, place
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.metadata import KeyValue
@@ -89,14 +90,14 @@ def plan_files(
 
     Args:
         outputs: what to write.
-        name: the files' common name; the recipe is appended.
+        name: the model's; cleaned and with the recipe appended it is the files'.
         threads: worker threads.
         max_memory: bytes that row blocks in flight may take.
         split_max_size: bytes of one file at most (llama.cpp's split naming), or None for whole files.
     """
     files: list[GgufFile] = []
     for output in outputs:
-        stem = f"{name}-{output.recipe}"
+        stem = f"{file_stem(name)}-{output.recipe}"
         parts = _split(output.tensors, split_max_size)
         for number, part in enumerate(parts):
             metadata = output.metadata if number == 0 else ()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lorafold.errors import NumericError
 
 Verdict = Literal["passed", "failed", "not checked"]
+
+# What helps against a failed proof of a new export, by its format.
+FIXES = {
+    "gguf": "choose a larger --quant, or look at the export with --no-verify",
+    "folder": "choose --dtype f32, or look at the folder with --no-verify",
+    "adapter": "choose --dtype f32, or look at the adapter with --no-verify",
+}
+AGAIN = "export again; if its inputs have changed since, name the right ones (--base)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +38,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """All checks of one export."""
+    """All checks of one export.
+
+    Attributes:
+        checks: the answers.
+        fix: what to do where one of them failed.
+    """
 
     checks: tuple[Check, ...]
+    fix: str = AGAIN
 
     @property
     def passed(self) -> bool:
@@ -53,10 +67,5 @@ class Proof:
         if failed:
             raise NumericError(
                 "the proof failed: " + "; ".join(f"{check.name}: {check.meaning}" for check in failed),
-                fix="choose a larger --quant, or look at the export with --no-verify",
+                fix=self.fix,
             )
-
-
-def rows(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
-    """The checks as table rows: name, verdict, meaning."""
-    return [(check.name, check.verdict, check.meaning) for check in checks]

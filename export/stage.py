@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import check_output, damaged_files, new_folder, read_manifest, write_manifest
+from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_manifest
+from lorafold.chat_templates import NAMED
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
+from lorafold.export.destination import check_destination
 from lorafold.export.gguf_output import IMATRIX
-from lorafold.export.inputs import check_weights, open_inputs
+from lorafold.export.inputs import Inputs, check_weights, open_inputs
 from lorafold.export.outputs import FORMATS, check_disk
-from lorafold.export.proof import Check, Proof
+from lorafold.export.proof import FIXES, Check, Proof
 from lorafold.export.report import write_report
 from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent
@@ -79,9 +81,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         NumericError: weights that are no numbers, or a proof that failed.
     """
     clock = _Clock()
-    check_output(config.out, force=config.force)
+    check_destination(config)
     inputs = open_inputs(config, progress)
-    check_output(config.out, inputs=inputs.folders, force=config.force)
+    check_destination(config, inputs)
     output = FORMATS[config.format](inputs, config)
     check_disk(output, config.out)
     check_weights(inputs, progress)
@@ -91,13 +93,13 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         written = output.write(staging, progress)
         clock.lap("write")
         checks = output.prove(staging, progress) if config.verify else (_UNPROVEN,)
-        proof = Proof(tuple(checks))
+        proof = Proof(tuple(checks), FIXES[config.format])
         proof.require()
         clock.lap("prove")
         write_report(staging, inputs, output.describe(), proof, output.notes)
         facts = {
             "name": inputs.name,
-            "config": _json_values(config),
+            "config": _resolved(config, inputs),
             "base": {**inputs.base.identity(), "path": str(inputs.base.folder)},
             "adapters": [
                 {"folder": str(adapter.folder.resolve()), "weight": weight}
@@ -127,7 +129,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
         LorafoldError: what `export` would raise before its first byte.
     """
     inputs = open_inputs(config, progress)
-    check_output(config.out, inputs=inputs.folders, force=config.force)
+    check_destination(config, inputs)
     output = FORMATS[config.format](inputs, config)
     free = check_disk(output, config.out)
     return [
@@ -189,23 +191,25 @@ class _Clock:
         self._last = now
 
 
-def _json_values(config: ExportConfig) -> dict[str, Any]:
-    """The resolved config; paths become absolute, so that `verify` finds them from anywhere."""
+def _resolved(config: ExportConfig, inputs: Inputs) -> dict[str, Any]:
+    """The config as `verify` needs it: with what was found for each name, so that it works from anywhere.
+
+    A base may stand as a path from the folder that was current then, also in an adapter's own config.
+    """
     values = asdict(config)
     for name, value in values.items():
         if isinstance(value, Path):
             values[name] = str(value.resolve())
-    source = Path(config.source)
-    values["source"] = str(source.resolve()) if source.exists() else config.source
-    values["adapter"] = [_absolute(spec) for spec in config.adapter]
+    base = inputs.base.spec or str(inputs.base.folder)
+    adapters = [f"{adapter.folder.resolve()}={weight!r}" for adapter, weight in inputs.adapters]
+    if adapters:
+        values |= {"source": adapters[0], "adapter": adapters[1:], "base": base}
+    else:
+        values["source"] = base
+    template = config.chat_template
+    if template is not None and template not in NAMED:
+        values["chat_template"] = str(Path(template).resolve())
     return values
-
-
-def _absolute(spec: str) -> str:
-    path, equals, weight = spec.rpartition("=")
-    if not equals or Path(spec).exists():
-        return str(Path(spec).resolve())
-    return f"{Path(path).resolve()}={weight}"
 
 
 def _config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:

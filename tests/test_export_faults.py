@@ -245,13 +245,15 @@ def fails(
     """Export over an old output and see that nothing but one line comes of it."""
     out.mkdir()
     (out / "old").write_text("as it was")
+    (out / "lorafold.json").write_text('{"kind": "export", "files": {}}')  # else --force refuses, rightly
     command = ["export", *map(str, arguments), "--out", str(out), "--force", "--quant", "Q8_0", "--no-verify"]
     assert main(command) == code
     said = capsys.readouterr()
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert said.out == "" and "Traceback" not in said.err
     assert len(errors) == 1 and words in errors[0] and "; fix: " in errors[0], said.err
-    assert [path.name for path in out.iterdir()] == ["old"] and not list(out.parent.glob(".out*partial"))
+    assert {path.name for path in out.iterdir()} == {"old", "lorafold.json"}
+    assert (out / "old").read_text() == "as it was" and not list(out.parent.glob(".out*partial"))
 
 
 @pytest.mark.parametrize("name", BASE_FAULTS)

@@ -16,7 +16,8 @@ from lorafold.chat import ChatTemplate
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
 from lorafold.export.inputs import open_inputs
-from lorafold.export.proof import Check, Proof
+from lorafold.export.outputs import FORMATS
+from lorafold.export.proof import FIXES, Check, Proof
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,11 @@ def test_a_proof_fails_with_its_sentences() -> None:
     with pytest.raises(NumericError, match="b: rows differ"):
         Proof(checks).require()
     Proof(checks[::2]).require()
+    for kind, fix in FIXES.items():
+        with pytest.raises(NumericError) as caught:
+            Proof(checks, fix).require()
+        assert caught.value.fix == fix and ("--quant" in fix) == (kind == "gguf")
+    assert FIXES.keys() == FORMATS.keys()
 
 
 def test_it_says_what_the_time_of_writing_went_into(adapter: str, tmp_path: Path) -> None:
