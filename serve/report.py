@@ -17,7 +17,8 @@ from lorafold.serve.answer_row import comparable
 if TYPE_CHECKING:
     from lorafold.serve.comparison import CompareResult
 
-TEMPLATE = Path(__file__).parent / "report.html"
+HERE = Path(__file__).parent
+PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file
 DATA_PLACE = "/*DATA*/null"
 # Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -96,9 +97,12 @@ def page(data: Mapping[str, Any]) -> str:
     data = {**data, "digest": hashlib.sha256(known).hexdigest()}
     packed = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     packed = packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    template = TEMPLATE.read_text(encoding="utf-8")
-    assert template.count(DATA_PLACE) == 1
-    return template.replace(DATA_PLACE, packed)
+    text = (HERE / "report.html").read_text(encoding="utf-8")
+    for place, name in PARTS.items():
+        assert text.count(place) == 1
+        text = text.replace(place, (HERE / name).read_text(encoding="utf-8").strip())
+    assert text.count(DATA_PLACE) == 1
+    return text.replace(DATA_PLACE, packed)
 
 
 RENDERERS: Mapping[str, Callable[[CompareResult], str]] = {
