@@ -12,11 +12,11 @@ from typing import Any
 
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
-from lorafold.serve.config import SAMPLING_RANGES
+from lorafold.serve.config import SAMPLING_RANGES, WHOLE
 from lorafold.serve.judging import blind, lens, tell_score, vote
 from lorafold.serve.panes import wrapped
 from lorafold.serve.session import Session, utf8
-from lorafold.serve.shell import Command, Shell, last_turn, model_at, named_file
+from lorafold.serve.shell import Command, Shell, last_turn, model_at, named_file, tell_kept
 from lorafold.serve.views import STYLES
 
 
@@ -27,20 +27,28 @@ def run_command(shell: Shell, line: str) -> None:
         UsageError: there is no such command, or the argument is wrong.
     """
     name, _, argument = line[1:].strip().partition(" ")
-    found = COMMANDS.get(name) or COMMANDS.get(_ALIASES.get(name, ""))
-    if found is None:
-        fix = "/help lists the commands; begin a message with // to send a slash"
-        raise UsageError(f"there is no command /{name}", fix=fix)
+    found = _named(name, "/help lists the commands; begin a message with // to send a slash")
+    words = argument.split()
+    if found.most is not None and len(words) > found.most:
+        takes = "nothing" if not found.most else f"at most {found.most} word{'s' * (found.most != 1)}"
+        raise UsageError(f"/{name} takes {takes}, got {argument.strip()!r}", fix=f"/{found.usage}")
     found.run(shell, argument.strip())
+
+
+def _named(name: str, fix: str) -> Command:
+    found = COMMANDS.get(ALIASES.get(name, name))
+    if found is None:
+        raise UsageError(f"there is no command /{name}", fix=fix)
+    return found
 
 
 def help_(shell: Shell, argument: str) -> None:
     """List the commands, or one."""
     if argument:
         name = argument.lstrip("/")
-        if name not in COMMANDS:
-            raise UsageError(f"there is no command /{name}", fix="/help lists the commands")
-        shell.tell(f"/{COMMANDS[name].usage}\n{COMMANDS[name].does}")
+        found = _named(name, "/help lists the commands")
+        also = [f"/{other}" for other, known in ALIASES.items() if COMMANDS[known] is found]
+        shell.tell(f"/{found.usage}\n{found.does}" + (f" (also {', '.join(also)})" if also else ""))
         return
     wide = max(len(command.usage) for command in COMMANDS.values()) + 3
     rows: list[Row] = []
@@ -81,20 +89,19 @@ def _number(name: str, text: str) -> Any:
     if name == "seed" and text.lower() in ("none", "-"):
         return None
     try:
-        return int(text) if name in ("top_k", "seed", "max_tokens") else float(text)
+        return int(text) if name in WHOLE else float(text)
     except ValueError:
-        raise UsageError(f"{name} takes a number, got {text!r}", fix=f"/set {name} NUMBER") from None
+        number = "a whole number" if name in WHOLE else "a number"
+        raise UsageError(f"{name} takes {number}, got {text!r}", fix=f"/set {name} NUMBER") from None
 
 
 def show(shell: Shell, argument: str) -> None:
     """Show settings and models, or the last prompt as the models read it."""
     if argument == "prompt":
-        turn = last_turn(shell)
-        for index in (index for index in shell.talk.order if index in turn.answers):
-            shell.tell(f"{shell.talk.letter(index)}  {shell.talk.engines[index].about.name}", STYLES[index])
-            for message in shell.talk.session.messages(index):
-                shell.tell(f"[{message['role']}] {message['content']}")
+        _show_prompt(shell)
         return
+    if argument:
+        raise UsageError(f"expected nothing or prompt, got {argument!r}", fix="/show prompt")
     models(shell, "")
     system(shell, "")
     set_(shell, "")
@@ -104,6 +111,20 @@ def show(shell: Shell, argument: str) -> None:
     )
     shell.tell(f"{len(session.turns)} turns; history: {follow}; blind: {'on' if shell.talk.blind else 'off'}")
     tell_score(shell)
+
+
+def _show_prompt(shell: Shell) -> None:
+    turn, talk = last_turn(shell), shell.talk
+    found = {index: talk.session.messages(index) for _, index in talk.places(turn) if index in turn.answers}
+    if turn.hidden and any(messages != next(iter(found.values())) for messages in found.values()):
+        # Earlier answers, which stood under names, would tell who reads them.
+        raise UsageError("the prompts would tell which model is which", fix="/vote first")
+    for letter, index in talk.places(turn):
+        if index in found:
+            name = "" if turn.hidden else talk.engines[index].about.name
+            shell.tell(f"{letter}  {name}".rstrip(), "bold" if turn.hidden else STYLES[index])
+            for message in found[index]:
+                shell.tell(f"[{message['role']}] {message['content']}")
 
 
 def models(shell: Shell, argument: str) -> None:
@@ -130,8 +151,11 @@ def list_models(shell: Shell, wait: float) -> None:
 def retry(shell: Shell, argument: str) -> None:
     """Answer the last question again."""
     last_turn(shell)
-    if shell.talk.again() is None:
+    turn = shell.talk.again()
+    if turn is None:
         shell.tell("no answer; the old ones stand", "yellow")
+    else:
+        tell_kept(shell, turn)
 
 
 def undo(shell: Shell, argument: str) -> None:
@@ -151,6 +175,7 @@ def edit(shell: Shell, argument: str) -> None:
 def reset(shell: Shell, argument: str) -> None:
     """Forget the conversation; settings stay."""
     shell.talk.session.turns.clear()
+    shell.talk.session.file = None  # which holds the old conversation
     shell.tell("a new conversation")
 
 
@@ -159,15 +184,12 @@ def save(shell: Shell, argument: str) -> None:
     path = named_file(argument, "save")
     if path.is_dir():
         raise UsageError("this is a folder", at=path, fix="/save FILE.json")
-    if path.exists():
-        try:
-            Session.load(path, shell.talk.session.models)
-        except InputError:
-            raise InputError(
-                "the file exists and is no conversation", at=path, fix="choose another name"
-            ) from None
-    shell.talk.session.save(path)
-    shell.tell(f"saved {len(shell.talk.session.turns)} turns: {path}")
+    session = shell.talk.session
+    if path.exists() and path.resolve() != session.file:
+        problem = "the file exists, and this conversation was not saved to it or loaded from it"
+        raise InputError(problem, at=path, fix="choose another name")
+    session.save(path)
+    shell.tell(f"saved {len(session.turns)} turns: {path}")
 
 
 def load(shell: Shell, argument: str) -> None:
@@ -233,26 +255,32 @@ def quit_(shell: Shell, argument: str) -> None:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "help": Command("help [COMMAND]", "list the commands", help_, "command"),
-    "system": Command("system [TEXT|-]", "show, set or remove the system message", system),
-    "set": Command("set [NAME VALUE]", "show or change the sampling", set_, tuple(SAMPLING_RANGES)),
-    "show": Command("show [prompt]", "settings, models, votes; or what was last read", show, ("prompt",)),
+    "help": Command("help [COMMAND]", "list the commands", help_, "command", most=1),
+    "system": Command("system [TEXT|-]", "show, set or remove the system message", system, most=None),
+    "set": Command(
+        "set [NAME VALUE]", "show or change the sampling", set_, tuple(SAMPLING_RANGES), most=None
+    ),
+    "show": Command(
+        "show [prompt]", "settings, models, votes; or what was last read", show, ("prompt",), most=1
+    ),
     "retry": Command("retry", "answer the last question again, with other random numbers", retry),
     "undo": Command("undo", "forget the last question and its answers", undo),
     "edit": Command("edit", "change the last question and ask it again", edit),
     "reset": Command("reset", "forget the conversation; settings stay", reset),
-    "save": Command("save FILE", "save the conversation as JSON", save, "path"),
-    "load": Command("load FILE", "go on with a saved conversation", load, "path"),
+    "save": Command("save FILE", "save the conversation as JSON", save, "path", most=None),
+    "load": Command("load FILE", "go on with a saved conversation", load, "path", most=None),
     "models": Command("models", "list the models: files, digests, context", models),
     "follow": Command(
-        "follow A|off", "all continue A's answers, or each its own", follow, ("off",), letters=True
+        "follow A|off", "all continue A's answers, or each its own", follow, ("off",), letters=True, most=1
     ),
-    "only": Command("only A …|all", "let only some models answer", only, ("all",), letters=True),
-    "swap": Command("swap [A B]", "exchange two columns", swap, letters=True),
-    "vote": Command("vote A|B|tie", "say which answer is better", vote, ("tie",), letters=True),
-    "blind": Command("blind [on|off]", "hide the names and shuffle the sides", blind, ("on", "off")),
-    "lens": Command("lens [A [B]]", "colour A's answer by how surprised B is", lens, letters=True),
-    "export": Command("export FILE", "write a page (.html), a table (.md) or .jsonl", export, "path"),
+    "only": Command("only A …|all", "let only some models answer", only, ("all",), letters=True, most=None),
+    "swap": Command("swap [A B]", "exchange two columns", swap, letters=True, most=2),
+    "vote": Command("vote A|B|tie", "say which answer is better", vote, ("tie",), letters=True, most=1),
+    "blind": Command("blind [on|off]", "hide the names and shuffle the sides", blind, ("on", "off"), most=1),
+    "lens": Command("lens [A [B]]", "colour A's answer by how surprised B is", lens, letters=True, most=2),
+    "export": Command(
+        "export FILE", "write a page (.html), a table (.md) or .jsonl", export, "path", most=None
+    ),
     "quit": Command("quit", "leave (also Ctrl-D)", quit_),
 }
-_ALIASES = {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "clear": "reset"}
+ALIASES = {"exit": "quit", "bye": "quit", "q": "quit", "?": "help", "clear": "reset"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from lorafold.errors import UsageError
@@ -37,9 +37,7 @@ class Sampling:
             if value is None and name == "seed":
                 continue
             if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(
-                    f"expected {low:g} to {high:g}, got {value}", at=f"--{name.replace('_', '-')}"
-                )
+                raise UsageError(f"expected {low} to {high}, got {value}", at=f"--{name.replace('_', '-')}")
 
 
 SAMPLING_RANGES: dict[str, tuple[float, float]] = {
@@ -51,6 +49,8 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "max_tokens": (1, 1_000_000),
 }
+WHOLE = ("top_k", "seed", "max_tokens")  # the settings that are whole numbers
+NOBODY_VOTES = "a blind vote is given at the terminal, and nobody sits there"
 REPEAT_WINDOW = 64  # tokens that the repeat penalty looks back on, as in llama.cpp and Ollama
 
 
@@ -72,26 +72,26 @@ class ChatConfig:
     system: str | None = None
     """The system message."""
 
-    temperature: float = 0.7
-    """0 takes the likeliest token."""
+    temperature: float | None = None
+    """0 takes the likeliest token; 0.7, or as the session has it, where not given."""
 
-    top_p: float = 0.95
-    """Keep the likeliest tokens that together have this probability; 1: all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens that together have this probability; 1: all; 0.95 where not given."""
 
-    top_k: int = 40
-    """Keep this many tokens; 0: all."""
+    top_k: int | None = None
+    """Keep this many tokens; 0: all; 40 where not given."""
 
-    min_p: float = 0.05
-    """Drop tokens less likely than this share of the likeliest."""
+    min_p: float | None = None
+    """Drop tokens less likely than this share of the likeliest; 0.05 where not given."""
 
-    repeat_penalty: float = 1.0
-    """Divide the logits of the last 64 tokens by this; 1: off."""
+    repeat_penalty: float | None = None
+    """Divide the logits of the last 64 tokens by this; 1: off, as where not given."""
 
     seed: int | None = None
     """Seed of the random numbers; a new one per answer where not given."""
 
-    max_tokens: int = 1024
-    """An answer ends after this many tokens."""
+    max_tokens: int | None = None
+    """An answer ends after this many tokens; 1024 where not given."""
 
     context: int | None = None
     """Tokens that a conversation may hold; the model's own limit, at most 8192, where not given."""
@@ -112,17 +112,21 @@ class ChatConfig:
     """Never connect to a hub."""
 
     blind: bool = False
-    """Hide the names and shuffle the sides, for voting."""
+    """Hide the names and shuffle the sides, for voting at the terminal."""
 
     plain: bool = False
     """Plain lines instead of columns and colours."""
 
     session: Path | None = None
-    """A conversation saved with /save, to go on with."""
+    """A conversation saved with /save, to go on with; settings given beside it replace the saved ones."""
 
     def __post_init__(self) -> None:
         check_models(self.models, self.context, self.threads)
         sampling_of(self)
+        if self.blind and len(self.models) < 2:
+            raise UsageError("one model alone cannot be compared", at="--blind", fix="name two models")
+        if self.blind and (self.prompt or self.json):
+            raise UsageError(NOBODY_VOTES, at="--blind", fix="leave out --prompt and --json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,14 +218,13 @@ def check_models(models: tuple[str, ...], context: int | None, threads: int) -> 
         raise UsageError(f"threads must not be negative, got {threads}", at="--threads")
 
 
-def sampling_of(config: ChatConfig | CompareConfig) -> Sampling:
-    """The part of a config that says how tokens are drawn."""
-    return Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        repeat_penalty=config.repeat_penalty,
-        seed=config.seed,
-        max_tokens=config.max_tokens,
-    )
+def sampling_of(config: ChatConfig | CompareConfig, saved: Sampling | None = None) -> Sampling:
+    """The part of a config that says how tokens are drawn.
+
+    Args:
+        config: what was given.
+        saved: of a conversation that goes on; holds for what was not given.
+    """
+    given = {name: getattr(config, name) for name in SAMPLING_RANGES}
+    known = {name: value for name, value in given.items() if value is not None}
+    return replace(saved or Sampling(), **known)

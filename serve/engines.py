@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, UsageError
 from lorafold.models import demo_gguf
 from lorafold.progress import Progress, silent
 from lorafold.serve.config import ChatConfig, CompareConfig
-from lorafold.serve.engine import Engine
+from lorafold.serve.engine import About, Engine
 
 Config = ChatConfig | CompareConfig
 
@@ -23,7 +26,7 @@ def open_engines(config: Config, progress: Progress = silent) -> list[Engine]:
         progress: told about each model.
 
     Returns:
-        Engines in the order of `config.models`. Equal GGUF files share their weights.
+        Engines in the order of `config.models`, by names that differ. Equal GGUF files share their weights.
 
     Raises:
         InputError: a model does not exist or is damaged.
@@ -38,6 +41,8 @@ def open_engines(config: Config, progress: Progress = silent) -> list[Engine]:
             undo.callback(engine.close)
             engines.append(engine)
         progress("load the models", len(config.models), len(config.models))
+        for engine, name in zip(engines, told_apart([engine.about for engine in engines]), strict=True):
+            engine.about = replace(engine.about, name=name)
         undo.pop_all()
         return engines
 
@@ -73,6 +78,37 @@ def parts(model: str) -> list[str]:
     if not all(found):
         raise UsageError("a part beside `+` is empty", at=model, fix="write BASE+ADAPTER")
     return found
+
+
+def told_apart(abouts: Sequence[About]) -> list[str]:
+    """Names for models that stand side by side: equal ones with as much of their paths as tells them apart.
+
+    Args:
+        abouts: of the models; those of equal name and place are the same model, and stay so.
+    """
+    names = [about.name for about in abouts]
+    for name in {name for name in names if names.count(name) > 1}:
+        places = {index: _places(abouts[index]) for index, known in enumerate(names) if known == name}
+        everywhere = set.intersection(*map(set, places.values()))  # such as the base of two adapters
+        different = len(set(places.values()))
+        longest = max(len(path) for found in places.values() for path in found)
+        for size in range(2, longest + 1) if different > 1 else ():
+            labels = {
+                index: "+".join("/".join(path[-1:] if path in everywhere else path[-size:]) for path in found)
+                for index, found in places.items()
+            }
+            if len(set(labels.values())) == different:
+                names = [labels.get(index, known) for index, known in enumerate(names)]
+                break
+    return names
+
+
+def _places(about: About) -> tuple[tuple[str, ...], ...]:
+    """Where a model's parts lie, as the parts of a path."""
+    if about.kind in ("ollama", "openai"):
+        return ((urlsplit(about.source).netloc or about.kind, about.name),)
+    paths = [Path(piece).expanduser() for piece in parts(about.source)]
+    return tuple(Path(os.path.abspath(path)).parts[1:] if path.exists() else path.parts for path in paths)
 
 
 class _Opener:

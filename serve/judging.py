@@ -6,7 +6,7 @@ from lorafold.errors import UsageError
 from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.lens_rows import lens_rows
 from lorafold.serve.session import TIE, share_interval
-from lorafold.serve.shell import Shell, answer_at, last_turn, model_at
+from lorafold.serve.shell import Shell, answer_at, last_turn, stood_at
 from lorafold.serve.views import STYLES
 
 
@@ -17,6 +17,8 @@ def vote(shell: Shell, argument: str) -> None:
         raise UsageError("no vote given", fix="/vote a, /vote b or /vote tie")
     if turn.blind and turn.vote is not None:
         raise UsageError("the blind vote is given, and the names are known now", fix="ask the next question")
+    if len(turn.standing()) < 2:
+        raise UsageError("fewer than two answers stand: nothing can be compared", fix="let two models answer")
     turn.vote = TIE if argument.lower() in ("tie", "=") else answer_at(shell, turn, argument)
     if turn.blind:
         shell.tell(", ".join(f"{a} was {shell.talk.session.models[i]}" for a, i in shell.talk.places(turn)))
@@ -53,23 +55,23 @@ def blind(shell: Shell, argument: str) -> None:
 
 def lens(shell: Shell, argument: str) -> None:
     """Colour an answer's tokens by how surprised another model is."""
-    turn = last_turn(shell)
-    talk = shell.talk
+    turn, talk = last_turn(shell), shell.talk
     letters = argument.split()
-    hidden = turn.blind and turn.vote is None
     # The tuned model stands last: its answer, seen by the first one. Hidden ones are taken by their places.
-    line = turn.order if hidden else sorted(talk.order)
+    line = turn.order if turn.hidden else sorted(talk.order)
     answered = [index for index in line if index in turn.answers and turn.answers[index].text]
-    own = answer_at(shell, turn, letters[0]) if letters else next(reversed(answered), -1)
+    own = stood_at(turn, letters[0]) if letters else next(reversed(answered), -1)
     if own not in answered:
         raise UsageError("this model gave no answer in the last turn", fix="/lens with another letter")
     other = next((index for index in line if index != own), None)
     if len(letters) > 1:
-        other = answer_at(shell, turn, letters[1]) if turn.blind else model_at(shell, letters[1])
+        other = stood_at(turn, letters[1])
     if other is None:
         raise UsageError("the lens needs two models", fix="start with two models")
+    if other == own:
+        raise UsageError("a model is never surprised by itself", fix="/lens with two letters")
     names = dict(enumerate(talk.session.models))
-    if hidden:
+    if turn.hidden:
         names = {index: f"answer {letter}" for letter, index in talk.places(turn)}
     messages = talk.session.messages(own)
     seen = answer_seen(talk.engines[own], talk.engines[other], messages, turn.answers[own])

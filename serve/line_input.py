@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,17 @@ class FileHistory(History):
         path: the file; None keeps nothing.
         lines: how many are read back.
         longest: characters above which a question is not kept.
+        expand: the text of a question as it was typed, with place holders in it.
     """
 
-    def __init__(self, path: Path | None, lines: int, longest: int) -> None:
+    def __init__(
+        self, path: Path | None, lines: int, longest: int, expand: Callable[[str], str] = str
+    ) -> None:
         super().__init__()
         self.path = path
         self.lines = lines
         self.longest = longest
+        self.expand = expand
         self.notes: list[str] = []
         if path is not None:
             try:
@@ -86,7 +90,8 @@ class FileHistory(History):
         return found
 
     def store_string(self, string: str) -> None:
-        """Remember a question."""
+        """Remember a question, whole: its place holders mean nothing to the next conversation."""
+        string = self.expand(string)
         if self.path is None or len(string) > self.longest:
             return
         try:

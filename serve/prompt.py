@@ -17,7 +17,8 @@ from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
 from lorafold.serve.commands import COMMANDS, list_models, run_command
 from lorafold.serve.config import ChatConfig
-from lorafold.serve.shell import Shell
+from lorafold.serve.pastes import Pastes
+from lorafold.serve.shell import Shell, tell_kept
 from lorafold.serve.talk import Talk, cleaned, control_notes
 from lorafold.serve.terminal import colored, typed_ahead
 from lorafold.serve.views import LETTERS
@@ -25,7 +26,6 @@ from lorafold.serve.views import LETTERS
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
-LONG_PASTE = 10_000  # characters above which a paste is shown as a place holder
 PASTE_GRACE = 0.15  # seconds after a paste in which Enter is taken as part of it
 HISTORY_LINES = 2_000  # questions read back from the history
 HISTORY_LONGEST = 20_000  # characters of a question that the history keeps
@@ -101,6 +101,8 @@ def _take(shell: Shell, typed: str) -> None:
         shell.tell(
             "no answer; the question was not kept" if not editing else "no answer; nothing was changed"
         )
+    else:
+        tell_kept(shell, turn)
 
 
 class LineEditor:
@@ -116,7 +118,7 @@ class LineEditor:
     def __init__(self, letters: Sequence[str]) -> None:
         self.notes: list[str] = []
         self._letters = letters
-        self._pastes: dict[str, str] = {}
+        self._pastes = Pastes()
         self._pasted_at = 0.0
         self._session: PromptSession[str] = self._build()
 
@@ -127,11 +129,7 @@ class LineEditor:
             EOFError: Ctrl-D on an empty line, or the terminal is gone.
             KeyboardInterrupt: Ctrl-C.
         """
-        self._pastes.clear()
-        text = self._session.prompt("› ", default=draft)
-        for placeholder, paste in self._pastes.items():
-            text = text.replace(placeholder, paste)
-        return text
+        return self._pastes.expand(self._session.prompt("› ", default=self._pastes.fold(draft)))
 
     def _build(self) -> PromptSession[str]:
         from prompt_toolkit import PromptSession
@@ -144,9 +142,9 @@ class LineEditor:
         output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
         # Asking the terminal for the cursor's place stalls where nobody answers, as over some ssh.
         output.enable_cpr = False
-        history = FileHistory(history_file(), HISTORY_LINES, HISTORY_LONGEST)
+        history = FileHistory(history_file(), HISTORY_LINES, HISTORY_LONGEST, self._pastes.expand)
         self.notes.extend(history.notes)
-        return PromptSession(
+        session: PromptSession[str] = PromptSession(
             history=history,
             completer=SlashCompleter(COMMANDS, self._letters),
             complete_while_typing=False,
@@ -157,6 +155,8 @@ class LineEditor:
             output=output,
             color_depth=None if colored() else ColorDepth.DEPTH_1_BIT,
         )
+        session.default_buffer.on_cursor_position_changed += self._pastes.step
+        return session
 
     def _bindings(self) -> Any:
         from prompt_toolkit.key_binding import KeyBindings
@@ -179,13 +179,10 @@ class LineEditor:
         @bindings.add(Keys.BracketedPaste)
         def _(event: Any) -> None:
             text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-            if len(text) > LONG_PASTE:
-                placeholder = f"[paste {len(self._pastes) + 1}: {len(text):,} characters]"
-                self._pastes[placeholder] = text
-                text = placeholder
-            event.current_buffer.insert_text(text)  # shown as ^X where it is no text
+            event.current_buffer.insert_text(self._pastes.fold(text))  # shown as ^X where it is no text
             self._pasted_at = time.monotonic()
 
+        self._pastes.bind(bindings)
         return bindings
 
 

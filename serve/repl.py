@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from lorafold.console import live_progress, sanitize
-from lorafold.errors import InputError
+from lorafold.errors import InputError, UsageError
 from lorafold.progress import silent
-from lorafold.serve.config import ChatConfig, sampling_of
+from lorafold.serve.config import NOBODY_VOTES, ChatConfig, sampling_of
 from lorafold.serve.digests import Digests
 from lorafold.serve.engine import Engine
 from lorafold.serve.engines import opened
@@ -30,12 +30,15 @@ def chat(config: ChatConfig) -> int:
         config: models, sampling, and where questions come from.
 
     Returns:
-        0; 3 where a scripted question got no answer from some model.
+        0; 3 where a model failed to answer a scripted question.
 
     Raises:
+        UsageError: a blind vote without a terminal.
         LorafoldError: a model cannot be opened, or the saved session cannot be read.
     """
     by_hand = interactive() and not config.prompt and not config.json
+    if config.blind and not by_hand:
+        raise UsageError(NOBODY_VOTES, at="--blind", fix="type the questions")
     if by_hand:  # the line editor's import takes as long as a small model's loading
         threading.Thread(target=import_module, args=("lorafold.serve.line_input",), daemon=True).start()
     bar = live_progress() if by_hand else contextlib.nullcontext(silent)
@@ -54,8 +57,8 @@ def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
     names = [engine.about.name for engine in engines]
     if config.session is not None:
         session = Session.load(config.session, names)
-        session.system = config.system or session.system
-        session.sampling = sampling_of(config)  # the command line decides; /load keeps what was saved
+        session.system = session.system if config.system is None else config.system or None
+        session.sampling = sampling_of(config, session.sampling)
     else:
         session = Session(names, sampling_of(config), config.system)
     abouts = [engine.about for engine in engines]
@@ -66,7 +69,7 @@ def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
     elif by_hand and not config.plain:
         view = ColumnView(color=colored())
     else:
-        view = PlainView()
+        view = PlainView(figures=by_hand)
     talk = Talk(engines, session, view, digests)
     talk.blind = config.blind
     return talk
@@ -87,16 +90,21 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
             sys.stderr.write(f"note: {removed} control characters were taken out of the question\n")
         for note in control_notes(talk.engines, text):
             sys.stderr.write(f"note: {sanitize(note)}\n")
-        turn = talk.ask(text)
-        answers = [] if turn is None else list(turn.answers.values())
-        if any(answer.reason == "cancelled" for answer in answers):
+        talk.ask(text)
+        if talk.cancelled:
             raise KeyboardInterrupt
-        failed = failed or not answers or any(answer.error for answer in answers)
+        assert talk.last is not None
+        for index, answer in talk.last.answers.items():
+            failed = failed or bool(answer.error)
+            if not answer.text and not answer.error:
+                sys.stderr.write(f"note: {sanitize(talk.engines[index].about.name)}: the answer is empty\n")
     return InputError.exit_code if failed else 0
 
 
 def _piped() -> Iterator[str]:
-    """Lines of standard input, each a question; wrong UTF-8 is replaced."""
+    """Lines of standard input, each a question; wrong UTF-8 is replaced, a byte order mark is no text."""
     stream = sys.stdin.buffer
+    encoding = "utf-8-sig"
     while line := stream.readline(LONGEST_LINE):
-        yield line.decode("utf-8", errors="replace").rstrip("\n")
+        yield line.decode(encoding, errors="replace").rstrip("\r\n")
+        encoding = "utf-8"

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
-from lorafold.errors import InputError, LorafoldError, UsageError
+from lorafold.errors import InputError, UsageError
 from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Event, Started, Token
+from lorafold.serve.turn import Answer, Turn
 
+__all__ = ["TIE", "Answer", "Session", "Turn", "share_interval", "utf8"]
 FORMAT = "lorafold-session-1"
 TIE = -1  # a vote for no model
 
@@ -28,108 +29,16 @@ def utf8(text: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Answer:
-    """What one model answered in one turn; it grows while the model speaks.
-
-    Attributes:
-        text: the answer.
-        ids: its tokens, where the engine numbers them.
-        logprobs: natural logarithms of their probabilities, where the engine says.
-        pieces: their texts, where the engine has log-probabilities but no numbers (servers).
-        tokens: how many it has.
-        prompt_tokens: how many the prompt had.
-        reused: how many of those were in memory.
-        dropped: messages that no longer fitted.
-        first: seconds to the first token.
-        elapsed: seconds in all.
-        reason: why it ended: stop, length, context, cancelled, failed; "" while it grows.
-        error: what went wrong.
-        seed: of its random numbers.
-    """
-
-    text: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    tokens: int = 0
-    prompt_tokens: int | None = None
-    reused: int = 0
-    dropped: int = 0
-    first: float = 0.0
-    elapsed: float = 0.0
-    reason: str = ""
-    error: str = ""
-    seed: int | None = None
-
-    def take(self, event: Event | Exception) -> str:
-        """Take in what an engine reported; returns the text that it adds."""
-        added = ""
-        if isinstance(event, Exception):
-            self.reason = "failed"
-            known = isinstance(event, LorafoldError)
-            self.error = str(event) if known else f"{type(event).__name__}: {event}"
-        elif isinstance(event, Started):
-            self.prompt_tokens, self.reused, self.dropped = event.prompt_tokens, event.reused, event.dropped
-        elif isinstance(event, Token):
-            added = event.text
-            self.tokens += 1
-            self.first = self.first or event.elapsed
-            self.elapsed = event.elapsed
-            if event.id is not None:
-                self.ids.append(event.id)
-            if event.logprob is not None:
-                self.logprobs.append(event.logprob)
-                if event.id is None:
-                    self.pieces.append(event.text)
-        else:
-            added, self.reason, self.elapsed = event.text, event.reason, event.elapsed
-            self.tokens = self.tokens if event.tokens is None else event.tokens
-            self.prompt_tokens = self.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
-        self.text += added
-        return added
-
-    @property
-    def scored(self) -> list[tuple[str, float]] | None:
-        """Its tokens' texts and log-probabilities as the server told them, if it told them all."""
-        whole = bool(self.pieces) and "".join(self.pieces) == self.text
-        return list(zip(self.pieces, self.logprobs, strict=True)) if whole else None
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second after the first one; 0 where there are too few to tell."""
-        seconds = self.elapsed - self.first
-        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else 0.0
-
-
-@dataclass(slots=True)
-class Turn:
-    """One question and its answers.
-
-    Attributes:
-        user: the question.
-        answers: model index -> answer.
-        order: model indices in the order shown, left to right.
-        blind: the names were hidden.
-        vote: index of the better model, `TIE`, or None where nobody voted.
-    """
-
-    user: str
-    answers: dict[int, Answer] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
-    blind: bool = False
-    vote: int | None = None
-
-
-@dataclass(slots=True)
 class Session:
     """A conversation and how it goes on.
 
     Attributes:
         models: names of the models, by index.
         sampling: how tokens are drawn.
-        system: the system message, or None.
+        system: the system message of the next question, or None.
         turns: what was said.
-        follow: index of the model whose answers are everybody's history; None: each follows its own.
+        follow: index of the model whose answers are the next question's history; None: each follows its own.
+        file: where it was saved to or loaded from, and may be saved again.
     """
 
     models: list[str]
@@ -137,19 +46,23 @@ class Session:
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     follow: int | None = None
+    file: Path | None = field(default=None, compare=False)
 
     def messages(self, model: int, turn: int | None = None) -> list[Message]:
         """What a model is asked in a turn (the last one by default): its history and the question."""
         last = len(self.turns) - 1 if turn is None else turn
+        asked = self.turns[last]
+        own = asked.answers.get(model)
+        system, follow = own.under if own and own.under else (asked.system, asked.follow)
         messages: list[Message] = []
-        if self.system:
-            messages.append({"role": "system", "content": self.system})
+        if system:
+            messages.append({"role": "system", "content": system})
         for past in self.turns[:last]:
-            answer = past.answers.get(model if self.follow is None else self.follow)
-            if answer is not None and answer.text and answer.reason != "failed":
+            answer = past.answers.get(model if follow is None else follow)
+            if answer is not None and answer.stands:
                 messages.append({"role": "user", "content": past.user})
                 messages.append({"role": "assistant", "content": answer.text})
-        messages.append({"role": "user", "content": self.turns[last].user})
+        messages.append({"role": "user", "content": asked.user})
         return messages
 
     def votes(self) -> tuple[dict[int, int], int]:
@@ -177,6 +90,7 @@ class Session:
     def save(self, path: Path) -> None:
         """Write the session as JSON, atomically."""
         write_atomic(path, utf8(json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n"))
+        self.file = path.resolve()
 
     @staticmethod
     def load(path: Path, models: Sequence[str]) -> Session:
@@ -196,12 +110,15 @@ class Session:
             raise InputError(f"not a session of the form {FORMAT}", at=path, fix=fix)
         try:
             places = _places(data["models"], models)
-            turns = [_turn(row, places) for row in data["turns"]]
+            # Turns that were saved before they had these of their own were all asked under the last ones.
+            usual = {"system": data["system"], "follow": data["follow"]}
+            turns = [_turn({**usual, **row}, places) for row in data["turns"]]
             sampling = replace(Sampling(), **data["sampling"])
-            system, follow = data["system"], places.get(data["follow"])
+            system, follow = _under((data["system"], data["follow"]), places)
+            whole = set(range(len(data["models"]))) <= set(places)  # else saving would lose answers
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise InputError(f"an incomplete session ({error!r})", at=path, fix=fix) from error
-        return Session(list(models), sampling, system if isinstance(system, str) else None, turns, follow)
+        return Session(list(models), sampling, system, turns, follow, path.resolve() if whole else None)
 
 
 def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
@@ -220,22 +137,39 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 
 def _turn(row: Mapping[str, Any], places: Mapping[int, int]) -> Turn:
     found = ((places.get(int(index)), answer) for index, answer in row["answers"].items())
-    answers = {index: _answer(answer) for index, answer in found if index is not None}
-    vote = row["vote"]
+    answers = {index: _answer(answer, places) for index, answer in found if index is not None}
+    vote, blind = row["vote"], bool(row["blind"])
     if not isinstance(row["user"], str) or not (vote is None or isinstance(vote, int)):
         raise TypeError("user")
-    order = [places[index] for index in row["order"] if index in places]
+    order = _indices(row["order"], places)
+    usual = row["order"] if blind else sorted(places)
+    columns = list(dict.fromkeys([*_indices(row.get("columns", usual), places), *order]))
     vote = vote if vote in (None, TIE) else places.get(vote)
-    return Turn(row["user"], answers, order, bool(row["blind"]), vote)
+    return Turn(
+        row["user"], answers, order, blind, vote, columns, *_under((row["system"], row["follow"]), places)
+    )
 
 
-def _answer(row: Mapping[str, Any]) -> Answer:
+def _indices(saved: Sequence[int], places: Mapping[int, int]) -> list[int]:
+    return list(dict.fromkeys(places[index] for index in saved if index in places))
+
+
+def _under(pair: Sequence[Any], places: Mapping[int, int]) -> tuple[str | None, int | None]:
+    """The system message and `follow` of a saved turn."""
+    system, follow = pair
+    if not (system is None or isinstance(system, str)):
+        raise TypeError("system")
+    return system, places.get(follow)
+
+
+def _answer(row: Mapping[str, Any], places: Mapping[int, int]) -> Answer:
     answer = Answer(**row)
     for name, kind in _KINDS.items():
         if not isinstance(getattr(answer, name), kind):
             raise TypeError(name)
     answer.ids = []  # they number another model's tokens, if other models go on
     answer.logprobs, answer.pieces = list(map(float, answer.logprobs)), list(map(str, answer.pieces))
+    answer.under = None if answer.under is None else _under(answer.under, places)
     return answer
 
 

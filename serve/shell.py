@@ -11,6 +11,7 @@ from lorafold.errors import UsageError
 from lorafold.serve.panes import wrapped
 from lorafold.serve.session import Turn
 from lorafold.serve.talk import Talk
+from lorafold.serve.views import LETTERS
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Command:
         run: does it.
         choices: what may stand behind it, for completion; "path": file names, "command": commands.
         letters: models' letters may stand behind it too.
+        most: how many words may stand behind it; None: a text, a file name or any number of letters.
     """
 
     usage: str
@@ -55,6 +57,7 @@ class Command:
     run: Callable[[Shell, str], None]
     choices: Sequence[str] | str = ()
     letters: bool = False
+    most: int | None = 0
 
 
 def last_turn(shell: Shell) -> Turn:
@@ -81,16 +84,37 @@ def model_at(shell: Shell, letter: str) -> int:
     return found
 
 
+def stood_at(turn: Turn, letter: str) -> int:
+    """The model that had a letter when a question was asked, whether it answered or not.
+
+    Raises:
+        UsageError: none had it.
+    """
+    found = dict(zip(LETTERS, turn.columns, strict=False))
+    if letter.upper() not in found:
+        raise UsageError(f"there was no model {letter!r}", fix=f"choose {', '.join(found)}")
+    return found[letter.upper()]
+
+
 def answer_at(shell: Shell, turn: Turn, letter: str) -> int:
     """The model behind a letter as it stood above a turn's answer.
 
     Raises:
         UsageError: no answer stood there.
     """
-    places = dict(shell.talk.places(turn))
+    standing = turn.standing()
+    places = {letter: index for letter, index in shell.talk.places(turn) if index in standing}
     if letter.upper() not in places:
         raise UsageError(f"no answer stands under {letter!r}", fix=f"choose {', '.join(places)}")
     return places[letter.upper()]
+
+
+def tell_kept(shell: Shell, turn: Turn) -> None:
+    """Say which answers to a question asked again are the old ones."""
+    for letter, index in shell.talk.places(turn):
+        if index in shell.talk.kept:
+            name = "" if turn.hidden else f"  {shell.talk.engines[index].about.name}"
+            shell.tell(f"{letter}{name}: the old answer stands", "yellow")
 
 
 def named_file(argument: str, command: str) -> Path:

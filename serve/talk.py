@@ -34,6 +34,9 @@ class Talk:
         self.only: set[int] | None = None  # the models that answer; None: all
         self.blind = False
         self.attempt = 0  # of the last question, counted by /retry
+        self.last: Turn | None = None  # asked last, whether it was kept or not
+        self.kept: list[int] = []  # models whose answers to the last question are those of an earlier attempt
+        self.cancelled = False  # the last question's answers were stopped
 
     def asked(self) -> list[int]:
         """The models that answer now, in their order."""
@@ -55,26 +58,47 @@ class Talk:
         Returns:
             The turn; None where nobody said a word, and the question was not kept.
         """
-        self.attempt = 0
-        return self._run(Turn(user, order=self.shown(), blind=self.blind))
+        self.attempt, self.kept = 0, []
+        return self._run(self._turn(user))
 
     def again(self, user: str | None = None) -> Turn | None:
         """Ask the last question anew with other random numbers, or another question in its place.
 
+        Where the question is the same, old answers stay of models that are not asked now or say nothing.
+
         Returns:
             The new turn; None where nobody said a word, and the old turn stands.
         """
-        old = self.session.turns.pop()
-        self.attempt = self.attempt + 1 if user is None else 0
-        turn = Turn(old.user if user is None else user, order=self.shown(), blind=self.blind)
-        done = self._run(turn)
-        if done is None:
-            self.session.turns.append(old)
+        turns = self.session.turns
+        old, before = turns[-1], len(turns) - 1
+        del turns[before:]
+        self.attempt, self.kept = self.attempt + 1 if user is None else 0, []
+        done = None
+        try:
+            done = self._run(self._turn(old.user if user is None else user))
+        finally:
+            if done is None:  # also where an error ends the program's try
+                turns[before:] = [old]
+        if done is not None and done.user == old.user:
+            self.kept = done.carry_over(old)
         return done
+
+    def _turn(self, user: str) -> Turn:
+        """A question as it is asked now, without answers."""
+        order, session = self.shown(), self.session
+        columns = order if self.blind else self.order
+        return Turn(
+            user,
+            order=order,
+            blind=self.blind,
+            columns=list(columns),
+            system=session.system,
+            follow=session.follow,
+        )
 
     def _run(self, turn: Turn) -> Turn | None:
         self.session.turns.append(turn)
-        cancel = Cancel()
+        self.last, cancel = turn, Cancel()
         requests = {}
         sampling = self._sampling()
         for index in turn.order:
@@ -97,8 +121,9 @@ class Talk:
                         self.view.finish(panes[index], answer)
             finally:
                 self.view.end(turn)
+                self.cancelled = cancel.is_set()
         if not any(answer.text for answer in turn.answers.values()):
-            self.session.turns.remove(turn)
+            self.session.turns.pop()
             return None
         return turn
 
@@ -107,10 +132,9 @@ class Talk:
         return seeded(self.session.sampling, self.attempt)
 
     def places(self, turn: Turn) -> list[tuple[str, int]]:
-        """(letter, model) of a turn's answers as shown: by place in a blind vote, else each model's own."""
-        if turn.blind:
-            return list(zip(LETTERS, turn.order, strict=False))
-        return [(self.letter(index), index) for index in turn.order]
+        """(letter, model) of a turn's answers as they stood above them, whatever /swap did since."""
+        letters = dict(zip(turn.columns, LETTERS, strict=False))
+        return [(letters[index], index) for index in turn.order]
 
     def letter(self, index: int) -> str:
         """A model's place in the columns."""

@@ -167,9 +167,14 @@ def pane_headings(heads: Sequence[Head], width: int) -> list[Row]:
 
 
 class PlainView:
-    """Plain lines: one model's answer as it comes, several one after the other."""
+    """Plain lines: one model's answer as it comes, several one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        figures: put tokens, speed and how it ended below each answer, for somebody who reads along.
+    """
+
+    def __init__(self, *, figures: bool = False) -> None:
+        self.figures = figures
         self._heads: Sequence[Head] = ()
         self._texts: list[str] = []
         self._answers: dict[int, Answer] = {}
@@ -202,6 +207,7 @@ class PlainView:
                 _write(f"error: {answer.error}\n", error=True)
             if note := dropped_note(answer):
                 _write(f"note: {note}\n", error=True)
+            _write(f"({summary(answer)})\n" if self.figures else "")
             self._shown += 1
             if self._shown < len(self._heads):
                 self._head(self._shown)

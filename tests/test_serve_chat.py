@@ -11,13 +11,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_chat
+from chain_model import chain
 from chat_terminal import CHAT, Terminal, assert_own_sequences_only, environment
+from model_servers import part, server, streamed
 
 from lorafold.serve import commands
 from lorafold.serve.talk import cleaned
+
+MODELS = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}
+COMPLETIONS = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +50,35 @@ def test_two_models_answer_side_by_side(two: Terminal) -> None:
 COMMANDS = [
     ("/help", "leave (also Ctrl-D)"),
     ("/help vote", "say which answer is better"),
+    ("/help q", "leave (also Ctrl-D) (also /exit, /bye, /q)"),
+    ("/help nothing", "there is no command /nothing"),
     ("/models", "B base1-F32.gguf F32 · llama.cpp"),
     ("/system be brief", "system: be brief"),
     ("/system -", "system: (none"),
-    ("/set seed 7", "seed 7"),
+    ("/set seed 7", "repeat_penalty 1.0 seed 7 max_tokens 8"),
     ("/set top_p=0.5", "top_p 0.5"),
     ("/set temperature hot", "temperature takes a number, got 'hot'"),
     ("/set top_p 2", "top_p: expected 0 to 1, got 2.0"),
     ("/set top_p", "top_p 0.5"),
+    ("/set top_k 5.5", "top_k takes a whole number, got '5.5'"),
+    ("/set seed -1", "seed: expected 0 to 4294967294, got -1"),
+    ("/set max_tokens 0", "max_tokens: expected 1 to 1000000, got 0"),
     ("/set seed none", "seed none (new each time)"),
     ("/set colour red", "there is no setting 'colour'"),
     ("/show", "1 turns; history: each model its own; blind: off"),
     ("/show prompt", "[user] hello"),
+    ("/show promt", "expected nothing or prompt, got 'promt'"),
+    ("/show prompt all", "/show takes at most 1 word, got 'prompt all'"),
+    ("/undo 3", "/undo takes nothing, got '3'"),
+    ("/clear now", "/clear takes nothing, got 'now'; fix: /reset"),
+    ("/lens a b a", "/lens takes at most 2 words"),
     ("/retry", "8 tokens"),
     ("/follow a", "all follow base0-F32.gguf"),
     ("/follow off", "each model follows its own answers"),
     ("/only b", "answering: B base1-F32.gguf"),
     ("one alone", "8 tokens"),
+    ("/vote b", "fewer than two answers stand"),
+    ("/vote tie", "fewer than two answers stand"),
     ("/lens b a", "base1-F32.gguf seen by base0-F32.gguf"),
     ("/undo", "forgotten: 'one alone'"),
     ("/only all", "answering: A base0-F32.gguf, B base1-F32.gguf"),
@@ -70,10 +88,13 @@ COMMANDS = [
     ("/vote z", "no answer stands under 'z'"),
     ("/lens b", "mean KL divergence"),
     ("/lens a b", "base0-F32.gguf seen by base1-F32.gguf"),
+    ("/lens a a", "a model is never surprised by itself"),
+    ("/lens a c", "there was no model 'c'"),
     ("/swap", "columns: A base1-F32.gguf, B base0-F32.gguf"),
     ("/swap", "columns: A base0-F32.gguf, B base1-F32.gguf"),
     ("/blind on", "names are hidden"),
     ("again", "8 tokens"),
+    ("/show prompt", "the prompts would tell which model is which"),
     ("/lens", "answer B seen by answer A"),
     ("/vote tie", "2 votes, 1 tie"),
     ("/vote a", "the blind vote is given, and the names are known now"),
@@ -81,7 +102,7 @@ COMMANDS = [
     ("/save talk.json", "saved 2 turns: talk.json"),
     ("/save talk.json", "saved 2 turns: talk.json"),
     ("/save .", "this is a folder"),
-    ("/save history", "history: the file exists and is no conversation"),
+    ("/save history", "history: the file exists, and this conversation was not saved to it"),
     ("/export talk.html", "written: talk.html"),
     ("/export talk.html", "the file exists"),
     ("/export talk.doc", "unknown format '.doc'"),
@@ -89,6 +110,7 @@ COMMANDS = [
     ("/load talk.json", "2 turns from talk.json"),
     ("/load none.json", "cannot be read"),
     ("/reset", "a new conversation"),
+    ("/save talk.json", "this conversation was not saved to it or loaded from it; fix: choose another name"),
     ("/retry", "nothing was said yet"),
     ("/nonsense", "there is no command /nonsense"),
     ("//slash", "8 tokens"),
@@ -97,6 +119,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("line", "text"), COMMANDS, ids=[f"{i:02}{c[0]}" for i, c in enumerate(COMMANDS)])
 def test_commands(two: Terminal, line: str, text: str) -> None:
+    assert text not in line  # which the line editor shows too
     shown = two.type(line, text)
     if line == "again":
         assert "base0-F32.gguf" not in shown and "?" in shown  # blind
@@ -259,25 +282,90 @@ def test_a_saved_conversation_goes_on(home: Path, tmp_path: Path) -> None:
     assert more["tokens"] <= 3
 
 
-def test_ctrl_c_ends_a_script(home: Path) -> None:
-    command = [sys.executable, *CHAT, str(tiny_chat.gguf()), "--prompt", "x", "--temperature", "2"]
-    options = [
-        "--max-tokens",
-        "100000",
-        "--context",
-        "100000",
-        "--top-k",
-        "0",
-        "--top-p",
-        "1",
-        "--min-p",
-        "0",
-    ]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.read(1)
+def interrupted(process: subprocess.Popen[bytes]) -> int:
+    """The exit code after Ctrl-C."""
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
-    assert process.returncode in (0, 130) and b"Traceback" not in error
+    assert b"Traceback" not in error, error
+    return process.returncode
+
+
+def scripted(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A script's conversation, under way; Ctrl-C reaches it also where the test run ignores it."""
+    return subprocess.Popen(
+        [sys.executable, *CHAT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_ctrl_c_ends_a_script(home: Path) -> None:
+    endless = str(chain(b"abcdefg\n", 1))
+    options = ["--prompt", "x", "--temperature", "0", "--max-tokens", "900000", "--context", "900000"]
+    process = scripted(home, endless, *options)
+    assert process.stdout is not None and process.stdout.read(1) == b"a"
+    assert interrupted(process) == 130
+
+
+def test_ctrl_c_before_the_first_word_ends_a_script(home: Path) -> None:
+    def silent(handler: Any, body: Any) -> None:
+        handler.rfile.read(1)  # until the client hangs up
+
+    with server(MODELS, {COMPLETIONS: silent}) as (url, bodies):
+        process = scripted(home, url, "--prompt", "one", "--prompt", "two")
+        while not bodies:
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert interrupted(process) == 130 and len(bodies) == 1
+
+
+def test_an_empty_answer_is_no_failure(home: Path) -> None:
+    nothing = streamed([part("", role="assistant"), part(None, "stop"), b"[DONE]"], sse=True)
+    with server(MODELS, {COMPLETIONS: nothing}) as (url, _):
+        done = run(home, url, "--prompt", "one")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "note: served: the answer is empty\n")
+
+
+def test_piped_lines_of_windows_are_the_same_questions(home: Path) -> None:
+    fine = streamed([part("fine"), part(None, "stop"), b"[DONE]"], sse=True)
+    with server(MODELS, {COMPLETIONS: fine}) as (url, bodies):
+        assert run(home, url, stdin=b"\xef\xbb\xbfhello\r\nthere\r\n").returncode == 0
+    assert [body["messages"][-1]["content"] for body in bodies] == ["hello", "there"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("a.gguf", "--blind"), "--blind: one model alone cannot be compared"),
+        (("a.gguf", "b.gguf", "--blind", "--prompt", "x"), "--blind: a blind vote is given at the terminal"),
+        (("a.gguf", "b.gguf", "--blind", "--json"), "--blind: a blind vote is given at the terminal"),
+        (("a.gguf", "b.gguf", "--blind"), "--blind: a blind vote is given at the terminal"),
+        (("a.gguf", "--seed", "-1"), "--seed: expected 0 to 4294967294, got -1"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(arguments: tuple[str, ...], said: str, home: Path) -> None:
+    done = run(home, *arguments, stdin="hello\n")
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_session_goes_on_as_it_was_saved(home: Path, tmp_path: Path) -> None:
+    saved = {
+        "format": "lorafold-session-1",
+        "models": ["x"],
+        "system": "be kind",
+        "follow": None,
+        "turns": [],
+    }
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps({**saved, "sampling": {"temperature": 0, "seed": 5, "max_tokens": 6}}))
+    options = [str(chain(b"abcdefg\n", 1)), "--session", str(path), "--prompt", "x", "--json"]
+    (as_saved,) = json.loads(run(home, *options).stdout)["answers"]
+    assert (as_saved["text"], as_saved["seed"]) == ("abcdef", 5)
+    (given,) = json.loads(run(home, *options, "--max-tokens", "3", "--system", "").stdout)["answers"]
+    assert (given["text"], given["seed"]) == ("abc", 5)
+    assert as_saved["prompt_tokens"] - given["prompt_tokens"] == len("<system.be kind>.")
 
 
 def test_a_failed_question_is_an_exit_code(home: Path) -> None:

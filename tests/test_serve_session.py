@@ -22,7 +22,12 @@ def session() -> Session:
         Turn("three", {1: Answer("B3", reason="cancelled")}, [1], blind=True, vote=TIE),
         Turn("four", {}, [0, 1]),
     ]
+    for turn in made.turns:
+        turn.system, turn.columns = "be kind", [0, 1]
     return made
+
+
+OLD = ("user", "answers", "order", "blind", "vote")
 
 
 def said(session: Session, model: int) -> list[str]:
@@ -36,8 +41,71 @@ def test_each_model_has_its_own_history() -> None:
 
 def test_all_can_follow_one() -> None:
     following = session()
-    following.follow = 0
+    following.turns[-1].follow = 0
     assert said(following, 1) == said(session(), 0)
+
+
+def test_a_turn_is_what_it_was_when_it_was_asked() -> None:
+    changed = session()
+    changed.system, changed.follow = "be a pirate", 0  # for the next question
+    assert [changed.messages(1, turn) for turn in range(4)] == [
+        session().messages(1, turn) for turn in range(4)
+    ]
+    kept = Answer("B4", reason="stop", under=("be brief", 0))  # of an earlier attempt, under another system
+    changed.turns[-1].answers[1] = kept
+    assert said(changed, 1) == ["be brief", "one", "A1", "two", "A2", "four"] and said(changed, 0) == said(
+        session(), 0
+    )
+
+
+def test_files_from_before_turns_had_settings_of_their_own(tmp_path: Path) -> None:
+    old = session().as_json()
+    old |= {"follow": 0, "turns": [{k: v for k, v in turn.items() if k in OLD} for turn in old["turns"]]}
+    for turn in old["turns"]:
+        turn["answers"] = {
+            k: {n: v for n, v in a.items() if n != "under"} for k, a in turn["answers"].items()
+        }
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(old))
+    loaded = Session.load(path, ["a", "b"])
+    assert said(loaded, 1) == said(session(), 0)  # all that is known is the last setting
+    assert [turn.columns for turn in loaded.turns] == [[0, 1], [0, 1], [1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("now", "vote", "texts"),
+    [
+        ({1: Answer("B2", reason="stop")}, None, ["A1", "B2"]),
+        ({0: Answer("A2", reason="stop"), 1: Answer("half", reason="failed", error="x")}, None, ["A2", "B1"]),
+        ({1: Answer("half", reason="failed", error="x")}, 1, ["A1", "B1"]),
+        ({2: Answer("C1", reason="stop")}, 1, ["A1", "B1", "C1"]),
+    ],
+)
+def test_what_was_not_answered_again_stays(
+    now: dict[int, Answer], vote: int | None, texts: list[str]
+) -> None:
+    old = session().turns[0]
+    new = Turn("one", now, sorted(now), columns=[0, 1, 2], system="be a pirate")
+    kept = new.carry_over(old)
+    assert [new.answers[index].text for index in sorted(new.answers)] == texts and new.vote == vote
+    assert all(new.answers[index].under == ("be kind", None) for index in kept)
+    assert sorted(new.order) == sorted(new.answers)
+
+
+def test_names_stay_hidden_only_if_nobody_knows_them() -> None:
+    for blind, before in ((True, True), (True, False), (False, True)):
+        old = Turn("q", {0: Answer("A", reason="stop")}, [0], blind=before, columns=[0])
+        new = Turn("q", {1: Answer("B", reason="stop")}, [1], blind=blind, columns=[1])
+        assert new.carry_over(old) == [0] and new.hidden == (blind and before)
+        assert new.columns == new.order == [1, 0]
+
+
+def test_the_file_of_a_conversation_is_known(tmp_path: Path) -> None:
+    path, made = tmp_path / "s.json", session()
+    assert made.file is None
+    made.save(path)
+    assert made.file == Session.load(path, ["a", "b"]).file == Session.load(path, ["b", "a"]).file == path
+    assert Session.load(path, ["a"]).file is None  # saving again would lose b's answers
 
 
 def test_an_answer_grows_with_events() -> None:
@@ -66,7 +134,7 @@ def test_a_session_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_session_goes_on_with_models_in_another_order_and_with_others(tmp_path: Path) -> None:
     path, made = tmp_path / "s.json", session()
-    made.follow = 0
+    made.follow = made.turns[-1].follow = 0
     made.turns[0].answers[0].ids = [49_000]  # of a's vocabulary, which another model need not have
     made.save(path)
     swapped = Session.load(path, ["b", "new", "a"])
@@ -84,6 +152,8 @@ def test_a_session_goes_on_with_models_in_another_order_and_with_others(tmp_path
         ('{"format": "lorafold-session-1"}', "incomplete"),
         (json.dumps({**session().as_json(), "turns": [{"user": 3}]}), "incomplete"),
         (json.dumps({**session().as_json(), "sampling": {"colour": 3}}), "incomplete"),
+        (json.dumps({**session().as_json(), "system": 3}), "incomplete"),
+        (json.dumps(session().as_json()).replace('"under": null', '"under": [3]'), "incomplete"),
         (json.dumps({**session().as_json(), "sampling": {"top_p": 3}}), "incomplete"),
         (json.dumps(session().as_json()).replace('"tokens": 0', '"tokens": "many"'), "incomplete"),
         (json.dumps(session().as_json()).replace('"logprobs": []', '"logprobs": ["x"]'), "incomplete"),

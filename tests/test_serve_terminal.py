@@ -171,7 +171,7 @@ def test_ctrl_c_stops_models_that_never_end(endless: Terminal, tmp_path: Path) -
     turn = saved(endless, tmp_path).turns[0]
     assert [turn.answers[i].reason for i in (0, 1)] == ["cancelled", "cancelled"]
     assert turn.answers[0].text.startswith("abcdefg\n") and turn.answers[1].text.startswith("hijklm\n")
-    endless.type("/set max_tokens 20", "max_tokens 20")
+    endless.type("/set max_tokens 20", "seed none (new each time) max_tokens 20")
     endless.type("go on", "20 tokens")
     session = saved(endless, tmp_path)
     for model in (0, 1):  # both go on from what they had said
@@ -187,9 +187,9 @@ def test_an_endless_answer_is_capped(tmp_path: Path) -> None:
     model = str(chain(b"abcdefg\n", 1))
     with terminal(tmp_path, model, "--temperature", "0", "--context", "300") as talk:
         talk.type("/set", "max_tokens 1024")  # endless is no choice
-        talk.type("/set max_tokens 40", "max_tokens 40")
+        talk.type("/set max_tokens 40", "seed none (new each time) max_tokens 40")
         assert "40 tokens" in talk.type("hello", "cut at max_tokens")
-        talk.type("/set max_tokens 100000", "max_tokens 100000")
+        talk.type("/set max_tokens 100000", "seed none (new each time) max_tokens 100000")
         talk.type("hello", "the context is full")
         talk.type("and now?", "messages were left out")
         assert "the message has" in talk.type("x" * 400, "the question was not kept")
