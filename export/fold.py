@@ -35,18 +35,15 @@ from lorafold.export.fold_changes import (
     round_to,
 )
 from lorafold.export.fold_factors import FactorCache
-from lorafold.export.fold_names import BaseNames
+from lorafold.export.fold_names import BaseNames, same_blocks
 from lorafold.export.fold_targets import Targets, plan_adapter
-from lorafold.export.fold_tied import same_steps, settle_head
+from lorafold.export.fold_tied import same_steps, settle_embedding, settle_head
 from lorafold.jsonfile import read_object
 from lorafold.safetensors_file import DTYPE_BITS
 from lorafold.stopwatch import doing
-from lorafold.weights import TensorInfo, TensorSource
+from lorafold.weights import TensorInfo, TensorSource, item_size
 
 Rounding = Literal["exact", "peft"]
-
-COPY_ROWS = 1024
-"""Rows that a comparison with the base reads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +173,8 @@ class Folded:
         """Whether a replacement brings just what the base has already."""
         origin = self._origin.get(name, name)
         info = self.base.tensors[origin]
-        return change.shape == info.shape and all(
-            np.array_equal(change.read(start, stop), self.base.rows(origin, start, stop))
-            for start in range(0, info.rows, COPY_ROWS)
-            for stop in (min(start + COPY_ROWS, info.rows),)
+        return change.shape == info.shape and same_blocks(
+            change.read, lambda start, stop: self.base.rows(origin, start, stop), info.rows
         )
 
     # What the constructor is made of.
@@ -191,10 +186,13 @@ class Folded:
         """Take over one adapter's steps."""
         targets.factors.check_finite()
         changes: dict[str, Sequence[Change]] = dict(targets.changes)
-        if targets.names.head is not None:
+        if targets.names.embedding is not None and targets.names.head is not None:
+            changes[targets.names.embedding] = settle_embedding(targets)
             changes[targets.names.head] = settle_head(targets)
         for name, steps in changes.items():
             if steps:
+                # Else a merged folder would copy the tensor as it is, without the fold.
+                item_size(targets.names.tensors[name])
                 edits = self._edits.setdefault(name, [])
                 edits.append(_ready(targets, steps, weight, later=bool(edits)))
 
@@ -236,7 +234,7 @@ class Folded:
         resized = {
             name: info.shape[0]
             for name, info in self.tensors.items()
-            if name in self.base.tensors and info.shape != self.base.tensors[name].shape
+            if info.shape != self.base.tensors[self._origin.get(name, name)].shape
         }
         sizes = set(resized.values())
         if not sizes:
@@ -248,7 +246,8 @@ class Folded:
                     f"{side} has {names.tensors[side].shape[0]} rows, but the adapter brings "
                     f"{', '.join(f'{name} with {rows}' for name, rows in resized.items())}",
                     at=self._edits[next(iter(resized))][0].adapter,
-                    fix="save it with `save_embedding_layers=True`, so that it brings both sides",
+                    fix="save it with `save_embedding_layers=True`, so that it brings both sides; where "
+                    "one is in target_modules, PEFT brings the other only if that is there too",
                 )
         holder = self.config.get("text_config")
         if isinstance(holder, dict) and "vocab_size" in holder:

@@ -1,7 +1,8 @@
 """Whether an adapter has everything that its configuration promises for this base.
 
 In: an adapter and the names of a base. Out: nothing, or an `InputError` that names the first module without
-its tensors. PEFT leaves such a module as it is and says nothing: half of a fine-tune would be lost unseen.
+its tensors, or with two that contradict each other. PEFT leaves such a module as it is and says nothing: half
+of a fine-tune would be lost unseen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Collection
 
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
-from lorafold.export.fold_names import BaseNames
+from lorafold.export.fold_names import BaseNames, same_rows
 
 OTHER_BASE = "fold it into the base that it was trained on (`--base`)"
 
@@ -56,6 +57,21 @@ def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tupl
     for wanted in config.modules_to_save:
         if not any(re.match(rf"(^|.*\.){re.escape(wanted)}\.", tensor) for tensor in saved):
             raise _missing(adapter, wanted, "modules_to_save")
+
+
+def check_copies(adapter: Adapter) -> None:
+    """Compare what the adapter holds under two names; see `SavedTensor.copy`.
+
+    Raises:
+        InputError: they are two different tensors, so one of them is not what was trained.
+    """
+    for saved in adapter.saved:
+        if saved.copy and not same_rows(adapter.source, saved.key, adapter.source, saved.copy):
+            raise InputError(
+                f"{saved.key!r} and {saved.copy!r} hold different numbers, expected the same tensor twice",
+                at=adapter.folder,
+                fix="save the adapter again with PEFT",
+            )
 
 
 def _is_targeted(adapter: Adapter, module: str) -> bool:

@@ -8,10 +8,11 @@ into one parameter that the files hold in pieces. Both are tables here, from its
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorafold.weights import TensorInfo, TensorSource
 
@@ -72,6 +73,7 @@ HEADS = {
 NO_MODULES_ANY_MORE = re.compile(r".*\.experts\.\d+\.[^.]+|.*\.(mlp|block_sparse_moe)\.gate")
 
 COMPARED_ROWS = 1024
+"""Rows that a comparison reads at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +200,21 @@ class BaseNames:
 def same_rows(a: TensorSource, a_name: str, b: TensorSource, b_name: str) -> bool:
     """Whether two tensors hold the same numbers, compared block by block."""
     info = a.tensors[a_name]
-    if info.shape != b.tensors[b_name].shape:
-        return False
+    return info.shape == b.tensors[b_name].shape and same_blocks(
+        lambda start, stop: a.rows(a_name, start, stop),
+        lambda start, stop: b.rows(b_name, start, stop),
+        info.rows,
+    )
+
+
+def same_blocks(
+    a: Callable[[int, int], NDArray[np.float32]], b: Callable[[int, int], NDArray[np.float32]], rows: int
+) -> bool:
+    """Whether two readers of rows [start, stop) deliver the same numbers for all of `rows`."""
     return all(
-        np.array_equal(a.rows(a_name, start, stop), b.rows(b_name, start, stop))
-        for start in range(0, info.rows, COMPARED_ROWS)
-        for stop in (min(start + COMPARED_ROWS, info.rows),)
+        np.array_equal(a(start, stop), b(start, stop))
+        for start in range(0, rows, COMPARED_ROWS)
+        for stop in (min(start + COMPARED_ROWS, rows),)
     )
 
 

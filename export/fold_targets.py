@@ -25,7 +25,7 @@ from lorafold.export.fold_changes import (
     Scale,
     read_through,
 )
-from lorafold.export.fold_complete import OTHER_BASE, check_complete, matches
+from lorafold.export.fold_complete import OTHER_BASE, check_complete, check_copies, matches
 from lorafold.export.fold_factors import FactorCache, Factors, initial_part, once
 from lorafold.export.fold_names import (
     NO_MODULES_ANY_MORE,
@@ -58,7 +58,7 @@ class Targets:
         factors: the adapter's tensors as factors.
         changes: the result: steps by tensor.
         rounding: "peft" where products are rounded as PEFT rounds them.
-        shared: steps for the embedding that hold for a tied output head too.
+        shared: steps for one side of a tied embedding that hold for the other too.
         prefixes: of the parts of the model in which something is adapted; see `BaseNames.in_model`.
     """
 
@@ -91,6 +91,7 @@ class Targets:
                 fix=OTHER_BASE,
             )
         check_complete(self.adapter, self.names, self.prefixes)
+        check_copies(self.adapter)
 
     # One method for each kind of tensor; each returns False where the base has no such module.
 
@@ -105,7 +106,7 @@ class Targets:
             raise self._wrong_shape(saved.key, shape, tensor, expected)
         step = Replace(self.adapter.source, saved.key, shape)
         self.changes.setdefault(tensor, []).insert(0, step)
-        if tensor == self.names.embedding and not saved.trained:
+        if tensor in (self.names.embedding, self.names.head) and not saved.trained:
             self.shared.append(step)
         return True
 
@@ -155,7 +156,7 @@ class Targets:
 
     def _linear(self, module: ModuleTensors, weight: str) -> None:
         a, b = module.parts["lora_A"], module.parts["lora_B"]
-        shape = self.names.tensors[weight].shape
+        shape = self._shape(weight)
         a_shape, b_shape = factor_shapes(self.adapter, self.factors, module.module, a, b)
         product_shape = (b_shape[0], a_shape[1])
         config, conv1d = self.adapter.config, self.names.is_conv1d(module.module)
@@ -193,16 +194,16 @@ class Targets:
         """The step that takes out what the adapter's initialisation took out of the base before training."""
         config = self.adapter.config
         method = "kasa" if config.kasa else str(config.init_lora_weights).lower()
-        if method not in ("pissa", "olora", "kasa"):
-            return []
+        prior = list(self.changes.get(weight, ()))
+        if method not in ("pissa", "olora", "kasa") or (prior and isinstance(prior[0], Replace)):
+            return []  # a base that was saved with the adapter has lost that part already
         if transposed and method != "pissa":
             raise InputError(
                 f"{method} of a transposed weight ({module}) cannot be computed again",
                 at=self.adapter.folder,
                 fix=RESIDUAL_BASE,
             )
-        prior = list(self.changes.get(weight, ()))
-        rows = self.names.tensors[weight].rows
+        rows = self._shape(weight)[0]
 
         def parts() -> tuple[Block, Block]:
             whole = read_through(self.base, weight, prior, 0, rows)
@@ -215,10 +216,9 @@ class Targets:
 
     def _dora(self, module: ModuleTensors, weight: str, step: AddLowRank, *, by_row: bool) -> Dora:
         key = module.parts["lora_magnitude_vector"]
-        info = self.names.tensors[weight]
-        outputs = info.rows if by_row else info.cols
-        if int(np.prod(self.factors.shape(key))) != outputs:
-            raise self._wrong_shape(key, self.factors.shape(key), weight, info.shape)
+        shape = self._shape(weight)
+        if int(np.prod(self.factors.shape(key))) != (shape[0] if by_row else shape[1]):
+            raise self._wrong_shape(key, self.factors.shape(key), weight, shape)
         prior = list(self.changes[weight])
         return Dora(
             step,
@@ -246,9 +246,7 @@ class Targets:
         """An embedding's weight is (tokens, width) and its product A.T @ B.T (PEFT: `lora_embedding_*`)."""
         a, b = module.parts["lora_embedding_A"], module.parts["lora_embedding_B"]
         a_shape, b_shape = factor_shapes(self.adapter, self.factors, module.module, a, b)
-        steps = self.changes.setdefault(weight, [])
-        resized = steps[0].shape if steps and isinstance(steps[0], Replace) else None
-        shape = resized or self.names.tensors[weight].shape
+        shape, steps = self._shape(weight), self.changes.setdefault(weight, [])
         if shape != (a_shape[1], b_shape[0]):
             raise self._wrong_shape(f"({b} · {a}).T", (a_shape[1], b_shape[0]), weight, shape)
         self._rank(module.module, a_shape[0], b_shape[1])
@@ -279,9 +277,7 @@ class Targets:
         if isinstance(indices, dict):
             named = [name for name in indices if f".{module.module}".endswith(f".{name}")]
             indices = indices[named[0]] if named else None
-        steps = self.changes.setdefault(weight, [])
-        resized = steps[0].shape if steps and isinstance(steps[0], Replace) else None
-        shape = resized or self.names.tensors[weight].shape
+        shape, steps = self._shape(weight), self.changes.setdefault(weight, [])
         numbers = np.array(indices if indices is not None else (), dtype=np.int64)
         if self.factors.shape(key) != (len(numbers), *shape[1:]) or len(set(numbers.tolist())) != len(
             numbers
@@ -345,6 +341,11 @@ class Targets:
         self.changes.setdefault(piece.tensor, []).append(self._rounded(step(piece.first), piece.tensor))
 
     # Checks, and rounding.
+
+    def _shape(self, weight: str) -> tuple[int, ...]:
+        """A tensor's shape as its steps find it: with a resized vocabulary a saved tensor comes first."""
+        steps = self.changes.get(weight, ())
+        return steps[0].shape if steps and isinstance(steps[0], Replace) else self.names.tensors[weight].shape
 
     def _rounded(self, step: AddLowRank, tensor: str) -> AddLowRank:
         """The step as PEFT rounds it where it rounds a product before adding it."""

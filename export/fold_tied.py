@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorafold.export.fold_changes import AddLowRank, Change, Replace, ReplaceRows
-from lorafold.export.fold_names import COMPARED_ROWS, same_rows
+from lorafold.export.fold_names import same_blocks, same_rows
 from lorafold.export.fold_targets import Targets
 
 
@@ -40,6 +40,29 @@ def settle_head(targets: Targets) -> list[Change]:
     return [*replaced, *(step for step in (*shared, *own) if not isinstance(step, Replace))]
 
 
+def settle_embedding(targets: Targets) -> list[Change]:
+    """The steps of the input embedding.
+
+    Args:
+        targets: an adapter's steps.
+
+    Returns:
+        Those that the adapter has for it; before them the resized embedding, where an adapter of the head
+        alone brings it under the head's name.
+    """
+    names = targets.names
+    own = list(targets.changes.get(names.embedding or "", ()))
+    if names.embedding is None or not names.tied or any(isinstance(step, Replace) for step in own):
+        return own
+    shape = names.tensors[names.embedding].shape
+    resized = [
+        step
+        for step in targets.changes.get(names.head or "", ())
+        if isinstance(step, Replace) and step in targets.shared and step.shape != shape
+    ]
+    return [*resized, *own]
+
+
 def same_steps(a: Sequence[Change], b: Sequence[Change]) -> bool:
     """Whether two lists of steps do the same to the embedding that two names share."""
     return len(a) == len(b) and all(x is y or _same(x, y) for x, y in zip(a, b, strict=True))
@@ -55,10 +78,6 @@ def _same(a: Change, b: Change) -> bool:
         return (
             (a.scale, a.start, a.stop) == (b.scale, b.start, b.stop)
             and np.array_equal(a.right(), b.right())
-            and all(
-                np.array_equal(a.left(start, stop), b.left(start, stop))
-                for start in range(0, a.stop, COMPARED_ROWS)
-                for stop in (min(start + COMPARED_ROWS, a.stop),)
-            )
+            and same_blocks(a.left, b.left, a.stop)
         )
     return False

@@ -225,7 +225,7 @@ def _write_shards(
                 rows = source.rows(info.name, start, stop)
                 with doing("round"):
                     buffer = _encode(rows, info)
-            else:  # integers and float64, which float32 rows do not hold
+            else:  # not folded, and no float32 holds it: integers, float64, FP8 with its scales elsewhere
                 original = source.tensors[info.name]
                 buffer = memoryview(bytearray((stop - start) * width))
                 with doing("read"):

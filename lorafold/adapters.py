@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -42,6 +42,7 @@ PARTS = (
 # Left by samplers and statistics that only training uses; PEFT's merge does not read them.
 TRAINING_ONLY = ("lora_monteclora_sampler", "lora_velora_embed", "lora_velora_initialized", "lora_arrow")
 
+_MODULES_TO_SAVE = ".modules_to_save."
 _PREFIX = re.compile(r"^(?:base_model\.model\.|base_model\.)")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
 _PART = re.compile(
@@ -74,11 +75,14 @@ class SavedTensor:
         key: its name in the file.
         trained: it was trained by itself (modules_to_save, a bias); otherwise it is the base's own value,
             saved because the vocabulary was resized.
+        copy: another key with the same numbers: PEFT writes an embedding that is in modules_to_save twice
+            when the vocabulary was resized. That they are the same is for the reader of the numbers to check.
     """
 
     tensor: str
     key: str
     trained: bool
+    copy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +155,11 @@ def _sort_keys(
             trained = (
                 tensor.endswith(".bias")
                 or config.peft_type == "LN_TUNING"
+                or _MODULES_TO_SAVE in key
                 or _in_modules(tensor, config.modules_to_save)
             )
             entry = SavedTensor(tensor, key, trained)
-            if tensor in saved:
-                raise _twice(source, saved[tensor].key, key)
-            saved[tensor] = entry
+            saved[tensor] = _one_of(source, saved[tensor], entry) if tensor in saved else entry
             continue
         module, depth = _unwrapped(match["module"].removesuffix(".token_adapter"))
         part = "lora_bias" if (match["part"], match["leaf"]) == ("lora_B", "bias") else match["part"]
@@ -189,6 +192,15 @@ def _unwrapped(module: str) -> tuple[str, int]:
 def _in_modules(tensor: str, modules: tuple[str, ...]) -> bool:
     """Whether a tensor belongs to one of these modules: a module's name is a part of its path."""
     return any(re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", tensor) for module in modules)
+
+
+def _one_of(source: Checkpoint, a: SavedTensor, b: SavedTensor) -> SavedTensor:
+    """The entry of two for one tensor: what was trained wins over the plain name that repeats it."""
+    first, second = sorted((a, b), key=lambda entry: _MODULES_TO_SAVE not in entry.key)
+    plain = _WRAPPERS.sub("", _PREFIX.sub("", second.key)) == second.tensor
+    if a.copy or b.copy or _MODULES_TO_SAVE not in first.key or not plain:
+        raise _twice(source, a.key, b.key)
+    return replace(first, copy=second.key)
 
 
 def _twice(source: Checkpoint, first: str, second: str) -> InputError:

@@ -22,7 +22,7 @@ from lorafold.jsonfile import read_object
 from lorafold.safetensors_file import ShardFiles, TensorInfo, read_header
 from lorafold.stopwatch import doing
 
-__all__ = ["Checkpoint", "TensorInfo", "TensorSource"]
+__all__ = ["Checkpoint", "TensorInfo", "TensorSource", "item_size"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -138,7 +138,7 @@ class Checkpoint:
             return self._rows(info, start, stop)
 
     def _rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
-        itemsize = _itemsize(info)
+        itemsize = item_size(info)
         out = np.empty((stop - start, info.cols), dtype=np.float32)
         if out.size and not self._read_floats(info, info.offset + start * info.cols * itemsize, out):
             row = start + int(np.argmin(np.isfinite(out).all(axis=1)))
@@ -182,15 +182,22 @@ class Checkpoint:
 _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00}
 
 
-def _itemsize(info: TensorInfo) -> int:
-    sizes = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
-    if info.dtype not in sizes:
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
+
+
+def item_size(info: TensorInfo) -> int:
+    """Bytes of one number of a tensor that holds plain numbers.
+
+    Raises:
+        InputError: it holds something else: FP8 with scales beside it, packed 4-bit numbers, integers.
+    """
+    if info.dtype not in _SIZES:
         raise InputError(
             f"tensor {info.name!r} is {info.dtype}: quantized or integer, expected BF16, F16, F32 or F64",
             at=info.file,
             fix="use the unquantized model that this one was made from, or dequantize it to BF16",
         )
-    return sizes[info.dtype]
+    return _SIZES[info.dtype]
 
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:

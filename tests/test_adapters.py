@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lorafold.adapter_config import FOLDABLE, LOST_BASE, NOT_FOLDABLE_OPTIONS, NOT_IN_WEIGHTS
 from lorafold.adapters import Adapter
@@ -180,6 +180,58 @@ def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
 def test_two_adapters_in_one_file(tmp_path: Path) -> None:
     tensors = {f"{PREFIX}{Q.format(0)}.lora_A.{name}.weight": zeros(2, 6) for name in ("a", "b")}
     refused(lambda: Adapter.open(adapter_folder(tmp_path / "a", tensors)), "the same tensor of two adapters")
+
+
+def test_one_tensor_under_two_names(tmp_path: Path) -> None:
+    """As PEFT writes a module to save whose rows were resized: under its own name too."""
+    head = np.arange(72, dtype=np.float32).reshape(12, 6)
+    tensors = {
+        **lora(Q.format(0)),
+        **lora(Q.format(1)),
+        f"{PREFIX}lm_head.weight": head,
+        f"{PREFIX}lm_head.original_module.weight": head - 1,
+        f"{PREFIX}lm_head.modules_to_save.weight": head,
+        f"{PREFIX}model.embed_tokens.weight": zeros(12, 6),
+    }
+    folded = fold(tmp_path, tensors, modules_to_save=["lm_head"])
+    assert np.array_equal(folded.rows("lm_head.weight", 0, 12), head)
+    (saved,) = (
+        entry for entry in Adapter.open(tmp_path / "adapter").saved if entry.tensor == "lm_head.weight"
+    )
+    assert saved.key.endswith("modules_to_save.weight") and saved.trained
+    tensors[f"{PREFIX}lm_head.weight"] = head + 1
+    refused(
+        lambda: fold(tmp_path, tensors, modules_to_save=["lm_head"]),
+        r"'base_model.model.lm_head.modules_to_save.weight' and '.*lm_head.weight' hold different numbers",
+    )
+    tensors[f"{PREFIX}lm_head.modules_to_save.other.weight"] = head
+    refused(
+        lambda: fold(tmp_path, tensors, modules_to_save=["lm_head"]), "are the same tensor of two adapters"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I8"])
+def test_a_fold_into_quantized_weights_is_refused(dtype: str, tmp_path: Path) -> None:
+    """A merged folder copies such tensors as they are: the fold would be lost, and nothing would tell."""
+    base_folder(tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    entries, data = {}, b""
+    for name, tensor in tensors.items():
+        kind, raw = ("F32", tensor.tobytes()) if "q_proj" not in name else (dtype, bytes(tensor.size))
+        entries[name] = {
+            "dtype": kind,
+            "shape": tensor.shape,
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    adapter = Adapter.open(adapter_folder(tmp_path / "adapter"))
+    refused(
+        lambda: Folded(Checkpoint.open(tmp_path / "base"), [(adapter, 1.0)]),
+        rf"tensor 'model.layers.\d.self_attn.q_proj.weight' is {dtype}: quantized or integer, expected BF16",
+    )
 
 
 def without(key: str) -> dict[str, Any]:

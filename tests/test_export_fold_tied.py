@@ -127,6 +127,56 @@ def test_a_resized_vocabulary(tied: bool, tmp_path: Path) -> None:
     assert np.abs(got - logits(tuned)).max() < 1e-4
 
 
+RESIZED: dict[str, tuple[bool, dict[str, Any]]] = {
+    # name: (tied, LoraConfig); q_proj is always a target
+    "both saved": (False, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "both saved, tied": (True, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "embedding saved": (False, {"modules_to_save": ["embed_tokens"]}),
+    "embedding saved, tied": (True, {"modules_to_save": ["embed_tokens"]}),
+    "saved together, tied": (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "head saved, tied": (True, {"modules_to_save": ["lm_head"]}),
+    "both targeted": (False, {"target_modules": ["embed_tokens", "lm_head"]}),
+    "both targeted, DoRA": (False, {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}),
+    "both targeted, PiSSA": (False, {"target_modules": ["lm_head", "embed_tokens"], "init": "pissa"}),
+    "both targeted, tied": (True, {"target_modules": ["embed_tokens", "lm_head"]}),
+    "targeted together, tied": (
+        True,
+        {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    ),
+    "embedding targeted, tied": (True, {"target_modules": ["embed_tokens"]}),
+    "head targeted, tied": (True, {"target_modules": ["lm_head"]}),
+    "new tokens trained": (False, {"trainable_token_indices": [VOCABULARY, VOCABULARY + 1]}),
+    "new tokens trained, tied": (True, {"trainable_token_indices": [VOCABULARY, VOCABULARY + 1]}),
+}
+QUICK = ("both saved", "embedding saved, tied", "both targeted", "both targeted, DoRA", "head targeted, tied")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RESIZED]
+)
+def test_a_resized_vocabulary_by_peft_s_recipes(name: str, tmp_path: Path) -> None:
+    """PEFT saves the embeddings by itself then, some of them under two names."""
+    tied, options = RESIZED[name]
+    options = {**options, "target_modules": ["q_proj", *options.get("target_modules", ())]}
+    options["init_lora_weights"] = options.pop("init", True)
+    base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=tied)
+    model = load(base, "float32")
+    model.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+    tuned = draw(peft.get_peft_model(model, peft.LoraConfig(r=4, **options)))
+    tuned.save_pretrained(tmp_path / "adapter")
+    folded = fold_into_folder(base, tmp_path / "adapter", tmp_path / "folded")
+    assert folded.config["vocab_size"] == VOCABULARY + 8
+    got = logits(load(tmp_path / "folded", "float32"))
+    assert np.abs(got - logits(tuned)).max() < 1e-4
+    if not (tied and "targeted" in name):  # PEFT's merge would change both sides of a tied embedding
+        merged = tuned.merge_and_unload().state_dict()
+        allowed = 1e-5 if "PiSSA" in name else 1e-6  # its part of the base comes from another SVD
+        for tensor in folded.tensors:
+            wanted = merged[tensor].numpy()
+            got = folded.rows(tensor, 0, folded.tensors[tensor].rows).reshape(wanted.shape)
+            assert np.abs(got - wanted).max() <= allowed * max(1, np.abs(wanted).max()), tensor
+
+
 def test_a_resizing_adapter_stands_alone(tmp_path: Path) -> None:
     base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=False)
     model = load(base, "float32")
