@@ -97,7 +97,7 @@ def _data(path: Path, report: DataReport, max_length: int) -> Inspection:
     ]
     if report.tokens is None:
         lines.append(("tokens", "name a base with --base to count them"))
-        return Inspection(lines)
+        return Inspection([*lines, *(("note", note) for note in report.notes)])
     lines += [
         ("tokens", f"{report.tokens:,}, of which {report.trained:,} are trained"),
         ("lengths", ", ".join(f"{name} {tokens}" for name, tokens in report.lengths)),

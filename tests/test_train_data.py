@@ -125,6 +125,16 @@ def test_pickled_frame_needs_leave(tmp_path: Path) -> None:
     assert conversations(path, allow_pickle=True) == EXPECTED
 
 
+def test_what_a_pickled_frame_lacks_is_null(tmp_path: Path) -> None:
+    """pandas fills a column with NaN where a record lacks the field."""
+    import pandas
+
+    path = tmp_path / "d.pkl"
+    pandas.DataFrame([{**RECORDS[0], "input": "x"}, RECORDS[1]]).to_pickle(path)
+    first, second = conversations(path, allow_pickle=True)
+    assert first[0] == ("user", str(RECORDS[0]["instruction"]) + "\nx") and second == EXPECTED[1]
+
+
 def test_text_files_split_at_empty_lines(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_bytes(b"first\r\nsecond line\r\n\r\n\r\nthird\r\n")
@@ -151,7 +161,38 @@ LAYOUTS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
         {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
         [("system", "s"), ("user", "a"), ("assistant", "b")],
     ),
+    "messages with a system field": (
+        {
+            "system": "s",
+            "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        },
+        [("system", "s"), ("user", "a"), ("assistant", "b")],
+    ),
+    "system twice, the same": (
+        {
+            "system": "s",
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "a"},
+                {"from": "gpt", "value": "b"},
+            ],
+        },
+        [("system", "s"), ("user", "a"), ("assistant", "b")],
+    ),
+    "no calls": (
+        {
+            "messages": [
+                {"role": "user", "content": "a", "tool_calls": None},
+                {"role": "assistant", "content": "b", "tool_calls": []},
+            ]
+        },
+        [("user", "a"), ("assistant", "b")],
+    ),
     "prompt": ({"prompt": "a", "completion": "b"}, [("user", "a"), ("assistant", "b")]),
+    "prompt with a system field": (
+        {"prompt": "a", "completion": "b", "system": "s"},
+        [("system", "s"), ("user", "a"), ("assistant", "b")],
+    ),
     "prompt as messages": (
         {
             "prompt": [{"role": "user", "content": "a"}],
@@ -178,6 +219,23 @@ def test_system_message_for_those_without_one(tmp_path: Path) -> None:
     assert [turns[0] for turns in found] == [("system", "given"), ("system", "own")]
 
 
+def test_fields_that_are_not_used_are_said_once_a_source(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"messages": turns, "id": i, "tools": [{}] * (i % 2), "system": None, "meta": {}} for i in range(4)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n')
+    odd = {"a\nb": 1} | {f"c{i}": 1 for i in range(13)}
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": "x"} | odd))
+    data = load_data([str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "c.jsonl")])
+    named = ", ".join(f"c{i}" for i in range(11))
+    assert data.notes == (
+        "a.jsonl: fields not used: messages[].name, id, tools",
+        f"c.jsonl: fields not used: 'a\\nb', {named} and 2 more",
+    )
+
+
 def test_messages_column_of_a_csv_is_json(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     turns = json.dumps(LAYOUTS["messages"][0]["messages"])
@@ -194,6 +252,13 @@ def test_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
         assert conversations(path) == EXPECTED
+
+
+def test_one_object_over_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + json.dumps(RECORDS[0], indent=1).encode())
+        assert conversations(path) == EXPECTED[:1]
 
 
 def test_array_items_across_chunks(tmp_path: Path) -> None:
@@ -227,6 +292,7 @@ def test_evaluation_split_is_drawn_by_the_seed(tmp_path: Path) -> None:
     assert held_out is not None
     texts = [example.text for example in train.examples], [example.text for example in held_out.examples]
     assert len(texts[0]) == 16 and len(texts[1]) == 4 and set(texts[0]).isdisjoint(texts[1])
+    assert (train.layouts, held_out.layouts) == ({"text": 16}, {"text": 4})
     again = load_splits(config)[1]
     assert again is not None and again.sha256 == held_out.sha256
     with pytest.raises(InputError, match="leaves nothing to train on"):
@@ -241,6 +307,10 @@ def test_inspect_shows_a_saved_data_set_and_what_is_dropped(tmp_path: Path) -> N
 
     write_saved(tmp_path / "saved")
     assert dict(inspect_path(str(tmp_path / "saved")).lines)["layout"] == "instruction × 3"
+    tagged = tmp_path / "tagged.jsonl"
+    tagged.write_text('{"prompt": "a", "completion": "b", "tools": [1]}\n')
+    note = ("note", "tagged.jsonl: fields not used: tools")
+    assert note in inspect_path(str(tagged)).lines
     base = tmp_path / "base"
     tiny_tokenizer(base)
     (base / "config.json").write_text("{}")
@@ -248,6 +318,7 @@ def test_inspect_shows_a_saved_data_set_and_what_is_dropped(tmp_path: Path) -> N
     path.write_text(
         '{"prompt": "a", "completion": "b"}\n' + f'{{"prompt": "{"x" * 90}", "completion": "b"}}\n' * 9
     )
+    assert note in inspect_path(str(tagged), base=str(base)).lines
     shown = dict(inspect_path(str(path), base=str(base), max_length=60).lines)
     assert shown["dropped"].startswith("9 examples, nothing is left to learn: d.jsonl:2, d.jsonl:3")
     assert shown["dropped"].endswith("d.jsonl:6 and more")

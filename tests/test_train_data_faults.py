@@ -63,6 +63,30 @@ FAULTS: dict[str, tuple[str, bytes, str]] = {
         jsonl('{"messages": [{"role": "user"}]}'),
         r"messages\[0\]: the field 'content' is missing",
     ),
+    "tool calls": (
+        "d.jsonl",
+        jsonl(
+            '{"messages": [' + TURN + ', {"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}]}'
+        ),
+        r"d.jsonl:1: messages\[1\]: tool_calls cannot be trained on; fix: write the call into the content",
+    ),
+    "function call": (
+        "d.jsonl",
+        jsonl(
+            GOOD.replace("instruction", "prompt").replace("output", "completion"),
+            '{"prompt": "a", "completion": [{"from": "gpt", "value": "", "function_call": {"name": "f"}}]}',
+        ),
+        r"d.jsonl:2: completion\[0\]: function_call cannot be trained on",
+    ),
+    "two system messages": (
+        "d.jsonl",
+        jsonl(
+            '{"system": "s", "messages": [{"role": "system", "content": "t"}, '
+            + TURN
+            + ', {"role": "assistant", "content": "b"}]}'
+        ),
+        "d.jsonl:1: system: messages begins with another system message",
+    ),
     "history not pairs": (
         "d.jsonl",
         jsonl('{"instruction": "a", "output": "b", "history": [["x"]]}'),

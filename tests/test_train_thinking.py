@@ -14,7 +14,7 @@ from tiny_base import tiny_base, tiny_tokenizer
 from lorafold.chat import ChatTokenizer
 from lorafold.inspection import inspect_path
 from lorafold.train import TrainConfig, train
-from lorafold.train.encode import encode_example
+from lorafold.train.encode_one import encode_example
 from lorafold.train.layouts import Example
 from lorafold.train.thinking import settle_thinking
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +17,8 @@ from tiny_base import CHATML, tiny_tokenizer
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.train.collate import IGNORED, make_batch, plan_epoch
-from lorafold.train.encode import end_of_text
-from lorafold.train.encoders import encode_all
+from lorafold.train.encode_many import encode_all
+from lorafold.train.encode_one import encode_example, end_of_text
 from lorafold.train.layouts import Example
 from lorafold.train.tokenize import tokenize
 
@@ -28,29 +29,36 @@ TURNS = (
     {"role": "user", "content": "  Is that\n\nso?  "},
     {"role": "assistant", "content": "It is."},
 )
-# Tokenizer, template of ours where the folder has none, what ends an assistant's turn.
+# Tokenizer, template of ours where the folder has none, what is trained before and after each answer's text,
+# and the EOS that we add where the template's end of turn is no token of the vocabulary.
 FAMILIES = {
-    "qwen2": (None, "<|im_end|>"),
-    "llama2": ("llama-2", "</s>"),
-    "deepseek-llm": ("deepseek-llm", "<｜end▁of▁sentence｜>"),
-    "llama3": ("chatml", "<|im_end|>"),
+    "qwen2": (None, "", "<|im_end|>", ""),
+    "llama2": ("llama-2", "", " </s>", ""),
+    "deepseek-llm": ("deepseek-llm", " ", "<｜end▁of▁sentence｜>", ""),
+    "llama3": ("chatml", "", "<|im_end|>\n", "<|end_of_text|>"),
 }
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama2", "deepseek-llm"])
-def test_ids_equal_transformers_chat_template(name: str) -> None:
+def both(name: str) -> tuple[ChatTokenizer, Any]:
+    """Our tokenizer of a family and transformers', with the same template."""
     from transformers import AutoTokenizer
 
     folder = shared(f"tokenizers/{name}")
-    template, ending = FAMILIES[name]
-    ours = ChatTokenizer.from_folder(folder, template)
+    ours = ChatTokenizer.from_folder(folder, FAMILIES[name][0])
     theirs = AutoTokenizer.from_pretrained(folder)
-    if template is not None:
+    if FAMILIES[name][0] is not None:
         theirs.chat_template = ours.template.source
+    return ours, theirs
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ids_equal_transformers_chat_template(name: str) -> None:
+    ours, theirs = both(name)
+    _, before, after, added = FAMILIES[name]
     for turns in (TURNS[1:3], TURNS[:3], TURNS, TURNS[1:]):
         expected = theirs.apply_chat_template(list(turns), return_dict=True)["input_ids"]
         whole = tokenize([Example("x", turns)], ours, 4096).sequences[0]
-        assert whole.ids == expected
+        assert whole.ids == [*expected, *([theirs.convert_tokens_to_ids(added)] if added else [])]
         # The mask covers each assistant's content and the token that ends it, and nothing else.
         spans, current = [], list[int]()
         for token, trained in zip([*whole.ids, -1], [*whole.mask, False], strict=True):
@@ -59,11 +67,37 @@ def test_ids_equal_transformers_chat_template(name: str) -> None:
             elif current:
                 spans.append(theirs.decode(current))
                 current = []
-        answers = [str(turn["content"]) for turn in turns if turn["role"] == "assistant"]
-        assert [span.strip() for span in spans] == [answer + ending for answer in answers] or (
-            [span.replace(ending, "").strip() for span in spans] == answers
-            and all(span.rstrip().endswith(ending) for span in spans)
-        )
+        answers = [before + str(turn["content"]) + after for turn in turns if turn["role"] == "assistant"]
+        assert spans == [*answers[:-1], answers[-1] + added]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_a_blank_last_answer_adds_no_end_and_is_not_trained(name: str, blank: str) -> None:
+    ours, theirs = both(name)
+    last = {"role": "assistant", "content": blank}
+    alone = Example("x:1", (TURNS[1], last))
+    for turns in (alone.messages, (*TURNS[:4], last)):
+        encoded = encode_example(Example("x", turns), ours)
+        assert encoded.ids == theirs.apply_chat_template(list(turns), return_dict=True)["input_ids"]
+    # What was answered before it is trained as ever, and nothing after it.
+    whole = tokenize([Example("x", TURNS[:3])], ours, 4096)
+    assert sum(encoded.mask) == whole.trained - bool(FAMILIES[name][3])
+    some = tokenize([alone, Example("x:2", TURNS[:3])], ours, 4096)
+    assert (some.dropped, some.blank, some.sequences) == (("x:1",), 1, whole.sequences)
+    assert some.summary().endswith("1 dropped, nothing left to learn (x:1), 1 of them without an answer")
+    with pytest.raises(InputError, match="x:1: every answer is empty"):
+        tokenize([alone], ours, 4096)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_plain_text_begins_as_transformers_begins_it(name: str) -> None:
+    """With BOS for Llama 2 and DeepSeek; Qwen2 has none."""
+    ours, theirs = both(name)
+    for text in ("Hello world", " 你好 ", "<s>x</s>", ""):
+        encoded = encode_example(Example("x", text=text), ours)
+        expected = theirs(text, split_special_tokens=True)["input_ids"]
+        assert encoded.ids == [*expected, theirs.eos_token_id] and all(encoded.mask)
 
 
 @pytest.fixture(scope="module")

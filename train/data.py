@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ from pathlib import Path
 from lorafold.errors import InputError
 from lorafold.train.config import TrainConfig
 from lorafold.train.files import read_records
-from lorafold.train.layouts import Example, build_example, recognise
+from lorafold.train.layouts import Example, build_example, recognise, unread
+
+MOST_NAMES = 12  # of unused fields that a note shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,13 @@ class DataSet:
         examples: at least one.
         layouts: number of examples by layout.
         sha256: over the examples.
+        notes: what the user should know of the sources.
     """
 
     examples: tuple[Example, ...]
     layouts: dict[str, int]
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def load_data(
@@ -58,17 +62,31 @@ def load_data(
         UnsafeInputError: a source would run code.
     """
     examples: list[Example] = []
-    layouts: Counter[str] = Counter()
+    notes: list[str] = []
     for source in sources:
         chosen = None
-        count = len(examples)
+        unused: dict[str, None] = {}  # in the order of their first occurrence
         for place, record in read_records(source, allow_pickle=allow_pickle, offline=offline):
             chosen = chosen or recognise(record, place, layout)
             examples.append(build_example(record, place, chosen, system))
+            unused.update(dict.fromkeys(unread(record, chosen)))
         if chosen is None:
             raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
-        layouts[chosen.name] += len(examples) - count
-    return DataSet(tuple(examples), dict(layouts), _sha256(examples))
+        if unused:
+            notes.append(f"{Path(source).name}: fields not used: {_names(unused)}")
+    return DataSet(tuple(examples), _layouts(examples), _sha256(examples), tuple(notes))
+
+
+def _names(names: Iterable[str]) -> str:
+    """Names of fields for a message, not more than a line of them."""
+    shown = [name if name.isprintable() and name.strip() else repr(name) for name in map(str, names)]
+    return ", ".join(shown[:MOST_NAMES]) + (
+        f" and {more} more" if (more := len(shown) - MOST_NAMES) > 0 else ""
+    )
+
+
+def _layouts(examples: Sequence[Example]) -> dict[str, int]:
+    return dict(Counter(example.layout for example in examples))
 
 
 def _sha256(examples: Sequence[Example]) -> str:
@@ -105,6 +123,6 @@ def load_splits(config: TrainConfig) -> tuple[DataSet, DataSet | None]:
         [example for index, example in enumerate(data.examples) if (index in held_out) is wanted]
         for wanted in (False, True)
     ]
-    return DataSet(tuple(parts[0]), data.layouts, data.sha256), DataSet(
-        tuple(parts[1]), {}, _sha256(parts[1])
+    return DataSet(tuple(parts[0]), _layouts(parts[0]), data.sha256, data.notes), DataSet(
+        tuple(parts[1]), _layouts(parts[1]), _sha256(parts[1])
     )

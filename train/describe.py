@@ -47,7 +47,7 @@ class DataReport:
         cut: examples whose end is cut off at `max_length`.
         dropped: places of examples that are dropped, because nothing is left to learn.
         lost_tokens: tokens cut off or dropped.
-        notes: of the template.
+        notes: of the sources and of the template.
         samples: the first examples.
     """
 
@@ -98,7 +98,7 @@ def describe_data(
     data = load_data(sources, layout=layout, system=system, allow_pickle=allow_pickle, offline=offline)
     turns = sum(message["role"] == "assistant" for example in data.examples for message in example.messages)
     if base is None:
-        return DataReport(data.layouts, len(data.examples), turns, data.sha256)
+        return DataReport(data.layouts, len(data.examples), turns, data.sha256, notes=data.notes)
     folder = resolve_base(base, offline=offline, trust_remote_code=True).folder  # none of it is run here
     with TemporaryDirectory() as work:
         folder = with_tokenizer_json(folder, Path(work))
@@ -117,7 +117,7 @@ def describe_data(
         cut=whole.cut,
         dropped=whole.dropped,
         lost_tokens=whole.lost_tokens,
-        notes=notes,
+        notes=(*data.notes, *notes),
         samples=tuple(Sample(place, _pieces(sequence, tokenizer)) for place, sequence in shown),
     )
 

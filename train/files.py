@@ -162,7 +162,11 @@ def _pickle(path: Path, allowed: bool) -> Iterator[Placed]:
         problem = f"expected a pickled DataFrame, got {type(frame).__name__}"
         raise InputError(problem, at=path, fix="save a DataFrame")
     for number, row in enumerate(frame.to_dict(orient="records"), 1):
-        yield f"{path.name}: row {number}", row
+        # pandas writes a missing value as NaN, whatever the column holds.
+        missing = (
+            key for key, value in row.items() if pandas.api.types.is_scalar(value) and pandas.isna(value)
+        )
+        yield f"{path.name}: row {number}", row | dict.fromkeys(missing)
 
 
 # Archives: members are read where they are, nothing is unpacked

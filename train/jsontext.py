@@ -94,11 +94,11 @@ def read_json(file: IO[bytes], name: str) -> Iterator[Placed]:
 
 def _object_or_lines(file: IO[bytes], name: str) -> Iterator[Placed]:
     """Objects one a line, or a single object over several lines."""
-    text = file.read(MAX_RECORD + 1)
+    text = file.read(MAX_RECORD + 1).removeprefix(codecs.BOM_UTF8)
     file.seek(0)
     first = text.partition(b"\n")[0]
     try:
-        _DECODER.decode(first.decode("utf-8-sig"))
+        _DECODER.decode(first.decode("utf-8"))
     except (ValueError, RecursionError, _DuplicateKey):
         if len(text) <= MAX_RECORD and text.rstrip().endswith(b"}") and first.strip() == b"{":
             whole = "".join(line for _, line in lines(file, name))

@@ -2,17 +2,19 @@
 
 | layout        | fields                                                        | becomes                  |
 |---------------|---------------------------------------------------------------|--------------------------|
-| messages      | messages: [{role, content}]                                   | the conversation         |
+| messages      | messages: [{role, content}], system                           | the conversation         |
 | conversations | conversations: [{from, value}], system                        | the conversation         |
 | instruction   | instruction, output, input, system, history: [[user, answer]] | history, then the answer |
-| prompt        | prompt, completion                                            | a user turn, its answer  |
+| prompt        | prompt, completion, system                                    | a user turn, its answer  |
 | text          | text                                                          | plain language modelling |
+
+Calls of tools are refused; any other field that is not in the table is named by `unread` and left out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,8 @@ ROLES = {
     "bot": "assistant",
     "chatgpt": "assistant",
 }
+# What a turn says beside its content: an answer without it would teach something else.
+CALLS = ("tool_calls", "function_call", "tool_call_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,13 @@ class Example:
         place: where it was read ("data.jsonl:12").
         messages: the conversation, empty for a plain text.
         text: the plain text, None for a conversation.
+        layout: name of the row that it was built by.
     """
 
     place: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +112,31 @@ def build_example(record: Any, place: str, layout: Layout, system: str | None = 
                 fix="add it",
             )
     example = layout.build(fields, place)
-    if example.text is None and system and example.messages[0]["role"] != "system":
-        return Example(place, ({"role": "system", "content": system}, *example.messages))
-    return example
+    messages = example.messages
+    if example.text is None and system and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": system}, *messages)
+    return Example(place, messages, example.text, layout.name)
+
+
+def unread(record: Mapping[str, Any], layout: Layout) -> Iterator[str]:
+    """Names of the fields of a record that its layout does not read; those without a value are passed over.
+
+    A turn's own are named as "messages[].name".
+    """
+    for name, value in record.items():
+        if name not in (*layout.required, *layout.optional):
+            if not _void(value):
+                yield name
+        elif isinstance(value, list | tuple):
+            for turn in value:
+                if isinstance(turn, Mapping):
+                    read = _turn_keys(turn)
+                    yield from (f"{name}[].{key}" for key in turn if key not in read and not _void(turn[key]))
+
+
+def _void(value: Any) -> bool:
+    """Whether a value says nothing: tables fill a column with such where a record lacks the field."""
+    return value is None or (isinstance(value, str | list | tuple | Mapping) and not value)
 
 
 def _object(record: Any, place: str) -> Mapping[str, Any]:
@@ -118,16 +146,12 @@ def _object(record: Any, place: str) -> Mapping[str, Any]:
     return record
 
 
+_KINDS = {"NoneType": "null", "str": "a string", "list": "a list", "dict": "an object", "bool": "a boolean"}
+
+
 def _kind(value: Any) -> str:
-    kinds = {
-        "NoneType": "null",
-        "str": "a string",
-        "list": "a list",
-        "dict": "an object",
-        "bool": "a boolean",
-    }
     name = type(value).__name__
-    return kinds.get(name, "a number" if isinstance(value, int | float) else name)
+    return _KINDS.get(name, "a number" if isinstance(value, int | float) else name)
 
 
 def _text(value: Any, place: str, field: str) -> str:
@@ -171,7 +195,8 @@ def _turns(fields: Mapping[str, Any], name: str, place: str) -> list[Message]:
         if not isinstance(turn, Mapping):
             problem = f"{field}: expected an object, got {_kind(turn)}"
             raise InputError(problem, at=place, fix="write role and content")
-        role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+        _refuse_calls(turn, place, field)
+        role_key, content_key = _turn_keys(turn)
         for key in (role_key, content_key):
             if key not in turn:
                 raise InputError(f"{field}: the field {key!r} is missing", at=place, fix="add it")
@@ -184,8 +209,24 @@ def _turns(fields: Mapping[str, Any], name: str, place: str) -> list[Message]:
     return messages
 
 
-def _conversation(messages: list[Message], place: str, field: str) -> Example:
-    """Check the order: a system message first if any, then user and assistant in turn."""
+def _turn_keys(turn: Mapping[str, Any]) -> tuple[str, str]:
+    """The names of a turn's role and content."""
+    return ("from", "value") if "from" in turn else ("role", "content")
+
+
+def _refuse_calls(turn: Mapping[str, Any], place: str, field: str) -> None:
+    for key in CALLS:
+        if not _void(turn.get(key)):
+            problem = f"{field}: {key} cannot be trained on"
+            fix = "write the call into the content, as the model is to write it, or remove the record"
+            raise InputError(problem, at=place, fix=fix)
+
+
+def _conversation(messages: list[Message], place: str, field: str, system: str = "") -> Example:
+    """Check the order: a system message first if any, then user and assistant in turn.
+
+    A record's own field `system` is that message where there is none.
+    """
     if not any(message["role"] == "assistant" for message in messages):
         problem = f"{field}: no assistant turn, so there is nothing to learn"
         raise InputError(problem, at=place, fix="add an answer or remove the record")
@@ -195,19 +236,22 @@ def _conversation(messages: list[Message], place: str, field: str) -> Example:
         if message["role"] != expected:
             problem = f"{field}[{index}]: wrong order: expected {expected}, got {message['role']}"
             raise InputError(problem, at=place, fix="let user and assistant take turns")
+    if system and not start:
+        messages = [{"role": "system", "content": system}, *messages]
+    elif system and messages[0]["content"] != system:
+        problem = f"system: {field} begins with another system message"
+        raise InputError(problem, at=place, fix="keep one of the two")
     return Example(place, tuple(messages))
 
 
 def _from_messages(fields: Mapping[str, Any], place: str) -> Example:
-    return _conversation(_turns(fields, "messages", place), place, "messages")
+    system = _optional_text(fields, "system", place)
+    return _conversation(_turns(fields, "messages", place), place, "messages", system)
 
 
 def _from_conversations(fields: Mapping[str, Any], place: str) -> Example:
-    messages = _turns(fields, "conversations", place)
     system = _optional_text(fields, "system", place)
-    if system and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": system})
-    return _conversation(messages, place, "conversations")
+    return _conversation(_turns(fields, "conversations", place), place, "conversations", system)
 
 
 def _from_instruction(fields: Mapping[str, Any], place: str) -> Example:
@@ -237,7 +281,7 @@ def _from_prompt(fields: Mapping[str, Any], place: str) -> Example:
             parts.append({"role": role, "content": _text(value, place, name)})
         else:  # TRL's conversational form: both are lists of messages
             parts += _turns(fields, name, place)
-    return _conversation(parts, place, "prompt")
+    return _conversation(parts, place, "prompt", _optional_text(fields, "system", place))
 
 
 def _from_text(fields: Mapping[str, Any], place: str) -> Example:
@@ -247,10 +291,10 @@ def _from_text(fields: Mapping[str, Any], place: str) -> Example:
 LAYOUTS = {
     row.name: row
     for row in (
-        Layout("messages", ("messages",), (), _from_messages),
+        Layout("messages", ("messages",), ("system",), _from_messages),
         Layout("conversations", ("conversations",), ("system",), _from_conversations),
         Layout("instruction", ("instruction", "output"), ("input", "system", "history"), _from_instruction),
-        Layout("prompt", ("prompt", "completion"), (), _from_prompt),
+        Layout("prompt", ("prompt", "completion"), ("system",), _from_prompt),
         Layout("text", ("text",), (), _from_text),
     )
 }

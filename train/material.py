@@ -68,11 +68,15 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
     tokenizer, settled, said = choose_tokenizer(folder, data, config.chat_template)
     tokens = tokenize(data.examples, tokenizer, config.max_length, progress)
     found = ", ".join(f"{count} {name}" for name, count in data.layouts.items())
-    notes = [f"data: {found}; {tokens.summary()}", *said]
+    notes = [f"data: {found}; {tokens.summary()}", *data.notes, *said]
     held_out_tokens = None
     if held_out is not None:
-        held_out_tokens = tokenize(held_out.examples, tokenizer, config.max_length, progress)
-        notes.append(f"evaluation: {held_out_tokens.summary()}")
+        held_out_tokens = tokenize(
+            held_out.examples, tokenizer, config.max_length, progress, may_be_empty=True
+        )
+        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes]
+        if not held_out_tokens.sequences:
+            notes.append(_no_evaluation(config, held_out_tokens))
     progress("read the data", 1, 1, note=tokens.summary())
     return Material(
         data=data,
@@ -85,6 +89,21 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         own_template=config.chat_template is not None or settled,
         notes=tuple(notes),
     )
+
+
+def _no_evaluation(config: TrainConfig, tokens: Tokenized) -> str:
+    """What is said where nothing of the evaluation set is left.
+
+    Raises:
+        InputError: the run goes by evaluations.
+    """
+    problem = "of the evaluation set no example has a trained token left"
+    for name in ("early_stopping_patience", "load_best_model_at_end"):
+        if getattr(config, name):
+            flag = "--" + name.replace("_", "-")
+            fix = f"raise --max-length ({config.max_length}), give other --eval-data, or leave out {flag}"
+            raise InputError(problem, at=tokens.dropped[0], fix=fix)
+    return f"{problem}: nothing is evaluated"
 
 
 def choose_tokenizer(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.progress import Progress, silent
-from lorafold.train.encoders import encode_all
+from lorafold.train.encode_many import encode_all
 from lorafold.train.layouts import Example
 
 
@@ -24,6 +24,7 @@ class Tokenized:
         places: where each sequence came from.
         cut: number of examples whose end was cut off.
         dropped: places of examples with no trained token left.
+        blank: how many of these had none before anything was cut: their answers are empty.
         lost_tokens: tokens that were cut off or dropped.
     """
 
@@ -32,6 +33,7 @@ class Tokenized:
     cut: int
     dropped: tuple[str, ...]
     lost_tokens: int
+    blank: int = 0
 
     @property
     def tokens(self) -> int:
@@ -50,6 +52,8 @@ class Tokenized:
             text += f"; {self.cut} cut at the end"
         if self.dropped:
             text += f"; {len(self.dropped)} dropped, nothing left to learn ({self.dropped[0]})"
+        if self.blank:
+            text += f", {self.blank} of them without an answer"
         return text
 
 
@@ -59,6 +63,8 @@ def tokenize(
     max_length: int,
     progress: Progress = silent,
     processes: int | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> Tokenized:
     """Tokenize a data set.
 
@@ -68,6 +74,7 @@ def tokenize(
         max_length: longest sequence in tokens.
         progress: told where it lasts longer than a second.
         processes: that share the work; None for as many as pay.
+        may_be_empty: it is no error where no example has a trained token left (an evaluation set).
 
     Raises:
         InputError: the template refuses a conversation, or no example has a trained token left.
@@ -75,7 +82,7 @@ def tokenize(
     sequences: list[Encoded] = []
     places: list[str] = []
     dropped: list[str] = []
-    cut = lost = 0
+    cut = lost = blank = 0
     encoded = encode_all(examples, tokenizer, progress, processes)
     for example, whole in zip(examples, encoded, strict=True):
         kept = 0
@@ -87,15 +94,20 @@ def tokenize(
         lost += len(whole.ids) - kept
         if not kept:
             dropped.append(example.place)
+            blank += not any(whole.mask[1:])
         elif kept < len(whole.ids):
             cut += 1
-    if not sequences:
-        raise InputError(
-            f"no example has a trained token left within --max-length {max_length}",
-            at=dropped[0] if dropped else None,
-            fix="raise --max-length",
-        )
-    return Tokenized(tuple(sequences), tuple(places), cut, tuple(dropped), lost)
+    if not sequences and not may_be_empty:
+        raise _nothing_left(dropped, blank, max_length)
+    return Tokenized(tuple(sequences), tuple(places), cut, tuple(dropped), lost, blank)
+
+
+def _nothing_left(dropped: Sequence[str], blank: int, max_length: int) -> InputError:
+    at = dropped[0] if dropped else None
+    if blank == len(dropped):
+        return InputError("every answer is empty, so there is nothing to learn", at=at, fix="add answers")
+    problem = f"no example has a trained token left within --max-length {max_length}"
+    return InputError(problem, at=at, fix="raise --max-length")
 
 
 def _pieces(whole: Encoded, max_length: int, *, split: bool) -> Iterator[Encoded]:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lorafold.chat import ChatTokenizer, Encoded
 from lorafold.machine import cores, memory_available
 from lorafold.progress import Progress, silent
-from lorafold.train.encode import encode_example
+from lorafold.train.encode_one import encode_example
 from lorafold.train.layouts import Example
 
 CHUNK = 64  # examples sent to a process at once
@@ -88,7 +88,7 @@ class _Encoder:
 
     def __init__(self, tokenizer: bytes) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lorafold.train.encoder"],
+            [sys.executable, "-m", "lorafold.train.encode_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""The child process that encodes examples for `encoders.py`: `python -m lorafold.train.encoder`.
+"""The child process that encodes examples for `encode_many.py`: `python -m lorafold.train.encode_child`.
 
 In, on standard input: a pickled ChatTokenizer, then pickled lists of examples. Out, on standard output: for
 each list a pickled list of (ids, mask), or None where an example cannot be encoded. Both pipes are the
@@ -14,7 +14,7 @@ import sys
 
 from lorafold.chat import ChatTokenizer
 from lorafold.errors import LorafoldError
-from lorafold.train.encode import encode_example
+from lorafold.train.encode_one import encode_example
 
 
 def main() -> None:
