@@ -1,15 +1,20 @@
 """The model that an export is held against: the base in transformers with the adapter active beside it.
 
 In: `Inputs`. Out: torch modules, or the reason why there is none here. Needs the [train] extra and the memory
-for the whole model; everything else of an export does without both.
+for the whole model; everything else of an export does without both. transformers and PEFT may refuse what was
+folded well: that is an `InputError`, and never the end of a finished export.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lorafold.errors import InputError
 from lorafold.export.inputs import Inputs
 from lorafold.machine import memory_available
 
@@ -34,19 +39,67 @@ def why_no_reference(inputs: Inputs) -> str | None:
 
 
 def load_base(inputs: Inputs) -> torch.nn.Module:
-    """The base alone, in float32 and in evaluation mode."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """The base alone, in float32 and in evaluation mode.
 
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
-    return model.eval()
+    Where the adapters resize the vocabulary it is resized too: tokens that it does not know get the mean of
+    those that it knows, as transformers begins them.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    with _refusals(inputs.base.folder):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
+        known, rows = _vocabulary(inputs.base.config()), _vocabulary(inputs.config)
+        if known is not None and rows is not None and rows != known:
+            # Without transformers' own means: those are drawn at random, and take the square of the width.
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            for side in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if side is not None and rows > known:
+                    with torch.no_grad():
+                        side.weight[known:] = side.weight[:known].mean(0)
+        evaluated: torch.nn.Module = model.eval()
+        return evaluated
 
 
 def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
-    """The base with the adapter beside it, not merged; the base itself where there is none."""
+    """The base with the adapter beside it, not merged; the base itself where there is none.
+
+    Raises:
+        InputError: PEFT cannot load the adapter.
+    """
     if not inputs.adapters:
         return model
-    from peft import PeftModel
+    folder = inputs.adapters[0][0].folder
+    with _refusals(folder):
+        from peft import PeftModel
 
-    tuned: torch.nn.Module = PeftModel.from_pretrained(model, inputs.adapters[0][0].folder)
-    return tuned.eval()
+        tuned: torch.nn.Module = PeftModel.from_pretrained(model, folder)
+        return tuned.eval()
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
+    """The vocabulary's size by a config.json; that of a multimodal model's text part."""
+    text = config.get("text_config")
+    size = (text if isinstance(text, Mapping) and "vocab_size" in text else config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+# What loading raises for a model, an adapter or a version that it does not fit: there is no common ancestor.
+_REFUSALS = (ValueError, RuntimeError, OSError, ImportError, LookupError, AttributeError, TypeError)
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Turn what transformers and PEFT raise while they load into an `InputError`."""
+    try:
+        yield
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"transformers and PEFT cannot load it as a reference ({type(error).__name__}: {reason:.300})",
+            at=folder,
+            fix="collect an importance matrix elsewhere (llama-imatrix), and give it with --imatrix",
+        ) from error

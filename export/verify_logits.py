@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.chat import ChatTokenizer
+from lorafold.errors import InputError
 from lorafold.export.inputs import Inputs
 from lorafold.export.llama_runtime import runner
 from lorafold.export.proof import Check
@@ -77,7 +78,10 @@ def check_logits(
         reason = f"no held-out chat fits in {CONTEXT} tokens"
         return [Check(f"logits {path.name}", "not checked", reason) for _, path in files]
     progress("prove the answers", 1, len(files) + 2)
-    tuned, base = _reference(inputs, sequences, width)
+    try:
+        tuned, base = _reference(inputs, sequences, width)
+    except InputError as error:
+        return [Check(f"logits {path.name}", "not checked", error.problem) for _, path in files]
     progress("prove the answers", 2, len(files) + 2)
     effect = None if base is None else _mean_kl(tuned, base)
     checks = []
@@ -112,6 +116,9 @@ def _reference(
         inputs: base and adapters.
         sequences: prompts with their answers.
         width: tokens that the files know; an embedding may have more rows.
+
+    Raises:
+        InputError: transformers or PEFT cannot load it.
     """
     import torch
 

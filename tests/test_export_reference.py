@@ -1,0 +1,94 @@
+"""The proof of the answers where transformers and PEFT need help to load the reference, or cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_chat
+
+from lorafold.errors import InputError
+from lorafold.export import ExportConfig, export
+from lorafold.export.imatrix_data import collect_importance
+from lorafold.export.inputs import open_inputs
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+NEW = ["<|tool|>", "<|result|>"]
+
+
+def resized_adapter(folder: Path, base: Path, spare: int = 3, **options: Any) -> Path:
+    """An adapter with two tokens more, and some rows that no token has, saved as PEFT saves it by itself."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(NEW, special_tokens=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer) + spare, mean_resizing=False)
+    options = {"target_modules": ["q_proj", "v_proj"], **options}
+    settings = peft.LoraConfig(r=4, lora_alpha=32, task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    tuned = peft.get_peft_model(model, settings)
+    tuned.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    ],
+    ids=["saved by itself", "modules_to_save", "target_modules"],
+)
+def test_a_resized_adapter_is_proven(options: dict[str, Any], tmp_path: Path) -> None:
+    adapter = resized_adapter(tmp_path / "adapter", tiny_chat.folder(), **options)
+    result = export(ExportConfig(str(adapter), out=tmp_path / "out", quant=("F32",), name="tiny"))
+    checks = {check.name: check for check in result.proof.checks}
+    assert checks["logits tiny-F32.gguf"].verdict == "passed", checks["logits tiny-F32.gguf"].meaning
+    assert checks["logits tiny-F32.gguf"].figures["mean KL"] < 1e-5
+    assert checks["logits tiny-F32.gguf"].figures["KL of the adapter"] > 1e-3
+    assert checks["tokenizer"].verdict == "passed"
+
+
+def unknown_to_transformers(folder: Path) -> Path:
+    """A model type that only this program knows by its architecture, as Index without its `auto_map`."""
+    base = shutil.copytree(tiny_chat.folder(), folder)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(settings | {"model_type": "not-in-transformers"}))
+    return base
+
+
+def test_a_reference_that_cannot_be_loaded_leaves_the_export_standing(tmp_path: Path) -> None:
+    base = unknown_to_transformers(tmp_path / "base")
+    result = export(ExportConfig(str(base), out=tmp_path / "out", quant=("F32",), name="tiny"))
+    (check,) = (check for check in result.proof.checks if check.name == "logits tiny-F32.gguf")
+    assert check.verdict == "not checked"
+    assert "cannot load it as a reference (ValueError: " in check.meaning and "\n" not in check.meaning
+    assert (tmp_path / "out" / "tiny-F32.gguf").is_file()
+
+
+def test_an_adapter_that_peft_cannot_load_leaves_the_export_standing(tmp_path: Path) -> None:
+    """A method's option that this PEFT does not know: it names itself, and stops PEFT alone."""
+    adapter = shutil.copytree(tiny_chat.adapter(), tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["lora_dropout"] = "a lot"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    result = export(ExportConfig(str(adapter), out=tmp_path / "out", quant=("F32",), name="tiny"))
+    (check,) = (check for check in result.proof.checks if check.name == "logits tiny-F32.gguf")
+    assert check.verdict == "not checked" and "cannot load it as a reference (TypeError: " in check.meaning
+
+
+def test_an_importance_matrix_without_a_reference_is_an_error_in_one_line(tmp_path: Path) -> None:
+    base = unknown_to_transformers(tmp_path / "base")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("some text")
+    inputs = open_inputs(ExportConfig(str(base), out=tmp_path / "out"))
+    with pytest.raises(InputError, match=r"cannot load it as a reference.*--imatrix") as caught:
+        collect_importance(inputs, [], texts, lambda *_: None)
+    assert "\n" not in str(caught.value)
