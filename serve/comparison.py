@@ -126,6 +126,9 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             raise UsageError(
                 "the output would replace an input or a folder", at=path, fix="choose another name"
             )
+        # Also of the second output, which would be written hours from now.
+        if not next(folder for folder in path.absolute().parents if folder.exists()).is_dir():
+            raise UsageError("a part of the path is a file, not a folder", at=path, fix="choose another path")
         if path.exists() and not config.force:
             raise UsageError("the output exists", at=path, fix="pass --force to replace it")
     prompts = read_prompts(config.prompts, config.system, config.limit)

@@ -171,6 +171,8 @@ def test_outputs_that_must_not_be(questions: Path, tmp_path: Path) -> None:
     for out, said in ((tmp_path / "r.pdf", "unknown format"), (questions, "unknown format")):
         with pytest.raises(UsageError, match=said):
             compare(config([out], questions))
+    with pytest.raises(UsageError, match="a part of the path is a file"):
+        compare(config([tmp_path / "r.html", questions / "r.md"], questions))
     (tmp_path / "r.md").write_text("mine")
     with pytest.raises(UsageError, match="--force"):
         compare(config([tmp_path / "r.md"], questions))
