@@ -85,7 +85,7 @@ class ExportConfig:
     """End with the proof."""
 
     split_max_size: int | None = None
-    """Split a GGUF into files of at most this many bytes."""
+    """Split a GGUF into files of at most this many bytes (Ollama imports only whole ones)."""
 
     shard_max_size: int = 5_000_000_000
     """Split a merged folder's weights into files of at most this many bytes."""

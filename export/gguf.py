@@ -78,6 +78,7 @@ class GgufFile:
         header: everything before the tensors' data.
         tensors: types and offsets; offsets count from the header's end.
         first: False for the further files of a split model.
+        joined: what the whole file is called where this is a part of it, else None.
     """
 
     name: str
@@ -85,6 +86,7 @@ class GgufFile:
     header: bytes
     tensors: tuple[TypedTensor, ...]
     first: bool = True
+    joined: str | None = None
 
     @property
     def size(self) -> int:
@@ -111,15 +113,28 @@ def padded(size: int) -> int:
 
 def encode_header(metadata: Sequence[KeyValue], tensors: Sequence[TypedTensor]) -> bytes:
     """Everything before the data section, padding included."""
-    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    header = encode_metadata(metadata, len(tensors)) + b"".join(map(encode_tensor, tensors))
+    return header + bytes(padded(len(header)) - len(header))
+
+
+def encode_metadata(metadata: Sequence[KeyValue], tensors: int) -> bytes:
+    """The header's beginning: what stands before the list of tensors.
+
+    Args:
+        metadata: the entries.
+        tensors: how many there are in the list.
+    """
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, tensors, len(metadata))]
     for entry in metadata:
         parts += [_string(entry.key), struct.pack("<I", entry.type), _value(entry)]
-    for placed in tensors:
-        shape = placed.tensor.shape[::-1]
-        parts.append(_string(placed.tensor.name))
-        parts.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, placed.type, placed.offset))
-    header = b"".join(parts)
-    return header + bytes(padded(len(header)) - len(header))
+    return b"".join(parts)
+
+
+def encode_tensor(placed: TypedTensor) -> bytes:
+    """One tensor's place in the header's list."""
+    shape = placed.tensor.shape[::-1]
+    numbers = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, placed.type, placed.offset)
+    return _string(placed.tensor.name) + numbers
 
 
 def _string(text: str) -> bytes:

@@ -51,7 +51,8 @@ class GgufOutput:
         source = inputs.source
         folder = inputs.adapters[0][0].folder if inputs.adapters else None
         left_out = describe_left_out(inputs.config, source.tensors, source.touched, folder)
-        self.notes = [*arch.caveats(inputs.config), *left_out, *self._vocab.notes, *prompt_notes]
+        split = [note for file in self._models() if self._prompt for note in _how_to_join(file)]
+        self.notes = [*arch.caveats(inputs.config), *left_out, *self._vocab.notes, *prompt_notes, *split]
 
     @property
     def size(self) -> int:
@@ -83,14 +84,22 @@ class GgufOutput:
         if self._prompt:
             for number, file in enumerate(self._models()):
                 name = f"Modelfile-{file.recipe}" if number else "Modelfile"
-                text = write_modelfile(self._prompt, f"./{file.name}", system=self._config.system)
+                text = write_modelfile(
+                    self._prompt,
+                    f"./{file.joined or file.name}",
+                    system=self._config.system,
+                    comments=_how_to_join(file),
+                )
                 write_atomic(folder / name, text)
         return written
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
-        """Chat here, or create the model in Ollama."""
-        steps = [("chat", f"lorafold chat {out / self.plan.files[0].name}")]
-        if self._prompt:
+        """Chat here, or create the model in Ollama, which a split one must be joined for."""
+        first = self.plan.files[0]
+        steps = [("chat", f"lorafold chat {out / first.name}")]
+        if first.joined is not None:
+            steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
+        elif self._prompt:
             steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
         return steps
 
@@ -147,6 +156,16 @@ def _metadata(prompt: ModelfilePlan | None, inputs: Inputs) -> PromptMetadata:
             return PromptMetadata()  # a base model: it has none
     contract = prompt.contract
     return PromptMetadata(contract.template_source, contract.eot, contract.add_bos)
+
+
+def _how_to_join(file: GgufFile) -> list[str]:
+    """What must be done before Ollama takes a model; nothing for one in a single file."""
+    if file.joined is None:
+        return []
+    return [
+        "Ollama does not import split GGUF files: before `ollama create`, join them with "
+        f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
+    ]
 
 
 def _prompt_check(prompt: ModelfilePlan) -> Check:

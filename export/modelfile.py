@@ -10,7 +10,7 @@ conversations, and refused where it cannot be both. Method and limits: docs/mode
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,8 +160,8 @@ def _read_source(
     name = None if isinstance(chosen, ChatTemplate) else chosen
     if source.is_dir():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_folder(source, name)
-        parameters = generation_parameters(read_json(source / "generation_config.json"))
-        context = context_length(read_json(source / "config.json"))
+        parameters = generation_parameters((read_if_there(source / "generation_config.json") or {}))
+        context = context_length((read_if_there(source / "config.json") or {}))
         engine_bos = adds_bos(source, template.tokens.get("bos_token"))
     elif source.is_file():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(source, name)
@@ -175,7 +175,12 @@ def _read_source(
 
 
 def write_modelfile(
-    plan: ModelfilePlan, from_name: str, *, system: str | None = None, adapter: str | None = None
+    plan: ModelfilePlan,
+    from_name: str,
+    *,
+    system: str | None = None,
+    adapter: str | None = None,
+    comments: Sequence[str] = (),
 ) -> str:
     """The Modelfile's text.
 
@@ -185,6 +190,7 @@ def write_modelfile(
         system: a system text for chats that bring none; where a Modelfile cannot hold it, it goes into the
             TEMPLATE.
         adapter: ADAPTER: an adapter GGUF.
+        comments: lines for its reader, before those on Ollama's versions.
 
     Returns:
         Text that parses back, by Ollama's rules, to what was meant.
@@ -200,7 +206,7 @@ def write_modelfile(
         system=system or None,
         stops=contract.stops,
         parameters=contract.parameters,
-        comments=tuple(f"{versions}: {way}." for versions, way in plan.paths()),
+        comments=(*comments, *(f"{versions}: {way}." for versions, way in plan.paths())),
     )
     if contract.go_template is None:
         modelfile = replace(modelfile, requires=JINJA_SINCE)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType
 
 from lorafold.export.config import file_stem
-from lorafold.export.gguf import GgufFile, TypedTensor, encode_header, place
+from lorafold.export.gguf import GgufFile, encode_header, place
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.metadata import KeyValue
+from lorafold.export.split import split_metadata, split_tensors
 from lorafold.export.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
 
 # Python, numpy, numba with LLVM (110 MB of it, two thirds a mapped file): measured, see docs/benchmarks.md.
@@ -94,20 +95,24 @@ def plan_files(
         threads: worker threads.
         max_memory: bytes that row blocks in flight may take.
         split_max_size: bytes of one file at most (llama.cpp's split naming), or None for whole files.
+
+    Raises:
+        UsageError: no file that small can hold its header and a tensor.
     """
     files: list[GgufFile] = []
     for output in outputs:
         stem = f"{file_stem(name)}-{output.recipe}"
-        parts = _split(output.tensors, split_max_size)
+        parts = split_tensors(output.tensors, output.metadata, split_max_size)
         for number, part in enumerate(parts):
             metadata = output.metadata if number == 0 else ()
-            file_name = f"{stem}.gguf"
+            file_name, joined = f"{stem}.gguf", None
             if len(parts) > 1:
+                joined = file_name
                 file_name = f"{stem}-{number + 1:05d}-of-{len(parts):05d}.gguf"
-                metadata = (*metadata, *_split_metadata(number, len(parts), len(output.tensors)))
+                metadata = (*metadata, *split_metadata(number, len(parts), len(output.tensors)))
             placed = place(part)
             header = encode_header(metadata, placed)
-            files.append(GgufFile(file_name, output.recipe, header, tuple(placed), first=number == 0))
+            files.append(GgufFile(file_name, output.recipe, header, tuple(placed), number == 0, joined))
     in_flight = min(max_memory, threads * MAX_BLOCK_WEIGHTS * BYTES_IN_FLIGHT)
     headers = sum(len(file.header) for file in files)
     return ExportPlan(
@@ -123,39 +128,6 @@ def estimated_seconds(files: Sequence[GgufFile], threads: int) -> float:
         for typed in file.tensors
     )
     return busy / threads
-
-
-def with_file_type(metadata: Sequence[KeyValue], file_type: int) -> tuple[KeyValue, ...]:
-    """The metadata with `general.file_type` set, in its place if it is there already."""
-    entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
-    if any(item.key == entry.key for item in metadata):
-        return tuple(entry if item.key == entry.key else item for item in metadata)
-    return (*metadata, entry)
-
-
-def _split(
-    tensors: Sequence[tuple[MappedTensor, GGMLQuantizationType]], limit: int | None
-) -> list[list[tuple[MappedTensor, GGMLQuantizationType]]]:
-    """Cut the list of tensors where a file would grow past the limit; a tensor is never cut."""
-    parts: list[list[tuple[MappedTensor, GGMLQuantizationType]]] = [[]]
-    size = 0
-    for tensor, type_ in tensors:
-        nbytes = TypedTensor(tensor, type_, 0).nbytes
-        if limit and parts[-1] and size + nbytes > limit:
-            parts.append([])
-            size = 0
-        parts[-1].append((tensor, type_))
-        size += nbytes
-    return parts
-
-
-def _split_metadata(number: int, count: int, tensors: int) -> tuple[KeyValue, ...]:
-    """llama.cpp's keys of a split model (llama-gguf-split)."""
-    return (
-        KeyValue("split.no", number, GGUFValueType.UINT16),
-        KeyValue("split.count", count, GGUFValueType.UINT16),
-        KeyValue("split.tensors.count", tensors, GGUFValueType.INT32),
-    )
 
 
 def describe(plan: ExportPlan) -> list[tuple[str, str]]:
