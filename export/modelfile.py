@@ -160,8 +160,8 @@ def _read_source(
     name = None if isinstance(chosen, ChatTemplate) else chosen
     if source.is_dir():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_folder(source, name)
-        parameters = generation_parameters((read_if_there(source / "generation_config.json") or {}))
-        context = context_length((read_if_there(source / "config.json") or {}))
+        parameters = generation_parameters(read_json(source / "generation_config.json"))
+        context = context_length(read_json(source / "config.json"))
         engine_bos = adds_bos(source, template.tokens.get("bos_token"))
     elif source.is_file():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(source, name)
