@@ -44,16 +44,26 @@ app = App(
 
 
 @app.command
-def demo(*, out: Path = Path("lorafold-demo"), force: bool = False) -> None:
+def demo(
+    *,
+    out: Path = Path("lorafold-demo"),
+    base: str = "demo",
+    max_steps: int = 0,
+    limit: int | None = None,
+    force: bool = False,
+) -> None:
     """Run the whole chain on an embedded small model: minutes on two CPU cores.
 
     Args:
-        out: The folder to make.
+        out: The folder to make; after an interruption the same command goes on with it.
+        base: A model of your own, instead of the embedded one, to try the chain on: a folder or hub id.
+        max_steps: Train only so many steps: quicker, with less to see of the persona; 0: as many as it takes.
+        limit: Ask only the first so many of the twenty questions.
         force: Do everything anew instead of reusing what is there.
     """
     from lorafold.demo import run_demo
 
-    run_demo(out, force=force)
+    run_demo(out, base=base, max_steps=max_steps, limit=limit, force=force)
 
 
 @app.command

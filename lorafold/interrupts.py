@@ -30,7 +30,7 @@ class Terminated(BaseException):
     """SIGTERM, as an exception, so that every `finally` runs."""
 
 
-_EXCEPTIONS: dict[int, type[BaseException]] = {
+EXCEPTIONS: dict[int, type[BaseException]] = {
     signal.SIGINT: Interrupted,
     signal.SIGTERM: Terminated,
 }
@@ -44,7 +44,7 @@ def signals_raise() -> Iterator[None]:
 
     It is for the main thread; what lasts is to be done in `interruptible`.
     """
-    before = {number: signal.getsignal(number) for number in _EXCEPTIONS}
+    before = {number: signal.getsignal(number) for number in EXCEPTIONS}
     # None is a handler that was not set from Python, and could not be set again.
     mine = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     for number in mine:
@@ -57,7 +57,7 @@ def signals_raise() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise _EXCEPTIONS[number]
+    raise EXCEPTIONS[number]
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     waiting: list[threading.Timer] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        arrived.append(_EXCEPTIONS[number])
+        arrived.append(EXCEPTIONS[number])
         if _importing(frame):
             waiting.append(threading.Timer(_RETRY, os.kill, (os.getpid(), number)))
             waiting[-1].daemon = True
@@ -95,7 +95,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
             hook(lost)
 
     hook, sys.unraisablehook = sys.unraisablehook, hush
-    before = {number: signal.signal(number, remember) for number in _EXCEPTIONS}
+    before = {number: signal.signal(number, remember) for number in EXCEPTIONS}
     try:
         yield check
     except BaseException as error:
