@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_run import tiny_run
+from transformers import AutoModelForCausalLM
 
 from lorafold.artifacts import damaged_files, lock, read_manifest
 from lorafold.errors import BusyError, InputError, LorafoldError, NumericError, UnsafeInputError, UsageError
 from lorafold.train import TrainConfig, train
-from lorafold.train.checkpoints import list_checkpoints
-from lorafold.train.run import run_folder
+from lorafold.train.checkpoints import list_checkpoints, restore_parameters
+from lorafold.train.unfinished import run_folder
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: signa
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    stopped = train(config, interrupt)
+    stopped = train(dataclasses.replace(config, logging_steps=5), interrupt)
+    assert [row["step"] for row in stopped.records] == [3] and stopped.loss == stopped.records[0]["loss"] > 0
     assert stopped.stopped_by == number and 128 + stopped.stopped_by == code
     assert stopped.steps == 3 and not config.output.exists()
     assert (run_folder(config.output) / "checkpoint-3").is_dir()
@@ -88,13 +91,59 @@ def test_divergence_keeps_the_last_good_checkpoint(config: TrainConfig) -> None:
     wild = dataclasses.replace(
         config, method="full", learning_rate=1e30, warmup_steps=6, max_steps=20, max_grad_norm=0, save_steps=1
     )
-    with pytest.raises(NumericError):
+    with pytest.raises(NumericError, match="step 2: the loss with the new weights became nan"):
         train(wild)
-    kept = list_checkpoints(run_folder(config.output))
-    assert kept
-    for path in kept:
-        manifest = read_manifest(path)
-        assert manifest is not None and not damaged_files(path, manifest)
+    (kept,) = list_checkpoints(run_folder(config.output))
+    manifest = read_manifest(kept)
+    assert manifest is not None and not damaged_files(kept, manifest)
+    # It is good: transformers computes a loss with it, and so it is with --resume that the fault comes again.
+    model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+    restore_parameters(model, kept / "trainable.safetensors")
+    ids = torch.arange(20)[None]
+    assert math.isfinite(model(input_ids=ids, labels=ids).loss.item())
+    with pytest.raises(NumericError, match="step 2"):
+        train(dataclasses.replace(wild, resume=True))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_last_step_that_ruins_the_weights_gives_no_result(config: TrainConfig, method: Any) -> None:
+    wild = {"learning_rate": 1e30, "lr_scheduler_type": "constant", "max_grad_norm": 0, "save_steps": 0}
+    with pytest.raises(NumericError, match="step 1: the loss with the new weights became nan"):
+        train(dataclasses.replace(config, method=method, max_steps=1, **wild))  # type: ignore[arg-type]
+    assert not config.output.exists()
+
+
+def test_a_folder_of_somebody_else_is_let_be(config: TrainConfig) -> None:
+    run = run_folder(config.output)
+    run.mkdir()
+    (run / "thesis.txt").write_text("mine")
+    one = dataclasses.replace(config, max_steps=1)
+    for resume in (False, True):
+        with pytest.raises(UsageError, match=r"out\.run: .* holds other things \(thesis\.txt\)"):
+            train(dataclasses.replace(one, resume=resume))
+    assert (run / "thesis.txt").read_text() == "mine"
+    assert train(dataclasses.replace(one, force=True)).steps == 1 and not run.exists()
+    run.write_text("a file")
+    with pytest.raises(UsageError, match=r"out\.run: .* is no folder"):
+        train(dataclasses.replace(one, force=True))
+
+
+def test_what_is_put_beside_the_checkpoints_meanwhile_stays(config: TrainConfig) -> None:
+    mine = run_folder(config.output) / "note.txt"
+
+    def write(name: str, done: float, total: float | None, note: str = "") -> None:
+        if name == "train":
+            mine.write_text("mine")
+
+    train(dataclasses.replace(config, max_steps=1), write)
+    assert [path.name for path in mine.parent.iterdir()] == ["note.txt"]
+
+
+def test_a_run_that_never_began_leaves_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"bad\.jsonl:1"):
+        train(dataclasses.replace(config, data=(str(tmp_path / "bad.jsonl"),)))
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
 def test_outputs_in_the_way(config: TrainConfig) -> None:
@@ -122,6 +171,8 @@ def test_outputs_in_the_way(config: TrainConfig) -> None:
         ({"load_in_4bit": True, "method": "full"}, "use --method qlora"),
         ({"load_in_8bit": True, "method": "pissa"}, "use --method olora or qlora"),
         ({"early_stopping_patience": 2}, "nothing to evaluate on"),
+        ({"lr_scheduler_type": "polynomial", "learning_rate": 1e-7}, "--learning-rate: the polynomial"),
+        ({"method": "prefix", "gradient_checkpointing": True}, "--gradient-checkpointing: a trained prefix"),
     ],
 )
 def test_impossible_configs(config: TrainConfig, change: dict[str, Any], message: str) -> None:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_base import tiny_base
+from tiny_base import CHATML, tiny_base
 from tiny_run import ROWS, Kill, die_at, same_files, steady, tiny_run
 
+from lorafold.artifacts import write_manifest
 from lorafold.errors import InputError, UsageError
 from lorafold.train import TrainConfig, train
 from lorafold.train.checkpoints import list_checkpoints, newest_whole
-from lorafold.train.run import run_folder
+from lorafold.train.forward import seed_pass
+from lorafold.train.unfinished import run_folder
 
 
 @pytest.fixture
@@ -115,6 +117,69 @@ def test_resume_refuses_another_configuration_data_or_base(config: TrainConfig, 
     moved = tmp_path / "moved.json"
     moved.write_text(json.dumps(ROWS))  # the same examples in another file
     assert train(dataclasses.replace(again, data=(str(moved),), save_steps=3)).steps == 8
+
+
+def test_a_finished_run_is_told_apart_from_another(config: TrainConfig, tmp_path: Path) -> None:
+    """Asked for once more it is done already, however it is to be computed; not so with other inputs."""
+    done = dataclasses.replace(config, max_steps=1, eval_split=0.2)
+    result = train(done)
+    again = dataclasses.replace(done, resume=True)
+    repeated = train(dataclasses.replace(again, packing=True, logging_steps=5))
+    assert repeated.notes == ("this run had finished already: nothing was done",)
+    assert repeated.loss == result.loss
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(config.data[0]).read_text().replace("question 3", "question three"))
+    with pytest.raises(InputError, match="the data set changed since this result"):
+        train(dataclasses.replace(again, data=(str(other),)))
+    with pytest.raises(InputError, match=r"missing\.jsonl: there is no such file"):
+        train(dataclasses.replace(again, data=("missing.jsonl",)))
+    with pytest.raises(InputError, match="the base model changed since this result"):
+        train(dataclasses.replace(again, base=str(tiny_base(tmp_path / "b", intermediate_size=96))))
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_and_says_so(config: TrainConfig) -> None:
+    """It held the state of torch's generators, and neither the loss nor a hash of the tokens."""
+    with pytest.raises(Kill):
+        train(config, die_at(7))
+    newest = list_checkpoints(run_folder(config.output))[0]
+    facts = json.loads((newest / "lorafold.json").read_text())
+    for name in ("tokens", "drawn", "files", "kind", "format", "lorafold"):
+        del facts[name]
+    state = json.loads((newest / "state.json").read_text())
+    del state["counters"]["loss"]
+    state["state"]["random"] = {"cpu": 0, "cuda": []}
+    (newest / "state.json").write_text(json.dumps(state))
+    write_manifest(newest, "checkpoint", facts)
+    result = train(dataclasses.replace(config, resume=True))
+    assert "resumed at step 6" in result.notes and result.steps == 8
+    assert any("the random numbers, which an older version drew otherwise" in note for note in result.notes)
+
+
+def test_a_template_that_tells_the_time(config: TrainConfig, tmp_path: Path) -> None:
+    """Rendered again at resumption it gives other tokens: that is said, since it is not bitwise the same."""
+    template = tmp_path / "clock.jinja"
+    template.write_text(
+        "{{ '<|im_start|>system\\n' + strftime_now('%H:%M:%S.%f') + '<|im_end|>\\n' }}" + CHATML
+    )
+    clock = dataclasses.replace(config, chat_template=str(template))
+    with pytest.raises(Kill):
+        train(clock, die_at(5))
+    result = train(dataclasses.replace(clock, resume=True))
+    assert any(
+        "the examples' tokens (does the chat template tell the date?)" in note for note in result.notes
+    )
+
+
+def test_what_is_drawn_depends_on_the_place_in_the_run_alone() -> None:
+    def draw(*place: int) -> list[float]:
+        seed_pass(*place)
+        return list(torch.rand(4).tolist())
+
+    first = draw(42, 3, 1, 0)
+    torch.rand(100)
+    assert draw(42, 3, 1, 0) == first
+    others = [draw(43, 3, 1, 0), draw(42, 4, 1, 0), draw(42, 3, 0, 0), draw(42, 3, 1, 1)]
+    assert len({tuple(numbers) for numbers in (first, *others)}) == 5
 
 
 @pytest.mark.slow

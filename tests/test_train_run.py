@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from tiny_run import ROWS, steady, tiny_run
 
 from lorafold.artifacts import damaged_files, read_manifest
 from lorafold.train import TrainConfig, train
-from lorafold.train.run import run_folder
+from lorafold.train.card import model_card
+from lorafold.train.curve import draw_png
+from lorafold.train.unfinished import run_folder
 
 
 @pytest.fixture
@@ -123,6 +126,86 @@ def test_evaluation_best_and_early_stop(config: TrainConfig, tmp_path: Path) -> 
     final = load_file(result.folder / "adapter_model.safetensors")
     then = load_file(result.folder / f"checkpoint-{best}" / "adapter_model.safetensors")
     assert all(torch.equal(final[name], then[name]) for name in final)
+
+
+@pytest.mark.parametrize("steps", [3, 50])
+def test_the_last_step_is_always_logged(config: TrainConfig, steps: int) -> None:
+    result = train(dataclasses.replace(config, logging_steps=steps))
+    rows = steady(result.folder)
+    assert [row["step"] for row in rows] == ([3, 6, 8] if steps == 3 else [8])
+    assert result.loss == rows[-1]["loss"]
+
+
+def test_a_run_that_stops_early_between_two_logged_steps(config: TrainConfig) -> None:
+    """Its last step is logged all the same, told as the run's loss, and found again by --resume."""
+    early = dataclasses.replace(
+        config,
+        eval_split=0.2,
+        eval_steps=1,
+        early_stopping_patience=2,
+        max_steps=40,
+        learning_rate=0.5,
+        logging_steps=50,
+    )
+    result = train(early)
+    assert result.steps < 40
+    (row,) = (row for row in steady(result.folder) if "loss" in row)
+    assert row["step"] == result.steps and row["loss"] == result.loss > 0
+    assert f"last loss {result.loss:.4f}" in (result.folder / "README.md").read_text()
+    again = train(dataclasses.replace(early, resume=True))
+    assert (again.loss, again.steps) == (result.loss, result.steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "tag", "shown", "hidden"),
+    [
+        ("dora", "lora", "| r | 8 |", "num_virtual_tokens"),
+        ("ia3", "ia3", "target_modules", "lora_alpha"),
+        ("prefix", "prefix-tuning", "| num_virtual_tokens | 20 |", "target_modules"),
+        ("prompt", "prompt-tuning", "num_virtual_tokens", "| r |"),
+        ("ptuning", "p-tuning", "num_virtual_tokens", "lora_dropout"),
+    ],
+)
+def test_the_card_tells_what_the_method_has(
+    config: TrainConfig, method: str, tag: str, shown: str, hidden: str
+) -> None:
+    chosen = dataclasses.replace(config, method=method)  # type: ignore[arg-type]
+    facts = {
+        "base": {"id": "base"},
+        "versions": {"lorafold": "1"},
+        "data": {"examples": 3},
+        "training": {"steps": 2, "loss": None, "eval_loss": None},
+    }
+    card = model_card(chosen, facts, "title", curve=False)
+    assert f"- {tag}\n" in card and shown in card and hidden not in card
+    assert tag == "lora" or "- lora\n" not in card
+
+
+def test_outputs_by_other_names(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to an empty folder (on another disk where there is one), the working folder, odd letters."""
+    shared = Path("/dev/shm")
+    with TemporaryDirectory(dir=shared if shared.is_dir() else None) as disk:
+        (real := Path(disk) / "real").mkdir()
+        (tmp_path / "link").symlink_to(real)
+        linked = train(dataclasses.replace(config, out=tmp_path / "link", max_steps=1))
+        assert linked.folder == tmp_path / "link" and (tmp_path / "link").is_symlink()
+        assert (real / "adapter_model.safetensors").is_file()
+        assert [path.name for path in Path(disk).iterdir()] == ["real"]
+        assert [path.name for path in tmp_path.iterdir()] == ["link"]
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    result = train(dataclasses.replace(config, out=Path("."), max_steps=1))
+    assert result.folder == here and (here / "adapter_model.safetensors").is_file()
+    assert len(result.records) == 1 and any("`cd .`" in note for note in result.notes)
+    odd = train(dataclasses.replace(config, out=tmp_path / "a$\\q$b", max_steps=1))
+    assert (odd.folder / "loss.png").is_file()
+
+
+def test_a_curve_that_cannot_be_drawn_costs_the_picture_only(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 1.0}]
+    assert draw_png(records, tmp_path / "good.png", "a$\\q$b 你好")
+    assert not draw_png(records, tmp_path / "bad.png", "\udcff")  # a name that is no UTF-8
+    assert [path.name for path in tmp_path.iterdir()] == ["good.png"]
 
 
 def test_tensorboard_gets_the_figures(config: TrainConfig) -> None:

@@ -28,7 +28,7 @@ from resume_train import fingerprint, in_child, make_config
 from lorafold.artifacts import damaged_files, read_manifest
 from lorafold.train import TrainConfig, train
 from lorafold.train.checkpoints import list_checkpoints
-from lorafold.train.run import run_folder
+from lorafold.train.unfinished import run_folder
 
 
 def run_and_kill(config: TrainConfig, after: float) -> float | None:

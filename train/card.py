@@ -8,13 +8,25 @@ import yaml
 
 from lorafold.train.config import TrainConfig
 
+# The hub's tag of a method, where it is not LoRA or one of its kind.
+_TAGS = {
+    "full": None,
+    "ia3": "ia3",
+    "ptuning": "p-tuning",
+    "prompt": "prompt-tuning",
+    "prefix": "prefix-tuning",
+}
+_PROMPTS = ("ptuning", "prompt", "prefix")
+
 # Fields that a reader of the card wants to see; all of them are in lorafold.json.
+_OF_LORA = ("r", "lora_alpha", "lora_dropout")
+_OF_LAYERS = ("target_modules",)
+_OF_PROMPTS = ("num_virtual_tokens",)
 _SHOWN = (
     "method",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
+    *_OF_LORA,
+    *_OF_LAYERS,
+    *_OF_PROMPTS,
     "learning_rate",
     "lr_scheduler_type",
     "per_device_train_batch_size",
@@ -25,34 +37,39 @@ _SHOWN = (
 )
 
 
-def model_card(config: TrainConfig, facts: dict[str, Any], *, curve: bool) -> str:
+def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve: bool) -> str:
     """Write the card.
 
     Args:
         config: resolved.
         facts: what goes into lorafold.json.
+        title: heading of the card.
         curve: whether loss.png is there.
 
     Returns:
         Markdown.
     """
-    whole = config.method == "full"
+    whole, tag = config.method == "full", _TAGS.get(config.method, "lora")
     head = {
         "base_model": facts["base"]["id"],
         "library_name": "transformers" if whole else "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lorafold", *([] if whole else ["lora" if config.method != "ia3" else "ia3"])],
+        "tags": ["lorafold", *([tag] if tag else [])],
     }
     values = config.resolved()
-    rows = "\n".join(f"| {name} | {_cell(values[name])} |" for name in _SHOWN)
+    idle = {*(() if tag == "lora" else _OF_LORA), *(() if config.method in _PROMPTS else _OF_PROMPTS)}
+    idle |= {*(_OF_LAYERS if whole or config.method in _PROMPTS else ())}
+    rows = "\n".join(f"| {name} | {_cell(values[name])} |" for name in _SHOWN if name not in idle)
     training, data = facts["training"], facts["data"]
     what = "All weights" if whole else "An adapter"
     text = (
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---\n\n"
-        f"# {config.output.name}\n\n"
+        f"# {title}\n\n"
         f"{what} trained with lorafold {facts['versions']['lorafold']} on `{facts['base']['id']}`, "
-        f"{data['examples']} examples, {training['steps']} steps; last loss {training['loss']:.4f}"
+        f"{data['examples']} examples, {training['steps']} steps"
     )
+    if training["loss"] is not None:
+        text += f"; last loss {training['loss']:.4f}"
     if training["eval_loss"] is not None:
         text += f", evaluation loss {training['eval_loss']:.4f}"
     text += f".\n\n| setting | value |\n|---|---|\n{rows}\n"

@@ -3,7 +3,7 @@
     checkpoint-100/
         adapter_model.safetensors, adapter_config.json   PEFT's own files: the adapter as it was
         trainable.safetensors                            trained parameters by name, exact
-        optimizer.safetensors                            the optimizer's tensors and torch's generators
+        optimizer.safetensors                            the optimizer's tensors
         state.json                                       step, counters, the optimizer's other state
         lorafold.json                                    the manifest, written last: sizes and sha256
 
@@ -34,6 +34,7 @@ class RunState:
 
     Attributes:
         step: optimizer steps done.
+        loss: mean per trained token of the last one; None where an older version did not keep it.
         tokens: tokens seen, padding not counted.
         best_loss: lowest evaluation loss, None before the first evaluation.
         best_step: the step of it.
@@ -42,6 +43,7 @@ class RunState:
     """
 
     step: int = 0
+    loss: float | None = None
     tokens: int = 0
     best_loss: float | None = None
     best_step: int = 0
@@ -78,7 +80,7 @@ def save_checkpoint(
     """
     import torch
 
-    skeleton, tensors = flatten_state({"optimizer": optimizer.state_dict(), "random": random_state()})
+    skeleton, tensors = flatten_state({"optimizer": optimizer.state_dict()})
     counters = {name: getattr(state, name) for name in RunState.__slots__}
     target = run / f"checkpoint-{state.step}"
     with new_folder(target, force=True) as staging:
@@ -128,7 +130,6 @@ def load_checkpoint(path: Path, model: Any, optimizer: Any, schedule: Any) -> Ru
     whole = restore_state(record["state"], load_tensors(path / "optimizer.safetensors"))
     optimizer.load_state_dict(whole["optimizer"])
     schedule.load_state_dict(record["schedule"])
-    set_random_state(whole["random"])
     return RunState(**record["counters"])
 
 
@@ -148,20 +149,3 @@ def restore_parameters(model: Any, path: Path) -> None:
     with torch.no_grad():
         for name, value in live.items():
             value.copy_(saved[name])
-
-
-def random_state() -> dict[str, Any]:
-    """The state of torch's generators, the only ones that the loop and the models draw from."""
-    import torch
-
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put torch's generators back."""
-    import torch
-
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -220,6 +220,16 @@ class TrainConfig:
             raise UsageError(problem, at="--fsdp", fix="use --method lora, or leave --fsdp out")
         if self.fsdp and self.device_map:
             raise UsageError("--device-map excludes it", at="--fsdp", fix="choose one")
+        if self.lr_scheduler_type == "polynomial" and self.learning_rate <= _POLYNOMIAL_END:
+            problem = (
+                f"the polynomial schedule ends at {_POLYNOMIAL_END}, got {self.learning_rate} to begin with"
+            )
+            raise UsageError(problem, at="--learning-rate", fix="raise it, or use another schedule")
+        if self.method == "prefix" and self.gradient_checkpointing:
+            problem = "a trained prefix lies in the cache, which checkpointing does without"
+            raise UsageError(
+                problem, at="--gradient-checkpointing", fix="leave it out, or use --method ptuning"
+            )
         if self.method == "full" and (self.load_in_4bit or self.load_in_8bit):
             problem = "quantized weights cannot be trained themselves"
             raise UsageError(problem, at="--method full", fix="use --method qlora")
@@ -243,6 +253,8 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
+
+_POLYNOMIAL_END = 1e-7  # of transformers' `get_polynomial_decay_schedule_with_warmup`
 
 _ANY = math.inf
 _RANGES: dict[str, tuple[float, float, str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,17 @@ def draw_png(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
         axes.plot(*zip(*smooth(found["loss"]), strict=True), color="#1f4e8c", linewidth=1.6, label="smoothed")
     if "eval_loss" in found:
         axes.plot(*zip(*found["eval_loss"], strict=True), "o-", color="#c0392b", label="evaluation")
-    axes.set(xlabel="step", ylabel="loss per trained token", title=title)
+    axes.set(xlabel="step", ylabel="loss per trained token")
+    axes.set_title(title, parse_math=False)  # it is a folder's name, and may hold a $
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Software": None})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of letters that the font lacks
+            figure.savefig(path, metadata={"Software": None})
+    except OSError:  # a full disk is the caller's to tell
+        raise
+    except Exception:  # whatever a font or a backend finds wrong, it costs the picture and not the run
+        path.unlink(missing_ok=True)
+        return False
     return True

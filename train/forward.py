@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 def causal_model(model: Any) -> Any:
     """transformers' causal language model inside peft's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def seed_pass(seed: int, step: int, number: int, worker: int) -> None:
+    """Seed torch's generators for one forward pass, the only place where a run draws from them (dropout).
+
+    So a run that goes on draws what it would have drawn, without any state to keep, and no two workers drop
+    the same.
+
+    Args:
+        seed: of the run.
+        step: of the optimizer, from 0.
+        number: of the pass within the step, from 0.
+        worker: its rank.
+    """
+    import torch
+
+    place = f"{seed} {step} {number} {worker}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little") >> 1)
 
 
 @dataclass(slots=True)

@@ -61,13 +61,18 @@ class DecoderGraphs:
 
         The result is overwritten by the next call.
         """
+        if self.fault:  # the generator has another state now than the graphs were captured with
+            return None
         size = filled_size(batch.tokens)
         self._seen[size] = self._seen.get(size, 0) + 1
         if size not in self._graphs:
             if self._seen[size] < 2 or len(self._graphs) >= _MOST or not self._has_room(size):
                 return None
             before = _reserved()
+            drawn = torch.cuda.get_rng_state(self.device)
             graph = self._capture(self._filled(batch, size))
+            # Warming up has drawn too; this pass is to drop what it would with the graph there already.
+            torch.cuda.set_rng_state(drawn, self.device)
             if graph is None:
                 return None
             self._graphs[size] = graph
@@ -76,7 +81,7 @@ class DecoderGraphs:
 
     def _has_room(self, size: int) -> bool:
         """Whether another graph fits: the first one tells what a token takes."""
-        if size > SHORT or self.fault:
+        if size > SHORT:
             return False
         each = self._held / sum(self._graphs) if self._graphs else 0.0
         return self._held + each * size <= self.budget

@@ -2,8 +2,8 @@
 
 Why not transformers' Trainer: its checkpoints are not written as a whole and are read back as pickles, a
 missing or damaged part of one resumes silently with other results, and NaN weights train "successfully". Here
-a step is a function of the model, the optimizer, torch's generators and the step's number, and those four are
-what a checkpoint holds.
+a step is a function of the model, the optimizer and the step's number, and those three are what a checkpoint
+holds: what is drawn at random is seeded by the number of the step, the pass and the worker (`seed_pass`).
 
 The loss of a step is the mean over all trained tokens of its batches, whatever batches they lie in and
 whichever worker computes them:
@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from lorafold.errors import NumericError
 from lorafold.progress import Progress
 from lorafold.train.batches import StepPlan
 from lorafold.train.checkpoints import RunState, trainable
+from lorafold.train.collate import Batch
 from lorafold.train.config import TrainConfig
-from lorafold.train.forward import Forward
+from lorafold.train.forward import Forward, seed_pass
 from lorafold.train.signals import StopRequest
 
 _WINDOW = 20  # steps that the speed is taken over
@@ -81,15 +82,17 @@ def run_steps(
         Why it ended: "done", "stopped" or "early".
 
     Raises:
-        NumericError: loss or gradient is NaN or infinite; nothing of that step is kept.
+        NumericError: a loss, a gradient or a parameter is NaN or infinite; nothing of that step is kept.
     """
     plan, config = trainer.plan, trainer.plan.config
     total = plan.total_steps
     evaluate_every = config.eval_steps or plan.steps_per_epoch
-    if _patience_is_out(config, state):  # resumed from the last checkpoint of a run that stopped early
-        return "early"
-    recent = deque([(time.monotonic(), state.tokens, state.step)], maxlen=_WINDOW + 1)
     trainer.model.train()
+    early = _patience_is_out(config, state)  # resumed from the last checkpoint of a run that stopped early
+    if early or (state.step and state.step == total):
+        prove(trainer, state.step)
+        return "early" if early else "done"
+    recent = deque([(time.monotonic(), state.tokens, state.step)], maxlen=_WINDOW + 1)
     while state.step < total:
         figures = train_step(trainer, state, stop)
         recent.append((time.monotonic(), state.tokens, state.step))
@@ -107,16 +110,20 @@ def run_steps(
         }
         left = seconds / (state.step - step) * (total - state.step)
         progress("train", state.step, total, note=_note(record, left))
-        if state.step % config.logging_steps == 0 or state.step == total:
-            log(trainer, record)
         due = state.step % evaluate_every == 0 or state.step == total
-        if plan.evaluation and due:
-            _evaluate(trainer, state, save_best, progress)
+        evaluated = _evaluate(trainer, state, save_best, progress) if plan.evaluation and due else None
         early = _patience_is_out(config, state)
         ended = early or state.step == total
         alone = plan.workers.count == 1  # several agree to stop at the end of the next step
         stopped = not ended and (figures.stop or (alone and stop.signal is not None))
-        if stopped or (config.save_steps and (ended or state.step % config.save_steps == 0)):
+        if ended or stopped or state.step % config.logging_steps == 0:
+            log(trainer, record)
+        if evaluated is not None:
+            log(trainer, {"step": state.step, "eval_loss": evaluated})
+        saves = stopped or (config.save_steps and (ended or state.step % config.save_steps == 0))
+        if saves or ended:
+            prove(trainer, state.step)
+        if saves:
             save()
         if stopped or early:
             return "stopped" if stopped else "early"
@@ -159,7 +166,8 @@ def train_step(trainer: Trainer, state: RunState, stop: StopRequest) -> StepFigu
     sums[1] = float(stop.signal is not None)
     # A graph's gradients are added to what is there, and must not take its place (`build._graphs`).
     trainer.optimizer.zero_grad(set_to_none=trainer.forward.graphs is None)
-    for batch in step.batches:
+    for number, batch in enumerate(step.batches):
+        seed_pass(config.seed, state.step, number, workers.rank)
         loss = trainer.forward.loss(batch) / step.trained
         scaler.scale(loss).backward()
         sums[0] += loss.detach()
@@ -183,36 +191,63 @@ def train_step(trainer: Trainer, state: RunState, stop: StopRequest) -> StepFigu
     trainer.schedule.step()
     state.step += 1
     state.tokens += step.tokens
+    state.loss = summed
     state.scaler = scaler.state_dict()
     return StepFigures(summed, length, rate, stops > 0)
 
 
-def evaluate(trainer: Trainer) -> float:
-    """Mean loss per trained token over the evaluation set, without dropout."""
+def prove(trainer: Trainer, step: int) -> None:
+    """Refuse weights that are no numbers, or with which the model no longer gives one.
+
+    A step's own loss comes from the weights before it: a single step can ruin them and leave no trace but in
+    the next loss. So before weights are written they answer for the first batch of the step that made them,
+    which fits in memory, as it did a moment ago.
+
+    Raises:
+        NumericError: a trained parameter, or the loss, is NaN or infinite.
+    """
     import torch
 
+    parameters = trainable(trainer.model)
+    bad = [name for name, value in parameters.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise _not_finite("parameter", "NaN or infinite", f"step {step}: {bad[0]}")
+    loss = _loss(trainer, [next(iter(trainer.plan.step(step - 1).batches))])
+    if not math.isfinite(loss):
+        raise _not_finite("loss with the new weights", loss, f"step {step}")
+
+
+def evaluate(trainer: Trainer) -> float:
+    """Mean loss per trained token over the evaluation set, without dropout."""
     step = trainer.plan.evaluation_step()
+    return _loss(trainer, step.batches) / step.trained
+
+
+def _loss(trainer: Trainer, batches: Iterable[Batch]) -> float:
+    """The loss of batches, summed over their tokens and over all workers, without dropout."""
+    import torch
+
     summed = torch.zeros(1, dtype=torch.float64, device=trainer.forward.device)
     trainer.model.eval()
     with torch.no_grad():
-        for batch in step.batches:
+        for batch in batches:
             summed += trainer.forward.loss(batch)
     trainer.model.train()
-    return float(trainer.plan.workers.total(summed)) / step.trained
+    return float(trainer.plan.workers.total(summed))
 
 
-def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], progress: Progress) -> None:
-    """Evaluate, note it, keep the best."""
+def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], progress: Progress) -> float:
+    """Evaluate, count it, keep the best."""
     loss = evaluate(trainer)
     if not math.isfinite(loss):
         raise _not_finite("evaluation loss", loss, f"step {state.step}")
-    log(trainer, {"step": state.step, "eval_loss": loss})
     progress("train", state.step, trainer.plan.total_steps, note=f"evaluation loss {loss:.4f}")
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
         save_best()
     else:
         state.worse += 1
+    return loss
 
 
 def log(trainer: Trainer, record: dict[str, Any]) -> None:
@@ -224,7 +259,7 @@ def log(trainer: Trainer, record: dict[str, Any]) -> None:
     trainer.on_metrics(record)
 
 
-def _not_finite(what: str, value: float, at: str) -> NumericError:
+def _not_finite(what: str, value: float | str, at: str) -> NumericError:
     return NumericError(
         f"the {what} became {value}; nothing of this step was saved",
         at=at,

@@ -18,7 +18,7 @@ class TrainResult:
     Attributes:
         folder: the adapter's folder; the run's folder where it was stopped.
         steps: optimizer steps done.
-        loss: mean loss per trained token of the last step.
+        loss: mean loss per trained token of the last step; NaN where an older version did not keep it.
         eval_loss: of the last (or best, if that was kept) evaluation, None without one.
         tokens: tokens seen.
         seconds: wall time of this session.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ from typing import Any
 from lorafold import __version__
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, LorafoldError, UsageError
+from lorafold.models import Base
 from lorafold.train.checkpoints import newest_whole
 from lorafold.train.config import TrainConfig
 from lorafold.train.data import DataSet
+from lorafold.train.tokenize import Tokenized
 
 # Fields that may differ between a run and its resumption: they do not touch what is computed.
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
@@ -20,6 +25,9 @@ _FREE |= {"trust_remote_code", "logging_steps", "save_steps", "save_total_limit"
 # Fields that change only how fast it is computed, and its last bits.
 _SPEED = {"packing", "packing_length", "attn_implementation", "use_liger_kernel", "fused_kernels"}
 _SPEED |= {"cuda_graphs", "gradient_checkpointing", "torch_compile", "fsdp"}
+
+# What makes a base the same. The fingerprint alone tells shapes apart, not a model from its fine-tune.
+_IDENTITY = ("id", "revision", "fingerprint")
 
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
@@ -30,6 +38,7 @@ def agreed_facts(
     held_out: DataSet | None,
     identity: dict[str, Any],
     workers: int = 1,
+    tokens: Sequence[Tokenized] = (),
 ) -> dict[str, Any]:
     """What a checkpoint and its resumption must have in common, as JSON values.
 
@@ -39,6 +48,7 @@ def agreed_facts(
         held_out: to evaluate on, or None.
         identity: of the base, with its chat template.
         workers: number of processes, which decides how many examples a step sees.
+        tokens: of both sets: a template that tells the date makes other ones on another day.
     """
     import torch
 
@@ -54,11 +64,26 @@ def agreed_facts(
         if key not in _FREE
     }
     values["workers"] = workers
-    return {"config": values, "data": about, "base": identity, "versions": versions}
+    return {
+        "config": values,
+        "data": about,
+        "base": identity,
+        "versions": versions,
+        "tokens": {"sequences": [len(part.sequences) for part in tokens], "sha256": _ids_sha256(tokens)},
+        "drawn": "by pass",  # as `forward.seed_pass` does it; once from one stream, kept in the checkpoint
+    }
+
+
+def _ids_sha256(tokens: Sequence[Tokenized]) -> str:
+    digest = hashlib.sha256()
+    for part in tokens:
+        for sequence in part.sequences:
+            digest.update(array("q", sequence.ids).tobytes() + bytes(sequence.mask) + b"\n")
+    return digest.hexdigest()
 
 
 def finished_run(out: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The manifest of a result that this very configuration has made already, if it is asked to resume."""
+    """The manifest of a result that this configuration has made already, if it is asked to resume."""
     manifest = read_manifest(out) if config.resume and not config.force else None
     if manifest is None or "training" not in manifest:
         return None
@@ -66,8 +91,31 @@ def finished_run(out: Path, config: TrainConfig) -> dict[str, Any] | None:
         {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
         for values in (manifest["config"], config.resolved())
     )
-    same = all(then.get(key) == value for key, value in now.items() if key not in _FREE)
+    same = all(then.get(key) == value for key, value in now.items() if key not in _FREE | _SPEED)
     return manifest if same else None
+
+
+def require_same(
+    out: Path, manifest: Mapping[str, Any], base: Base, data: DataSet, held_out: DataSet | None
+) -> None:
+    """Refuse a result as the one asked for if it was made from something else.
+
+    Raises:
+        InputError: it was made on another base or from other data.
+    """
+    facts = {"sha256": data.sha256, "eval_sha256": held_out.sha256 if held_out else None}
+    changed = {
+        "the data set": any(manifest["data"].get(name) != value for name, value in facts.items()),
+        "the base model": _is_other(manifest["base"], base.identity(), *_IDENTITY),
+    }
+    for what, other in changed.items():
+        if other:
+            fix = "choose another --out, or replace it with --force"
+            raise InputError(f"{what} changed since this result", at=out, fix=fix)
+
+
+def _is_other(one: Mapping[str, Any], other: Mapping[str, Any], *names: str) -> bool:
+    return any(one.get(name) != other.get(name) for name in names)
 
 
 def find_checkpoint(run: Path, facts: dict[str, Any], config: TrainConfig) -> tuple[Path | None, list[str]]:
@@ -95,8 +143,13 @@ def _compare(path: Path, facts: dict[str, Any]) -> list[str]:
     """Refuse a checkpoint of another run; other versions are only noted."""
     saved = read_manifest(path)
     assert saved is not None, "newest_whole read it"
-    for key, what in (("data", "the data set"), ("base", "the base model")):
-        if saved[key] != facts[key]:
+    tokens = saved.get("tokens", facts["tokens"])  # an older version did not note them
+    for what, changed in (
+        ("the data set", saved["data"] != facts["data"]),
+        ("the base model", _is_other(saved["base"], facts["base"], *_IDENTITY, "chat_template")),
+        ("the number of sequences", tokens["sequences"] != facts["tokens"]["sequences"]),
+    ):
+        if changed:
             fix = "give the same one, or start over with --force"
             raise InputError(f"{what} changed since this checkpoint", at=path, fix=fix)
     then, now = saved["config"], facts["config"]
@@ -114,5 +167,9 @@ def _compare(path: Path, facts: dict[str, Any]) -> list[str]:
         for name, number in facts["versions"].items()
         if before.get(name) != number
     ]
+    if tokens["sha256"] != facts["tokens"]["sha256"]:
+        odd.append("the examples' tokens (does the chat template tell the date?)")
+    if saved.get("drawn") != facts["drawn"]:
+        odd.append("the random numbers, which an older version drew otherwise")
     odd += [f"{name} {then.get(name)} → {now[name]}" for name in differ]
     return [f"other than at the checkpoint, so not bitwise the same: {', '.join(odd)}"] if odd else []

@@ -6,26 +6,22 @@ it out and puts the finished adapter in its place.
 
 from __future__ import annotations
 
-import shutil
+import math
 from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import check_output, lock, system_faults
-from lorafold.errors import UsageError
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent
-from lorafold.train import checkpoints
+from lorafold.renames import restore_folder
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import read_metrics
+from lorafold.train.data import load_splits
 from lorafold.train.result import TrainResult
-from lorafold.train.resume import finished_run
-from lorafold.train.session import Session, tidy
+from lorafold.train.resume import finished_run, require_same
+from lorafold.train.session import Session
+from lorafold.train.unfinished import discard_unless_begun, prepare, run_folder, tidy
 from lorafold.train.workers import join
-
-
-def run_folder(out: Path) -> Path:
-    """Where an unfinished run into `out` is kept."""
-    return out.with_name(f"{out.name}.run")
 
 
 def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
@@ -44,28 +40,37 @@ def train(config: TrainConfig, progress: Progress = silent) -> TrainResult:
     """
     config.check()
     require("torch", "transformers", "peft", extra="train")
-    out = config.output
+    with system_faults(config.output):
+        out = config.output.resolve()  # once: the working folder and symlinks may be replaced on the way
+    run = run_folder(out)
     with join() as workers:
         if not workers.first:
             workers.wait()  # the first one fetches the base and prepares the folder
             if (manifest := finished_run(out, config)) is not None:
                 return _already_done(out, manifest)
-            return Session(config, _base(config), run_folder(out), silent, workers).train()
+            return Session(config, out, _base(config), run, silent, workers).train()
+        if out.parent.is_dir():
+            with lock(out), system_faults(out):
+                restore_folder(out)
+        base = _base(config)
         if (manifest := finished_run(out, config)) is not None:
-            with lock(run_folder(out)):
-                tidy(run_folder(out), out)
+            require_same(out, manifest, base, *load_splits(config))
+            with lock(run):
+                tidy(run, out)
             workers.wait()
             return _already_done(out, manifest)
-        base = _base(config)
         sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
-        check_output(out, inputs=[base.folder, *sources], force=config.force)
-        run = run_folder(out)
+        check_output(config.output, inputs=[base.folder, *sources], force=config.force)
         with system_faults(run):
             run.parent.mkdir(parents=True, exist_ok=True)
         with lock(run):
-            _prepare_run_folder(run, config)
-            workers.wait()
-            return Session(config, base, run, progress, workers).train()
+            prepare(run, config)
+            try:
+                workers.wait()
+                return Session(config, out, base, run, progress, workers).train()
+            except BaseException:
+                discard_unless_begun(run)
+                raise
 
 
 def _base(config: TrainConfig) -> Base:
@@ -77,7 +82,7 @@ def _already_done(out: Path, manifest: dict[str, Any]) -> TrainResult:
     return TrainResult(
         folder=out,
         steps=done["steps"],
-        loss=done["loss"],
+        loss=math.nan if done["loss"] is None else done["loss"],
         eval_loss=done["eval_loss"],
         tokens=done["tokens"],
         seconds=0.0,
@@ -85,17 +90,3 @@ def _already_done(out: Path, manifest: dict[str, Any]) -> TrainResult:
         notes=("this run had finished already: nothing was done",),
         records=tuple(read_metrics(out / "metrics.jsonl")),
     )
-
-
-def _prepare_run_folder(run: Path, config: TrainConfig) -> None:
-    unfinished = bool(checkpoints.list_checkpoints(run))
-    if unfinished and not (config.resume or config.force):
-        raise UsageError(
-            "an unfinished run with checkpoints lies there",
-            at=run,
-            fix="pass --resume to go on with it, or --force to discard it",
-        )
-    with system_faults(run):
-        if run.exists() and not config.resume:
-            shutil.rmtree(run)
-        run.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ new one; then the checkpoints move into it and the run's folder goes.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import new_folder, system_faults, write_manifest
+from lorafold.artifacts import new_folder, write_manifest
 from lorafold.errors import InputError, SystemFault
 from lorafold.models import Base
 from lorafold.progress import Progress
@@ -36,6 +37,7 @@ from lorafold.train.resume import agreed_facts, find_checkpoint
 from lorafold.train.signals import stop_requests
 from lorafold.train.speed import restored_modules
 from lorafold.train.tensorboard import event_writer
+from lorafold.train.unfinished import forget, tidy
 from lorafold.train.workers import Workers
 
 
@@ -43,9 +45,16 @@ class Session:
     """The parts of a run, built one after the other."""
 
     def __init__(
-        self, config: TrainConfig, base: Base, run: Path, progress: Progress, workers: Workers
+        self,
+        config: TrainConfig,
+        out: Path,
+        base: Base,
+        run: Path,
+        progress: Progress,
+        workers: Workers,
     ) -> None:
-        self.config, self.base, self.run, self.progress = config, base, run, progress
+        self.config, self.base, self.progress = config, base, progress
+        self.out, self.run = out, run  # without symlinks, and absolute
         self.workers = workers
         self.method = METHODS[config.method]
         self.notes: list[str] = [self.method.warning] if self.method.warning else []
@@ -58,12 +67,15 @@ class Session:
         material = self.material
         self.notes = [*material.notes, *self.notes]
         identity = self.base.identity() | {"chat_template": material.tokenizer.template.source}
-        self.facts = agreed_facts(self.config, material.data, material.held_out, identity, self.workers.count)
+        tokens = [part for part in (material.tokens, material.held_out_tokens) if part is not None]
+        self.facts = agreed_facts(
+            self.config, material.data, material.held_out, identity, self.workers.count, tokens
+        )
         resumed, notes = find_checkpoint(self.run, self.facts, self.config)
         self.notes += notes
         self.workers.wait()  # all have looked before anything is cleared
         if resumed is None and self.workers.first:
-            self.clear()
+            forget(self.run)
         with memory_faults(), restored_modules():
             self.build()
             if resumed is not None:
@@ -80,6 +92,9 @@ class Session:
                 if ended != "stopped" and self.workers.first:
                     self.finish()
         self.workers.wait()
+        if ended != "stopped" and folder.exists() and not folder.samefile(self.out):
+            self.notes.append("the working folder itself was replaced: `cd .` shows the new one")
+            folder = self.out
         stopped_by = (stop.signal or signal.SIGTERM) if ended == "stopped" else None
         return self.result(folder, stopped_by, began)
 
@@ -87,15 +102,6 @@ class Session:
     def work_folder(self) -> Path:
         """For files that each worker makes for itself."""
         return self.run / f"worker-{self.workers.rank}" if self.workers.rank else self.run
-
-    def clear(self) -> None:
-        """Forget a run that cannot be gone on with: its metrics would mix with the new ones."""
-        with system_faults(self.run):
-            for path in (self.run / "metrics.jsonl", *checkpoints.list_checkpoints(self.run)):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
 
     def build(self) -> None:
         """Load the base, put the adapter on it, and set up the optimizer."""
@@ -209,7 +215,7 @@ class Session:
 
     def finish(self) -> None:
         """Write the result and put it in its place."""
-        config, out, trainer, material = self.config, self.config.output, self.trainer, self.material
+        config, out, trainer, material = self.config, self.out, self.trainer, self.material
         self.progress("write the adapter", 0, 1)
         if config.load_best_model_at_end and self.state.best_step not in (0, self.state.step):
             checkpoints.restore_parameters(trainer.model, self.run / "best" / "trainable.safetensors")
@@ -228,7 +234,9 @@ class Session:
                 shutil.copytree(self.run / "runs", staging / "runs")
             curve = draw_png(records, staging / "loss.png", out.name)
             facts = self.result_facts(records)
-            (staging / "README.md").write_text(model_card(config, facts, curve=curve), encoding="utf-8")
+            (staging / "README.md").write_text(
+                model_card(config, facts, out.name, curve=curve), encoding="utf-8"
+            )
             kind = "base" if self.method.peft is None else "adapter"
             write_manifest(staging, kind, facts)
         tidy(self.run, out)
@@ -248,13 +256,17 @@ class Session:
             "training": {
                 "steps": self.state.step,
                 "tokens": self.state.tokens,
-                "loss": last_value(records, "loss"),
+                "loss": self.loss(records),
                 "eval_loss": self.eval_loss(records),
                 "cut": self.material.tokens.cut,
                 "dropped": len(self.material.tokens.dropped),
             },
             "notes": list(self.notes),
         }
+
+    def loss(self, records: list[dict[str, Any]]) -> float | None:
+        """Of the last step; a checkpoint of an older version leaves it to what was logged."""
+        return last_value(records, "loss") if self.state.loss is None else self.state.loss
 
     def eval_loss(self, records: list[dict[str, Any]]) -> float | None:
         return (
@@ -266,7 +278,7 @@ class Session:
         return TrainResult(
             folder=folder,
             steps=self.state.step,
-            loss=last_value(records, "loss") or 0.0,
+            loss=math.nan if (loss := self.loss(records)) is None else loss,
             eval_loss=self.eval_loss(records),
             tokens=self.state.tokens,
             seconds=time.monotonic() - began,
@@ -274,13 +286,3 @@ class Session:
             notes=tuple(self.notes),
             records=tuple(records),
         )
-
-
-def tidy(run: Path, out: Path) -> None:
-    """Move the checkpoints of a finished run into its result and remove the run's folder."""
-    with system_faults(run):
-        for path in checkpoints.list_checkpoints(run):
-            if not (out / path.name).exists():
-                path.rename(out / path.name)
-        if run.exists():
-            shutil.rmtree(run)

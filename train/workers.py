@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lorafold.errors import BusyError, InputError, NumericError, UsageError
+from lorafold.errors import BusyError, InputError, NumericError, SystemFault, UnsafeInputError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The first worker may read and tokenize for long before the others hear of it.
 _PATIENCE = timedelta(hours=2)
 # What every worker meets alike; the first one says it.
-_SHARED = (UsageError, InputError, NumericError, BusyError)
+_SHARED = (UsageError, InputError, UnsafeInputError, NumericError, BusyError, SystemFault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +181,16 @@ def join() -> Iterator[Workers]:
     except BaseException as error:
         if own:
             _part()
-        if isinstance(error, _SHARED) and not workers.first:
+        if isinstance(error, _SHARED) and not workers.first and not _own_memory(error):
             raise SystemExit(error.exit_code) from error
         raise
+
+
+def _own_memory(error: BaseException) -> bool:
+    """Whether this worker's own GPU is full, of which the others may know nothing."""
+    import torch
+
+    return isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError)
 
 
 def _part() -> None:
