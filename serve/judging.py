@@ -71,6 +71,9 @@ def lens(shell: Shell, argument: str) -> None:
     if other == own:
         raise UsageError("a model is never surprised by itself", fix="/lens with two letters")
     names = dict(enumerate(talk.session.models))
+    if turn.hidden and any(talk.engines[index].scorer is None for index in line):
+        # Whose answer it works on, and what it says of the others, would tell the server.
+        raise UsageError("the lens waits for the vote where a server answers", fix="/vote first")
     if turn.hidden:
         names = {index: f"answer {letter}" for letter, index in talk.places(turn)}
     messages = talk.session.messages(own)

@@ -28,7 +28,7 @@ def chain(line: bytes, seed: int = 0) -> Path:
 
     assert len(set(line)) == len(line) and line.endswith(b"\n")
     out = tiny_chat.home() / f"chain-{line[:4].hex()}-{seed}"
-    shutil.copytree(tiny_chat.folder(), out)
+    shutil.copytree(tiny_chat.folder(), out, dirs_exist_ok=True)  # an export before may have failed
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1_000_000}))
     names = json.loads((out / "tokenizer.json").read_text())["model"]["vocab"]

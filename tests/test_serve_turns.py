@@ -107,6 +107,18 @@ def test_no_name_is_told_before_the_vote(talk: Terminal) -> None:
     talk.type("/vote a", " was two.gguf")
 
 
+def test_the_lens_does_not_tell_which_one_is_a_server(files: list[str], tmp_path: Path) -> None:
+    with (
+        server(MODELS, {COMPLETIONS: FINE}) as (url, _),
+        terminal(tmp_path, url, files[0], *GREEDY, "--blind") as talk,
+    ):
+        talk.ask("hello")
+        for letter in "ab":
+            assert "served" not in talk.type(f"/lens {letter}", "the lens waits for the vote")
+        talk.type("/vote tie", "served: 0 won")
+        talk.type("/lens b a", "served")
+
+
 def test_models_of_one_name_are_told_apart_by_their_paths(files: list[str], tmp_path: Path) -> None:
     models = []
     for folder, file in zip(("a", "b"), files, strict=True):
@@ -114,7 +126,6 @@ def test_models_of_one_name_are_told_apart_by_their_paths(files: list[str], tmp_
         models.append(f"{folder}/model.gguf")
         (tmp_path / models[-1]).symlink_to(Path(file).resolve())
     with terminal(tmp_path, *models, *GREEDY) as talk:
-        talk.read("")
         talk.ask("hello")
         talk.type("/vote b", "b/model.gguf: 1 won")
         talk.type("/save talk.json", "saved 1 turns")
