@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from lorafold.export.adapter_gguf import plan_adapter_gguf
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.export.left_out import describe_left_out
+from lorafold.export.plan import PROCESS_BYTES, estimated_seconds, estimates
+from lorafold.export.plan_table import PlannedTensor, tensors_of
 from lorafold.export.proof import Check
 from lorafold.export.row_ops import read_block
 from lorafold.export.verify_tensors import ExactSource
 from lorafold.export.workers import Written
+from lorafold.export.writer import BYTES_IN_FLIGHT
 from lorafold.models import read_config
 from lorafold.progress import Progress
 
@@ -57,7 +61,14 @@ class AdapterOutput:
     def describe(self) -> list[tuple[str, str]]:
         """The file, its size and how many weights it changes."""
         text = f"{self.size:,} bytes, changes {len(self._plan.tensors)} tensors at scale 1.0"
-        return [(self._plan.file.name, text)]
+        pairs = [math.prod(typed.tensor.shape) for typed in self._plan.file.tensors]
+        memory = PROCESS_BYTES + BYTES_IN_FLIGHT * max(pairs)  # a factor is written whole
+        seconds = estimated_seconds([(self._plan.file.recipe, sum(pairs))], 1)
+        return [(self._plan.file.name, text), *estimates(memory, seconds, 1)]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Both factors of every weight that changes."""
+        return tensors_of([self._plan.file])
 
     def write(self, folder: Path, progress: Progress) -> Written:
         """Write the file."""

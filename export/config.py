@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import re
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from lorafold.errors import UsageError
 from lorafold.machine import cores
+
+# Options that only some formats have a use for.
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
+    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
+    "dtype": ("folder", "adapter"),
+    "shard_max_size": ("folder",),
+    "rounding": ("gguf", "folder"),
+    "chat_template": ("gguf", "folder"),
+}
+INSTEAD = {
+    "quant": "--dtype for the type of the weights",
+    "dtype": "--quant F16, BF16 or F32",
+    "split_max_size": "--shard-max-size for a folder",
+    "shard_max_size": "--split-max-size for GGUF files",
+}
 
 LONGEST_STEM = 180  # bytes; file systems take 255, of which a type, a part's number and ".gguf" need some
 
@@ -39,8 +55,8 @@ class ExportConfig:
     format: Literal["gguf", "folder", "adapter"] = "gguf"
     """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
-    quant: tuple[str, ...] = ("Q4_K_M",)
-    """Quantization types; several are written from one read."""
+    quant: tuple[str, ...] = ()
+    """Quantization types of GGUF files, Q4_K_M where not given; several are written from one read."""
 
     tensor_type: tuple[str, ...] = ()
     """Types of single tensors as PATTERN=TYPE, for example `ffn_down=Q6_K`; the first match counts."""
@@ -99,6 +115,9 @@ class ExportConfig:
     plan: bool = False
     """Only say what would be done: tensors, types, sizes, memory, disk, time."""
 
+    tensors: bool = False
+    """In the plan name every tensor, with its shape, type, bytes and offset."""
+
     force: bool = False
     """Replace an earlier export in the output folder; a folder with anything else is never removed."""
 
@@ -111,8 +130,11 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
+        self._check_format()
         if not self.quant and self.format == "gguf":
-            raise UsageError("at least one quantization type is needed", at="--quant")
+            object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
+        if self.tensors and not self.plan:
+            raise UsageError("--tensors lists the tensors of a plan", at="--tensors", fix="add --plan")
         if self.imatrix is not None and self.imatrix_data is not None:
             raise UsageError("give either a matrix or texts to collect one on", at="--imatrix-data")
         if self.name and not 0 < len(file_stem(self.name).encode()) <= LONGEST_STEM:
@@ -129,6 +151,20 @@ class ExportConfig:
         ):
             if value is not None and value < 100_000:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
+
+    def _check_format(self) -> None:
+        """Refuse options that the format has no use for: they would be ignored without a word."""
+        for field in fields(self):
+            formats = ONLY_FOR.get(field.name)
+            if formats is None or self.format in formats or getattr(self, field.name) == field.default:
+                continue
+            flag = "--" + field.name.replace("_", "-")
+            instead = f" and give {INSTEAD[field.name]}" if field.name in INSTEAD else ""
+            raise UsageError(
+                f"this has no meaning for --format {self.format}",
+                at=flag,
+                fix=f"leave it out{instead}, or choose --format {' or '.join(formats)}",
+            )
 
     @property
     def workers(self) -> int:

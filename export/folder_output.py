@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ from numpy.typing import NDArray
 from lorafold.chat import ChatTemplate
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
-from lorafold.export.merged_folder import plan_shards, write_merged_folder
+from lorafold.export.merged_folder import (
+    BYTES_IN_FLIGHT,
+    block_weights,
+    plan_shards,
+    write_merged_folder,
+)
+from lorafold.export.plan import PROCESS_BYTES, SPEED, estimated_seconds, estimates
+from lorafold.export.plan_table import PlannedTensor
 from lorafold.export.proof import Check
 from lorafold.export.workers import Written
 from lorafold.progress import Progress
@@ -39,8 +47,28 @@ class FolderOutput:
         return sum(shard.size for shard in self._shards)
 
     def describe(self) -> list[tuple[str, str]]:
-        """Files with sizes."""
-        return [(shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards]
+        """Files with sizes, memory, time."""
+        config = self._config
+        lines = [
+            (shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards
+        ]
+        in_flight = block_weights(config.max_memory, config.workers) * BYTES_IN_FLIGHT * config.workers
+        weights = [
+            (tensor.type if tensor.type in SPEED else "F32", math.prod(tensor.shape))
+            for tensor in self.tensors()
+        ]
+        seconds = estimated_seconds(weights, config.workers)
+        return [*lines, *estimates(PROCESS_BYTES + in_flight, seconds, config.workers)]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor of every file."""
+        return [
+            PlannedTensor(
+                shard.name, info.name, info.shape, info.dtype, info.nbytes, info.offset, "the folder"
+            )
+            for shard in self._shards
+            for info in shard.tensors
+        ]
 
     def write(self, folder: Path, progress: Progress) -> Written:
         """Write the folder."""
@@ -53,6 +81,7 @@ class FolderOutput:
             self._config.shard_max_size,
             progress,
             self._config.workers,
+            max_memory=self._config.max_memory,
             tokenizer_folder=self._inputs.tokenizer,
             chat_template=None if template is None else ChatTemplate.chosen(template).source,
         )

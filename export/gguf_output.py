@@ -19,6 +19,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.left_out import describe_left_out
 from lorafold.export.modelfile import ModelfilePlan, plan_modelfile, write_modelfile
 from lorafold.export.plan import describe
+from lorafold.export.plan_table import PlannedTensor, tensors_of
 from lorafold.export.proof import Check
 from lorafold.export.proof_chats import proof_chats
 from lorafold.export.verify_logits import check_logits
@@ -65,6 +66,10 @@ class GgufOutput:
         data = self._config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
         return [*describe(self.plan), *matrix, *paths]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor of every file."""
+        return tensors_of(self.plan.files)
 
     def write(self, folder: Path, progress: Progress) -> Written:
         """Write the GGUF files and a Modelfile for each; an importance matrix before, where asked for."""

@@ -43,6 +43,8 @@ F16_LIMIT = 65520.0  # what rounds to infinity
 
 SHARD_BYTES = 5_000_000_000
 BLOCK_WEIGHTS = 1 << 20
+# Bytes of one weight while its block is in flight: float32 rows, a fold's temporary, rounded, the output.
+BYTES_IN_FLIGHT = 16
 
 # Beside the weights: what a tokenizer consists of, and what else belongs to a model.
 TOKENIZER_FILES = (
@@ -156,6 +158,7 @@ def write_merged_folder(
     progress: Progress = silent,
     threads: int = 1,
     *,
+    max_memory: int | None = None,
     tokenizer_folder: Path | None = None,
     chat_template: str | None = None,
 ) -> MergedFolder:
@@ -169,6 +172,7 @@ def write_merged_folder(
         shard_bytes: most bytes of tensors in one file.
         progress: told the bytes written.
         threads: worker threads.
+        max_memory: bytes that blocks in flight may take, all threads together.
         tokenizer_folder: where the tokenizer comes from, if not from the base: an adapter's own, when it
             added tokens.
         chat_template: Jinja source that takes the place of the tokenizer's.
@@ -183,7 +187,8 @@ def write_merged_folder(
     shards = plan_shards(source, dtype, shard_bytes)
     nbytes = sum(info.nbytes for shard in shards for info in shard.tensors)
     with system_faults(staging):
-        work = _write_shards(source, shards, staging, threads, nbytes, progress)
+        weights = block_weights(max_memory, threads)
+        work = _write_shards(source, shards, staging, threads, nbytes, weights, progress)
         files = _write_files(source, base_folder, staging, dtype, tokenizer_folder, chat_template)
         parameters = sum(
             int(np.prod(info.shape, dtype=np.int64)) for shard in shards for info in shard.tensors
@@ -204,6 +209,7 @@ def _write_shards(
     staging: Path,
     threads: int,
     nbytes: int,
+    weights: int,
     progress: Progress,
 ) -> Mapping[str, Spent]:
     """Write all files of weights, a block of rows at a time, on some threads."""
@@ -234,15 +240,22 @@ def _write_shards(
                 pwrite_all(descriptors[str(info.file)], buffer, info.offset + start * width)
             return len(buffer)
 
-        blocks = (block for shard in shards for block in _blocks(shard))
+        blocks = (block for shard in shards for block in _blocks(shard, weights))
         return work_off(blocks, write, threads=threads, total=nbytes, progress=progress)
 
 
-def _blocks(shard: ShardPlan) -> Iterator[tuple[TensorInfo, int, int]]:
+def block_weights(max_memory: int | None, threads: int) -> int:
+    """How many weights a block may have; a row is never cut."""
+    if max_memory is None:
+        return BLOCK_WEIGHTS
+    return min(BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
+
+
+def _blocks(shard: ShardPlan, weights: int) -> Iterator[tuple[TensorInfo, int, int]]:
     for info in shard.tensors:
         if info.nbytes == 0:
             continue
-        step = max(1, BLOCK_WEIGHTS // info.cols)
+        step = max(1, weights // info.cols)
         for start in range(0, info.rows, step):
             yield info, start, min(start + step, info.rows)
 

@@ -17,6 +17,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.folder_output import FolderOutput
 from lorafold.export.gguf_output import GgufOutput
 from lorafold.export.inputs import Inputs
+from lorafold.export.plan_table import PlannedTensor
 from lorafold.export.proof import Check
 from lorafold.export.workers import Written
 from lorafold.progress import Progress
@@ -32,7 +33,10 @@ class Output(Protocol):
         """Bytes that will be written; exact for GGUF files."""
 
     def describe(self) -> list[tuple[str, str]]:
-        """Label and text of what is made."""
+        """Label and text of what is made, and what memory and time that takes."""
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor that is made, in file order."""
 
     def write(self, folder: Path, progress: Progress) -> Written:
         """Write into an empty folder."""

@@ -7,7 +7,7 @@ names, shapes that do not fit, and a disk that is too small are found here, befo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType
@@ -115,19 +115,19 @@ def plan_files(
             files.append(GgufFile(file_name, output.recipe, header, tuple(placed), number == 0, joined))
     in_flight = min(max_memory, threads * MAX_BLOCK_WEIGHTS * BYTES_IN_FLIGHT)
     headers = sum(len(file.header) for file in files)
-    return ExportPlan(
-        tuple(files), threads, PROCESS_BYTES + in_flight + 3 * headers, estimated_seconds(files, threads)
-    )
+    weights = ((typed.type.name, math.prod(typed.tensor.shape)) for file in files for typed in file.tensors)
+    seconds = estimated_seconds(weights, threads)
+    return ExportPlan(tuple(files), threads, PROCESS_BYTES + in_flight + 3 * headers, seconds)
 
 
-def estimated_seconds(files: Sequence[GgufFile], threads: int) -> float:
-    """A guess at the wall time: weights over each type's measured speed, shared by the threads."""
-    busy = sum(
-        math.prod(typed.tensor.shape) / (SPEED.get(typed.type.name, SLOW) * 1e6)
-        for file in files
-        for typed in file.tensors
-    )
-    return busy / threads
+def estimated_seconds(weights: Iterable[tuple[str, int]], threads: int) -> float:
+    """A guess at the wall time: weights over their type's measured speed, shared by the threads.
+
+    Args:
+        weights: type and number of the weights of each tensor.
+        threads: worker threads.
+    """
+    return sum(count / (SPEED.get(kind, SLOW) * 1e6) for kind, count in weights) / threads
 
 
 def describe(plan: ExportPlan) -> list[tuple[str, str]]:
@@ -136,10 +136,21 @@ def describe(plan: ExportPlan) -> list[tuple[str, str]]:
         (file.name, f"{file.size:,} bytes, {len(file.tensors)} tensors: " + _mix(plan.types(file)))
         for file in plan.files
     ]
+    return [*lines, *estimates(plan.memory, plan.seconds, plan.threads)]
+
+
+def estimates(memory: int, seconds: float, threads: int) -> list[tuple[str, str]]:
+    """What writing will take.
+
+    Args:
+        memory: bytes at the peak.
+        seconds: wall time.
+        threads: worker threads.
+    """
+    time = "less than a second" if seconds < 1 else f"about {seconds:,.0f} s"
     return [
-        *lines,
-        ("memory", f"about {plan.memory / 1e6:,.0f} MB, whatever the model's size"),
-        ("time", f"about {plan.seconds:,.0f} s on {plan.threads} threads"),
+        ("memory", f"about {memory / 1e6:,.0f} MB, whatever the model's size"),
+        ("time", f"{time} on {threads} {'thread' if threads == 1 else 'threads'}, without the proof"),
     ]
 
 

@@ -20,6 +20,7 @@ from lorafold.export.destination import check_destination
 from lorafold.export.gguf_output import IMATRIX
 from lorafold.export.inputs import Inputs, check_weights, open_inputs
 from lorafold.export.outputs import FORMATS, check_disk
+from lorafold.export.plan_table import listing, summary
 from lorafold.export.proof import FIXES, Check, Proof
 from lorafold.export.report import write_report
 from lorafold.machine import return_free_memory
@@ -123,7 +124,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
 
 
 def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
-    """What `export` would do: files, sizes, types, memory, disk, time. Nothing is written.
+    """What `export` would do: files, sizes, memory, disk, time, tensors with their types. Nothing is written.
 
     Raises:
         LorafoldError: what `export` would raise before its first byte.
@@ -138,6 +139,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
         *output.describe(),
         ("disk", f"{output.size:,} bytes needed, {free:,} free"),
         *(("note", note) for note in output.notes),
+        *(listing if config.tensors else summary)(output.tensors()),
     ]
 
 

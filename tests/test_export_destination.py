@@ -138,7 +138,7 @@ def test_an_export_is_proven_from_any_folder(
     settings_of_adapter = work / "adapter/adapter_config.json"
     values = json.loads(settings_of_adapter.read_text())
     settings_of_adapter.write_text(json.dumps({**values, "base_model_name_or_path": "base"}))
-    export(config("adapter", Path("named"), format="folder"))
+    export(config("adapter", Path("named"), format="folder", quant=()))
     export(config("base", Path("plain")))
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", os.fspath(tmp_path))

@@ -13,11 +13,14 @@ import pytest
 import safetensors.torch
 import tiny_chat
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from test_adapters import adapter_folder, lora
 
 from lorafold.errors import NumericError
 from lorafold.export import ExportConfig, export, verify
+from lorafold.export.merged_folder import write_merged_folder
+from lorafold.weights import Checkpoint
 
 WIDE = 4096
 DOWN = "model.layers.{}.mlp.down_proj"
@@ -95,3 +98,24 @@ def test_weights_that_are_off_by_more_than_rounding_are_seen(
     with pytest.raises(NumericError, match=r"layers\.0\.mlp\.down_proj") as caught:
         proof.require()
     assert caught.value.fix is not None and caught.value.fix.startswith("export again")
+
+
+class Recorded:
+    """A checkpoint that notes how many weights were asked for at once."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.tensors, self.largest, self._source = source.tensors, 0, source
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        self.largest = max(self.largest, (stop - start) * self.tensors[name].cols)
+        return self._source.rows(name, start, stop)
+
+
+@pytest.mark.parametrize(("threads", "memory"), [(1, 200_000_000), (1, 1_000_000), (4, 1_000_000)])
+def test_blocks_are_as_small_as_the_memory_demands(threads: int, memory: int, tmp_path: Path) -> None:
+    base = small_weights(tmp_path / "base", "float32")
+    source = Recorded(Checkpoint.open(base))
+    (tmp_path / "out").mkdir()
+    write_merged_folder(source, base, tmp_path / "out", threads=threads, max_memory=memory)
+    assert threads * source.largest * 4 <= memory < 200_000_000 or source.largest == 64 * WIDE
+    assert load_file(tmp_path / "out/model.safetensors").keys() == source.tensors.keys()

@@ -78,7 +78,7 @@ def test_a_multimodal_base_becomes_a_text_gguf_with_notes(tmp_path: Path) -> Non
     changes |= lora("model.vision_tower.encoder.layers.0.self_attn.q_proj")
     adapter_folder(adapter, changes)
     settings = ExportConfig(str(adapter), base=str(base), out=tmp_path / "gguf", quant=("F32",), verify=False)
-    for kind in (settings, replace(settings, format="adapter", out=tmp_path / "as adapter")):
+    for kind in (settings, replace(settings, format="adapter", quant=(), out=tmp_path / "as adapter")):
         notes = export(kind).notes
         assert "vision_tower is left out (1 of its tensors): sees images; the text model does not" in notes
         assert any(note.startswith("1 of the 3 tensors that the adapter changes") for note in notes)
