@@ -256,6 +256,13 @@ class Folded:
             self.config["vocab_size"] = sizes.pop()
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """The number of tokens by a config.json; that of a multimodal model's text part."""
+    text = config.get("text_config")
+    size = (text if isinstance(text, Mapping) and "vocab_size" in text else config).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def _base_config(base: TensorSource) -> Mapping[str, Any]:
     folder = getattr(base, "folder", None)
     if isinstance(folder, Path) and (folder / "config.json").exists():

@@ -53,7 +53,14 @@ class GgufOutput:
         folder = inputs.adapters[0][0].folder if inputs.adapters else None
         left_out = describe_left_out(inputs.config, source.tensors, source.touched, folder)
         split = [note for file in self._models() if self._prompt for note in _how_to_join(file)]
-        self.notes = [*arch.caveats(inputs.config), *left_out, *self._vocab.notes, *prompt_notes, *split]
+        self.notes = [
+            *inputs.notes,
+            *arch.caveats(inputs.config),
+            *left_out,
+            *self._vocab.notes,
+            *prompt_notes,
+            *split,
+        ]
 
     @property
     def size(self) -> int:
@@ -122,8 +129,11 @@ class GgufOutput:
             )
         progress("prove the tensors", len(files), len(files))
         models = [(file.recipe, folder / file.name) for file in self._models()]
-        if self._prompt is None:
-            reason = "there is no chat template"
+        readable = (inputs.tokenizer / "tokenizer.json").is_file()
+        if self._prompt is None or not readable:
+            reason = (
+                "there is no chat template" if readable else "no tokenizer.json cuts the chats into tokens"
+            )
             return checks + [Check(f"logits {path.name}", "not checked", reason) for _, path in models]
         chats = proof_chats(self._config.chats, [adapter.folder for adapter, _ in inputs.adapters])
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)

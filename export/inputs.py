@@ -6,16 +6,19 @@ fits it, its tensors are all consumed. No weight is read here.
 
 from __future__ import annotations
 
-import filecmp
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
-from lorafold.errors import InputError, UsageError
+from lorafold.chat_template import folder_source
+from lorafold.errors import InputError, SystemFault, UsageError
+from lorafold.export.adapter_prompt import find_template, find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
-from lorafold.export.fold import Folded
+from lorafold.export.fold import Folded, vocabulary_size
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent
@@ -23,7 +26,6 @@ from lorafold.tokenizer_json import with_tokenizer_json
 from lorafold.weights import Checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Inputs:
         tokenizer: the folder whose tokenizer goes into the output.
         template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
         name: the model's name.
+        notes: what was chosen here that the user should know.
     """
 
     base: Base
@@ -49,6 +52,7 @@ class Inputs:
     tokenizer: Path
     template: str | None
     name: str
+    notes: tuple[str, ...] = ()
 
     @property
     def folders(self) -> list[Path]:
@@ -67,7 +71,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
     specs = [_weighted(spec) for spec in (config.source, *config.adapter)]
     if (Path(specs[0][0]).expanduser() / ADAPTER_CONFIG).exists():
         adapters = tuple((Adapter.open(Path(path).expanduser()), weight) for path, weight in specs)
-        base_spec = config.base or _base_of(adapters[0][0])
+        base_spec, named_at = (config.base, None) if config.base else _base_of(adapters[0][0])
     else:
         folder = Path(specs[0][0]).expanduser()
         if config.base is not None or any(folder.glob("adapter_model.*")):
@@ -81,27 +85,29 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
                 f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
                 fix="name the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
             )
-        adapters, base_spec = (), config.source
-    base = resolve_base(
-        base_spec,
-        offline=config.offline,
-        trust_remote_code=config.trust_remote_code,
-        progress=progress,
-    )
+        adapters, base_spec, named_at = (), config.source, None
+    base = _resolve(base_spec, named_at, config, progress)
+    _check_precision(base, "name its 16-bit original with --base" if adapters else "give its 16-bit original")
     for adapter, _ in adapters:
         _check_base(adapter, base)
     source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
-    folder = adapters[0][0].folder if adapters else base.folder
+    folders = [adapter.folder for adapter, _ in adapters]
     prompt = with_tokenizer_json(base.folder)
+    tokenizer = find_tokenizer(prompt, folders)
+    template = None if config.chat_template else find_template(folders)
+    chosen = config.chat_template or (template[0] if template else None)
+    if chosen is None and tokenizer != prompt and (of_base := find_template([prompt])) is not None:
+        chosen = of_base[0]  # a tokenizer with new tokens may still be without a template
     return Inputs(
         base=base,
         adapters=adapters,
         source=source,
         config=source.config,
         prompt=prompt,
-        tokenizer=_tokenizer_folder(prompt, [adapter for adapter, _ in adapters]),
-        template=config.chat_template or _trained_template([adapter for adapter, _ in adapters]),
-        name=config.name or _name(base, folder),
+        tokenizer=tokenizer,
+        template=chosen,
+        name=config.name or _name(base, folders[0] if folders else base.folder),
+        notes=tuple(_notes(base, source, prompt, folders, template)),
     )
 
 
@@ -134,18 +140,50 @@ def _weighted(spec: str) -> tuple[str, float]:
     if not equals or Path(spec).exists():
         return spec, 1.0
     try:
-        return path, float(weight)
+        number = float(weight)
     except ValueError:
-        raise UsageError(f"expected FOLDER=WEIGHT with a number, got {spec!r}", at="--adapter") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"expected FOLDER=WEIGHT with a number, got {spec!r}", at="--adapter")
+    return path, number
 
 
-def _base_of(adapter: Adapter) -> str:
-    """The base that an adapter names: our manifest knows it exactly, PEFT's config by path or id."""
+def _resolve(spec: str, named_at: str | None, config: ExportConfig, progress: Progress) -> Base:
+    """Find the base; where the adapter named it, an error says so: its path may be of another machine."""
+    try:
+        return resolve_base(
+            spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+        )
+    except (InputError, SystemFault) as error:
+        if named_at is None or error.at not in (spec, spec.partition("@")[0]):
+            raise
+        raise type(error)(
+            f"the base {spec!r} was not found: {error.problem}",
+            at=named_at,
+            fix=f"{error.fix}; or name the base with --base FOLDER_OR_HUB_ID",
+        ) from error
+
+
+def _check_precision(base: Base, fix: str) -> None:
+    """Refuse packed weights by the name of their method, before their shapes look like another base's."""
+    quantized = base.config().get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise InputError(
+            f"the base is quantized ({method or 'method not named'})",
+            at=f"{base.folder / 'config.json'}: quantization_config",
+            fix=fix,
+        )
+
+
+def _base_of(adapter: Adapter) -> tuple[str, str]:
+    """The base that an adapter names, and where: our manifest knows it exactly, PEFT's config by path or
+    id."""
     manifest = read_manifest(adapter.folder) or {}
     identity = manifest.get("base") or {}
     spec = identity.get("spec")
     if isinstance(spec, str) and (not Path(spec).is_absolute() or Path(spec).is_dir()):
-        return spec
+        return spec, f"{adapter.folder / MANIFEST}: base"
     named = read_object(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     named = identity.get("id") or named
     if not isinstance(named, str) or not named:
@@ -154,7 +192,7 @@ def _base_of(adapter: Adapter) -> str:
             at=adapter.folder / ADAPTER_CONFIG,
             fix="name it: --base FOLDER_OR_HUB_ID",
         )
-    return named
+    return named, f"{adapter.folder / ADAPTER_CONFIG}: base_model_name_or_path"
 
 
 def _check_base(adapter: Adapter, base: Base) -> None:
@@ -169,35 +207,20 @@ def _check_base(adapter: Adapter, base: Base) -> None:
         )
 
 
-def _tokenizer_folder(base: Path, adapters: list[Adapter]) -> Path:
-    """The adapter's folder where its tokenizer has other tokens than the base's, else the base's."""
-    ours = base / TOKENIZER
-    for adapter in adapters:
-        own = adapter.folder / TOKENIZER
-        # A tokenizer is megabytes of JSON: mostly there is none, or a copy of the base's.
-        if not own.is_file() or (ours.is_file() and filecmp.cmp(own, ours, shallow=False)):
-            continue
-        if _tokens(own) != _tokens(ours):
-            return adapter.folder
-    return base
-
-
-def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
-    """What tells vocabularies apart: the number of tokens and the added ones."""
-    if not path.is_file():
-        return None
-    tokenizer = read_object(path)
-    added = tuple(sorted((item["id"], item["content"]) for item in tokenizer.get("added_tokens") or ()))
-    return len((tokenizer.get("model") or {}).get("vocab") or ()), added
-
-
-def _trained_template(adapters: list[Adapter]) -> str | None:
-    """The template file that training saved with the adapter: export and chat must use no other."""
-    for adapter in adapters:
-        path = adapter.folder / "chat_template.jinja"
-        if path.is_file():
-            return str(path)
-    return None
+def _notes(
+    base: Base, source: Folded, prompt: Path, adapters: list[Path], template: tuple[str, str, str] | None
+) -> Iterator[str]:
+    """What of the prompt is not the base's own, and what of it is missing."""
+    if template is not None:
+        _, own, place = template
+        if (of_base := folder_source(prompt)) is None or of_base[0] != own:
+            yield f"the chat template is the adapter's, not the base's ({place})"
+    before, after = vocabulary_size(base.config()), vocabulary_size(source.config)
+    if before != after and not any(map(has_tokenizer, adapters)):
+        yield (
+            f"the adapter resizes the vocabulary from {before} to {after} rows and brings no tokenizer: rows "
+            "beyond the base's tokens have no text (save the tokenizer of the training beside the adapter)"
+        )
 
 
 def _name(base: Base, folder: Path) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import InputError
+from lorafold.export.fold import vocabulary_size
 from lorafold.export.inputs import Inputs
 from lorafold.machine import memory_available
 
@@ -52,7 +53,7 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
-        known, rows = _vocabulary(inputs.base.config()), _vocabulary(inputs.config)
+        known, rows = vocabulary_size(inputs.base.config()), vocabulary_size(inputs.config)
         if known is not None and rows is not None and rows != known:
             # Without transformers' own means: those are drawn at random, and take the square of the width.
             model.resize_token_embeddings(rows, mean_resizing=False)
@@ -78,13 +79,6 @@ def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
 
         tuned: torch.nn.Module = PeftModel.from_pretrained(model, folder)
         return tuned.eval()
-
-
-def _vocabulary(config: Mapping[str, Any]) -> int | None:
-    """The vocabulary's size by a config.json; that of a multimodal model's text part."""
-    text = config.get("text_config")
-    size = (text if isinstance(text, Mapping) and "vocab_size" in text else config).get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 # What loading raises for a model, an adapter or a version that it does not fit: there is no common ancestor.

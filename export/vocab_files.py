@@ -6,13 +6,13 @@ beside them, and the added tokens of all of them together. Nothing is interprete
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError
+from lorafold.jsonfile import read_if_there
 
 Json = dict[str, Any]
 
@@ -76,7 +76,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     Raises:
         InputError: there is no tokenizer, or a file is not valid JSON of the expected form.
     """
-    tokenizer = _read_json(folder / "tokenizer.json")
+    tokenizer = read_if_there(folder / "tokenizer.json")
     model_file = folder / "tokenizer.model"
     if tokenizer is None and not model_file.is_file():
         raise _no_tokenizer(folder)
@@ -86,20 +86,34 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             at=folder / "tokenizer.json",
             fix="fetch the file again; it is incomplete",
         )
-    named = _read_json(folder / "special_tokens_map.json") or {}
-    settings = named | {
-        key: value
-        for key, value in (_read_json(folder / "tokenizer_config.json") or {}).items()
-        if value is not None or key not in named
-    }
+    settings = _settings(folder)
     return TokenizerFiles(
         folder=folder,
         tokenizer=tokenizer,
         model_file=model_file if model_file.is_file() else None,
         settings=settings,
-        generation=_read_json(folder / "generation_config.json") or {},
+        generation=read_if_there(folder / "generation_config.json") or {},
         added=_added_tokens(folder, tokenizer or {}, settings),
     )
+
+
+def read_added_tokens(folder: Path) -> Mapping[int, AddedToken]:
+    """The added tokens by id, of a folder that may hold no whole tokenizer.
+
+    Raises:
+        InputError: a file is not valid JSON of the expected form.
+    """
+    return _added_tokens(folder, read_if_there(folder / "tokenizer.json") or {}, _settings(folder))
+
+
+def _settings(folder: Path) -> Json:
+    """tokenizer_config.json, overlaid on special_tokens_map.json."""
+    named = read_if_there(folder / "special_tokens_map.json") or {}
+    return named | {
+        key: value
+        for key, value in (read_if_there(folder / "tokenizer_config.json") or {}).items()
+        if value is not None or key not in named
+    }
 
 
 def content_of(entry: Any) -> str | None:
@@ -165,7 +179,7 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
     where = folder / "tokenizer_config.json"
     for key, entry in (settings.get("added_tokens_decoder") or {}).items():
         add(int(key) if str(key).isdecimal() else key, entry, where)
-    for text, token_id in (_read_json(folder / "added_tokens.json") or {}).items():
+    for text, token_id in (read_if_there(folder / "added_tokens.json") or {}).items():
         add(token_id, text, folder / "added_tokens.json")
     return added
 
@@ -174,27 +188,6 @@ def _list_of_objects(value: Any, at: Path) -> list[Json]:
     if not isinstance(value or [], list) or not all(isinstance(entry, dict) for entry in value or []):
         raise InputError('"added_tokens" is not a list of objects', at=at, fix="fetch the file again")
     return value or []
-
-
-def _read_json(path: Path) -> Json | None:
-    """The object in a JSON file; None where there is no file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", at=path, fix="check the folder") from error
-    except RecursionError as error:
-        raise InputError("is nested too deeply", at=path, fix="fetch the file again") from error
-    except ValueError as error:
-        raise InputError(
-            f"is not valid JSON: {error}", at=path, fix="fetch the file again; it may be truncated"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(
-            f"holds a {type(value).__name__}, expected an object", at=path, fix="fetch the file again"
-        )
-    return value
 
 
 def _no_tokenizer(folder: Path) -> InputError:

@@ -8,7 +8,6 @@ GGUF it is `tokenizer.chat_template`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat_templates import NAMED
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Job, Message, Refusal, render_many
+from lorafold.jsonfile import read_if_there
 
 if TYPE_CHECKING:
     from lorafold.gguf_header import GgufHeader
@@ -84,8 +84,10 @@ class ChatTemplate:
         if chat_template is not None:
             given = cls.chosen(chat_template)
             return replace(given, tokens={**given.tokens, **tokens}, controls=controls)
-        source, origin = _folder_source(folder)
-        return cls(source, tokens, controls, origin)
+        found = folder_source(folder)
+        if found is None:
+            raise _no_template(str(folder))
+        return cls(found[0], tokens, controls, found[1])
 
     @classmethod
     def from_gguf(cls, source: Path | GgufHeader, chat_template: str | None = None) -> ChatTemplate:
@@ -138,13 +140,15 @@ class ChatTemplate:
 
     @classmethod
     def chosen(cls, name_or_file: str) -> ChatTemplate:
-        """What `--chat-template` means: a name of ours, else a file.
+        """What `--chat-template` means: a name of ours, else a file, else a folder with a template.
 
         Raises:
-            InputError: neither.
+            InputError: none of these.
         """
         if name_or_file in NAMED:
             return cls.named(name_or_file)
+        if (found := folder_source(Path(name_or_file))) is not None:
+            return cls(found[0], origin=found[1])
         if not Path(name_or_file).is_file():
             raise InputError(
                 f"{name_or_file!r} is neither a file nor the name of a chat template",
@@ -278,25 +282,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an empty one where there is no file.
 
     Raises:
-        InputError: not JSON, or not an object.
+        InputError: as `read_object`.
     """
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"not JSON: {error.msg}", at=f"{path}:{error.lineno}", fix="download it again"
-        ) from error
-    if not isinstance(data, dict):
-        raise InputError(
-            f"a JSON object was expected, got a {type(data).__name__}", at=path, fix="download it again"
-        )
-    return data
+    return read_if_there(path) or {}
 
 
-def _folder_source(folder: Path) -> tuple[str, str]:
-    """Template and origin of an HF folder."""
+def folder_source(folder: Path) -> tuple[str, str] | None:
+    """Template and origin of an HF folder or an adapter's; None where it has none.
+
+    Raises:
+        InputError: files that cannot be read.
+    """
     if (folder / "chat_template.jinja").is_file():
         return _read(folder / "chat_template.jinja"), str(folder / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
@@ -308,7 +304,7 @@ def _folder_source(folder: Path) -> tuple[str, str]:
             found = by_name.get("default")
         if isinstance(found, str):
             return found, f"{folder / name}: chat_template"
-    raise _no_template(str(folder))
+    return None
 
 
 def _content(value: Any) -> str | None:

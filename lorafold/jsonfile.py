@@ -35,6 +35,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """`read_object`, or None where there is no such file."""
+    return read_object(path) if path.is_file() else None
+
+
 def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
     """Read one JSON object.
 

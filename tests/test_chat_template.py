@@ -85,7 +85,7 @@ def test_sources_of_a_folder_in_order(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{{ eos_token }}")
     assert ChatTemplate.from_folder(tmp_path, str(tmp_path / "own.jinja")).render([]) == "</s>"
     settings_file.write_text('{"a": ')
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="truncated or invalid JSON"):
         ChatTemplate.from_folder(tmp_path)
 
 

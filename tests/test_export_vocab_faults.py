@@ -25,14 +25,16 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("tokenizer.json", '{"model": {"vocab": {"a', "is not valid JSON"),
-        ("tokenizer.json", "", "is not valid JSON"),
-        ("tokenizer.json", "\xff\xfe", "is not valid JSON"),
-        ("tokenizer.json", "[" * 100_000, "nested too deeply|is not valid JSON"),
-        ("tokenizer.json", "[1]", "holds a list, expected an object"),
+        ("tokenizer.json", '{"model": {"vocab": {"a', "truncated or invalid JSON"),
+        ("tokenizer.json", "", "the file is empty"),
+        ("tokenizer.json", "\xff\xfe", "not UTF-8"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        ("tokenizer.json", '{"model": {}, "model": {}}', "the key 'model' is given twice"),
+        ("tokenizer.json", "[" * 100_000, "nested too deeply"),
+        ("tokenizer.json", "[1]", "got a JSON list, expected an object"),
         ("tokenizer.json", "{}", 'no object "model"'),
-        ("tokenizer_config.json", "{", "is not valid JSON"),
-        ("generation_config.json", "null", "holds a NoneType"),
+        ("tokenizer_config.json", "{", "truncated or invalid JSON"),
+        ("generation_config.json", "null", "got a JSON NoneType"),
     ],
 )
 def test_files_that_are_not_json(name: str, content: str, says: str, tmp_path: Path) -> None:

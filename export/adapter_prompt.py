@@ -1,0 +1,107 @@
+"""What an adapter brings for the prompt: a tokenizer with more tokens than the base's, and a chat template.
+
+In: the base's folder and those of the adapters. Out: the folder whose tokenizer goes into the output, and the
+template that the training used. Tokens that were trained are never left behind in silence: where an adapter
+names tokens that the base lacks and its tokenizer cannot be read, that is an error.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorafold.chat_template import folder_source
+from lorafold.errors import InputError
+from lorafold.export.vocab_files import AddedToken, read_added_tokens, read_tokenizer_files
+from lorafold.export.vocab_model_file import read_model_file
+from lorafold.jsonfile import read_object
+from lorafold.tokenizer_json import with_tokenizer_json
+
+TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
+TEMPLATE = "chat_template.jinja"
+
+
+def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
+    """The first adapter's folder whose tokenizer has other tokens than the base's, else the base's.
+
+    Args:
+        base: the base's folder, with a tokenizer.json where one can be made.
+        adapters: the adapters' folders.
+
+    Returns:
+        A folder with a tokenizer.json or a tokenizer.model; a temporary one for vocab.json and merges.txt.
+
+    Raises:
+        InputError: an adapter names tokens that the base lacks, and has no tokenizer that can be read.
+    """
+    ours = base / TOKENIZER
+    for folder in adapters:
+        made = with_tokenizer_json(folder)
+        own = made / TOKENIZER
+        if own.is_file():
+            # A tokenizer is megabytes of JSON: mostly there is none, or a copy of the base's.
+            same = ours.is_file() and filecmp.cmp(own, ours, shallow=False)
+            if not same and _tokens(own) != _tokens(ours):
+                return made
+        elif (folder / MODEL).is_file():
+            other = (base / MODEL).is_file() and not filecmp.cmp(folder / MODEL, base / MODEL, shallow=False)
+            if other or _new_tokens(folder, base):
+                return folder
+        elif lost := _new_tokens(folder, base):
+            words = ", ".join(repr(token.content) for token in lost[:4])
+            raise InputError(
+                f"the adapter has {len(lost)} tokens that the base lacks ({words}), and no tokenizer with "
+                f"them: neither {TOKENIZER} nor {MODEL}",
+                at=folder,
+                fix="save it there: AutoTokenizer.from_pretrained(TRAINED).save_pretrained(ADAPTER)",
+            )
+    return base
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer that `find_tokenizer` can compare."""
+    made = with_tokenizer_json(folder)
+    return any((made / name).is_file() for name in (TOKENIZER, MODEL))
+
+
+def find_template(adapters: Sequence[Path]) -> tuple[str, str, str] | None:
+    """The chat template that was saved with an adapter: export and chat must use no other.
+
+    transformers writes chat_template.jinja today, and wrote tokenizer_config.json before 4.52.
+
+    Returns:
+        What `ChatTemplate.chosen` finds it by, its Jinja source, and the place it was found in; None where no
+        adapter has one.
+    """
+    for folder in adapters:
+        if (found := folder_source(folder)) is not None:
+            path = folder / TEMPLATE
+            # The folder stands for what lies in its JSON; absolute, so that it is no template's name.
+            return str(path if path.is_file() else folder.absolute()), *found
+    return None
+
+
+def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
+    """What tells vocabularies apart: the number of tokens and the added ones."""
+    if not path.is_file():
+        return None
+    tokenizer = read_object(path)
+    added = tuple(sorted((item["id"], item["content"]) for item in tokenizer.get("added_tokens") or ()))
+    return len((tokenizer.get("model") or {}).get("vocab") or ()), added
+
+
+def _new_tokens(folder: Path, base: Path) -> list[AddedToken]:
+    """The added tokens of an adapter that the base does not know, in the order of their ids."""
+    added = sorted(read_added_tokens(folder).items())
+    if not added:
+        return []
+    files = read_tokenizer_files(base)
+    known = {token.content for token in files.added.values()}
+    if files.tokenizer is not None:
+        vocabulary = files.tokenizer["model"].get("vocab") or ()
+        # A Unigram's vocabulary is a list of pieces with their scores.
+        known |= {entry if isinstance(entry, str) else entry[0] for entry in vocabulary}
+    elif files.model_file is not None:
+        known |= set(read_model_file(files.model_file)[0].texts)
+    return [token for _, token in added if token.content not in known]
