@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_base import tiny_base
+from tiny_run import same_files, steady
 
 from lorafold.cli import main
 from lorafold.train.curve import read_metrics
@@ -45,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(place: Path, out: str, *flags: str, workers: int = 2) -> list[str]:
+def command(place: Path, out: str, *flags: str, workers: int = 2, steps: int = STEPS) -> list[str]:
     """A run in which all workers together see 4 examples a step."""
     train = [
         "train",
@@ -56,7 +57,7 @@ def command(place: Path, out: str, *flags: str, workers: int = 2) -> list[str]:
         "--out",
         str(place / out),
     ]
-    train += ["--learning-rate", "5e-3", "--max-steps", str(STEPS), "--eval-split", "0.2"]
+    train += ["--learning-rate", "5e-3", "--max-steps", str(steps), "--eval-split", "0.2"]
     train += ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", str(4 // workers)]
     return [*train, *flags]
 
@@ -96,34 +97,66 @@ def same(one: Path, other: Path) -> None:
             assert left[key] == pytest.approx(right[key], rel=1e-4)
 
 
-def test_packed_and_sharded(place: Path, alone: Path) -> None:
-    ways = {"packed": ("--packing", "--packing-length", "1100"), "fsdp": ("--fsdp",)}
-    commands = [command(place, name, *flags) for name, flags in ways.items()]
+WAYS = {"packed": ("--packing", "--packing-length", "1100"), "fsdp": ("--fsdp",)}
+MORE = 40  # steps of the run that is stopped and killed on its way
+DROPOUT = ("--lora-dropout", "0.1")
+
+
+@pytest.fixture(scope="module")
+def together(place: Path) -> str:
+    """Two workers do one run after the other in each of the ways; what they say."""
+    commands = [command(place, name, *flags) for name, flags in WAYS.items()]
+    commands.append(command(place, "undisturbed", *DROPOUT, steps=MORE))
     code, out, err = run(TORCHRUN, str(place / "several.py"), json.dumps(commands))
     assert code == 0, err[-2000:]
-    assert out.count("computed on 2 × cpu") == 2 and out.count(f"{STEPS} steps") == 2
-    for name in ways:
+    return out
+
+
+def test_packed_and_sharded(place: Path, alone: Path, together: str) -> None:
+    assert together.count("computed on 2 × cpu") == 3 and together.count(f"{STEPS} steps") == 2
+    for name in WAYS:
         same(place / name, alone)
         assert not (place / f"{name}.run").exists()
 
 
-def test_killed_and_resumed(place: Path, alone: Path) -> None:
-    """SIGKILL to the launcher and its workers, as soon as there is a checkpoint."""
+def newest(folder: Path) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    return max((int(p.parent.name[11:]) for p in folder.glob("checkpoint-*/lorafold.json")), default=0)
+
+
+def test_stopped_killed_and_resumed(place: Path, together: str) -> None:
+    """SIGTERM to the launcher saves; SIGKILL to all loses a step; the end is bitwise the undisturbed one's.
+
+    With dropout, of which every worker draws its own.
+    """
     if not Path("/proc/self/task").exists():
         pytest.skip("this system does not list a process's children")
-    train = command(place, "resumed", "--save-steps", "1")
-    process = start(TORCHRUN, "-m", "lorafold", *train)
-    while process.poll() is None and not list((place / "resumed.run").glob("checkpoint-*/lorafold.json")):
+    train = command(place, "resumed", *DROPOUT, steps=MORE)
+    folder = place / "resumed.run"
+    process = start(TORCHRUN, "-m", "lorafold", *train, "--save-steps", "0")
+    while process.poll() is None and not read_metrics(folder / "metrics.jsonl"):
+        time.sleep(0.01)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    stopped = newest(folder)
+    assert process.returncode != 0 and 0 < stopped < MORE, err[-2000:]
+    assert out.count("by SIGTERM, saved in") == 1 and "Traceback" not in out, out
+
+    process = start(TORCHRUN, "-m", "lorafold", *train, "--resume", "--save-steps", "1")
+    while process.poll() is None and newest(folder) < stopped + 2:
         time.sleep(0.01)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for pid in (process.pid, *map(int, workers)):
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and not (place / "resumed").exists()
+
     code, out, err = run(TORCHRUN, "-m", "lorafold", *train, "--resume")
     assert code == 0, err[-2000:]
-    assert out.count("resumed at step") == 1 and out.count(f"{STEPS} steps") == 1
-    same(place / "resumed", alone)
+    assert out.count("resumed at step") == 1 and out.count(f"{MORE} steps") == 1
+    assert "not bitwise" not in out, out
+    assert same_files(place / "resumed", place / "undisturbed", ("adapter_model.safetensors",))
+    assert steady(place / "resumed") == steady(place / "undisturbed")
 
 
 def test_accelerate_launch(place: Path, alone: Path) -> None:
