@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +210,26 @@ def test_workers_share_a_step_without_loss(count: int, accumulation: int, capaci
     assert seen == trained_tokens(sequences)
     evaluated = [batch for plan in shares for batch in plan.evaluation_step().batches]
     assert sum(int((batch.targets != IGNORED).sum()) for batch in evaluated) == seen
+
+
+class Walked(list[Encoded]):
+    """A list that counts how often it is gone through."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[Encoded]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("capacity", [0, 60])
+def test_a_step_does_not_go_through_the_whole_data_set(capacity: int) -> None:
+    sequences, evaluation = Walked(examples(23)), Walked(examples(5, seed=2))
+    plan = StepPlan(TrainConfig(per_device_train_batch_size=2), sequences, evaluation, 0, capacity)
+    walks = sequences.walks, evaluation.walks
+    for _ in range(2):
+        assert list(plan.step(0).batches) and list(plan.evaluation_step().batches)
+    assert (sequences.walks, evaluation.walks) == walks
 
 
 @pytest.fixture

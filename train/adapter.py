@@ -54,8 +54,7 @@ def save_adapter(
         dtype: for a whole model, the type of the weights on disk.
     """
     if method.peft is None:
-        copy = {name: value.to(dtype) for name, value in model.state_dict().items()}
-        model.save_pretrained(folder, state_dict=copy)
+        model.save_pretrained(folder, state_dict=_converted(model.state_dict(), dtype))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True}
         write_atomic(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -74,6 +73,18 @@ def save_adapter(
     save_tensors(folder / "adapter_model.safetensors", state)
     plain = json.dumps(settings, indent=2, default=_json, sort_keys=True) + "\n"
     write_atomic(folder / "adapter_config.json", plain)
+
+
+def _converted(state: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Weights in another type on the CPU; what shares memory still does, so a tied head is written once."""
+    copies: dict[tuple[Any, ...], Any] = {}
+    found = {}
+    for name, value in state.items():
+        memory = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride())
+        if memory not in copies:
+            copies[memory] = value.to("cpu", dtype)
+        found[name] = copies[memory]
+    return found
 
 
 def _json(value: Any) -> Any:

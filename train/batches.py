@@ -54,10 +54,13 @@ class StepPlan:
     workers: Workers = field(default_factory=Workers)
     _epoch: int = field(default=-1, init=False)
     _batches: list[list[int]] = field(default_factory=list, init=False)
+    # Counted once: data sets have hundreds of thousands of examples, and every step asks.
     _lengths: list[int] = field(init=False)
+    _evaluation_lengths: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._lengths = [len(sequence.ids) for sequence in self.sequences]
+        self._evaluation_lengths = [len(sequence.ids) for sequence in self.evaluation]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,28 +90,27 @@ class StepPlan:
 
     def step(self, number: int) -> Step:
         """This worker's share of a step, counted from 0."""
-        return self._lay(self.sequences, self.indices(number))
+        return self._lay(self.sequences, self._lengths, self.indices(number))
 
     def evaluation_step(self) -> Step:
         """This worker's share of the evaluation set: longest first, no randomness."""
-        lengths = [len(sequence.ids) for sequence in self.evaluation]
-        size = self.config.per_device_train_batch_size
-        return self._lay(self.evaluation, plain_batches(lengths, size))
+        lengths = self._evaluation_lengths
+        groups = plain_batches(lengths, self.config.per_device_train_batch_size)
+        return self._lay(self.evaluation, lengths, groups)
 
-    def _lay(self, sequences: Sequence[Encoded], groups: list[list[int]]) -> Step:
+    def _lay(self, sequences: Sequence[Encoded], lengths: Sequence[int], groups: list[list[int]]) -> Step:
         workers = self.workers
         seen = [index for group in groups for index in group]
         if self.capacity:
-            lengths = [len(sequence.ids) for sequence in sequences]
             groups = pack_step(seen, lengths, self.capacity, workers.count)
         missing = -len(groups) % workers.count
-        shortest = min(seen, key=lambda index: len(sequences[index].ids))
+        shortest = min(seen, key=lambda index: lengths[index])
         groups = [*groups, *([[]] * missing)][workers.rank :: workers.count]
         chosen = [sequences[index] for index in seen]
         return Step(
             batches=(self._batch([sequences[i] for i in group], sequences[shortest]) for group in groups),
             trained=trained_tokens(chosen),
-            tokens=sum(len(sequence.ids) for sequence in chosen),
+            tokens=sum(lengths[index] for index in seen),
         )
 
     def _batch(self, sequences: Sequence[Encoded], idle: Encoded) -> Batch:

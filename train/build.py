@@ -25,6 +25,7 @@ from lorafold.train.new_tokens import make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.packing import make_pack
 from lorafold.train.speed import Speed, apply, choose, graphs_fit
+from lorafold.train.widen import widen_trained
 from lorafold.train.workers import Workers
 
 if TYPE_CHECKING:
@@ -129,11 +130,13 @@ def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
         config = dataclasses.replace(config, target_modules=linear_names(model))
     try:
         with quiet_transformers():
-            return get_peft_model(model, method.peft(config))
+            adapted = get_peft_model(model, method.peft(config))
     except ValueError as error:
         reason = str(error).strip().splitlines()[0][:300]
         problem = f"peft refuses this adapter ({reason})"
         raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
+    widen_trained(adapted)
+    return adapted
 
 
 def _forward(

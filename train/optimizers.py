@@ -36,12 +36,16 @@ def resolve_optimizer(name: str, device: torch.device) -> tuple[str, str]:
     "auto" is AdamW, fused into one kernel on a GPU.
 
     bitsandbytes pages an optimizer's state between GPU and CPU memory; without a GPU there is nothing to
-    page, and torch's AdamW does the same sums.
+    page, and torch's AdamW does the same sums as the 32-bit one. An 8-bit one rounds its state: AdamW without
+    that rounding takes its place.
     """
     if name == "auto":
         return ("adamw_torch_fused" if device.type == "cuda" else "adamw_torch"), ""
     if device.type != "cuda" and name.startswith(("paged_adamw", "adamw_bnb")):
-        return "adamw_torch", f"{name} needs a CUDA GPU; adamw_torch does the same sums here"
+        same = (
+            "does the same sums here" if name.endswith("32bit") else "takes its place, its state in 32 bits"
+        )
+        return "adamw_torch", f"{name} needs a CUDA GPU; adamw_torch {same}"
     return name, ""
 
 
@@ -71,8 +75,13 @@ def build_optimizer(model: Any, config: TrainConfig, device: torch.device) -> An
     if config.method == "loraplus":
         from peft.optimizers import create_loraplus_optimizer
 
+        # peft sets the decay of each group by a name of its own, 0 where that is not given.
         return create_loraplus_optimizer(
-            model, factory, loraplus_lr_ratio=config.loraplus_lr_ratio, **options
+            model,
+            factory,
+            loraplus_lr_ratio=config.loraplus_lr_ratio,
+            loraplus_weight_decay=config.weight_decay,
+            **options,
         )
     return factory([p for p in model.parameters() if p.requires_grad], **options)
 
