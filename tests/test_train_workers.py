@@ -166,9 +166,17 @@ def test_accelerate_launch(place: Path, alone: Path) -> None:
     same(place / "accelerated", alone)
 
 
-def test_an_error_is_said_once(place: Path) -> None:
-    train = command(place, "wrong", "--target-modules", "no_such_module")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--target-modules", "no_such_module"), "peft refuses this adapter"),
+        (("--eval-data", "d.pkl"), "a pickle can run any code"),
+    ],
+)
+def test_an_error_is_said_once(place: Path, flags: tuple[str, str], message: str) -> None:
+    (place / "d.pkl").write_bytes(b"")
+    train = command(place, "wrong", *(str(place / flag) if flag == "d.pkl" else flag for flag in flags))
     code, _, err = run(TORCHRUN, "-m", "lorafold", *train)
     assert code != 0
-    assert err.count("peft refuses this adapter") == 1, err[-2000:]
-    assert not (place / "wrong").exists()
+    assert err.count(message) == 1, err[-2000:]
+    assert not (place / "wrong").exists() and not (place / "wrong.run").exists()
