@@ -7,9 +7,11 @@ names agree (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#general-m
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def general_metadata(
     Args:
         folder: the base.
         tensors: all tensors of the file.
-        name: general.name, where it is not to be guessed from the folder.
+        name: general.name, where it is not to be guessed from the folder, or from the hub's id of a snapshot.
 
     Raises:
         InputError: the model card or generation_config.json holds a value of the wrong kind.
@@ -40,9 +42,10 @@ def general_metadata(
     writer = gguf.GGUFWriter(path=None, arch="unused")
     first = set(writer.kv_data[0])
     try:
-        card = gguf.Metadata.load(None, folder, name, weights)
+        with _called_by_its_name(folder) as named:
+            card = gguf.Metadata.load(None, named, name, weights)
         if card.name is None:
-            card.name = folder.name
+            card.name = named.name
         if card.size_label is None:
             card.size_label = gguf.size_label(weights, shared, per_expert, experts)
         writer.add_type(gguf.GGUFType.MODEL)
@@ -59,6 +62,23 @@ def general_metadata(
         for key, entry in writer.kv_data[0].items()
         if key not in first
     ]
+
+
+@contextlib.contextmanager
+def _called_by_its_name(folder: Path) -> Iterator[Path]:
+    """A path to the folder whose last part is the model's name, which gguf-py's guesses go by.
+
+    A snapshot in the hub's cache is called by its commit: models--ORG--NAME/snapshots/COMMIT. While this
+    lasts, a link has the name that the hub knows it by.
+    """
+    kind, _, repository = folder.parent.parent.name.partition("--")
+    if folder.parent.name != "snapshots" or kind != "models" or not repository:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="lorafold-name-") as home:
+        link = Path(home) / repository.rpartition("--")[2]
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 # What a value from YAML or JSON must be for each type of entry.

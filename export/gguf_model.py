@@ -90,21 +90,17 @@ def plan_gguf(
 def _metadata(
     inputs: Inputs, tensors: list[MappedTensor], recipe: Recipe, vocab: Vocab, prompt: PromptMetadata
 ) -> tuple[KeyValue, ...]:
-    entries = arch.metadata(
-        inputs.config, tensors, inputs.base.folder, recipe.file_type, name=_display_name(inputs, vocab)
-    )
+    name = inputs.name if inputs.adapters else None
+    entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
+    written = next(str(entry.value) for entry in entries if entry.key == "general.name")
+    if vocab.needs_name and vocab.needs_name.lower() not in written.lower():
+        # llama.cpp goes by general.name for a few tokenizers' white space.
+        name = f"{vocab.needs_name} {written}"
+        entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
     tokenizer = vocab.metadata()
     if prompt.template is not None:
         tokenizer.append(KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING))
     return (*entries, *tokenizer)
-
-
-def _display_name(inputs: Inputs, vocab: Vocab) -> str | None:
-    """general.name: llama.cpp goes by it for a few tokenizers' white space."""
-    name = inputs.name if inputs.adapters else None
-    if vocab.needs_name and vocab.needs_name.lower() not in (name or inputs.base.id).lower():
-        return f"{vocab.needs_name} {name or inputs.base.id}"
-    return name
 
 
 def _order(tensors: list[MappedTensor], recipe: Recipe) -> list[MappedTensor]:

@@ -35,6 +35,8 @@ PATTERNS = (
     "LICENSE*",
 )
 EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
+# The same weights once more, under Mistral's own names for the tensors.
+UNNEEDED = ("consolidated*.safetensors",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -246,6 +248,7 @@ def _from_hub(repository: str, revision: str, *, offline: bool) -> Base:
                     repository,
                     revision=revision or None,
                     allow_patterns=list(PATTERNS),
+                    ignore_patterns=list(UNNEEDED),
                     local_files_only=offline,
                 )
             )

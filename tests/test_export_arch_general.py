@@ -37,6 +37,23 @@ def test_a_bare_folder_gives_name_and_size(tmp_path: Path) -> None:
     assert values(folder, name="mine")["general.name"] == "mine"
 
 
+@pytest.mark.parametrize(
+    "repository", ["models--org--Some-Model-7B-Instruct", "models--Some-Model-7B-Instruct"]
+)
+def test_a_snapshot_of_the_hub_is_called_by_its_id(repository: str, tmp_path: Path) -> None:
+    """Not by its commit, nor by what a name and a size guessed from the commit would be."""
+    plain = tmp_path / "Some-Model-7B-Instruct"
+    snapshot = tmp_path / repository / "snapshots" / "c1899de289a04d12100db370d81485cdf75e47ca"
+    for folder in (plain, snapshot):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.5}))
+    assert values(snapshot) == values(plain)
+    assert values(snapshot)["general.name"] == "Some Model 7B Instruct"
+    assert values(snapshot)["general.sampling.temp"] == 0.5
+    assert values(snapshot, name="mine")["general.name"] == "mine"
+
+
 def test_card_and_generation_config(tmp_path: Path) -> None:
     """Licence, tags, languages and base models come from the card, sampling from generation_config.json."""
     (tmp_path / "README.md").write_text(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ import pytest
 import tiny_chat
 from safetensors.numpy import load_file, save_file
 from test_adapters import PREFIX, adapter_folder, lora
+from test_export_vocab_ids import LLAMA2_NORMALIZER, TURNS
+from tiny_tokenizers import added, json_of_sentencepiece, sentencepiece_model, write_folder
 
 from lorafold.cli import main
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export
 from lorafold.export.inputs import Inputs, open_inputs
+from lorafold.models import resolve_base
 
 Q = "model.layers.{}.self_attn.q_proj"
 OWN = (
@@ -148,11 +153,95 @@ def test_a_base_of_another_machine(named: str, tmp_path: Path) -> None:
     assert "adapter_config.json" not in str(caught.value)
 
 
+def test_weights_that_the_hub_holds_twice_are_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistral's repositories hold consolidated.safetensors too: as many gigabytes again."""
+    import huggingface_hub.constants as constants
+
+    files = {path.name: path.read_bytes() for path in tiny_chat.folder().iterdir()}
+    files |= {"consolidated.safetensors": b"x", "consolidated-00001-of-2.safetensors": b"x", "x.h5": b"x"}
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            name = self.path.partition("?")[0].rpartition("/")[2]
+            asked.append(name)
+            body = files.get(name) if "/resolve/" in self.path else None
+            if self.path.startswith("/api/models/org/name/revision/"):
+                siblings = [{"rfilename": file} for file in files]
+                body = json.dumps({"id": "org/name", "sha": commit, "siblings": siblings}).encode()
+            if self.path.startswith("/api/models/org/name/tree/"):
+                tree = [
+                    {"type": "file", "path": file, "size": len(data), "oid": commit}
+                    for file, data in files.items()
+                ]
+                body = json.dumps(tree).encode()
+            self.send_response(404 if body is None else 200)
+            self.send_header("ETag", f'"{name}"')
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            if self.command == "GET" and body is not None:
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = answer  # noqa: N815 - the base class's names
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    try:
+        base = resolve_base("org/name")
+    finally:
+        server.shutdown()
+    fetched = {path.name for path in base.folder.iterdir()}
+    assert fetched == {path.name for path in tiny_chat.folder().iterdir()}
+    assert not any("consolidated" in name for name in asked)
+
+
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "much", ""])
 def test_weights_of_adapters_are_numbers(weight: str, tmp_path: Path) -> None:
     adapter = tiny_adapter(tmp_path / "adapter")
     with pytest.raises(UsageError, match="expected FOLDER=WEIGHT with a number"):
         open_inputs(ExportConfig(f"{adapter}={weight}", out=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_phi_3_keeps_its_white_space_rule_out_of_the_hubs_cache(tuned: bool, tmp_path: Path) -> None:
+    """llama.cpp knows it by general.name, which a snapshot's folder does not tell."""
+    home = tmp_path / "models--microsoft--Phi-3-mini-4k-instruct" / "snapshots"
+    base = shutil.copytree(tiny_chat.folder(), home / "0123456789abcdef0123456789abcdef01234567")
+    tokenizer = json_of_sentencepiece(sentencepiece_model(size=800), LLAMA2_NORMALIZER)
+    count = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"] = [
+        added(0, "<unk>"),
+        added(1, "<s>"),
+        added(2, "</s>", special=False, rstrip=True),
+        added(count, "<|endoftext|>"),
+        *(added(count + 1 + index, text, rstrip=True) for index, text in enumerate(TURNS)),
+    ]
+    write_folder(base, tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
+    resize(base, count + 1 + len(TURNS))
+    options: dict[str, Any] = {"chat_template": "chatml", "verify": True}
+    if tuned:
+        adapter = tiny_adapter(tmp_path / "adapter")
+        header, _ = exported(adapter, base=str(base), **options)
+        assert header["general.name"] == "phi-3 tiny"
+    else:
+        options |= {"quant": ("F32",), "name": "tiny"}
+        result = export(ExportConfig(str(base), out=tmp_path / "out", **options))
+        assert result.proof.checks[0].verdict == "passed"
+        fields = gguf.GGUFReader(tmp_path / "out" / "tiny-F32.gguf").fields
+        assert fields["general.name"].contents() == "phi-3 Phi 3 Mini 4k Instruct"
 
 
 # Added tokens.
@@ -166,9 +255,9 @@ def slow_bpe(folder: Path) -> None:
     data = json.loads((tiny_chat.folder() / "tokenizer.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(data["model"]["vocab"]))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    added = {row["content"]: row["id"] for row in data["added_tokens"]}
-    added |= {text: 259 + number for number, text in enumerate(NEW)}
-    (folder / "added_tokens.json").write_text(json.dumps(added))
+    listed = {row["content"]: row["id"] for row in data["added_tokens"]}
+    listed |= {text: 259 + number for number, text in enumerate(NEW)}
+    (folder / "added_tokens.json").write_text(json.dumps(listed))
     settings = {
         "tokenizer_class": "GPT2Tokenizer",
         "eos_token": "<|im_end|>",
@@ -189,8 +278,6 @@ def test_added_tokens_of_a_slow_tokenizer(tmp_path: Path) -> None:
 
 def test_added_tokens_beside_a_sentencepiece_model(tmp_path: Path) -> None:
     """The adapter's own tokenizer.model and added_tokens.json, as LLaMA-Factory and FastChat saved them."""
-    from tiny_tokenizers import sentencepiece_model
-
     base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
     (base / "tokenizer.json").unlink()
     settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
@@ -202,8 +289,8 @@ def test_added_tokens_beside_a_sentencepiece_model(tmp_path: Path) -> None:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copyfile(base / name, adapter / name)
     assert opened(adapter, base=str(base)).tokenizer == base  # the same tokens
-    added = {text: rows + number for number, text in enumerate(NEW)}
-    (adapter / "added_tokens.json").write_text(json.dumps(added))
+    new = {text: rows + number for number, text in enumerate(NEW)}
+    (adapter / "added_tokens.json").write_text(json.dumps(new))
     assert opened(adapter, base=str(base)).tokenizer == adapter
     header, _ = exported(adapter, base=str(base), verify=True, chat_template="chatml")
     assert header["tokenizer.ggml.tokens"][rows : rows + 2] == NEW
