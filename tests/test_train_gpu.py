@@ -20,7 +20,7 @@ from lorafold.train.attention import VARLEN
 from lorafold.train.check import Measured, difference, measure
 from lorafold.train.collate import IGNORED, make_batch
 from lorafold.train.curve import read_metrics
-from lorafold.train.forward import Forward
+from lorafold.train.forward import Forward, seed_pass
 from lorafold.train.packing import make_pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
@@ -186,6 +186,22 @@ def test_garbage_of_an_earlier_pass_does_not_spoil_a_capture(tmp_path: Path) -> 
     finally:
         gc.enable()
     assert ways[1].graphs is not None and len(ways[1].graphs._graphs) == 1
+
+
+def test_a_seeded_pass_drops_the_same_launched_captured_and_replayed(tmp_path: Path) -> None:
+    """So a run that goes on before its graphs are captured again follows the one that had them."""
+    _, fast = graphed(tmp_path / "base", lora_dropout=0.3)
+    packs = [make_pack(examples(8))]
+
+    def loss(step: int) -> float:
+        seed_pass(42, step, 0, 0)
+        return step_of(fast, packs)[0][0]
+
+    launched, captured, replayed, other = loss(0), loss(0), loss(0), loss(1)
+    assert fast.graphs is not None and len(fast.graphs._graphs) == 1
+    assert captured == pytest.approx(launched, rel=2e-3) and replayed == pytest.approx(captured, rel=1e-5)
+    assert other != pytest.approx(launched, rel=2e-3)
+    assert loss(1) == pytest.approx(other, rel=1e-5)
 
 
 def test_a_failed_capture_costs_speed_only(tmp_path: Path) -> None:
