@@ -17,6 +17,8 @@ from oracles import llama_logits, quantize_with_llama
 from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
+from lorafold.export.quant_recipes import ModelShape, find_recipe
+from lorafold.export.quant_types import plan_types
 from lorafold.export.row_ops import read_block
 from lorafold.weights import Checkpoint
 
@@ -83,6 +85,17 @@ def header_of(path: Path) -> tuple[Header, gguf.GGUFReader]:
     return [(field.name, [int(kind) for kind in field.types], field.contents()) for field in fields], reader
 
 
+def our_types(folder: Path, outtype: str) -> dict[str, gguf.GGMLQuantizationType]:
+    """The types that the product's own recipe gives the tensors of a model."""
+    config = json.loads((folder / "config.json").read_text())
+    tensors = map_tensors(config, Checkpoint.open(folder).tensors)
+    recipe = find_recipe(outtype)
+    entries = metadata(config, tensors, folder, recipe.file_type)
+    assert recipe.file_type == FILE_TYPES[outtype]
+    shape = ModelShape.from_metadata({entry.key: entry.value for entry in entries})
+    return plan_types([(tensor.name, tensor.shape) for tensor in tensors], recipe, shape)
+
+
 def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType], file_type: int) -> Path:
     """Write a GGUF of a model by our mapping with gguf-py's writer."""
     config = json.loads((folder / "config.json").read_text())
@@ -112,6 +125,7 @@ def test_equals_converter(family: str, outtype: str) -> None:
     folder = model(family, "bfloat16" if outtype == "bf16" else "float32")
     theirs, their_reader = header_of(folder / f"{outtype}.gguf")
     types = {tensor.name: tensor.tensor_type for tensor in their_reader.tensors}
+    assert our_types(folder, outtype) == types
     ours, our_reader = header_of(
         our_gguf(folder, folder / f"{outtype}-ours.gguf", types, FILE_TYPES[outtype])
     )

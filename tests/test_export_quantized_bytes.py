@@ -28,7 +28,7 @@ from lorafold.export.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_i
 from lorafold.export.plan import Output, plan_files
 from lorafold.export.quant_recipes import RECIPES, ModelShape, Recipe
 from lorafold.export.quant_types import plan_types
-from lorafold.export.writer import write_gguf_files
+from lorafold.export.writer import BYTES_IN_FLIGHT, block_rows, write_gguf_files
 from lorafold.weights import Checkpoint
 
 pytestmark = pytest.mark.slow
@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2},
     "qwen2": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3},
 }
+MEMORY = 200_000  # so little that matrices are written in several blocks
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -111,8 +112,10 @@ def ours(usual: Usual, recipes: list[Recipe], importance: Weights | None) -> dic
         outputs.append(Output(recipe.name, tuple(metadata), ordered))
     out = usual.folder / f"ours-{importance is not None}"
     out.mkdir()
-    plan = plan_files(outputs, "m", threads=2, max_memory=4_000_000)
-    write_gguf_files(plan.files, source, out, threads=2, max_memory=4_000_000, imatrix=importance)
+    plan = plan_files(outputs, "m", threads=2, max_memory=MEMORY)
+    write_gguf_files(plan.files, source, out, threads=2, max_memory=MEMORY, imatrix=importance)
+    blocks = [len(list(block_rows(tensor, MEMORY // (BYTES_IN_FLIGHT * 2)))) for tensor in tensors]
+    assert sum(count > 1 for count in blocks) > len(blocks) // 3  # most matrices; vectors are one row
     return {file.recipe: out / file.name for file in plan.files}
 
 

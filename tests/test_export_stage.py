@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import tiny_chat
+from test_adapters import adapter_folder, lora
+from tiny_base import tiny_base
 
 from lorafold.chat import ChatTemplate
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
+from lorafold.export.arch import map_tensors
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs import FORMATS
 from lorafold.export.proof import FIXES, Check, Proof
+from lorafold.export.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS, block_rows
+from lorafold.weights import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +107,38 @@ def test_verify_sees_weights_that_are_not_the_fold(exported: Path, tmp_path: Pat
     assert caught.value.exit_code == 6
 
 
-def test_bytes_depend_on_nothing_but_the_inputs(adapter: str, tmp_path: Path) -> None:
-    made = []
-    for number, (threads, memory) in enumerate(((1, 200_000_000), (2, 1_000_000), (7, 2_000_000))):
+def test_bytes_depend_on_nothing_but_the_inputs(tmp_path: Path) -> None:
+    """Width 256, so that K-quants run; tensors in one block against many blocks of each, on 1 to 7 threads."""
+    base = tiny_base(tmp_path / "base", hidden_size=256, intermediate_size=512)
+    dice = np.random.default_rng(3)
+    shapes = {"self_attn.q_proj": (256, 256), "mlp.down_proj": (256, 512)}
+    factors = {}
+    for layer in (0, 1):
+        for name, (rows, cols) in shapes.items():
+            factors |= lora(f"model.layers.{layer}.{name}", 4, rows, cols)
+    factors = {name: dice.standard_normal(v.shape).astype(np.float32) / 16 for name, v in factors.items()}
+    adapter = adapter_folder(tmp_path / "adapter", factors, r=4, target_modules=["q_proj", "down_proj"])
+    made, blocks = [], []
+    for number, (threads, memory) in enumerate(((1, 200_000_000), (1, 200_000), (2, 400_000), (7, 500_000))):
         out = tmp_path / f"place {number} 地方" / "out"
         quant = ("F16", "Q4_K_M", "Q8_0")
-        export(config(adapter, out, quant=quant, threads=threads, max_memory=memory, name="same"))
+        settings = config(
+            str(adapter), out, base=str(base), quant=quant, threads=threads, max_memory=memory, name="same"
+        )
+        export(settings)
         made.append(digests(out))
-    assert made[0] == made[1] == made[2] and len(made[0]) == 3
+        weights = min(memory // (BYTES_IN_FLIGHT * threads), MAX_BLOCK_WEIGHTS)
+        tensors = map_tensors(*_model(base))
+        matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+        blocks.append(min(len(list(block_rows(tensor, weights))) for tensor in matrices))
+    assert made[0] == made[1] == made[2] == made[3] and len(made[0]) == 3
+    assert blocks[0] == 1 and min(blocks[1:]) > 1
+    found = gguf.GGUFReader(tmp_path / "place 3 地方/out/same-Q4_K_M.gguf").tensors
+    assert {tensor.tensor_type.name for tensor in found} == {"F32", "Q4_K", "Q6_K"}
+
+
+def _model(folder: Path) -> tuple[dict[str, Any], Any]:
+    return json.loads((folder / "config.json").read_text()), Checkpoint.open(folder).tensors
 
 
 def test_a_plan_writes_nothing_and_knows_the_exact_size(adapter: str, tmp_path: Path) -> None:
