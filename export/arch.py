@@ -8,8 +8,7 @@ Listed differences to the converter's output:
 - The head of a tied model whose architecture llama.cpp loads only with `output.weight` (OLMo 2, InternLM 2,
   Qwen 2 MoE) is written from the embedding; the converter's file does not load.
 - YaRN's `attention_factor`, `mscale` and `mscale_all_dim`, and longrope's `attention_factor` and `factor`, go
-into
-  rope.scaling.attn_factor, which llama.cpp reads; the entries that the converter writes for them are not
+  into rope.scaling.attn_factor, which llama.cpp reads; the entries that the converter writes for them are not
   read.
 - GPT-2's inner width is `n_inner` where that is given; the converter always writes four times the outer.
 - Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.

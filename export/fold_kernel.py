@@ -38,21 +38,14 @@ def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return numba.float32(numba.float32, numba.float32, numba.float32), generate
 
 
-def add_low_rank(block: Block, left: Block, right: Block, scale: np.float32) -> None:
-    """Add scale · left @ right to a block in place.
-
-    Args:
-        block: float32 (rows, cols), C-contiguous; changed.
-        left: float32 (rows, rank), C-contiguous.
-        right: float32 (rank, cols), C-contiguous.
-        scale: float32.
-    """
-    compiled()(block, left, right, scale)
-
-
 @functools.cache
 def compiled() -> Callable[[Block, Block, Block, np.float32], None]:
-    """The machine code: from numba's cache beside this module, or in the user's cache folder, or made now."""
+    """The machine code: from numba's cache beside this module, or in the user's cache folder, or made now.
+
+    Returns:
+        A function of a block, float32 (rows, cols), which it adds scale · left @ right to in place; left,
+        float32 (rows, rank); right, float32 (rank, cols); and scale. All C-contiguous.
+    """
     one = np.zeros((1, 1), np.float32)
     try:
         kernel: Callable[..., None] = numba.njit(nogil=True, cache=True)(_add_low_rank)

@@ -182,12 +182,6 @@ class Recipe:
         # Q2_K does without weights in other recipes, but not throughout a whole model.
         return NEEDS_WEIGHTS | {Type.Q2_K} if self.name == "Q2_K_S" else NEEDS_WEIGHTS
 
-    @property
-    def needs_imatrix(self) -> bool:
-        """Whether every model has tensors that this recipe cannot write without an importance matrix."""
-        ruled = {kind for rule in self.rules.values() for kind, condition in rule if condition is _always}
-        return not ({self.default} | ruled).isdisjoint(self.weighted_types)
-
 
 def _low(name: str, file_type: int, default: Type, few: Type, attn_output: Rule = ()) -> Recipe:
     """A recipe of the family below three bits; `few` is what its important matrices get."""

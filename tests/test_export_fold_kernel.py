@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorafold.export.fold_changes import round_to
 from lorafold.export.fold_factors import FactorCache
-from lorafold.export.fold_kernel import add_low_rank
+from lorafold.export.fold_kernel import compiled
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,10 +28,10 @@ def test_the_kernel_depends_on_no_blocking(rows: int, cols: int, rank: int, cut:
     block = random.standard_normal((rows, cols), dtype=np.float32)
     scale = np.float32(random.uniform(-3, 3))
     whole = block.copy()
-    add_low_rank(whole, left, right, scale)
+    compiled()(whole, left, right, scale)
     pieces = block.copy()
     for start in range(0, rows, cut):
-        add_low_rank(pieces[start : start + cut], left[start : start + cut], right, scale)
+        compiled()(pieces[start : start + cut], left[start : start + cut], right, scale)
     assert np.array_equal(whole, pieces)
     # The chain of fused multiply-adds by hand: float64 holds a product of two float32 exactly.
     chain = np.zeros_like(block)
@@ -42,7 +42,7 @@ def test_the_kernel_depends_on_no_blocking(rows: int, cols: int, rank: int, cut:
 
 def test_the_kernel_by_hand() -> None:
     block = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    add_low_rank(
+    compiled()(
         block, np.array([[1.0], [10.0]], np.float32), np.array([[0.5, -1.0]], np.float32), np.float32(2)
     )
     assert block.tolist() == [[2.0, 0.0], [13.0, -16.0]]

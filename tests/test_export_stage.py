@@ -108,7 +108,7 @@ def test_verify_sees_weights_that_are_not_the_fold(exported: Path, tmp_path: Pat
 
 
 def test_bytes_depend_on_nothing_but_the_inputs(tmp_path: Path) -> None:
-    """Width 256, so that K-quants run; tensors in one block against many blocks of each, on 1 to 7 threads."""
+    """Width 256, for K-quants to run; tensors in one block against many blocks of each, on 1 to 7 threads."""
     base = tiny_base(tmp_path / "base", hidden_size=256, intermediate_size=512)
     dice = np.random.default_rng(3)
     shapes = {"self_attn.q_proj": (256, 256), "mlp.down_proj": (256, 512)}
