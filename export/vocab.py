@@ -29,7 +29,7 @@ from lorafold.export.vocab_bpe import (
 from lorafold.export.vocab_differences import Difference, needed_name, token_differences
 from lorafold.export.vocab_files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
 from lorafold.export.vocab_layout import Layout, lay_out
-from lorafold.export.vocab_special import END_OF_GENERATION, SpecialTokens, find_special_tokens
+from lorafold.export.vocab_special import SpecialTokens, find_special_tokens
 from lorafold.export.vocab_spm import SPACE, read_pieces, space_differences
 
 
@@ -132,13 +132,6 @@ class Vocab:
         if self.add_space_prefix is not None:
             entries.append(_scalar("add_space_prefix", self.add_space_prefix, GGUFValueType.BOOL))
         return entries
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Every id at which llama.cpp will end a generation with this vocabulary."""
-        named = [self.special[kind] for kind in ("eos", "eot", "eom") if kind in self.special]
-        known = [index for index, text in enumerate(self.texts) if text in END_OF_GENERATION]
-        return tuple(dict.fromkeys(named + known))
 
 
 # `tokenizer.ggml.…`; the odd spellings are gguf-py's Keys.Tokenizer.

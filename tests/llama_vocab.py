@@ -117,12 +117,19 @@ def _main() -> None:
     llama_cpp.llama_log_set(keep, ctypes.c_void_p())
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
+    model, ends, loaded = None, [], None
     for line in sys.stdin:
         log.clear()
         job = Job(**json.loads(line))
-        model = llama_cpp.llama_model_load_from_file(job.gguf.encode(), params)
-        assert model, "".join(log)[-3000:]
-        vocab = llama_cpp.llama_model_get_vocab(model)
+        # A vocabulary takes a second to load: it stays for the jobs that follow with the same file.
+        if loaded != (wanted := (job.gguf, os.stat(job.gguf).st_mtime_ns)):
+            if model is not None:
+                llama_cpp.llama_model_free(model)
+            loaded, model = wanted, llama_cpp.llama_model_load_from_file(job.gguf.encode(), params)
+            assert model, "".join(log)[-3000:]
+            vocab = llama_cpp.llama_model_get_vocab(model)
+            size = llama_cpp.llama_vocab_n_tokens(vocab)
+            ends = [token for token in range(size) if llama_cpp.llama_vocab_is_eog(vocab, token)]
         ids = []
         for text in job.texts:
             data = text.encode()
@@ -132,9 +139,6 @@ def _main() -> None:
             )
             assert count >= 0, f"no room for {text!r}"
             ids.append(room[:count])
-        size = llama_cpp.llama_vocab_n_tokens(vocab)
-        ends = [token for token in range(size) if llama_cpp.llama_vocab_is_eog(vocab, token)]
-        llama_cpp.llama_model_free(model)
         sys.stdout.write(json.dumps({"ids": ids, "ends": ends}) + "\n")
         sys.stdout.flush()
 
