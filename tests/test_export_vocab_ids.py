@@ -112,8 +112,8 @@ def test_real_tokenizers_on_twenty_thousand_texts(name: str, tmp_path: Path) -> 
     compare(folder, vocab, gguf, texts[:2000], parse_special=False)
 
 
-# Code points that Unicode has not assigned come seldom: texts with them are set aside, since llama.cpp's tables
-# are of another version. Unique, since hypothesis repeats itself; short lists, since it gives up long ones.
+# Code points that Unicode has not assigned come seldom: texts with them are set aside, since llama.cpp's
+# tables are of another version. Unique, since hypothesis repeats itself; short, since it gives up long lists.
 ASSIGNED = st.characters(exclude_categories=("Cs", "Cn"))
 ANY_TEXT = st.lists(
     st.text(ASSIGNED, min_size=3, max_size=16) | st.text(max_size=6), min_size=40, max_size=60, unique=True
