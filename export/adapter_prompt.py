@@ -46,7 +46,7 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
                 return made
         elif (folder / MODEL).is_file():
             other = (base / MODEL).is_file() and not filecmp.cmp(folder / MODEL, base / MODEL, shallow=False)
-            if other or _new_tokens(folder, base):
+            if other or not has_tokenizer(base) or _new_tokens(folder, base):
                 return folder
         elif lost := _new_tokens(folder, base):
             words = ", ".join(repr(token.content) for token in lost[:4])
@@ -94,8 +94,8 @@ def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:
 def _new_tokens(folder: Path, base: Path) -> list[AddedToken]:
     """The added tokens of an adapter that the base does not know, in the order of their ids."""
     added = sorted(read_added_tokens(folder).items())
-    if not added:
-        return []
+    if not added or not has_tokenizer(base):
+        return [token for _, token in added]
     files = read_tokenizer_files(base)
     known = {token.content for token in files.added.values()}
     if files.tokenizer is not None:

@@ -293,6 +293,10 @@ def test_added_tokens_beside_a_sentencepiece_model(tmp_path: Path) -> None:
     (adapter / "added_tokens.json").write_text(json.dumps(new))
     assert opened(adapter, base=str(base)).tokenizer == adapter
     header, _ = exported(adapter, base=str(base), verify=True, chat_template="chatml")
+    (base / "tokenizer.model").unlink()
+    assert opened(adapter, base=str(base)).tokenizer == adapter  # the only one there is
+    (adapter / "added_tokens.json").unlink()
+    assert opened(adapter, base=str(base)).tokenizer == adapter
     assert header["tokenizer.ggml.tokens"][rows : rows + 2] == NEW
 
 
