@@ -76,7 +76,13 @@ TEMPLATES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.endswith("config.json") else pytest.mark.slow)
+        for name in TEMPLATES
+    ],
+)
 def test_the_adapters_chat_template_wherever_it_lies(name: str, tmp_path: Path) -> None:
     adapter = tiny_adapter(tmp_path / "adapter")
     TEMPLATES[name](adapter)
@@ -215,7 +221,7 @@ def test_weights_of_adapters_are_numbers(weight: str, tmp_path: Path) -> None:
         open_inputs(ExportConfig(f"{adapter}={weight}", out=tmp_path / "out"))
 
 
-@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("tuned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_phi_3_keeps_its_white_space_rule_out_of_the_hubs_cache(tuned: bool, tmp_path: Path) -> None:
     """llama.cpp knows it by general.name, which a snapshot's folder does not tell."""
     home = tmp_path / "models--microsoft--Phi-3-mini-4k-instruct" / "snapshots"
