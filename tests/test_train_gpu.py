@@ -193,15 +193,15 @@ def test_a_seeded_pass_drops_the_same_launched_captured_and_replayed(tmp_path: P
     _, fast = graphed(tmp_path / "base", lora_dropout=0.3)
     packs = [make_pack(examples(8))]
 
-    def loss(step: int) -> float:
+    def gradient(step: int) -> torch.Tensor:
         seed_pass(42, step, 0, 0)
-        return step_of(fast, packs)[0][0]
+        return step_of(fast, packs)[1]
 
-    launched, captured, replayed, other = loss(0), loss(0), loss(0), loss(1)
+    launched, captured, replayed, other = gradient(0), gradient(0), gradient(0), gradient(1)
     assert fast.graphs is not None and len(fast.graphs._graphs) == 1
-    assert captured == pytest.approx(launched, rel=2e-3) and replayed == pytest.approx(captured, rel=1e-5)
-    assert other != pytest.approx(launched, rel=2e-3)
-    assert loss(1) == pytest.approx(other, rel=1e-5)
+    assert off(captured, launched.double()) < 1e-2 and off(replayed, captured.double()) < 1e-2
+    # What was dropped shows in the gradient (0.6 apart) and hardly in the loss (0.0004 of it).
+    assert off(other, launched.double()) > 0.3 and off(gradient(1), other.double()) < 1e-2
 
 
 def test_a_failed_capture_costs_speed_only(tmp_path: Path) -> None:
