@@ -39,7 +39,7 @@ class FolderOutput:
     def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
         self._inputs, self._config = inputs, config
         self._shards = plan_shards(inputs.source, config.dtype, config.shard_max_size)
-        self.notes: list[str] = []
+        self.notes = list(inputs.notes)
 
     @property
     def size(self) -> int:
