@@ -3,7 +3,7 @@
     python tools/resume_train.py
 
 Compared are the loss, gradient norm and learning rate of every step, the adapter's file, and the last
-checkpoint's optimizer state and generators. Prints one line per cut; exits 1 if any differs.
+checkpoint's optimizer state. Prints one line per cut; exits 1 if any differs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fingerprint(out: Path) -> dict[str, str]:
     parts = {
         "steps": json.dumps(rows).encode(),
         "adapter": (out / "adapter_model.safetensors").read_bytes(),
-        "optimizer and generators": (last / "optimizer.safetensors").read_bytes(),
+        "optimizer": (last / "optimizer.safetensors").read_bytes(),
     }
     return {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
 
