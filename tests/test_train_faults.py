@@ -46,6 +46,7 @@ def test_a_signal_finishes_the_step_and_saves(config: TrainConfig, number: signa
     assert train(dataclasses.replace(config, resume=True)).steps == 8
 
 
+@pytest.mark.slow
 def test_a_second_sigint_aborts(config: TrainConfig) -> None:
     def interrupt(name: str, done: float, total: float | None, note: str = "") -> None:
         if name == "train" and done == 3:

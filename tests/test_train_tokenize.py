@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -39,8 +40,9 @@ FAMILIES = {
 }
 
 
+@functools.cache
 def both(name: str) -> tuple[ChatTokenizer, Any]:
-    """Our tokenizer of a family and transformers', with the same template."""
+    """Our tokenizer of a family and transformers', with the same template; loaded once, changed by no test."""
     from transformers import AutoTokenizer
 
     folder = shared(f"tokenizers/{name}")
