@@ -42,7 +42,7 @@ FAMILIES = {
 
 @functools.cache
 def both(name: str) -> tuple[ChatTokenizer, Any]:
-    """Our tokenizer of a family and transformers', with the same template; loaded once, changed by no test."""
+    """Our tokenizer of a family and transformers', with the same template; loaded once for all tests."""
     from transformers import AutoTokenizer
 
     folder = shared(f"tokenizers/{name}")
