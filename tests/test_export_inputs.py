@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import tiny_chat
 from safetensors.numpy import load_file, save_file
 from test_adapters import PREFIX, adapter_folder, lora
 from test_export_vocab_ids import LLAMA2_NORMALIZER, TURNS
+from tiny_hub import Hub, go_there, serve
 from tiny_tokenizers import added, json_of_sentencepiece, sentencepiece_model, write_folder
 
 from lorafold.cli import main
@@ -163,55 +162,14 @@ def test_weights_that_the_hub_holds_twice_are_fetched_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mistral's repositories hold consolidated.safetensors too: as many gigabytes again."""
-    import huggingface_hub.constants as constants
-
     files = {path.name: path.read_bytes() for path in tiny_chat.folder().iterdir()}
     files |= {"consolidated.safetensors": b"x", "consolidated-00001-of-2.safetensors": b"x", "x.h5": b"x"}
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            name = self.path.partition("?")[0].rpartition("/")[2]
-            asked.append(name)
-            body = files.get(name) if "/resolve/" in self.path else None
-            if self.path.startswith("/api/models/org/name/revision/"):
-                siblings = [{"rfilename": file} for file in files]
-                body = json.dumps({"id": "org/name", "sha": commit, "siblings": siblings}).encode()
-            if self.path.startswith("/api/models/org/name/tree/"):
-                tree = [
-                    {"type": "file", "path": file, "size": len(data), "oid": commit}
-                    for file, data in files.items()
-                ]
-                body = json.dumps(tree).encode()
-            self.send_response(404 if body is None else 200)
-            self.send_header("ETag", f'"{name}"')
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            if self.command == "GET" and body is not None:
-                self.wfile.write(body)
-
-        do_GET = do_HEAD = answer  # noqa: N815 - the base class's names
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    try:
+    with serve(Hub(models={"org/name": files})) as hub:
+        go_there(hub.address, tmp_path / "cache", monkeypatch)
         base = resolve_base("org/name")
-    finally:
-        server.shutdown()
     fetched = {path.name for path in base.folder.iterdir()}
     assert fetched == {path.name for path in tiny_chat.folder().iterdir()}
-    assert not any("consolidated" in name for name in asked)
+    assert not any("consolidated" in request for request in hub.seen)
 
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "much", ""])

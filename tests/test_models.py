@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tiny_hub import go_there
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
 from lorafold.models import fingerprint, read_config, require, resolve_base
@@ -75,7 +76,6 @@ def test_a_missing_package_names_the_install_command() -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
     """A hub on loopback that answers every request with `status` and, where it is gated, the hub's header."""
-    import huggingface_hub.constants as constants
 
     class Handler(BaseHTTPRequestHandler):
         status, error = 404, "RepoNotFound"
@@ -97,11 +97,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    go_there(address, tmp_path / "cache", monkeypatch)
     yield Handler
     server.shutdown()
 

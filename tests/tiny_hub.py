@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NOT_FOUND = (404, {"X-Error-Code": "RepoNotFound"}, b"")
@@ -28,13 +31,15 @@ class Hub:
 
     Attributes:
         datasets: repository id to file name to content.
+        models: the same.
         gated: ids that answer 403.
         broken: ids whose data files end in the middle.
         seen: requests, as "METHOD path".
         address: of the server.
     """
 
-    datasets: dict[str, dict[str, bytes]]
+    datasets: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     seen: list[str] = field(default_factory=list)
@@ -43,12 +48,16 @@ class Hub:
     def answer(self, path: str) -> Answer:
         """Status, headers and body for a path."""
         parts = path.lstrip("/").removeprefix("api/").split("/")
-        if len(parts) < 3 or parts[0] != "datasets" or (name := "/".join(parts[1:3])) not in self.datasets:
+        kind = (
+            parts.pop(0) if parts[0] in ("datasets", "models") else "models"
+        )  # files of models lie at the root
+        repositories, name = getattr(self, kind), "/".join(parts[:2])
+        if name not in repositories:
             return NOT_FOUND
         if name in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
-        files = self.datasets[name]
-        what, rest = (parts[3], "/".join(parts[5:])) if len(parts) > 3 else ("", "")
+        files = repositories[name]
+        what, rest = (parts[2], "/".join(parts[4:])) if len(parts) > 2 else ("", "")
         if what == "resolve":
             if rest not in files:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
@@ -117,3 +126,14 @@ def serve(hub: Hub) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def go_there(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's `huggingface_hub` ask a server on loopback and keep what it fetches in a folder."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
