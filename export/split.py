@@ -32,10 +32,12 @@ def split_tensors(
     Raises:
         UsageError: a file with a single tensor would be larger.
     """
+    if limit is None:
+        return [list(tensors)]
     whole = _Filling(metadata)
     for tensor in tensors:
         whole.add(tensor)
-    if limit is None or whole.size <= limit:
+    if whole.size <= limit:
         return [whole.tensors]
     parts = [_Filling((*metadata, *split_metadata(0, 1, len(tensors))))]
     needed = 0

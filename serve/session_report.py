@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lorafold.serve.answer_row import answer_row, card_of, lens_of
+from lorafold.serve.answer_row import NOT_ASKED, answer_row, card_of, lens_of
 from lorafold.serve.comparison import CompareResult
 from lorafold.serve.session import TIE
 from lorafold.serve.talk import Talk
@@ -24,7 +24,7 @@ def as_result(talk: Talk) -> CompareResult:
         for index in range(len(talk.engines)):
             answer = turn.answers.get(index)
             if answer is None:
-                answers.append({"text": "", "reason": "not asked", "tokens": 0, "seconds": 0.0})
+                answers.append({"text": "", "reason": NOT_ASKED, "tokens": 0, "seconds": 0.0})
                 continue
             lens = lens_of(talk.engines, index, session.messages(index, number), answer)
             answers.append(answer_row(answer, lens))

@@ -118,7 +118,6 @@ def build(
     plan = StepPlan(config, sequences, evaluation, pad_id, speed.capacity if speed.packing else 0, workers)
     schedule = build_schedule(optimizer, config, plan.total_steps)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    torch.manual_seed(config.seed)
     return Built(Trainer(forward, plan, optimizer, schedule, scaler, metrics), initial, speed, notes)
 
 

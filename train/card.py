@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from lorafold.train.config import TrainConfig
+from lorafold.train.methods import METHODS
 
 # The hub's tag of a method, where it is not LoRA or one of its kind.
 _TAGS = {
@@ -16,7 +17,6 @@ _TAGS = {
     "prompt": "prompt-tuning",
     "prefix": "prefix-tuning",
 }
-_PROMPTS = ("ptuning", "prompt", "prefix")
 
 # Fields that a reader of the card wants to see; all of them are in lorafold.json.
 _OF_LORA = ("r", "lora_alpha", "lora_dropout")
@@ -49,7 +49,8 @@ def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve:
     Returns:
         Markdown.
     """
-    whole, tag = config.method == "full", _TAGS.get(config.method, "lora")
+    method, tag = METHODS[config.method], _TAGS.get(config.method, "lora")
+    whole = method.peft is None
     head = {
         "base_model": facts["base"]["id"],
         "library_name": "transformers" if whole else "peft",
@@ -57,8 +58,11 @@ def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve:
         "tags": ["lorafold", *([tag] if tag else [])],
     }
     values = config.resolved()
-    idle = {*(() if tag == "lora" else _OF_LORA), *(() if config.method in _PROMPTS else _OF_PROMPTS)}
-    idle |= {*(_OF_LAYERS if whole or config.method in _PROMPTS else ())}
+    idle = {
+        *(() if tag == "lora" else _OF_LORA),
+        *(_OF_LAYERS if whole or method.prompt else ()),
+        *(() if method.prompt else _OF_PROMPTS),
+    }
     rows = "\n".join(f"| {name} | {_cell(values[name])} |" for name in _SHOWN if name not in idle)
     training, data = facts["training"], facts["data"]
     what = "All weights" if whole else "An adapter"
