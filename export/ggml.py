@@ -159,7 +159,7 @@ def requires_imatrix(type: Type) -> bool:
     return bool(_library().ggml_quantize_requires_imatrix(int(type)))
 
 
-def library_path() -> Path:
+def find_library() -> Path:
     """The `ggml-base` library in use.
 
     Raises:
@@ -221,7 +221,7 @@ def check_arguments(
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = library_path()
+    path = find_library()
     if sys.platform == "win32":
         os.add_dll_directory(str(path.parent))
     try:

@@ -142,7 +142,7 @@ def test_a_missing_library_names_the_install_command(tmp_path: Path) -> None:
     assert "SystemFault" in absent.stderr and "fix: pip install llama-cpp-python" in absent.stderr
     elsewhere = run_python(code, LLAMA_CPP_LIB_PATH=str(tmp_path))
     assert f"{tmp_path}: no ggml library" in elsewhere.stderr and "--force-reinstall" in elsewhere.stderr
-    name = ggml.library_path().name
+    name = ggml.find_library().name
     (tmp_path / name).write_bytes(b"not a library")
     broken = run_python(code, LLAMA_CPP_LIB_PATH=str(tmp_path))
     assert "SystemFault" in broken.stderr and "ggml's library does not load" in broken.stderr
