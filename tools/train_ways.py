@@ -1,0 +1,267 @@
+"""The ways of training that `bench_train.py` measures: the tutorials', ours, and those between.
+
+In: a config, a base and tokenized examples. Out: a `Run`, filled in: tokens per second, memory, losses. All
+ways see the same examples in the same steps from the same adapter.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorafold.chat import Encoded
+from lorafold.models import Base
+from lorafold.train import TrainConfig
+from lorafold.train.batches import StepPlan
+from lorafold.train.build import build
+from lorafold.train.checkpoints import RunState
+from lorafold.train.collate import IGNORED, make_batch
+from lorafold.train.loop import peak_memory, run_steps
+from lorafold.train.signals import StopRequest
+from lorafold.train.speed import restored_modules
+from lorafold.train.workers import Workers
+
+# hidden size, layers, heads, key-value heads, feed-forward size, tied head, vocabulary
+SHAPES = {
+    "tiny": (256, 2, 4, 2, 512, True, 151_936),
+    "0.5B": (896, 24, 14, 2, 4864, True, 151_936),
+    "1.5B": (1536, 28, 12, 2, 8960, True, 151_936),
+    "7B": (4096, 30, 32, 32, 11008, False, 102_400),  # DeepSeek-LLM-7B's, in Qwen2's layout
+}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PLAIN: dict[str, Any] = {"use_liger_kernel": False, "fused_kernels": False, "gradient_checkpointing": False}
+LARGE: dict[str, Any] = {"gradient_accumulation_steps": 25}  # 250 examples, about 16,000 tokens a step
+
+# name -> (what it is, fields of the config; None: transformers' Trainer)
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tutorial": ("tutorials' way: padded, checkpointing", {"gradient_checkpointing": True}),
+    "tutorial-kept": ("the same without checkpointing", {"gradient_checkpointing": False}),
+    "packed": (
+        "packed to 8,192, SDPA",
+        PLAIN | LARGE | {"attn_implementation": "sdpa", "packing_length": 8192},
+    ),
+    "flex": (
+        "packed to 8,192, flex attention",
+        PLAIN | LARGE | {"attn_implementation": "flex_attention", "packing_length": 8192},
+    ),
+    "varlen": ("packed to 8,192, varlen attention", PLAIN | LARGE | {"packing_length": 8192}),
+    "liger": ("the same, Liger kernels", LARGE | {"fused_kernels": False, "packing_length": 8192}),
+    "ours": ("ours, the same steps", {}),
+    "ours-large": ("ours, 250 examples a step", LARGE),
+    "ours-8k": ("ours, 250 examples a step, packs of 8,192", LARGE | {"packing_length": 8192}),
+    "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
+    "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
+    "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
+    "qlora": (
+        "4 bit (NF4), checkpointing, paged AdamW, 16 examples a step",
+        {
+            "method": "qlora",
+            "gradient_checkpointing": True,
+            "optim": "paged_adamw_32bit",
+            "per_device_train_batch_size": 4,
+        },
+    ),
+    "16bit": (
+        "16 bit, the same settings",
+        {"gradient_checkpointing": True, "optim": "paged_adamw_32bit", "per_device_train_batch_size": 4},
+    ),
+}
+
+
+@dataclass(slots=True)
+class Run:
+    """What one way came to."""
+
+    way: str
+    label: str
+    speed: float = 0.0  # tokens per second, padding not counted
+    peak: float = 0.0  # GiB in tensors
+    reserved: float = 0.0  # GiB that torch held of the GPU, CUDA graphs and fragments included
+    seconds: float = 0.0  # from the first step to the last, warm-up included
+    line: str = ""
+    losses: list[float] = field(default_factory=list)
+    fault: str = ""
+
+
+def build_model(folder: Path, shape: str, tokenizer: Path) -> None:
+    """A random model of a shape, made on the GPU, with a real tokenizer."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    hidden, layers, heads, pairs, inner, tied, vocabulary = SHAPES[shape]
+    config = Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=pairs,
+        intermediate_size=inner,
+        tie_word_embeddings=tied,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for path in tokenizer.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+class Clock:
+    """Times of steps, and the peak of memory since the warm-up."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    def into(self, run: Run, tokens: list[int], warm: int) -> None:
+        taken = self.times[-1] - self.times[warm - 1]
+        run.speed = sum(tokens[warm:]) / taken
+        run.seconds = taken
+        run.peak = peak_memory() / 2**30
+        if torch.cuda.is_available():
+            run.reserved = torch.cuda.max_memory_reserved() / 2**30
+
+
+def our_way(
+    config: TrainConfig,
+    base: Base,
+    sequences: tuple[Encoded, ...],
+    run: Run,
+    workers: Workers,
+    warm: int,
+    profile: bool,
+) -> None:
+    """`lorafold train`'s own loop, with the choices it makes."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clock = Clock()
+    with restored_modules(), tempfile.TemporaryDirectory() as scratch:
+        built = build(
+            config,
+            base,
+            sequences,
+            (),
+            pad_id=0,
+            rows=0,
+            metrics=Path(scratch) / "metrics.jsonl",
+            workers=workers,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # what the choice itself took is not part of the steps
+        built.trainer.on_metrics = lambda record: run.losses.append(record["loss"])
+        run.line = "; ".join([built.speed.line(), *built.notes])
+
+        def go() -> None:
+            run_steps(
+                built.trainer,
+                RunState(),
+                StopRequest(),
+                save=lambda: None,
+                save_best=lambda: None,
+                progress=lambda *arguments, **more: clock.step(),
+            )
+
+        profiled(go) if profile else go()
+        plan = built.trainer.plan
+    clock.into(run, step_tokens(plan, sequences), warm)
+
+
+def tutorial_way(
+    config: TrainConfig,
+    base: Base,
+    sequences: tuple[Encoded, ...],
+    run: Run,
+    workers: Workers,
+    warm: int,
+    profile: bool,
+) -> None:
+    """transformers' Trainer and peft, as the tutorials call them, on the same examples in the same order."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    plan = StepPlan(config, sequences, (), 0)
+    order = [index for step in range(plan.total_steps) for group in plan.indices(step) for index in group]
+    clock = Clock()
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+            clock.step()
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+            if logs and "loss" in logs:
+                run.losses.append(float(logs["loss"]))
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *arguments: Any) -> Any:
+            return order
+
+    def collate(rows: list[Encoded]) -> dict[str, torch.Tensor]:
+        batch = make_batch(rows, 0)
+        labels = torch.full_like(batch.targets, IGNORED)
+        labels[:, 1:] = batch.targets[:, :-1]  # transformers shifts them itself
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+
+    torch.manual_seed(config.seed)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.bfloat16, device_map={"": "cuda"})
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()
+    adapter = LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(PROJECTIONS),
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, adapter)
+    torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_checkpointing=bool(config.gradient_checkpointing),
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="constant",
+            max_steps=config.max_steps,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            seed=config.seed,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        trainer = InOrder(
+            model, arguments, data_collator=collate, train_dataset=list(sequences), callbacks=[Steps()]
+        )
+        profiled(trainer.train) if profile else trainer.train()
+    clock.into(run, step_tokens(plan, sequences), warm)
+
+
+def step_tokens(plan: StepPlan, sequences: tuple[Encoded, ...]) -> list[int]:
+    """Tokens of each step, over all workers."""
+    return [
+        sum(len(sequences[index].ids) for group in plan.indices(step) for index in group)
+        for step in range(plan.total_steps)
+    ]
+
+
+def profiled(go: Callable[[], Any]) -> None:
+    """Run under torch's profiler and print the kernels that take the most time."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        go()
+    print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))
