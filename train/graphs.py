@@ -14,6 +14,7 @@ capture fails the run goes on without graphs.
 from __future__ import annotations
 
 import gc
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +103,8 @@ class DecoderGraphs:
         part = _Decoder(self.decoder, self.attention, longest)
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state = generator.clone_state()
+        # A graph keeps the nodes that add up gradients, made on its own stream: so it is meant to be.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         # Nodes of an earlier pass that wait for the collector would draw torch's own stream into the capture.
         gc.collect()
         try:

@@ -12,6 +12,7 @@ from lorafold.chat import Encoded
 from lorafold.train.checkpoints import trainable
 from lorafold.train.forward import Forward
 from lorafold.train.packing import make_pack
+from lorafold.train.workers import Workers
 
 if TYPE_CHECKING:
     import torch
@@ -41,24 +42,28 @@ def round_blocks() -> None:
         setter("roundup_power2_divisions:8")
 
 
-def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], device: torch.device) -> int:
-    """Most tokens of one forward and backward pass, from two passes of different size.
+def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> int:
+    """Most tokens of one forward and backward pass on every worker, from two passes of different size.
 
     Args:
-        forward: the way to compute.
+        forward: the way to compute, on a CUDA GPU.
         sequences: of the run.
-        device: a CUDA GPU.
+        workers: all measure, and agree.
 
     Returns:
         Tokens, not limited by anything but memory; 0 where not even the smaller pass fits.
     """
     import torch
 
+    device = forward.device
     before = torch.cuda.memory_allocated(device)
     sizes: list[int] = []
     peaks: list[int] = []
     try:
         for size in _PROBES:
+            # Workers that share layers (`--fsdp`) must not be left alone in the middle of a pass.
+            if sizes and not workers.least(peaks[0] * size < _room(device) * sizes[0]):
+                break
             count, peak = _pass(forward, _about(sequences, size), device)
             sizes.append(count)
             peaks.append(peak - before)
@@ -67,13 +72,21 @@ def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], device: torc
     finally:
         forward.model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    if not sizes:
+    if not workers.least(len(sizes)):
         return 0
     each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0]) if sizes[-1] > sizes[0] else peaks[0] / sizes[0]
     fixed = max(0.0, peaks[0] - each * sizes[0])
     state = _STATE * sum(value.numel() for value in trainable(forward.model).values())
     free = torch.cuda.mem_get_info(device)[0]
-    return max(0, int((_SHARE * free - state - fixed) / max(each, 1.0)))
+    return workers.least(max(0, int((_SHARE * free - state - fixed) / max(each, 1.0))))
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a pass may take: free ones, and those that torch holds and does not use."""
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def _about(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:

@@ -7,6 +7,7 @@ against the plain way.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -162,6 +163,8 @@ def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
 def _apply_liger(causal: Any) -> None:
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
+    # It would say in the first pass of every other vendor's kernels that they are not installed.
+    logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
     module = sys.modules[type(causal).__module__]
     _ORIGINALS.setdefault(module, dict(vars(module)))
     # Their losses are left out: ours goes through the head once for all trained positions of a step.

@@ -135,15 +135,16 @@ class Workers:
 def _plain_parameters(layer: Any) -> None:
     """4-bit weights as plain tensors: bitsandbytes' own type cannot be cut up and put together again.
 
-    `fused_lora.dense_weight` reads them with the layer's `quant_state`.
+    Their bytes go by the name of bfloat16, since torch 2.11 cuts up floating-point weights only (so
+    does bitsandbytes' `quant_storage`). What reads them takes the layer's `quant_state`.
     """
     import torch
 
     for module in layer.modules():
-        weight: Any = getattr(module, "weight", None)
+        weight: Any = module._parameters.get("weight")  # its own: peft's layers also show their base's
         if getattr(weight, "quant_state", None) is not None:
             module.quant_state = weight.quant_state
-            plain = weight.data.as_subclass(torch.Tensor)
+            plain = weight.data.as_subclass(torch.Tensor).flatten().view(torch.bfloat16)[:, None]
             module.weight = torch.nn.Parameter(plain, requires_grad=False)
 
 
