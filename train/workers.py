@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # The first worker may read and tokenize for long before the others hear of it.
 _PATIENCE = timedelta(hours=2)
+_HEAD_START = 20.0  # seconds
 # What every worker meets alike; the first one says it.
 _SHARED = (UsageError, InputError, UnsafeInputError, NumericError, BusyError, SystemFault)
 
@@ -162,7 +164,8 @@ def join() -> Iterator[Workers]:
     """Meet the other workers for the length of the block.
 
     They stay together until the process ends, since torch cannot bring them together twice; an error parts
-    them, which tells the others. What all meet alike is said once: the others leave silently with its code.
+    them, which tells the others. What all meet alike is said once, by the first, whose end is the launcher's
+    sign to end the others. It has a head start: what only another worker has met is said by that one.
     """
     workers = place()
     if workers.count == 1:
@@ -180,10 +183,10 @@ def join() -> Iterator[Workers]:
     try:
         yield workers
     except BaseException as error:
+        if isinstance(error, _SHARED) and not workers.first and not _own_memory(error):
+            time.sleep(_HEAD_START)
         if own:
             _part()
-        if isinstance(error, _SHARED) and not workers.first and not _own_memory(error):
-            raise SystemExit(error.exit_code) from error
         raise
 
 
