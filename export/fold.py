@@ -34,9 +34,10 @@ from lorafold.export.fold_changes import (
     read_through,
     round_to,
 )
+from lorafold.export.fold_collect import plan_adapter
 from lorafold.export.fold_factors import FactorCache
 from lorafold.export.fold_names import BaseNames, same_blocks
-from lorafold.export.fold_targets import Targets, plan_adapter
+from lorafold.export.fold_targets import Targets
 from lorafold.export.fold_tied import same_steps, settle_embedding, settle_head
 from lorafold.jsonfile import read_object
 from lorafold.safetensors_file import DTYPE_BITS

@@ -67,10 +67,11 @@ def plan_gguf(
         end_of_turn=prompt.end_of_turn,
         add_bos=prompt.add_bos,
     )
+    called = inputs.name if inputs.adapters or config.name else None
     outputs = []
     for name in recipes:
         recipe = find_recipe(name)
-        metadata = _metadata(inputs, tensors, recipe, vocab, prompt)
+        metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
         shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
         types = plan_types(
             [(tensor.name, tensor.shape) for tensor in tensors], recipe, shape, imatrix, overrides
@@ -88,9 +89,13 @@ def plan_gguf(
 
 
 def _metadata(
-    inputs: Inputs, tensors: list[MappedTensor], recipe: Recipe, vocab: Vocab, prompt: PromptMetadata
+    inputs: Inputs,
+    tensors: list[MappedTensor],
+    recipe: Recipe,
+    vocab: Vocab,
+    prompt: PromptMetadata,
+    name: str | None,
 ) -> tuple[KeyValue, ...]:
-    name = inputs.name if inputs.adapters else None
     entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
     written = next(str(entry.value) for entry in entries if entry.key == "general.name")
     if vocab.needs_name and vocab.needs_name.lower() not in written.lower():

@@ -1,8 +1,8 @@
 """`lorafold compare`: the same questions to two or more models, every answer kept, nothing asked twice.
 
-Each finished question goes into a journal beside the output; an interrupted comparison goes on from there
-when it is started again with the same models, questions and settings. Questions at which a model failed are
-asked again then.
+Each finished question goes into a journal beside the output; a comparison that was interrupted, or in which
+a model failed, goes on from there when it is started again with the same models, questions and settings.
+Questions at which a model failed are asked again then.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CompareResult:
         settings: sampling and seed.
         prompts: name of the file with the questions.
         seconds: that asking took, without what an earlier run had done.
-        resumed: questions taken over from an interrupted run.
+        resumed: questions taken over from an earlier run.
         saved: files written.
         notes: what the user should know before relying on answers.
     """
@@ -176,7 +176,7 @@ def _ask(
     notes = _notes(engines, prompts)
     if resumed:
         again = f"; {_questions(journal.failed)} that failed asked again" if journal.failed else ""
-        notes.append(f"{resumed * len(engines)} answers taken over from an interrupted run{again}")
+        notes.append(f"{resumed * len(engines)} answers taken over from an earlier run{again}")
     begin = time.monotonic()
     try:
         with journal:

@@ -29,7 +29,7 @@ class Journal:
         questions: how many there are.
 
     Attributes:
-        rows: number of a question -> its row, as an interrupted run with the same identity left it. Rows with
+        rows: number of a question -> its row, as an earlier run with the same identity left it. Rows with
             a failure are not among them: what failed then, such as a server, may work now.
         failed: how many rows those are.
     """
@@ -87,7 +87,7 @@ class Journal:
             self.remove()
 
     def remove(self) -> None:
-        """Forget all, once the outputs are written or where there is nothing to go on with."""
+        """Forget all, once every answer is in the outputs or where there is nothing to go on with."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

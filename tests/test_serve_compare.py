@@ -134,14 +134,18 @@ def test_questions_that_failed_are_asked_again(questions: Path, tmp_path: Path) 
             "2 of 3 questions asked; "
             "the same command goes on at question 3 and asks 1 question that failed again"
         )
-        down.clear()
         asked.clear()
         result = compare(settings)
-    assert asked == ["two | <b>", "three"]
-    assert result.resumed == 1 and result.failures == []
+        assert asked == ["two | <b>", "three"] and [failure.count for failure in result.failures] == [1]
+        assert result.notes[-1] == "with --force the same command asks 1 question that failed again"
+        down.clear()
+        asked.clear()
+        result = compare(replace(settings, force=True))
+    assert asked == ["two | <b>"] and not list(tmp_path.glob(".*.journal"))
+    assert result.resumed == 2 and result.failures == []
     assert [row["question"] for row in result.rows] == ["one", "two | <b>", "three"]
     assert [row["answers"][0]["text"] for row in result.rows] == ["fine"] * 3
-    assert "2 answers taken over from an interrupted run; 1 question that failed asked again" in result.notes
+    assert "4 answers taken over from an earlier run; 1 question that failed asked again" in result.notes
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"number": 1}', '{"number": 1, "row": {"answers": [3]}}'])

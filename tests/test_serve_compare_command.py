@@ -91,7 +91,7 @@ def test_the_same_command_goes_on_after_a_signal(number: signal.Signals, code: i
         asked.clear()
         done, _, told = run(home, *command)
     assert done == 0 and asked == ["three"]
-    assert told == ["note: 4 answers taken over from an interrupted run"]
+    assert told == ["note: 4 answers taken over from an earlier run"]
     assert (
         "| one | fine |" in (home / "r.md").read_text() and "| three | fine |" in (home / "r.md").read_text()
     )
