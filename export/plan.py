@@ -149,7 +149,7 @@ def estimates(memory: int, seconds: float, threads: int) -> list[tuple[str, str]
     """
     time = "less than a second" if seconds < 1 else f"about {seconds:,.0f} s"
     return [
-        ("memory", f"about {memory / 1e6:,.0f} MB, whatever the model's size"),
+        ("memory", f"about {memory / 1e6:,.0f} MB, however many layers there are"),
         ("time", f"{time} on {threads} {'thread' if threads == 1 else 'threads'}, without the proof"),
     ]
 

@@ -238,7 +238,9 @@ def export(shell: Shell, argument: str) -> None:
     from lorafold.serve.report import RENDERERS
     from lorafold.serve.session_report import as_result
 
-    last_turn(shell)
+    turn = last_turn(shell)
+    if turn.hidden and len(turn.standing()) > 1:
+        raise UsageError("the report tells the names, which the vote is not to know", fix="/vote first")
     if path.suffix.lower() not in RENDERERS:
         raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(RENDERERS)}")
     if path.exists():

@@ -77,7 +77,7 @@ def test_the_list_is_what_the_files_hold(format: str, adapter: str, tmp_path: Pa
     assert rows == written(tmp_path / "out")
     assert len({file for file, _ in rows}) > 1 or format == "adapter"
     said = dict(lines)
-    assert re.fullmatch(r"about [\d,]+ MB, whatever the model's size", said["memory"])
+    assert re.fullmatch(r"about [\d,]+ MB, however many layers there are", said["memory"])
     assert re.fullmatch(
         r"(about [\d,]+ s|less than a second) on \d threads?, without the proof", said["time"]
     )
