@@ -11,7 +11,7 @@ import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorafold.chat_template import folder_source
+from lorafold.chat_sources import folder_source
 from lorafold.errors import InputError
 from lorafold.export.vocab_files import AddedToken, read_added_tokens, read_tokenizer_files
 from lorafold.export.vocab_model_file import read_model_file

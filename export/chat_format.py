@@ -10,13 +10,13 @@ docs/modelfile.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Generic, TypeVar
 
 from lorafold.chat import ChatTemplate
 from lorafold.errors import InputError
+from lorafold.export.chat_choice import CONDITIONS, Choice, Key, Value, decide
+from lorafold.export.chat_pieces import Tokens
 from lorafold.export.chat_probe import (
     DATE,
     PADDINGS,
@@ -24,7 +24,6 @@ from lorafold.export.chat_probe import (
     TURNS,
     Chat,
     Reference,
-    Segments,
     Trim,
     Variant,
     cut,
@@ -36,30 +35,9 @@ from lorafold.export.chat_probe import (
 )
 from lorafold.jinja_sandbox import Refusal
 
-CONDITIONS = ("think_set", "think", "system", "first", "second", "last", "late")
 DATE_PARTS = frozenset(
     ("Y", "y", "m", "-m", "d", "-d", "b", "B", "%")
 )  # strftime directives that Ollama's currentDate can answer
-
-Value = TypeVar("Value")
-Key = tuple[bool, ...]  # one flag per condition
-
-
-@dataclass(frozen=True, slots=True)
-class Choice(Generic[Value]):
-    """A value that depends on conditions.
-
-    Args:
-        conditions: the names it depends on, in the order of `CONDITIONS`.
-        table: value by the conditions' flags; combinations that cannot happen are absent.
-    """
-
-    conditions: tuple[str, ...]
-    table: Mapping[Key, Value]
-
-    def values(self) -> set[Value]:
-        """All values it can take."""
-        return set(self.table.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,25 +267,6 @@ def _hoist(
     return Choice((), {(): common}), _decided(cut_off, "begins user turns", template)
 
 
-def decide(rows: Sequence[tuple[Key, Value]], allowed: Sequence[str] = CONDITIONS) -> Choice[Value] | None:
-    """The smallest set of conditions that decides a value.
-
-    Args:
-        rows: observed (flags of all conditions, value).
-        allowed: the conditions that may be used.
-
-    Returns:
-        The choice, or None where no set decides.
-    """
-    for size in range(len(allowed) + 1):
-        for names in combinations(allowed, size):
-            places = [CONDITIONS.index(name) for name in names]
-            table: dict[Key, Value] = {}
-            if all(table.setdefault(tuple(key[at] for at in places), value) == value for key, value in rows):
-                return Choice(names, table)
-    return None
-
-
 def _decided(rows: Sequence[tuple[Key, Value]], what: str, template: ChatTemplate) -> Choice[Value]:
     choice = decide(rows)
     if choice is None:
@@ -323,47 +282,3 @@ def _check_dates(texts: Sequence[str], template: ChatTemplate) -> None:
             letters = re.findall(r"%(-?.)", form)
             if unknown := [letter for letter in letters if letter not in DATE_PARTS]:
                 raise refuse(f"it writes a date as {form!r}, and Ollama cannot write %{unknown[0]}", template)
-
-
-class Tokens:
-    """Cuts texts so that no control token, date or tag is torn apart.
-
-    Args:
-        controls: the tokenizer's control tokens, where they are known.
-    """
-
-    def __init__(self, controls: frozenset[str]) -> None:
-        known = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True) if token)
-        self._control = re.compile(known) if known else None
-        tags = r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]"  # what looks like a token, where no tokenizer is known
-        self._piece = re.compile("|".join(filter(None, [known, DATE.pattern, tags, r"\w+|\s|."])), re.DOTALL)
-
-    def shared_start(self, texts: Sequence[str]) -> str:
-        """The longest common beginning in whole pieces."""
-        split = [[match[0] for match in self._piece.finditer(text)] for text in texts]
-        common: list[str] = []
-        for pieces in zip(*split, strict=False):
-            if len(set(pieces)) > 1:
-                break
-            common.append(pieces[0])
-        return "".join(common)
-
-    def shared_end(self, texts: Sequence[str]) -> str:
-        """The longest common ending in whole pieces."""
-        split = [[match[0] for match in self._piece.finditer(text)][::-1] for text in texts]
-        common: list[str] = []
-        for pieces in zip(*split, strict=False):
-            if len(set(pieces)) > 1:
-                break
-            common.insert(0, pieces[0])
-        return "".join(common)
-
-    def leading_controls(self, texts: Sequence[str]) -> str:
-        """The control tokens all texts begin with."""
-        common, end = self.shared_start(texts), 0
-        while self._control is not None and (match := self._control.match(common, end)):
-            end = match.end()
-        return common[:end]
-
-
-__all__ = ["CONDITIONS", "ChatFormat", "Choice", "Reference", "Segments", "decide", "derive"]

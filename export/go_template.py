@@ -14,7 +14,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from lorafold.export.chat_format import CONDITIONS, ChatFormat, Choice, Key, Tokens
+from lorafold.export.chat_choice import CONDITIONS, Choice, Key
+from lorafold.export.chat_format import ChatFormat
+from lorafold.export.chat_pieces import Tokens
 from lorafold.export.chat_probe import DATE, SYSTEM, Trim
 
 # %B in the C locale; %b is the first three letters

@@ -29,7 +29,8 @@ from lorafold.errors import InputError, NumericError
 from lorafold.export.gguf import encode_header, padded, place
 from lorafold.export.mapped_tensor import MappedTensor
 from lorafold.export.metadata import KeyValue
-from lorafold.gguf_header import GgufArray, GgufHeader, GgufTensor, read_gguf_header
+from lorafold.gguf_header import GgufArray, GgufHeader, GgufTensor
+from lorafold.gguf_read import read_gguf_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _FETCH = "make it again with llama-imatrix"

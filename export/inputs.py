@@ -14,7 +14,7 @@ from typing import Any
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
-from lorafold.chat_template import folder_source
+from lorafold.chat_sources import folder_source
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_template, find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lorafold.artifacts import write_atomic
 from lorafold.chat import ChatTemplate
-from lorafold.chat_template import read_json
+from lorafold.chat_sources import read_json
 from lorafold.errors import InputError, UsageError
 from lorafold.export.chat_format import ChatFormat, derive
 from lorafold.export.chat_probe import find_switches

@@ -14,7 +14,7 @@ from typing import Any
 
 from lorafold.chat import ChatTemplate, end_of_turn
 from lorafold.chat_controls import split_controls
-from lorafold.chat_template import read_json
+from lorafold.chat_sources import read_json
 from lorafold.export.chat_format import ChatFormat
 from lorafold.export.chat_probe import Chat, Reference
 from lorafold.export.modelfile_parser import Parameter, expressible

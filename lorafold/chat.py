@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat_controls import control_text, split_controls
 from lorafold.chat_fragments import Fragment, fragments, prompt_fragments
 from lorafold.chat_layout import end_of_turn
-from lorafold.chat_template import ChatTemplate, folder_tokens, looks_control, read_json
+from lorafold.chat_sources import folder_tokens, looks_control, read_json
+from lorafold.chat_template import ChatTemplate
 from lorafold.errors import InputError
 from lorafold.jinja_sandbox import Message
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafold.gguf_header import STRING, GgufArray, GgufHeader, read_gguf_header
+from lorafold.gguf_header import STRING, GgufArray, GgufHeader
+from lorafold.gguf_read import read_gguf_header
 
 CONTROL = 3  # token type, llama_token_type in llama.h
 _IDS = {

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, SystemFault
-from lorafold.gguf_header import GgufHeader, read_gguf_header
+from lorafold.gguf_header import GgufHeader
 from lorafold.gguf_model import check_model
+from lorafold.gguf_read import read_gguf_header
 
 WARNING = 3  # GGML_LOG_LEVEL_WARN; 4 is an error, 5 continues the line before
 

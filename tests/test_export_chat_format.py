@@ -10,7 +10,8 @@ from oracles import shared
 
 from lorafold.chat import ChatTemplate
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.export.chat_format import CONDITIONS, ChatFormat, Choice, decide, derive
+from lorafold.export.chat_choice import CONDITIONS, Choice, decide
+from lorafold.export.chat_format import ChatFormat, derive
 from lorafold.export.chat_probe import SYSTEM, Chat
 from lorafold.export.go_eval import evaluate
 from lorafold.export.go_template import to_go

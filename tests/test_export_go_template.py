@@ -14,7 +14,8 @@ from oracles import shared
 
 from lorafold.chat import ChatTemplate
 from lorafold.chat_templates import NAMED
-from lorafold.export.chat_format import ChatFormat, Choice, derive
+from lorafold.export.chat_choice import Choice
+from lorafold.export.chat_format import ChatFormat, derive
 from lorafold.export.chat_probe import Trim, trimmed, trims
 from lorafold.export.go_eval import Program, evaluate
 from lorafold.export.go_nodes import GoTemplateError

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 import lorafold
 from lorafold.export import ExportConfig
 from lorafold.export.quant_recipes import find_recipe
-from lorafold.gguf_header import read_gguf_header
+from lorafold.gguf_read import read_gguf_header
 
 pytestmark = pytest.mark.slow
 

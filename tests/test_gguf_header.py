@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import InputError
-from lorafold.gguf_header import GgufArray, read_gguf_header
+from lorafold.gguf_header import GgufArray
 from lorafold.gguf_model import check_model
+from lorafold.gguf_read import read_gguf_header
 from lorafold.gguf_types import FILE_TYPES, TENSOR_TYPES
 
 

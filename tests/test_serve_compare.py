@@ -136,7 +136,7 @@ def test_questions_that_failed_are_asked_again(questions: Path, tmp_path: Path) 
         )
         asked.clear()
         result = compare(settings)
-        assert asked == ["two | <b>", "three"] and [failure.count for failure in result.failures] == [1]
+        assert set(asked) == {"two | <b>", "three"} and [failure.count for failure in result.failures] == [1]
         assert result.notes[-1] == "with --force the same command asks 1 question that failed again"
         down.clear()
         asked.clear()

@@ -1,0 +1,122 @@
+"""What the files of an HF folder say of its chat: the template's text, the special and the control tokens.
+
+The template's sources, in transformers' order: `chat_template.jinja`, then `chat_template` in
+`tokenizer_config.json` (a text, or a list of named ones of which `default` counts), then `chat_template.json`
+of older processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+from lorafold.jsonfile import read_if_there
+
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+# What a tokenizer class of transformers assumes for tokens its folder does not name.
+_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "CodeLlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    },
+    "Qwen2Tokenizer": {
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    },
+}
+
+
+def read_text(path: Path) -> str:
+    """A template's file.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 (byte {error.start})", at=path, fix="save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", at=path, fix="check the path") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an empty one where there is no file.
+
+    Raises:
+        InputError: as `read_object`.
+    """
+    return read_if_there(path) or {}
+
+
+def folder_source(folder: Path) -> tuple[str, str] | None:
+    """Template and origin of an HF folder or an adapter's; None where it has none.
+
+    Raises:
+        InputError: files that cannot be read.
+    """
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja"), str(folder / "chat_template.jinja")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = read_json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            by_name = {
+                row["name"]: row["template"] for row in found if isinstance(row, dict) and "template" in row
+            }
+            found = by_name.get("default")
+        if isinstance(found, str):
+            return found, f"{folder / name}: chat_template"
+    return None
+
+
+def _content(value: Any) -> str | None:
+    """The text of a token as tokenizer files write it: a string, or an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def folder_tokens(
+    folder: Path, tokenizer: dict[str, Any] | None = None
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Special tokens of an HF folder by name, and all its control tokens.
+
+    Args:
+        folder: with tokenizer_config.json, and tokenizer.json where the control tokens are wanted.
+        tokenizer: the contents of tokenizer.json, where the caller has read them already.
+
+    Returns:
+        The map that transformers gives to templates, and the control tokens.
+    """
+    settings = read_json(folder / "tokenizer_config.json")
+    older = read_json(folder / "special_tokens_map.json")
+    class_name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
+    tokens = dict(_CLASS_TOKENS.get(class_name, {}))
+    for name in TOKEN_NAMES:
+        for source in (older, settings):
+            if name in source:
+                text = _content(source[name])
+                tokens.pop(name, None)
+                if text is not None:
+                    tokens[name] = text
+    data = read_json(folder / "tokenizer.json") if tokenizer is None else tokenizer
+    added = data.get("added_tokens") or list((settings.get("added_tokens_decoder") or {}).values())
+    controls = {row["content"] for row in added if row.get("special") or looks_control(row["content"])}
+    return tokens, frozenset(controls | set(tokens.values()))
+
+
+def looks_control(token: str) -> bool:
+    """Whether an added token is a turn marker by its look, whatever its `special` flag says.
+
+    Fine-tunes often add ChatML's markers without the flag; llama.cpp's converter makes control tokens of them
+    too.
+    """
+    return token.startswith(("<|", "<｜")) and token.endswith(("|>", "｜>")) and len(token) > 4
