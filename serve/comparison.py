@@ -146,7 +146,11 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         for path in config.out:
             write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))
             result.saved.append(path)
-        journal.remove()
+        failed = sum(map(has_failure, result.rows))
+        if failed and place:
+            result.notes.append(f"with --force the same command asks {_questions(failed)} that failed again")
+        else:
+            journal.remove()
     return result
 
 
