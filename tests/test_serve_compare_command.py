@@ -104,7 +104,7 @@ def test_a_model_that_never_answers_is_an_exit_code(home: Path) -> None:
         code, out, told = run(home, *command)
     assert code == 3 and len(told) == 2
     assert told[0] == "note: with --force the same command asks 3 questions that failed again"
-    assert told[1].startswith(f"error: {url}: 3 of 3 answers failed: ") and "no memory" in told[0]
+    assert told[1].startswith(f"error: {url}: 3 of 3 answers failed: ") and "no memory" in told[1]
     # What the other model said is not lost.
     row = (home / "r.md").read_text().splitlines()[2]
     assert row.startswith("| one | (failed: ") and "no memory" in row and row.endswith("| abcde |")
