@@ -259,7 +259,7 @@ def test_a_packed_run_is_the_padded_run(config: TrainConfig, tmp_path: Path) -> 
     for one, other in zip(laid, padded, strict=True):
         for key in {"loss", "eval_loss", "grad_norm"} & set(one):
             assert one[key] == pytest.approx(other[key], rel=2e-3), (one["step"], key)
-    assert any("packed to 150 tokens" in note for note in results[1].notes)
+    assert any("float32, packed to 150 tokens" in note and "adamw_torch" in note for note in results[1].notes)
 
 
 def test_what_cannot_be_packed_is_said(config: TrainConfig) -> None:

@@ -124,8 +124,8 @@ def same(one: Path, other: Path) -> None:
     """In float32 to rounding; on a GPU, which computes in bfloat16, by the losses."""
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
     assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        if not GPUS:
+    if not GPUS:
+        for name, value in mine.items():
             torch.testing.assert_close(value, theirs[name], rtol=2e-3, atol=2e-5)
     for left, right in zip(*(read_metrics(f / "metrics.jsonl") for f in (one, other)), strict=True):
         for key in {"loss", "eval_loss"} & set(left):

@@ -112,8 +112,9 @@ def build(
     if config.torch_compile:
         for layer in causal_model(forward.model).base_model.layers:
             layer.compile(dynamic=True)
-    _, note = resolve_optimizer(config.optim, device)
+    optimizer_name, note = resolve_optimizer(config.optim, device)
     notes += [note] if note else []
+    speed = dataclasses.replace(speed, dtype=str(dtype).removeprefix("torch."), optimizer=optimizer_name)
     optimizer = build_optimizer(forward.model, config, device)
     plan = StepPlan(config, sequences, evaluation, pad_id, speed.capacity if speed.packing else 0, workers)
     schedule = build_schedule(optimizer, config, plan.total_steps)

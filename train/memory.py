@@ -59,20 +59,21 @@ def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Wor
     before = torch.cuda.memory_allocated(device)
     sizes: list[int] = []
     peaks: list[int] = []
-    try:
-        for size in _PROBES:
-            # Workers that share layers (`--fsdp`) must not be left alone in the middle of a pass.
-            if sizes and not workers.least(peaks[0] * size < _room(device) * sizes[0]):
-                break
+    for size in _PROBES:
+        # All or none: a worker that shares layers (`--fsdp`) is not left alone in the middle of a pass.
+        if not workers.least(not sizes or peaks[0] * size < _room(device) * sizes[0]):
+            break
+        try:
             count, peak = _pass(forward, _about(sequences, size), device)
-            sizes.append(count)
-            peaks.append(peak - before)
-    except torch.OutOfMemoryError:
-        pass
-    finally:
-        forward.model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-    if not workers.least(len(sizes)):
+        except torch.OutOfMemoryError:
+            count, peak = 0, 0
+        if not workers.least(count):
+            break
+        sizes.append(count)
+        peaks.append(peak - before)
+    forward.model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    if not sizes:
         return 0
     each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0]) if sizes[-1] > sizes[0] else peaks[0] / sizes[0]
     fixed = max(0.0, peaks[0] - each * sizes[0])

@@ -41,6 +41,8 @@ class Speed:
         checkpointing: activations are computed twice instead of kept.
         capacity: most tokens in a pack.
         reasons: why a piece is off, in words.
+        dtype: that is computed in.
+        optimizer: its name.
     """
 
     packing: bool = False
@@ -52,6 +54,8 @@ class Speed:
     checkpointing: bool = False
     capacity: int = 0
     reasons: tuple[str, ...] = ()
+    dtype: str = ""
+    optimizer: str = ""
 
     @property
     def fast(self) -> bool:
@@ -61,6 +65,7 @@ class Speed:
     def line(self) -> str:
         """One line for the user."""
         pieces = [
+            *([self.dtype] if self.dtype else []),
             f"packed to {self.capacity:,} tokens" if self.packing else "padded",
             f"attention {self.attention.removeprefix('lorafold_')}",
             *(["Liger kernels"] if self.liger else []),
@@ -68,6 +73,7 @@ class Speed:
             *(["loss without all logits"] if self.direct else []),
             *(["CUDA graphs"] if self.graphs else []),
             *(["gradient checkpointing"] if self.checkpointing else []),
+            *([self.optimizer] if self.optimizer else []),
         ]
         return "; ".join([", ".join(pieces), *self.reasons])
 

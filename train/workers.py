@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The first worker may read and tokenize for long before the others hear of it.
 _PATIENCE = timedelta(hours=2)
-_HEAD_START = 20.0  # seconds
+_HEAD_START = 20.0  # seconds that the first has to say what all have met
 # What every worker meets alike; the first one says it.
 _SHARED = (UsageError, InputError, UnsafeInputError, NumericError, BusyError, SystemFault)
 
@@ -137,8 +137,8 @@ class Workers:
 def _plain_parameters(layer: Any) -> None:
     """4-bit weights as plain tensors: bitsandbytes' own type cannot be cut up and put together again.
 
-    Their bytes go by the name of bfloat16, since torch 2.11 cuts up floating-point weights only (so
-    does bitsandbytes' `quant_storage`). What reads them takes the layer's `quant_state`.
+    Their bytes go by the name of bfloat16, as with bitsandbytes' own `quant_storage`, since torch 2.11 cuts
+    up floating-point weights only. What reads them takes the layer's `quant_state`.
     """
     import torch
 
