@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from tiny_base import tiny_base
 from tiny_run import same_files, steady
 
+from lorafold.errors import UsageError
 from lorafold.train.curve import read_metrics
+from lorafold.train.workers import join
 
 pytestmark = pytest.mark.slow
 
@@ -232,6 +234,15 @@ def test_an_error_is_said_by_the_first_who_meets_it(place: Path, who: str, speak
     code, _, err = run(TORCHRUN, str(place / "apart.py"), who)
     said = [line for line in err.splitlines() if "InputError: " in line]
     assert code != 0 and len(said) == 1 and f"met by {speaker}" in said[0], err
+
+
+def test_more_workers_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="worker 2 has no GPU, this machine has 2"), join():
+        pass
 
 
 @pytest.mark.parametrize(

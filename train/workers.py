@@ -174,7 +174,7 @@ def join() -> Iterator[Workers]:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(workers.local_rank)
+        _take_gpu(workers)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = not torch.distributed.is_initialized()
     if own:
@@ -188,6 +188,23 @@ def join() -> Iterator[Workers]:
         if own:
             _part()
         raise
+
+
+def _take_gpu(workers: Workers) -> None:
+    """Make the GPU of this worker's number the current one.
+
+    Raises:
+        UsageError: there is none; the first worker without one says so.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if workers.local_rank >= count:
+        if workers.local_rank > count:
+            time.sleep(_HEAD_START)
+        problem = f"worker {workers.local_rank} has no GPU, this machine has {count}"
+        raise UsageError(problem, at="--nproc-per-node", fix=f"start {count} workers a machine")
+    torch.cuda.set_device(workers.local_rank)
 
 
 def _own_memory(error: BaseException) -> bool:
