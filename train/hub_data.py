@@ -76,13 +76,30 @@ def read_hub(spec: str, *, offline: bool = False) -> Iterator[Placed]:
 def _fetched(name: str, revision: str | None) -> Any:
     import datasets
 
+    _ask_once(name, revision)
     builder = datasets.load_dataset_builder(name, revision=revision)
     if type(builder).__name__ == "Cache":  # what the library falls back on without a word
-        raise SystemFault(
-            "the hub cannot be reached", fix="check the network, or pass --offline to read the cached copy"
-        )
+        raise _away()
     builder.download_and_prepare()
     return builder.as_dataset()
+
+
+def _ask_once(name: str, revision: str | None) -> None:
+    """Say at once that the hub is away: the library would try again for 25 seconds."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=30)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):
+        pass  # an answer, or a setting: the library knows what they mean for a data set
+    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+        raise _away() from error
+
+
+def _away() -> SystemFault:
+    fix = "check the network, or pass --offline to read the cached copy"
+    return SystemFault("the hub cannot be reached", fix=fix)
 
 
 def _cached(name: str, revision: str) -> Any:
