@@ -5,6 +5,10 @@ models with a thread each need no barriers, where one with two threads waits at 
 When one has ended, the other takes all threads; llama.cpp's results do not depend on their number.
 What cannot be shared (more models than threads, or torch, whose results do depend on it) takes turns, token
 by token, first come first served.
+
+A lane has its thread only while it computes. OpenMP keeps helpers for each thread that has computed, counts
+those of idle ones too, and lets barriers sleep instead of spin once these are more than the cores: a second
+model that had answered once made the first one take three times as long for a token.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ _cores = _Cores()
 
 @cache
 def _common() -> ThreadPoolExecutor:
-    """The one thread of all lanes that do not share: OpenMP keeps idle threads for each that computes."""
+    """The one thread of all lanes that do not share, kept: torch has an OpenMP of its own."""
     return ThreadPoolExecutor(1, thread_name_prefix="compute")
 
 
@@ -75,7 +79,10 @@ class Lane:
     def __init__(self, threads: int = 0, *, shares: bool = True) -> None:
         self.limit = thread_count(threads)
         self.shares = shares
-        self._own = ThreadPoolExecutor(1, thread_name_prefix="compute") if shares else _common()
+        self._lock = threading.Lock()
+        self._thread: ThreadPoolExecutor | None = None
+        self._holders = 0
+        self._closed = False
 
     @property
     def threads(self) -> int:
@@ -88,10 +95,31 @@ class Lane:
         with _cores.lock:
             _cores.answering += self.shares
         try:
-            yield
+            with self.held():
+                yield
         finally:
             with _cores.lock:
                 _cores.answering -= self.shares
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[ThreadPoolExecutor]:
+        """Within the block, and others inside it, the lane keeps its thread."""
+        if not self.shares:
+            yield _common()
+            return
+        with self._lock:
+            self._holders += 1
+            self._thread = thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="compute")
+        try:
+            yield thread
+        finally:
+            with self._lock:
+                self._holders -= 1
+                last = not self._holders
+                if last:
+                    self._thread = None
+            if last:
+                thread.shutdown()
 
     def run(self, work: Callable[[int], T]) -> T:
         """Compute when it is this lane's turn, and wait for the result.
@@ -99,7 +127,24 @@ class Lane:
         Args:
             work: what to do; it is told how many threads it may use.
         """
-        return self._own.submit(self._in_turn, work).result()
+        with self.held() as thread:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("the model is closed")
+                result = thread.submit(self._in_turn, work)
+            return result.result()
+
+    def close(self, work: Callable[[], None]) -> None:
+        """Compute for the last time: after what is in flight, and never beside or before it.
+
+        Args:
+            work: frees what was computed with. Whoever still wants to compute, such as an answer that was
+                left in its middle, gets a RuntimeError.
+        """
+        with self.held() as thread:
+            with self._lock:
+                self._closed = True
+            thread.submit(work).result()
 
     def _in_turn(self, work: Callable[[int], T]) -> T:
         count = self.threads
@@ -108,11 +153,6 @@ class Lane:
             return work(count)
         finally:
             _cores.give(count)
-
-    def close(self) -> None:
-        """End the lane's thread."""
-        if self.shares:
-            self._own.shutdown()
 
 
 def thread_count(wanted: int) -> int:

@@ -144,8 +144,7 @@ class LlamaEngine:
 
     def close(self) -> None:
         """Free the conversation, and the weights if nobody else uses them."""
-        self._reader.compute(self._cache.close)
-        self._reader.lane.close()
+        self._reader.lane.close(self._cache.close)
         self.model.release()
 
 

@@ -133,8 +133,9 @@ def score(
     if len(ids) > reader.fitter.context:
         raise InputError(f"the answer ends past the context of {reader.fitter.context:,} tokens")
     first = len(prompt) - 1
-    reused = reader.compute(partial(reader.cache.keep, ids, first))
-    for start in range(reused, first, BATCH):
-        reader.compute(partial(reader.cache.read, ids[start : min(first, start + BATCH)]))
-    for start in range(first, len(ids), OUTPUTS):
-        yield from reader.compute(partial(reader.cache.score, ids[start : start + OUTPUTS]))
+    with reader.lane.held():
+        reused = reader.compute(partial(reader.cache.keep, ids, first))
+        for start in range(reused, first, BATCH):
+            reader.compute(partial(reader.cache.read, ids[start : min(first, start + BATCH)]))
+        for start in range(first, len(ids), OUTPUTS):
+            yield from reader.compute(partial(reader.cache.score, ids[start : start + OUTPUTS]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -57,17 +56,57 @@ def together(meter: Meter, lanes: dict[str, Lane], rounds: int = 20) -> None:
 )
 def test_threads_are_shared(models: int, limit: int, share: int) -> None:
     meter = Meter()
-    with contextlib.ExitStack() as stack:
-        lanes = {}
-        for number in range(models):
-            lanes[f"m{number}"] = lane = Lane(limit)
-            stack.callback(lane.close)
-        together(meter, lanes)
-        assert {threads for _, threads in meter.told} == {share}
-        assert meter.most == min(limit, models * share)
-        # When the others have ended, one has all threads again.
-        lanes["m0"].run(meter.work("alone"))
-        assert meter.told[-1] == ("alone", limit)
+    lanes = {f"m{number}": Lane(limit) for number in range(models)}
+    together(meter, lanes)
+    assert {threads for _, threads in meter.told} == {share}
+    assert meter.most == min(limit, models * share)
+    # When the others have ended, one has all threads again.
+    lanes["m0"].run(meter.work("alone"))
+    assert meter.told[-1] == ("alone", limit)
+
+
+def test_a_lane_that_does_not_compute_has_no_thread() -> None:
+    """OpenMP's helpers of a thread end with it, and no longer count against those who compute."""
+
+    def here(_: int) -> threading.Thread:
+        return threading.current_thread()
+
+    lane, other = Lane(2), Lane(2)
+    with lane.answering():
+        first, second = lane.run(here), lane.run(here)
+        assert first is second and first.is_alive()
+        assert not other.run(here).is_alive()
+    assert not first.is_alive()
+
+
+def test_nothing_is_computed_once_a_lane_is_closed() -> None:
+    """An answer that was left in its middle asks for its next token: the model is freed by then."""
+    lane, begun, go, done = Lane(1), threading.Event(), threading.Event(), []
+
+    def token(_: int) -> None:
+        begun.set()
+        go.wait(10)
+        done.append("token")
+
+    def answer() -> None:
+        with lane.answering():
+            lane.run(token)
+            with pytest.raises(RuntimeError, match="closed"):
+                lane.run(token)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    begun.wait(10)
+    closer = threading.Thread(target=lane.close, args=(lambda: done.append("freed"),))
+    closer.start()
+    while not lane._closed:
+        time.sleep(0.001)
+    go.set()
+    closer.join(10)
+    thread.join(10)
+    assert done == ["token", "freed"]
+    with pytest.raises(RuntimeError, match="closed"):
+        lane.run(token)
 
 
 def test_first_come_first_served() -> None:
@@ -88,8 +127,6 @@ def test_first_come_first_served() -> None:
     for thread in (first, *waiting):
         thread.join(10)
     assert [name for name, _ in meter.told] == list("cbd") and meter.most == 1
-    for lane in lanes.values():
-        lane.close()
 
 
 def test_a_lane_that_does_not_share_computes_alone() -> None:
@@ -98,7 +135,6 @@ def test_a_lane_that_does_not_share_computes_alone() -> None:
     together(meter, lanes)
     assert {told for told in meter.told if told[0] != "gguf"} == {("whole", 2), ("other", 2)}
     assert meter.most == 2
-    lanes["gguf"].close()
 
 
 def test_a_failure_gives_the_threads_back() -> None:
@@ -111,7 +147,6 @@ def test_a_failure_gives_the_threads_back() -> None:
             lane.run(fail)
     lane.run(meter.work("after"))
     assert meter.told == [("after", 2)]
-    lane.close()
 
 
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
