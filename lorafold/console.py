@@ -53,7 +53,7 @@ _INVISIBLE = frozenset(
 
 
 def sanitize(text: str, *, keep: str = "\n\t") -> str:
-    """Make control characters visible: C0 as their Unicode pictures, the others as <U+XXXX>.
+    """Make control characters visible: C0 as their Unicode pictures, the others by number: <U+0085>.
 
     Args:
         text: text of unknown origin.

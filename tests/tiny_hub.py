@@ -48,9 +48,8 @@ class Hub:
     def answer(self, path: str) -> Answer:
         """Status, headers and body for a path."""
         parts = path.lstrip("/").removeprefix("api/").split("/")
-        kind = (
-            parts.pop(0) if parts[0] in ("datasets", "models") else "models"
-        )  # files of models lie at the root
+        # A model's files lie at the root.
+        kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
         repositories, name = getattr(self, kind), "/".join(parts[:2])
         if name not in repositories:
             return NOT_FOUND

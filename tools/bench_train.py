@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from train_ways import PROJECTIONS, SHAPES, WAYS, Run, build_model, our_way, tutorial_way
+from train_ways import PROJECTIONS, SHAPES, WAYS, Run, Task, build_model, our_way, tutorial_way
 
 from lorafold.chat import ChatTokenizer
 from lorafold.models import Base, resolve_base
@@ -89,7 +89,7 @@ def main() -> None:
             chosen = dataclasses.replace(config, **fields)
             try:
                 measure = tutorial_way if way.startswith("tutorial") else our_way
-                measure(chosen, base, tokens.sequences, run, workers, options.warm, options.profile)
+                measure(Task(chosen, base, tokens.sequences, workers, options.warm, options.profile), run)
             except (torch.OutOfMemoryError, RuntimeError, ImportError) as error:
                 run.fault = (str(error).strip().splitlines() or [repr(error)])[0][:200]
             runs.append(run)

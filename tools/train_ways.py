@@ -75,6 +75,27 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a way is to do.
+
+    Attributes:
+        config: of the run, with the fields that make the way.
+        base: the model.
+        sequences: the examples.
+        workers: the place of this process.
+        warm: steps before those that are measured.
+        profile: print what the GPU's time goes into.
+    """
+
+    config: TrainConfig
+    base: Base
+    sequences: tuple[Encoded, ...]
+    workers: Workers
+    warm: int
+    profile: bool
+
+
 @dataclass(slots=True)
 class Run:
     """What one way came to."""
@@ -134,29 +155,21 @@ class Clock:
             run.reserved = torch.cuda.max_memory_reserved() / 2**30
 
 
-def our_way(
-    config: TrainConfig,
-    base: Base,
-    sequences: tuple[Encoded, ...],
-    run: Run,
-    workers: Workers,
-    warm: int,
-    profile: bool,
-) -> None:
+def our_way(task: Task, run: Run) -> None:
     """`lorafold train`'s own loop, with the choices it makes."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     clock = Clock()
     with restored_modules(), tempfile.TemporaryDirectory() as scratch:
         built = build(
-            config,
-            base,
-            sequences,
+            task.config,
+            task.base,
+            task.sequences,
             (),
             pad_id=0,
             rows=0,
             metrics=Path(scratch) / "metrics.jsonl",
-            workers=workers,
+            workers=task.workers,
         )
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what the choice itself took is not part of the steps
@@ -173,24 +186,17 @@ def our_way(
                 progress=lambda *arguments, **more: clock.step(),
             )
 
-        profiled(go) if profile else go()
+        profiled(go) if task.profile else go()
         plan = built.trainer.plan
-    clock.into(run, step_tokens(plan, sequences), warm)
+    clock.into(run, step_tokens(plan, task.sequences), task.warm)
 
 
-def tutorial_way(
-    config: TrainConfig,
-    base: Base,
-    sequences: tuple[Encoded, ...],
-    run: Run,
-    workers: Workers,
-    warm: int,
-    profile: bool,
-) -> None:
+def tutorial_way(task: Task, run: Run) -> None:
     """transformers' Trainer and peft, as the tutorials call them, on the same examples in the same order."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+    config, sequences = task.config, task.sequences
     plan = StepPlan(config, sequences, (), 0)
     order = [index for step in range(plan.total_steps) for group in plan.indices(step) for index in group]
     clock = Clock()
@@ -214,7 +220,9 @@ def tutorial_way(
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
 
     torch.manual_seed(config.seed)
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.bfloat16, device_map={"": "cuda"})
+    model = AutoModelForCausalLM.from_pretrained(
+        task.base.folder, dtype=torch.bfloat16, device_map={"": "cuda"}
+    )
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
     adapter = LoraConfig(
@@ -245,8 +253,8 @@ def tutorial_way(
         trainer = InOrder(
             model, arguments, data_collator=collate, train_dataset=list(sequences), callbacks=[Steps()]
         )
-        profiled(trainer.train) if profile else trainer.train()
-    clock.into(run, step_tokens(plan, sequences), warm)
+        profiled(trainer.train) if task.profile else trainer.train()
+    clock.into(run, step_tokens(plan, sequences), task.warm)
 
 
 def step_tokens(plan: StepPlan, sequences: tuple[Encoded, ...]) -> list[int]:
