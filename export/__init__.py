@@ -12,7 +12,7 @@ from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.stages import make_stage
 
 if TYPE_CHECKING:
-    from lorafold.export.modelfile import ModelfileResult, make_modelfile
+    from lorafold.export.modelfile.plan import ModelfileResult, make_modelfile
     from lorafold.export.stage import ExportResult, export, plan_export, verify
 
 __all__ = [
@@ -33,7 +33,7 @@ make_stage(
         "export": "stage",
         "plan_export": "stage",
         "verify": "stage",
-        "ModelfileResult": "modelfile",
-        "make_modelfile": "modelfile",
+        "ModelfileResult": "modelfile.plan",
+        "make_modelfile": "modelfile.plan",
     },
 )

@@ -11,10 +11,10 @@ import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorafold.chat_sources import folder_source
+from lorafold.chat.sources import folder_source
 from lorafold.errors import InputError
-from lorafold.export.vocab_files import AddedToken, read_added_tokens, read_tokenizer_files
-from lorafold.export.vocab_model_file import read_model_file
+from lorafold.export.vocab.files import AddedToken, read_added_tokens, read_tokenizer_files
+from lorafold.export.vocab.model_file import read_model_file
 from lorafold.jsonfile import read_object
 from lorafold.tokenizer_json import with_tokenizer_json
 

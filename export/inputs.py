@@ -14,11 +14,11 @@ from typing import Any
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
-from lorafold.chat_sources import folder_source
+from lorafold.chat.sources import folder_source
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_template, find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
-from lorafold.export.fold import Folded, vocabulary_size
+from lorafold.export.fold.folded import Folded, vocabulary_size
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent

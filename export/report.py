@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorafold.artifacts import write_atomic
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof import Proof
+from lorafold.export.proof.check import Proof
 
 
 def write_report(

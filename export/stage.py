@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_manifest
-from lorafold.chat_templates import NAMED
+from lorafold.chat.named import NAMED
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
 from lorafold.export.destination import check_destination
-from lorafold.export.gguf_output import IMATRIX
 from lorafold.export.inputs import Inputs, check_weights, open_inputs
-from lorafold.export.outputs import FORMATS, check_disk
-from lorafold.export.plan_table import listing, summary
-from lorafold.export.proof import FIXES, Check, Proof
+from lorafold.export.outputs.gguf import IMATRIX
+from lorafold.export.outputs.output import FORMATS, check_disk
+from lorafold.export.outputs.table import listing, summary
+from lorafold.export.proof.check import FIXES, Check, Proof
 from lorafold.export.report import write_report
 from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent

@@ -2,7 +2,7 @@
 
 In: a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: an `Adapter`, which says what
 the adapter holds for every module of the model; which weights of a base these modules are is settled in
-`lorafold.export.fold_collect`. No torch; headers alone are read.
+`lorafold.export.fold.collect`. No torch; headers alone are read.
 
 A key of the file, as PEFT 0.5 to 0.21 write it, is
 

@@ -27,7 +27,7 @@ from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import LayoutName, TrainConfig
 
 if TYPE_CHECKING:
-    from lorafold.export.proof import Check
+    from lorafold.export.proof.check import Check
 
 Flat = Parameter(name="*")
 # An option takes one value and is repeated for more, so that models may follow it.

@@ -51,7 +51,7 @@ def _kernels() -> tuple[str, str]:
     """Whether the fast quantization kernels run here and write ggml's bytes."""
     from gguf import GGMLQuantizationType as Type
 
-    from lorafold.export import kernels
+    from lorafold.export.quant import quantize as kernels
 
     try:
         kernels.prepare((Type.Q4_K, Type.Q6_K, Type.Q8_0))

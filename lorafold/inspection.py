@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.adapters import Adapter
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError
-from lorafold.gguf_read import read_gguf_header
+from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint

@@ -1,4 +1,4 @@
-"""Makes a stage's package callable, so that `lorafold.export(config)` and `lorafold.export.plan` both work.
+"""Makes a stage's package callable: `lorafold.export(config)` and `lorafold.export.gguf.plan` both work.
 
 The packages are called like their stage functions. A module that is called would be an error; a subclass of
 the module type may say what a call does (Python reference, "Customizing module attribute access").

@@ -8,9 +8,16 @@ from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.stages import make_stage
 
 if TYPE_CHECKING:
-    from lorafold.serve.comparison import CompareResult, compare
-    from lorafold.serve.repl import chat
+    from lorafold.serve.comparison.compare import CompareResult, compare
+    from lorafold.serve.terminal.chat import chat
 
 __all__ = ["ChatConfig", "CompareConfig", "CompareResult", "chat", "compare"]
 
-make_stage(__name__, {"chat": "repl", "compare": "comparison", "CompareResult": "comparison"})
+make_stage(
+    __name__,
+    {
+        "chat": "terminal.chat",
+        "compare": "comparison.compare",
+        "CompareResult": "comparison.compare",
+    },
+)

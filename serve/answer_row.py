@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
-from lorafold.jinja_sandbox import Message
 from lorafold.serve.engine import Engine
 from lorafold.serve.lens import Lens, look_at_scored, look_through
 from lorafold.serve.session import Answer

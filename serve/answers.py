@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lorafold.jinja_sandbox import Message
+from lorafold.chat.sandbox import Message
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Cancel, Engine, Event, Finished
 

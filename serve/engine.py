@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
-from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import Sampling
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorafold.jinja_sandbox import Message
+from lorafold.chat.sandbox import Message
 from lorafold.serve.engine import Scorer
 
 

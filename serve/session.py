@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, UsageError
-from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import Sampling
 from lorafold.serve.turn import Answer, Turn
 

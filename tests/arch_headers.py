@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lorafold.export.arch import ARCHITECTURES, find
-from lorafold.export.hyperparameters import Config, dimensions
-from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.export.arch.header import ARCHITECTURES, find
+from lorafold.export.arch.hyperparameters import Config, dimensions
+from lorafold.export.gguf.parts import MappedTensor
 from lorafold.weights import TensorInfo
 
 SMALL = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from classic_templates import EXPRESSIBLE
 from oracles import shared
 
-from lorafold.chat_templates import NAMED
+from lorafold.chat.named import NAMED
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [

@@ -9,8 +9,8 @@ import pytest
 from tiny_tokenizers import BYTE_LEVEL, added, sequence, split, write_folder
 
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.pre_tokenizers import QWEN2
-from lorafold.export.vocab import Vocab, read_vocab
+from lorafold.export.vocab.pre_tokenizers import QWEN2
+from lorafold.export.vocab.vocab import Vocab, read_vocab
 
 CHAT = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 

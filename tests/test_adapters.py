@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from lorafold.adapter_config import FOLDABLE, LOST_BASE, NOT_FOLDABLE_OPTIONS, NOT_IN_WEIGHTS
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError, LorafoldError, NumericError, UnsafeInputError
-from lorafold.export.fold import Folded
+from lorafold.export.fold.folded import Folded
 from lorafold.weights import Checkpoint
 
 Q = "model.layers.{}.self_attn.q_proj"

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import shared
 
-from lorafold.chat import Fragment, control_text, end_of_turn, fragments, prompt_fragments
-from lorafold.chat_fragments import _cut
-from lorafold.chat_template import ChatTemplate
-from lorafold.chat_templates import NAMED
+from lorafold.chat.fragments import _cut
+from lorafold.chat.named import NAMED
+from lorafold.chat.template import ChatTemplate
+from lorafold.chat.tokenizer import Fragment, control_text, end_of_turn, fragments, prompt_fragments
 from lorafold.errors import InputError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from chats import CHAT
 
-from lorafold.chat_template import ChatTemplate
+from lorafold.chat.sandbox import Job, Refusal, render_many
+from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.jinja_sandbox import Job, Refusal, render_many
 
 
 def test_a_syntax_error_names_its_line() -> None:
@@ -69,7 +69,7 @@ def test_a_very_long_message_is_no_bomb() -> None:
 
 def test_a_template_sees_none_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker is started without our variables, so that an escape would find no secret there."""
-    import lorafold.jinja_sandbox as sandbox
+    import lorafold.chat.sandbox as sandbox
 
     monkeypatch.setenv("SECRET_TOKEN_FOR_TEST", "hunter2")
     sandbox._drop_worker()

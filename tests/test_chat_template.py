@@ -9,8 +9,8 @@ import pytest
 from chats import CHAT, TOKENS, all_templates
 from classic_templates import EXPRESSIBLE
 
-from lorafold.chat_template import ChatTemplate
-from lorafold.chat_templates import NAMED
+from lorafold.chat.named import NAMED
+from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from chats import ATTACK
 from oracles import shared
 
-from lorafold.chat import ChatTokenizer, Encoded, Fragment, encode
+from lorafold.chat.tokenizer import ChatTokenizer, Encoded, Fragment, encode
 from lorafold.errors import InputError
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from oracles import llama_logits, quantize_with_llama
 from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
 
-from lorafold.export.arch import map_tensors, metadata, quantize_order
-from lorafold.export.quant_recipes import ModelShape, find_recipe
-from lorafold.export.quant_types import plan_types
-from lorafold.export.row_ops import read_block
+from lorafold.export.arch.header import map_tensors, metadata, quantize_order
+from lorafold.export.gguf.rows import read_block
+from lorafold.export.quant.mixture import plan_types
+from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.weights import Checkpoint
 
 QUICK = ("llama-tied", "qwen2")

@@ -9,8 +9,8 @@ import pytest
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError
-from lorafold.export.general import count_weights, general_metadata
-from lorafold.export.mapped_tensor import MappedTensor
+from lorafold.export.arch.general import count_weights, general_metadata
+from lorafold.export.gguf.parts import MappedTensor
 
 DENSE = (MappedTensor("token_embd.weight", (1000, 64)), MappedTensor("blk.0.attn_q.weight", (64, 64)))
 EXPERTS = tuple(MappedTensor(f"blk.{layer}.ffn_up_exps.weight", (8, 32, 64)) for layer in range(2))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lorafold.export.mapped_tensor import MappedTensor, RowRange
-from lorafold.export.row_ops import (
+from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.export.gguf.rows import (
     ROW_OPS,
     add_one,
     interleave_cols,

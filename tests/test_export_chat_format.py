@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import shared
 
-from lorafold.chat import ChatTemplate
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.export.chat_choice import CONDITIONS, Choice, decide
-from lorafold.export.chat_format import ChatFormat, derive
-from lorafold.export.chat_probe import SYSTEM, Chat
-from lorafold.export.go_eval import evaluate
-from lorafold.export.go_template import to_go
-from lorafold.export.prompt_proof import CLOCKS, ollama_data, prove, random_chats
+from lorafold.export.modelfile.chat_format import ChatFormat, derive
+from lorafold.export.modelfile.choice import CONDITIONS, Choice, decide
+from lorafold.export.modelfile.go.evaluate import evaluate
+from lorafold.export.modelfile.probe import SYSTEM, Chat
+from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
+from lorafold.export.modelfile.template import to_go
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -17,7 +17,7 @@ import pytest
 from tiny_models import SIZES, tiny_model, write_model
 
 from lorafold.adapters import Adapter
-from lorafold.export.fold import Folded
+from lorafold.export.fold.folded import Folded
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lorafold.export.fold_changes import round_to
-from lorafold.export.fold_factors import FactorCache
-from lorafold.export.fold_kernel import compiled
+from lorafold.export.fold.changes import round_to
+from lorafold.export.fold.factors import FactorCache
+from lorafold.export.fold.kernel import compiled
 
 
 @settings(max_examples=40, deadline=None)

@@ -9,7 +9,7 @@ import pytest
 from test_export_fold import QKV, all_rows, assert_equal, base_model, load, make_adapter
 
 from lorafold.adapters import Adapter
-from lorafold.export.fold import Folded
+from lorafold.export.fold.folded import Folded
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")

@@ -17,8 +17,8 @@ from tiny_models import VOCABULARY
 
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
-from lorafold.export.fold import Folded
-from lorafold.export.merged_folder import write_merged_folder
+from lorafold.export.fold.folded import Folded
+from lorafold.export.outputs.merged_folder import write_merged_folder
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")

@@ -19,7 +19,7 @@ from test_adapters import adapter_folder, lora
 
 from lorafold.errors import NumericError
 from lorafold.export import ExportConfig, export, verify
-from lorafold.export.merged_folder import write_merged_folder
+from lorafold.export.outputs.merged_folder import write_merged_folder
 from lorafold.weights import Checkpoint
 
 WIDE = 4096

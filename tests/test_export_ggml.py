@@ -14,7 +14,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.errors import InputError, NumericError, SystemFault
-from lorafold.export import ggml
+from lorafold.export.quant import ggml
 
 ALL_TYPES = sorted(ggml.QUANTIZABLE, key=lambda t: t.name)
 # ggml builds large tables when it first meets one of these.
@@ -128,7 +128,8 @@ def test_weights_must_be_finite_and_not_negative(bad: float) -> None:
 
 def test_neither_llama_cpp_nor_numba_is_imported() -> None:
     done = run_python(
-        "import sys, numpy as np; from lorafold.export import ggml, kernels\n"
+        "import sys, numpy as np; from lorafold.export.quant import ggml\n"
+        "from lorafold.export.quant import quantize as kernels\n"
         "ggml.quantize(np.ones((1, 256), np.float32), ggml.Type.Q4_K)\n"
         "kernels.quantize(np.ones((1, 256), np.float32), ggml.Type.Q4_0)\n"
         "assert not {'llama_cpp', 'numba', 'torch'} & set(sys.modules)"
@@ -137,7 +138,7 @@ def test_neither_llama_cpp_nor_numba_is_imported() -> None:
 
 
 def test_a_missing_library_names_the_install_command(tmp_path: Path) -> None:
-    code = "from lorafold.export import ggml; ggml.requires_imatrix(ggml.Type.Q4_K)"
+    code = "from lorafold.export.quant import ggml; ggml.requires_imatrix(ggml.Type.Q4_K)"
     absent = run_python("import sys; sys.modules['llama_cpp'] = None; " + code)
     assert "SystemFault" in absent.stderr and "fix: pip install llama-cpp-python" in absent.stderr
     elsewhere = run_python(code, LLAMA_CPP_LIB_PATH=str(tmp_path))
@@ -179,7 +180,7 @@ def test_values_that_ggml_would_abort_on_are_refused() -> None:
 
 PROVOKE = """
 import numpy as np
-from lorafold.export import ggml
+from lorafold.export.quant import ggml
 random = np.random.default_rng(0)
 normal, ones = random.standard_normal((4, 512)), np.ones(512)
 shapes = [

@@ -11,9 +11,9 @@ from gguf import GGUFValueType as Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafold.export.gguf import ALIGNMENT, GgufFile, encode_header, place
-from lorafold.export.mapped_tensor import MappedTensor
-from lorafold.export.metadata import KeyValue
+from lorafold.export.gguf.header import ALIGNMENT, GgufFile, encode_header, place
+from lorafold.export.gguf.metadata import KeyValue
+from lorafold.export.gguf.parts import MappedTensor
 
 METADATA = [
     KeyValue("general.architecture", "llama", Value.STRING),

@@ -12,16 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import shared
 
-from lorafold.chat import ChatTemplate
-from lorafold.chat_templates import NAMED
-from lorafold.export.chat_choice import Choice
-from lorafold.export.chat_format import ChatFormat, derive
-from lorafold.export.chat_probe import Trim, trimmed, trims
-from lorafold.export.go_eval import Program, evaluate
-from lorafold.export.go_nodes import GoTemplateError
-from lorafold.export.go_template import literal, quoted, to_go
-from lorafold.export.modelfile_parser import expressible
-from lorafold.export.prompt_proof import CLOCKS, ollama_data, prove, random_chats
+from lorafold.chat.named import NAMED
+from lorafold.chat.tokenizer import ChatTemplate
+from lorafold.export.modelfile.chat_format import ChatFormat, derive
+from lorafold.export.modelfile.choice import Choice
+from lorafold.export.modelfile.go.evaluate import Program, evaluate
+from lorafold.export.modelfile.go.nodes import GoTemplateError
+from lorafold.export.modelfile.parser import expressible
+from lorafold.export.modelfile.probe import Trim, trimmed, trims
+from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
+from lorafold.export.modelfile.template import literal, quoted, to_go
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 DATA: dict[str, Any] = {

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from oracles import native, quantize_job
 
 from lorafold.errors import InputError, LorafoldError, NumericError
-from lorafold.export import ggml
-from lorafold.export.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
-from lorafold.export.quant_recipes import RECIPES, ModelShape
-from lorafold.export.quant_types import plan_types
+from lorafold.export.imatrix.file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from lorafold.export.quant import ggml
+from lorafold.export.quant.mixture import plan_types
+from lorafold.export.quant.recipes import RECIPES, ModelShape
 
 DENSE = Skeleton("llama", 2, 256, 512, 4, 2, 320)
 SMALL = Skeleton("llama", 1, 256, 256, 4, 2, 32)

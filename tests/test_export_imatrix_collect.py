@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tiny_families import FAMILIES, tiny_family
 
 from lorafold.errors import InputError
-from lorafold.export.arch import map_tensors
-from lorafold.export.imatrix import Imatrix
-from lorafold.export.imatrix_collect import collect
-from lorafold.export.mapped_tensor import MappedTensor
-from lorafold.export.quant_types import is_quantizable
+from lorafold.export.arch.header import map_tensors
+from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.imatrix.collect import collect
+from lorafold.export.imatrix.file import Imatrix
+from lorafold.export.quant.mixture import is_quantizable
 from lorafold.weights import Checkpoint
 
 # One token attends to itself alone: attention is then the identity on v, and a layer is easy to write out.

@@ -12,13 +12,13 @@ import pytest
 import tiny_chat
 from safetensors.numpy import load_file, save_file
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, UsageError
 from lorafold.export import ExportConfig, arch, export, plan_export, verify
-from lorafold.export.imatrix import read_imatrix
-from lorafold.export.imatrix_collect import collect, collected_names
+from lorafold.export.imatrix.collect import collect, collected_names
+from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.inputs import open_inputs
-from lorafold.export.reference import load_base, with_adapter
+from lorafold.export.proof.reference import load_base, with_adapter
 
 CHATS = [
     [{"role": "user", "content": "Who keeps the lamp?"}, {"role": "assistant", "content": "I do."}],

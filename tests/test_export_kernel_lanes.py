@@ -7,11 +7,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from lorafold.export import kernel_iq4 as iq4  # noqa: E402
-from lorafold.export import kernel_lanes as lanes  # noqa: E402
-from lorafold.export import kernel_memory as memory  # noqa: E402
-from lorafold.export import kernel_plain as plain  # noqa: E402
-from lorafold.export import kernel_rounding as rounding  # noqa: E402
+from lorafold.export.quant.kernels import iq4, lanes, memory, plain, rounding  # noqa: E402
 
 N = lanes.LANES
 f32 = np.float32

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError
-from lorafold.export import ggml, kernels
+from lorafold.export.quant import ggml
+from lorafold.export.quant import quantize as kernels
 
 # A kernel that is not in numba's cache takes seconds to compile: the common mixtures are in the quick suite.
 QUICK = {(Type.F16, False), (Type.Q8_0, False), (Type.Q4_K, False), (Type.Q6_K, False), (Type.Q4_K, True)}
@@ -251,7 +252,8 @@ def report_in_a_new_process(code: str, **environment: str) -> str:
 
 QUANTIZE_AND_REPORT = """
 import numpy as np
-from lorafold.export import ggml, kernels
+from lorafold.export.quant import ggml
+from lorafold.export.quant import quantize as kernels
 block = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32)
 kernels.prepare([ggml.Type.Q8_0])
 assert np.array_equal(kernels.quantize(block, ggml.Type.Q8_0), ggml.quantize(block, ggml.Type.Q8_0))
@@ -298,7 +300,7 @@ def test_a_kernel_whose_bytes_differ_is_not_used(tmp_path: Path) -> None:
     root = Path(lorafold.__file__).resolve().parent
     copy = tmp_path / "lorafold"
     shutil.copytree(root, copy, ignore=shutil.ignore_patterns("train", "serve", "__pycache__"))
-    source = copy / "export" / "kernel_plain.py"
+    source = copy / "export" / "quant" / "kernels" / "plain.py"
     source.write_text(source.read_text().replace("load(largest, 0) / 127.0", "load(largest, 0) / 126.0"))
     out = report_in_a_new_process(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{QUANTIZE_AND_REPORT}")
     assert out.strip() == "ggml its bytes differ from ggml's on this machine"

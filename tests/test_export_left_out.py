@@ -15,7 +15,7 @@ from test_adapters import adapter_folder, lora
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.left_out import describe_left_out
+from lorafold.export.arch.left_out import describe_left_out
 from lorafold.weights import Checkpoint
 
 GEMMA = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}

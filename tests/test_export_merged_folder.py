@@ -12,8 +12,8 @@ from test_adapters import adapter_folder, base_folder
 
 from lorafold.adapters import Adapter
 from lorafold.errors import NumericError, SystemFault
-from lorafold.export.fold import Folded
-from lorafold.export.merged_folder import plan_shards, write_merged_folder
+from lorafold.export.fold.folded import Folded
+from lorafold.export.outputs.merged_folder import plan_shards, write_merged_folder
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")

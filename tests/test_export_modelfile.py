@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import shared
 
-from lorafold.chat import ChatTemplate
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
-from lorafold.export.chat_probe import Chat, Variant
-from lorafold.export.go_eval import evaluate
-from lorafold.export.modelfile import make_modelfile, plan_modelfile, write_modelfile
+from lorafold.export.modelfile.contract import find_stops, generation_parameters
+from lorafold.export.modelfile.go.evaluate import evaluate
+from lorafold.export.modelfile.parser import PARAMETERS, Modelfile, commands, expressible, parse
+from lorafold.export.modelfile.plan import make_modelfile, plan_modelfile, write_modelfile
+from lorafold.export.modelfile.probe import Chat, Variant
+from lorafold.export.modelfile.proof import ollama_data
 from lorafold.export.modelfile_config import ModelfileConfig
-from lorafold.export.modelfile_contract import find_stops, generation_parameters
-from lorafold.export.modelfile_parser import PARAMETERS, Modelfile, commands, expressible, parse
-from lorafold.export.prompt_proof import ollama_data
 
 PLAIN = Variant(False, False, {})
 AWKWARD = [
@@ -267,7 +267,7 @@ def test_a_model_tuned_without_thinking_stays_so(folder: Path) -> None:
     ],
 )
 def test_stops_come_from_the_template(name: str, eot: str | None, stops: tuple[str, ...]) -> None:
-    from lorafold.export.chat_format import derive
+    from lorafold.export.modelfile.chat_format import derive
 
     template = ChatTemplate.named(name)
     assert find_stops(template, derive(template)) == (eot, stops)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from oracles import plan_with_llama
 
 from lorafold.errors import InputError, UsageError
-from lorafold.export.quant_recipes import RECIPES, ModelShape, Recipe, block_width, find_recipe
-from lorafold.export.quant_types import is_quantizable, parse_override, plan_types
+from lorafold.export.quant.mixture import is_quantizable, parse_override, plan_types
+from lorafold.export.quant.recipes import RECIPES, ModelShape, Recipe, block_width, find_recipe
 
 SMALL = {
     "llama": Skeleton("llama", 9, 256, 512, 4, 4),

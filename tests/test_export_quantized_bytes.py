@@ -24,12 +24,12 @@ from tiny_families import tiny_family
 
 from lorafold.adapters import Adapter
 from lorafold.export import arch
-from lorafold.export.fold import Folded
-from lorafold.export.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
-from lorafold.export.plan import Output, plan_files
-from lorafold.export.quant_recipes import RECIPES, ModelShape, Recipe
-from lorafold.export.quant_types import plan_types
-from lorafold.export.writer import BYTES_IN_FLIGHT, block_rows, write_gguf_files
+from lorafold.export.fold.folded import Folded
+from lorafold.export.gguf.plan import Output, plan_files
+from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, block_rows, write_gguf_files
+from lorafold.export.imatrix.file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from lorafold.export.quant.mixture import plan_types
+from lorafold.export.quant.recipes import RECIPES, ModelShape, Recipe
 from lorafold.weights import Checkpoint
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import tiny_chat
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.imatrix_data import collect_importance
+from lorafold.export.imatrix.data import collect_importance
 from lorafold.export.inputs import open_inputs
 
 torch = pytest.importorskip("torch")

@@ -15,14 +15,14 @@ import tiny_chat
 from test_adapters import adapter_folder, lora
 from tiny_base import tiny_base
 
-from lorafold.chat import ChatTemplate
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
-from lorafold.export.arch import map_tensors
+from lorafold.export.arch.header import map_tensors
+from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS, block_rows
 from lorafold.export.inputs import open_inputs
-from lorafold.export.outputs import FORMATS
-from lorafold.export.proof import FIXES, Check, Proof
-from lorafold.export.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS, block_rows
+from lorafold.export.outputs.output import FORMATS
+from lorafold.export.proof.check import FIXES, Check, Proof
 from lorafold.weights import Checkpoint
 
 

@@ -12,9 +12,9 @@ from oracles import shared
 from small_vocab import CHAT, by_hand, read
 from tiny_tokenizers import BYTE_LEVEL, added, byte_level, sequence, split, write_folder
 
-from lorafold.export.pre_tokenizers import LLAMA3, QWEN2
-from lorafold.export.vocab import read_vocab
-from lorafold.export.vocab_probe import AWKWARD, probe_texts
+from lorafold.export.vocab.pre_tokenizers import LLAMA3, QWEN2
+from lorafold.export.vocab.probe import AWKWARD, probe_texts
+from lorafold.export.vocab.vocab import read_vocab
 
 
 def test_a_vocabulary_by_hand(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tiny_tokenizers import (
     write_folder,
 )
 
-from lorafold.export.vocab import read_vocab
+from lorafold.export.vocab.vocab import read_vocab
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_real_tokenizers_equal_the_converters_but_for_listed_departures(tmp_path
         for folder, theirs in zip(folders, convert_vocabularies(folders), strict=True)
     )
     # add_eos_token is always written: llama.cpp's default goes by the tokenizer's kind.
-    # tokenizer.chat_template is the business of lorafold.export.modelfile.
+    # tokenizer.chat_template is the business of lorafold.export.modelfile.plan.
     assert qwen2.pop("tokenizer.chat_template")
     assert qwen2 == {ADD_EOS: (None, False)}
     # This tokenizer.json adds no BOS. The converter writes nothing then, where llama.cpp's default is to add

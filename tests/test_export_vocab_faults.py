@@ -12,7 +12,7 @@ from small_vocab import by_hand, read, refuse
 from tiny_tokenizers import added, write_folder
 
 from lorafold.errors import InputError
-from lorafold.export.vocab import read_vocab
+from lorafold.export.vocab.vocab import read_vocab
 
 
 def test_no_tokenizer_at_all(tmp_path: Path) -> None:

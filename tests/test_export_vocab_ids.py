@@ -30,10 +30,10 @@ from tiny_tokenizers import (
     write_folder,
 )
 
-from lorafold.export.pre_tokenizers import TABLE, PreTokenizer
-from lorafold.export.vocab import Vocab, read_vocab
-from lorafold.export.vocab_differences import CASE_AND_MARKS, IDEOGRAPHIC_SPACE, NOT_NORMALISED
-from lorafold.export.vocab_probe import probe_texts
+from lorafold.export.vocab.differences import CASE_AND_MARKS, IDEOGRAPHIC_SPACE, NOT_NORMALISED
+from lorafold.export.vocab.pre_tokenizers import TABLE, PreTokenizer
+from lorafold.export.vocab.probe import probe_texts
+from lorafold.export.vocab.vocab import Vocab, read_vocab
 
 REAL = {"qwen2": 151_936, "llama2": 32_000, "llama3": 128_256, "deepseek-llm": 102_400}
 BIG, SMALL = ("qwen2", "llama3"), ("llama2", "deepseek-llm")

@@ -10,7 +10,7 @@ from small_vocab import by_hand, read, refuse
 from tiny_tokenizers import BYTE_LEVEL, sequence, split
 
 from lorafold.errors import UsageError
-from lorafold.export.pre_tokenizers import GPT2, KNOWN_NAMES, LLAMA3, QWEN2, TABLE, recognise
+from lorafold.export.vocab.pre_tokenizers import GPT2, KNOWN_NAMES, LLAMA3, QWEN2, TABLE, recognise
 
 WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
 

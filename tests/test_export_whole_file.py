@@ -16,8 +16,8 @@ from tiny_models import tiny_model
 
 import lorafold
 from lorafold.export import ExportConfig
-from lorafold.export.quant_recipes import find_recipe
-from lorafold.gguf_read import read_gguf_header
+from lorafold.export.quant.recipes import find_recipe
+from lorafold.gguf_file.read import read_gguf_header
 
 pytestmark = pytest.mark.slow
 

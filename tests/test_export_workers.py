@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafold.export.checksum import WAITING_BYTES, RunningChecksum
+from lorafold.export.gguf.checksum import WAITING_BYTES, RunningChecksum
 from lorafold.export.workers import IDLE, pwrite_all, work_off
 from lorafold.progress import silent
 from lorafold.stopwatch import OTHER, doing

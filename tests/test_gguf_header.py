@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import InputError
-from lorafold.gguf_header import GgufArray
-from lorafold.gguf_model import check_model
-from lorafold.gguf_read import read_gguf_header
-from lorafold.gguf_types import FILE_TYPES, TENSOR_TYPES
+from lorafold.gguf_file.checks import check_model
+from lorafold.gguf_file.header import GgufArray
+from lorafold.gguf_file.read import read_gguf_header
+from lorafold.gguf_file.type_numbers import FILE_TYPES, TENSOR_TYPES
 
 
 def string(text: bytes) -> bytes:
@@ -176,7 +176,7 @@ LOAD = """
 import sys
 from pathlib import Path
 from lorafold.errors import LorafoldError
-from lorafold.serve.llama_model import LlamaModel
+from lorafold.serve.engines.llama_model import LlamaModel
 for name in sys.argv[1:]:
     print("try", name, flush=True)
     try:

@@ -17,8 +17,8 @@ from model_servers import part, refused, server, streamed
 
 from lorafold.errors import InputError, UsageError
 from lorafold.serve import CompareConfig, CompareResult, compare
+from lorafold.serve.comparison.report import agreement, as_html, as_markdown, page
 from lorafold.serve.lens import look_through
-from lorafold.serve.report import agreement, as_html, as_markdown, page
 
 
 def config(out: Sequence[Path], prompts: Path, **options: Any) -> CompareConfig:

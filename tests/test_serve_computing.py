@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lorafold.serve import computing
-from lorafold.serve.computing import Lane, thread_count
+from lorafold.serve.engines import lanes as computing
+from lorafold.serve.engines.lanes import Lane, thread_count
 
 
 class Meter:

@@ -9,11 +9,11 @@ import tiny_chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
-from lorafold.jinja_sandbox import Message
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engine import Cancel, Engine, PromptFitter, Started, Token
-from lorafold.serve.engines import opened
+from lorafold.serve.engines.open import opened
 
 GREEDY = Sampling(temperature=0, seed=0, max_tokens=12)
 

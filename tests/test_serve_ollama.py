@@ -15,9 +15,9 @@ from model_servers import ASKED, GREEDY, answered, free_port, refused, server, s
 from model_servers import part as openai_part
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.serve import http_stream
 from lorafold.serve.engine import Cancel, Finished, Started
-from lorafold.serve.engine_ollama import OllamaEngine
+from lorafold.serve.engines import http as http_stream
+from lorafold.serve.engines.ollama import OllamaEngine
 
 # https://docs.ollama.com/api/tags, the example; the digest is the whole one of 64 digits.
 DIGEST = "a2af6cc3eb7fa8be8504abaf9b04e88f17a119ec3f04a3addf55f92841195f5a"
@@ -254,7 +254,7 @@ def test_models_that_are_not_there(ollama: Any, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_ollama_host(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorafold.serve.engine_ollama import _host
+    from lorafold.serve.engines.ollama import _host
 
     monkeypatch.setenv("OLLAMA_HOST", given)
     assert _host() == url

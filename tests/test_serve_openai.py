@@ -21,10 +21,10 @@ from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import ChatConfig
 from lorafold.serve.engine import Cancel, Finished, Started, Token
-from lorafold.serve.engine_openai import OpenAIEngine
-from lorafold.serve.engines import opened
+from lorafold.serve.engines.open import opened
+from lorafold.serve.engines.openai import OpenAIEngine
 from lorafold.serve.session import Answer
-from lorafold.serve.talk import control_notes
+from lorafold.serve.terminal.talk import control_notes
 
 CHAT = "/v1/chat/completions"
 # GET /v1/models of llama-server (README, "OpenAI-compatible API Endpoints") and of vLLM.

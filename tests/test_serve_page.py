@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lorafold.serve.report import page
+from lorafold.serve.comparison.report import page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

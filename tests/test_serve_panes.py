@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.console import Row, cell_width
-from lorafold.serve.panes import Panes, Wrapper, fitted, pane_width, wrapped
-from lorafold.serve.views import Head, pane_headings
+from lorafold.serve.terminal.panes import Panes, Wrapper, fitted, pane_width, wrapped
+from lorafold.serve.terminal.views import Head, pane_headings
 
 CHARACTERS = st.sampled_from(list("ab 中文。é\u0301👍🏽👨\u200d👩❤\ufe0f\n\t\r\x1b\x00\u202e\u3000x"))
 TEXTS = st.text(CHARACTERS, max_size=80)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorafold.errors import InputError
-from lorafold.serve.prompts import read_prompts
+from lorafold.serve.comparison.questions import read_prompts
 
 QUESTIONS = {
     "a.jsonl": '{"prompt": "one", "completion": "1"}\n\n{"question": "two"}\n',

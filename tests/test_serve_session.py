@@ -11,7 +11,7 @@ from lorafold.errors import InputError, SystemFault
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Finished, Started, Token
 from lorafold.serve.session import TIE, Answer, Session, Turn, share_interval
-from lorafold.serve.views import dropped_note, summary
+from lorafold.serve.terminal.views import dropped_note, summary
 
 
 def session() -> Session:

@@ -14,9 +14,9 @@ from tiny_tokenizers import BYTE_LEVEL, CHATML, byte_level, sequence, split
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.pre_tokenizers import QWEN2
-from lorafold.export.vocab_probe import AWKWARD, probe_texts
-from lorafold.gguf_read import read_gguf_header
+from lorafold.export.vocab.pre_tokenizers import QWEN2
+from lorafold.export.vocab.probe import AWKWARD, probe_texts
+from lorafold.gguf_file.read import read_gguf_header
 from lorafold.tokenizer_json import with_tokenizer_json
 
 GPT2_WORDS = {**BYTE_LEVEL, "use_regex": True}

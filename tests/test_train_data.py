@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.train.config import TrainConfig
-from lorafold.train.data import load_data, load_splits
-from lorafold.train.jsontext import CHUNK
+from lorafold.train.data.jsontext import CHUNK
+from lorafold.train.data.load import load_data, load_splits
 
 RECORDS = [
     {"instruction": "Héllo, «who» are you?", "output": 'I am "Silas",\nshipmate. 🐚'},

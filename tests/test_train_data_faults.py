@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lorafold.cli import main
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError
-from lorafold.train.data import load_data
-from lorafold.train.jsontext import MAX_RECORD
+from lorafold.train.data.jsontext import MAX_RECORD
+from lorafold.train.data.load import load_data
 
 
 def jsonl(*lines: str) -> bytes:

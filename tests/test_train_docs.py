@@ -8,7 +8,7 @@ from dataclasses import fields
 from oracles import REPOSITORY
 
 from lorafold.train import TrainConfig
-from lorafold.train.layouts import LAYOUTS
+from lorafold.train.data.layouts import LAYOUTS
 from lorafold.train.methods import METHODS
 
 TEXT = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")

@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_base import tiny_base
 
-from lorafold.chat import Encoded
+from lorafold.chat.tokenizer import Encoded
 from lorafold.train import TrainConfig, train
-from lorafold.train.attention import VARLEN
-from lorafold.train.check import Measured, difference, measure
-from lorafold.train.collate import IGNORED, make_batch
 from lorafold.train.curve import read_metrics
-from lorafold.train.forward import Forward, seed_pass
-from lorafold.train.packing import make_pack
+from lorafold.train.fast.attention import VARLEN
+from lorafold.train.fast.check import Measured, difference, measure
+from lorafold.train.fast.forward import Forward, seed_pass
+from lorafold.train.tokens.collate import IGNORED, make_batch
+from lorafold.train.tokens.packing import make_pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 
@@ -45,7 +45,7 @@ def seed_of(number: int) -> torch.Tensor:
 @pytest.mark.parametrize(("tokens", "width", "rank"), SIZES)
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_the_three_products_equal_float64(tokens: int, width: int, rank: int, p: float) -> None:
-    from lorafold.train import lora_kernels as kernels
+    from lorafold.train.fast import lora_kernels as kernels
 
     x, a, b = random(tokens, width), random(rank, width, dtype=torch.float32), random(width, rank, seed=1)
     h = random(tokens, rank, seed=2)
@@ -65,7 +65,7 @@ def test_the_three_products_equal_float64(tokens: int, width: int, rank: int, p:
 
 
 def test_strides_of_transposed_weights_are_followed() -> None:
-    from lorafold.train import lora_kernels as kernels
+    from lorafold.train.fast import lora_kernels as kernels
 
     x, b = random(200, 384), random(384, 8, dtype=torch.float32)
     assert off(kernels.project(x, b.t(), 1.0, None, 0.0), x.double() @ b.to(x.dtype).double()) < 5e-3
@@ -73,7 +73,7 @@ def test_strides_of_transposed_weights_are_followed() -> None:
 
 @pytest.mark.parametrize("vocabulary", [1000, 151_936])
 def test_cross_entropy_rows_equal_float64(vocabulary: int) -> None:
-    from lorafold.train.loss_kernels import cross_entropy_rows
+    from lorafold.train.fast.loss_kernels import cross_entropy_rows
 
     logits = 3 * random(70, vocabulary)
     targets = torch.randint(vocabulary, (70,), device="cuda")
@@ -108,8 +108,8 @@ def adapted(folder: Path, dtype: torch.dtype, attention: str = "sdpa", **lora: A
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral"])
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention", VARLEN])
 def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, tmp_path: Path) -> None:
-    from lorafold.train.attention import register_varlen
-    from lorafold.train.fused_lora import fuse
+    from lorafold.train.fast.attention import register_varlen
+    from lorafold.train.fast.fused_lora import fuse
 
     register_varlen()
     extra = {"sliding_window": 16} if family == "Mistral" else {}
@@ -130,10 +130,10 @@ def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, 
 
 def graphed(folder: Path, **lora: Any) -> list[Forward]:
     """A model launched as usual, and the same as graphs."""
-    from lorafold.train.attention import register_varlen
     from lorafold.train.checkpoints import trainable
-    from lorafold.train.fused_lora import fuse
-    from lorafold.train.graphs import DecoderGraphs
+    from lorafold.train.fast.attention import register_varlen
+    from lorafold.train.fast.fused_lora import fuse
+    from lorafold.train.fast.graphs import DecoderGraphs
 
     register_varlen()
     model = adapted(tiny_base(folder, hidden_size=128, head_dim=64), torch.bfloat16, **lora)
@@ -219,8 +219,8 @@ def test_a_failed_capture_costs_speed_only(tmp_path: Path) -> None:
 
 def test_dropout_drops_the_same_in_forward_and_backward(tmp_path: Path) -> None:
     """The gradient of a layer with dropout agrees with differences of its own output."""
-    from lorafold.train import lora_kernels
-    from lorafold.train.fused_lora import LoraLinear
+    from lorafold.train.fast import lora_kernels
+    from lorafold.train.fast.fused_lora import LoraLinear
 
     base = torch.nn.Linear(96, 80, device="cuda", dtype=torch.float32).requires_grad_(False)
     x = random(40, 96, dtype=torch.float32).requires_grad_()
@@ -297,7 +297,7 @@ def test_blocks_are_rounded_for_the_next_pack(own: dict[str, str], expected: int
     """33 MiB take 36, in eighths of 32, but 34 as torch does it or where the user has set something."""
     code = """
 import torch
-from lorafold.train.memory import round_blocks
+from lorafold.train.fast.memory import round_blocks
 before = torch.empty(33 << 20, dtype=torch.uint8, device="cuda")
 weights = torch.cuda.memory_allocated()
 round_blocks()
@@ -311,7 +311,7 @@ print(weights >> 20, torch.cuda.memory_allocated() - weights >> 20)
 
 def test_ignored_positions_cost_nothing(tmp_path: Path) -> None:
     """A worker without work trains on a batch that counts nothing: its loss and gradient are zero."""
-    from lorafold.train.fused_lora import fuse
+    from lorafold.train.fast.fused_lora import fuse
 
     model = adapted(tiny_base(tmp_path / "base"), torch.bfloat16)
     fuse(model)

@@ -23,7 +23,7 @@ TEST = b'{"prompt": "not this", "completion": "split"}\n'
 READ = """
 import json, sys
 from lorafold.errors import LorafoldError
-from lorafold.train.data import load_data
+from lorafold.train.data.load import load_data
 for spec, offline in json.load(sys.stdin):
     try:
         data = load_data([spec], offline=offline)

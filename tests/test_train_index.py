@@ -15,12 +15,12 @@ from test_train_recipes import recipe
 from tiny_index import index_tokenizer, tiny_index
 from tiny_tokenizers import sentencepiece_model
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.vocab_probe import probe_texts
+from lorafold.export.vocab.probe import probe_texts
 from lorafold.train import describe_data, train
-from lorafold.train.piece_tokenizer import with_tokenizer_json
+from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
 SYSTEM = "现在你要扮演皇帝身边的女人--甄嬛"

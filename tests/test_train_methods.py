@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_base import tiny_base
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.train import TrainConfig, train
 from lorafold.train.curve import read_metrics
 from lorafold.train.methods import METHODS
@@ -202,7 +202,7 @@ def answering_model(base: Path, folder: Path, config: TrainConfig) -> Any:
     from peft import PeftModel
 
     from lorafold.models import resolve_base
-    from lorafold.train.base_model import load_model
+    from lorafold.train.model.base import load_model
 
     cpu = torch.device("cpu")
     model = load_model(resolve_base(str(base)), config, METHODS[config.method], cpu)
@@ -229,7 +229,7 @@ def test_weight_decay_of_loraplus(config: TrainConfig, base: Path) -> None:
     from peft import get_peft_model
 
     from lorafold.models import resolve_base
-    from lorafold.train.base_model import load_model
+    from lorafold.train.model.base import load_model
     from lorafold.train.optimizers import build_optimizer
 
     cpu = torch.device("cpu")

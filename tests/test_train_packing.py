@@ -15,18 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_base import tiny_base
 
-from lorafold.chat import Encoded
+from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
 from lorafold.train import TrainConfig, train
-from lorafold.train.batches import StepPlan
-from lorafold.train.check import difference, measure, sample
-from lorafold.train.collate import IGNORED, make_batch, trained_tokens
 from lorafold.train.curve import read_metrics
-from lorafold.train.forward import Forward
-from lorafold.train.fused_lora import LoraLinear
-from lorafold.train.graphs import filled_size
-from lorafold.train.head_loss import head_loss
-from lorafold.train.packing import make_pack, pack_step
+from lorafold.train.fast.check import difference, measure, sample
+from lorafold.train.fast.forward import Forward
+from lorafold.train.fast.fused_lora import LoraLinear
+from lorafold.train.fast.graphs import filled_size
+from lorafold.train.fast.head_loss import head_loss
+from lorafold.train.tokens.batches import StepPlan
+from lorafold.train.tokens.collate import IGNORED, make_batch, trained_tokens
+from lorafold.train.tokens.packing import make_pack, pack_step
 from lorafold.train.workers import Workers
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def test_the_check_leaves_the_adapter_as_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 def test_the_loss_without_logits_equals_cross_entropy(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In three chunks of the least size, 256 rows."""
-    monkeypatch.setattr("lorafold.train.head_loss._CHUNK_BYTES", 1)
+    monkeypatch.setattr("lorafold.train.fast.head_loss._CHUNK_BYTES", 1)
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 3_000, bias=True, dtype=torch.float64).requires_grad_(trained)
     hidden = torch.randn(2, 700, 16, dtype=torch.float64, requires_grad=True)

@@ -16,7 +16,7 @@ from lorafold.artifacts import write_manifest
 from lorafold.errors import InputError, UsageError
 from lorafold.train import TrainConfig, train
 from lorafold.train.checkpoints import list_checkpoints, newest_whole
-from lorafold.train.forward import seed_pass
+from lorafold.train.fast.forward import seed_pass
 from lorafold.train.unfinished import run_folder
 
 

@@ -34,7 +34,7 @@ def test_loss_equals_a_hand_written_loop(config: TrainConfig) -> None:
     ours = [row["loss"] for row in steady(result.folder)]
 
     # The same run written down once more with nothing of ours but the order of the examples.
-    from lorafold.train.collate import plan_epoch
+    from lorafold.train.tokens.collate import plan_epoch
 
     tokenizer = AutoTokenizer.from_pretrained(config.base)
     texts, masks = [], []

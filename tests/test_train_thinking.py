@@ -11,12 +11,12 @@ import pytest
 from oracles import shared
 from tiny_base import tiny_base, tiny_tokenizer
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.inspection import inspect_path
 from lorafold.train import TrainConfig, train
-from lorafold.train.encode_one import encode_example
-from lorafold.train.layouts import Example
-from lorafold.train.thinking import settle_thinking
+from lorafold.train.data.layouts import Example
+from lorafold.train.data.thinking import settle_thinking
+from lorafold.train.tokens.encode_one import encode_example
 
 # Templates whose prompt is not the beginning of the conversation: what is done about it.
 SETTLED = {
@@ -131,11 +131,11 @@ def test_chat_and_ollama_ask_with_the_tokens_of_training(
     import torch
 
     from lorafold.export import ExportConfig, export
-    from lorafold.export.chat_probe import Chat, Variant
-    from lorafold.export.go_eval import evaluate
-    from lorafold.export.modelfile_parser import parse
-    from lorafold.export.prompt_proof import ollama_data
-    from lorafold.serve.llama_model import LlamaModel
+    from lorafold.export.modelfile.go.evaluate import evaluate
+    from lorafold.export.modelfile.parser import parse
+    from lorafold.export.modelfile.probe import Chat, Variant
+    from lorafold.export.modelfile.proof import ollama_data
+    from lorafold.serve.engines.llama_model import LlamaModel
 
     thinking_base(tmp_path / "base", template, controls, eos)
     data = tmp_path / "d.jsonl"

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from oracles import shared
 from tiny_base import CHATML, tiny_tokenizer
 
-from lorafold.chat import ChatTokenizer, Encoded
+from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
-from lorafold.train.collate import IGNORED, make_batch, plan_epoch
-from lorafold.train.encode_many import encode_all
-from lorafold.train.encode_one import encode_example, end_of_text
-from lorafold.train.layouts import Example
-from lorafold.train.tokenize import tokenize
+from lorafold.train.data.layouts import Example
+from lorafold.train.tokens.collate import IGNORED, make_batch, plan_epoch
+from lorafold.train.tokens.encode_many import encode_all
+from lorafold.train.tokens.encode_one import encode_example, end_of_text
+from lorafold.train.tokens.tokenize import tokenize
 
 TURNS = (
     {"role": "system", "content": "You are 甄嬛."},

@@ -83,7 +83,7 @@ def tiny_index(folder: Path) -> Path:
     """Write the whole base."""
     from safetensors.torch import load_file, save_file
 
-    from lorafold.train.piece_tokenizer import with_tokenizer_json
+    from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
 
     index_tokenizer(folder)
     made = with_tokenizer_json(folder, folder.with_name(f"{folder.name}-tokenizer"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorafold.export.vocab_probe import probe_texts
+from lorafold.export.vocab.probe import probe_texts
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

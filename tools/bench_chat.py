@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lorafold.serve.answers import Request, answer_all
-from lorafold.serve.computing import thread_count
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engine import Cancel, Engine, Finished, Started, Token
-from lorafold.serve.engines import opened
+from lorafold.serve.engines.lanes import thread_count
+from lorafold.serve.engines.open import opened
 
 T = TypeVar("T")
 QUESTION = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
@@ -185,7 +185,7 @@ MEMORY = """
 import json, sys
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engine import Cancel
-from lorafold.serve.engines import opened
+from lorafold.serve.engines.open import opened
 question = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
 with opened(ChatConfig(models=tuple(sys.argv[2:]), threads=int(sys.argv[1]))) as engines:
     for engine in engines:

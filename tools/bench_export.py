@@ -96,7 +96,7 @@ def usual_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace
         "source, target = sys.argv[1].encode(), sys.argv[2].encode()\n"
         "sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(p)))\n"
     )
-    from lorafold.export.quant_recipes import find_recipe
+    from lorafold.export.quant.recipes import find_recipe
 
     file_type = str(find_recipe(options.quant).file_type)
     convert = [
@@ -147,7 +147,8 @@ def memory(step):
 
 steps = {}
 memory("Python")
-from lorafold.export import ExportConfig, export, kernels
+from lorafold.export import ExportConfig, export
+from lorafold.export.quant import quantize as kernels
 memory("imports")
 
 def progress(step, done, total, note=""):

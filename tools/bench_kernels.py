@@ -2,11 +2,11 @@
 
     python tools/bench_kernels.py [--rows 128] [--cols 4096] [--rounds 9] [--types Q4_K Q6_K] [--first-use]
 
-For each type it prints million weights per second of ggml (through ctypes) and of `lorafold.export.kernels`,
-their ratio, and whether the bytes were equal. The time is the thread's CPU time, so that other work on the
-machine disturbs little; each figure is the best of the rounds. `--first-use` also measures, in new processes,
-what the first block of a type waits for: Python's imports, compilation (empty cache) or loading (filled
-cache), and the check against ggml.
+For each type it prints million weights per second of ggml (through ctypes) and of
+`lorafold.export.quant.quantize`, their ratio, and whether the bytes were equal. The time is the thread's CPU
+time, so that other work on the machine disturbs little; each figure is the best of the rounds. `--first-use`
+also measures, in new processes, what the first block of a type waits for: Python's imports, compilation
+(empty cache) or loading (filled cache), and the check against ggml.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from lorafold.export import ggml, kernels
-from lorafold.export.ggml import Type
+from lorafold.export.quant import ggml
+from lorafold.export.quant import quantize as kernels
+from lorafold.export.quant.ggml import Type
 from lorafold.machine import processor
 
 # Types without a kernel are there to be compared with: they go to ggml either way.
@@ -36,8 +37,8 @@ NEVER_WEIGHTED = (Type.F32, Type.F16, Type.BF16, Type.Q8_0)
 FIRST_USE = """
 import time; start = time.perf_counter()
 import numpy as np
-from lorafold.export import kernels
-from lorafold.export.ggml import Type
+from lorafold.export.quant import quantize as kernels
+from lorafold.export.quant.ggml import Type
 kernels.prepare([Type[{name!r}]], weighted={weighted})
 print(time.perf_counter() - start)
 """

@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from train_ways import PROJECTIONS, SHAPES, WAYS, Run, Task, build_model, our_way, tutorial_way
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.models import Base, resolve_base
 from lorafold.train import TrainConfig
-from lorafold.train.data import load_data
-from lorafold.train.tokenize import tokenize
+from lorafold.train.data.load import load_data
+from lorafold.train.tokens.tokenize import tokenize
 from lorafold.train.workers import Workers, join
 
 RATE = 790e12  # FLOP/s in bf16 that a large matrix product reaches on an H100 or H200

@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafold import jinja_sandbox
 from lorafold.artifacts import write_atomic
-from lorafold.chat import ChatTemplate
-from lorafold.chat_templates import NAMED
+from lorafold.chat import sandbox as jinja_sandbox
+from lorafold.chat.named import NAMED
+from lorafold.chat.sandbox import Job, render_many
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import LorafoldError
-from lorafold.export.chat_format import ChatFormat, derive
-from lorafold.export.go_eval import Program
-from lorafold.export.go_template import to_go
-from lorafold.export.prompt_proof import CLOCKS, ollama_data, prove, random_chats
-from lorafold.jinja_sandbox import Job, render_many
+from lorafold.export.modelfile.chat_format import ChatFormat, derive
+from lorafold.export.modelfile.go.evaluate import Program
+from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
+from lorafold.export.modelfile.template import to_go
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

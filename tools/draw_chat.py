@@ -13,14 +13,14 @@ from pathlib import Path
 from lorafold.console import Row, rows_as_svg
 from lorafold.serve.answers import Request, answer_all
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.digests import Digests
 from lorafold.serve.engine import Cancel
-from lorafold.serve.engines import opened
+from lorafold.serve.engines.digests import Digests
+from lorafold.serve.engines.open import opened
 from lorafold.serve.lens import look_through
-from lorafold.serve.lens_rows import lens_rows
-from lorafold.serve.panes import Panes
 from lorafold.serve.session import Answer
-from lorafold.serve.views import heads, pane_headings, summary
+from lorafold.serve.terminal.lens_rows import lens_rows
+from lorafold.serve.terminal.panes import Panes
+from lorafold.serve.terminal.views import heads, pane_headings, summary
 
 WIDTH = 100
 

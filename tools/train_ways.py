@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from lorafold.chat import Encoded
+from lorafold.chat.tokenizer import Encoded
 from lorafold.models import Base
 from lorafold.train import TrainConfig
-from lorafold.train.batches import StepPlan
 from lorafold.train.build import build
 from lorafold.train.checkpoints import RunState
-from lorafold.train.collate import IGNORED, make_batch
+from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import peak_memory, run_steps
 from lorafold.train.signals import StopRequest
-from lorafold.train.speed import restored_modules
+from lorafold.train.tokens.batches import StepPlan
+from lorafold.train.tokens.collate import IGNORED, make_batch
 from lorafold.train.workers import Workers
 
 # hidden size, layers, heads, key-value heads, feed-forward size, tied head, vocabulary

@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.chat import Encoded
+from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
 from lorafold.models import Base
-from lorafold.train import checkpoints, memory
-from lorafold.train.adapter import initial_adapter
-from lorafold.train.base_model import load_model, pick_device, pick_dtype, quiet_transformers
-from lorafold.train.batches import StepPlan
-from lorafold.train.check import difference, measure, sample
-from lorafold.train.collate import make_batch
+from lorafold.train import checkpoints
 from lorafold.train.config import TrainConfig
-from lorafold.train.forward import Forward, causal_model
+from lorafold.train.fast import memory
+from lorafold.train.fast.check import difference, measure, sample
+from lorafold.train.fast.forward import Forward, causal_model
+from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, Method, linear_names
-from lorafold.train.new_tokens import make_room
+from lorafold.train.model.adapter import initial_adapter
+from lorafold.train.model.base import load_model, pick_device, pick_dtype, quiet_transformers
+from lorafold.train.model.new_tokens import make_room
+from lorafold.train.model.widen import widen_trained
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
-from lorafold.train.packing import make_pack
-from lorafold.train.speed import Speed, apply, choose, graphs_fit
-from lorafold.train.widen import widen_trained
+from lorafold.train.tokens.batches import StepPlan
+from lorafold.train.tokens.collate import make_batch
+from lorafold.train.tokens.packing import make_pack
 from lorafold.train.workers import Workers
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _forward(
 def _graphs(config: TrainConfig, forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> Any:
     import torch
 
-    from lorafold.train import graphs
+    from lorafold.train.fast import graphs
 
     examples = _examples(config) * workers.count
     longest = max(len(sequence.ids) for sequence in sequences)
@@ -210,7 +211,7 @@ def _fit(
     config: TrainConfig, speed: Speed, forward: Forward, sequences: Sequence[Encoded], workers: Workers
 ) -> Speed:
     """Choose the length of packs, and gradient checkpointing where memory demands it."""
-    from lorafold.train import graphs
+    from lorafold.train.fast import graphs
 
     longest = max(len(sequence.ids) for sequence in sequences)
     if not speed.packing:

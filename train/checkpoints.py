@@ -23,7 +23,7 @@ from typing import Any
 from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
 from lorafold.errors import InputError
 from lorafold.renames import remove_folder
-from lorafold.train.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
+from lorafold.train.model.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 

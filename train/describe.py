@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lorafold.chat import ChatTokenizer, Encoded
+from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
 from lorafold.progress import Progress, silent
-from lorafold.train.data import load_data
+from lorafold.train.data.load import load_data
 from lorafold.train.material import choose_tokenizer
-from lorafold.train.piece_tokenizer import with_tokenizer_json
-from lorafold.train.tokenize import tokenize
+from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
+from lorafold.train.tokens.tokenize import tokenize
 
 
 @dataclass(frozen=True, slots=True)

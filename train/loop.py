@@ -24,12 +24,12 @@ from typing import Any
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.progress import Progress
-from lorafold.train.batches import StepPlan
 from lorafold.train.checkpoints import RunState, trainable
-from lorafold.train.collate import Batch
 from lorafold.train.config import TrainConfig
-from lorafold.train.forward import Forward, seed_pass
+from lorafold.train.fast.forward import Forward, seed_pass
 from lorafold.train.signals import StopRequest
+from lorafold.train.tokens.batches import StepPlan
+from lorafold.train.tokens.collate import Batch
 
 _WINDOW = 20  # steps that the speed is taken over
 _SMALLEST_SCALE = 2.0**-10  # of the loss in float16; below it the gradient itself is infinite

@@ -6,15 +6,15 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafold.chat import ChatTokenizer
+from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.progress import Progress
 from lorafold.train.config import TrainConfig
-from lorafold.train.data import DataSet, load_splits
-from lorafold.train.new_tokens import extend_tokenizer
-from lorafold.train.piece_tokenizer import with_tokenizer_json
-from lorafold.train.thinking import settle_thinking
-from lorafold.train.tokenize import Tokenized, tokenize
+from lorafold.train.data.load import DataSet, load_splits
+from lorafold.train.data.thinking import settle_thinking
+from lorafold.train.model.new_tokens import extend_tokenizer
+from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
+from lorafold.train.tokens.tokenize import Tokenized, tokenize
 
 
 @dataclass(frozen=True, slots=True)

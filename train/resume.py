@@ -15,8 +15,8 @@ from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.models import Base
 from lorafold.train.checkpoints import newest_whole
 from lorafold.train.config import TrainConfig
-from lorafold.train.data import DataSet
-from lorafold.train.tokenize import Tokenized
+from lorafold.train.data.load import DataSet
+from lorafold.train.tokens.tokenize import Tokenized
 
 # Fields that may differ between a run and its resumption: they do not touch what is computed.
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}

@@ -16,7 +16,7 @@ from lorafold.progress import Progress, silent
 from lorafold.renames import restore_folder
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import read_metrics
-from lorafold.train.data import load_splits
+from lorafold.train.data.load import load_splits
 from lorafold.train.result import TrainResult
 from lorafold.train.resume import finished_run, require_same
 from lorafold.train.session import Session

@@ -21,21 +21,21 @@ from lorafold.models import Base
 from lorafold.progress import Progress
 from lorafold.renames import remove_folder
 from lorafold.train import checkpoints
-from lorafold.train.adapter import copy_tokenizer, save_adapter
-from lorafold.train.base_model import base_dtype, memory_faults
 from lorafold.train.build import build
 from lorafold.train.card import model_card
 from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
 from lorafold.train.curve import draw_png, keep_until, read_metrics
-from lorafold.train.held_out import write_held_out
+from lorafold.train.data.held_out import write_held_out
+from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import run_steps
 from lorafold.train.material import read_material
 from lorafold.train.methods import METHODS
+from lorafold.train.model.adapter import copy_tokenizer, save_adapter
+from lorafold.train.model.base import base_dtype, memory_faults
 from lorafold.train.result import TrainResult, last_value
 from lorafold.train.resume import agreed_facts, find_checkpoint
 from lorafold.train.signals import stop_requests
-from lorafold.train.speed import restored_modules
 from lorafold.train.tensorboard import event_writer
 from lorafold.train.unfinished import forget, tidy
 from lorafold.train.workers import Workers
@@ -159,7 +159,7 @@ class Session:
 
     def check_start(self, path: Path) -> None:
         """PiSSA and OLoRA take their start out of the base: it must come out as it did then."""
-        from lorafold.train.tensorfiles import load_tensors
+        from lorafold.train.model.tensorfiles import load_tensors
 
         saved = load_tensors(path / "initial.safetensors")
         if any(not saved[name].equal(value) for name, value in self.initial.items()):
@@ -174,7 +174,7 @@ class Session:
         if self.method.peft is not None:
             save_adapter(self.trainer.model, folder, self.base, self.method, self.initial)
         if self.initial:
-            from lorafold.train.tensorfiles import save_tensors
+            from lorafold.train.model.tensorfiles import save_tensors
 
             save_tensors(folder / "initial.safetensors", self.initial)
 
@@ -198,7 +198,7 @@ class Session:
         """Keep the parameters of the best evaluation so far."""
         if not (self.config.load_best_model_at_end and self.workers.first):
             return
-        from lorafold.train.tensorfiles import save_tensors
+        from lorafold.train.model.tensorfiles import save_tensors
 
         with new_folder(self.run / "best", force=True) as staging:
             save_tensors(staging / "trainable.safetensors", checkpoints.trainable(self.trainer.model))

@@ -1,0 +1,184 @@
+"""Rows of the table for Gemma: norms stored less one, windows in a fixed pattern, a fixed scale of attention.
+
+In: nothing. Out: `GEMMA_ROWS`. What llama.cpp's graphs fix, the config must agree with; sources as in
+`arch_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorafold.export.arch.hyperparameters import Config, divided_width, f32, is_finite, kv_heads, u32
+from lorafold.export.arch.rope import read_rope
+from lorafold.export.arch.rules import (
+    ATTENTION,
+    COMMON,
+    EMBEDDING,
+    HEAD,
+    HEAD_NORMS,
+    LIMITS,
+    MLP,
+    MODEL,
+    OUTPUT_NORM,
+    RMS_EPSILON,
+    TIED,
+    Architecture,
+    Condition,
+    activation,
+    layer,
+    normed,
+    rope_kinds,
+    switched_off,
+)
+
+_NORMS = (
+    layer("attn_norm.weight", "input_layernorm.weight", "width"),
+    layer("post_attention_norm.weight", "post_attention_layernorm.weight", "width"),
+    layer("ffn_norm.weight", "pre_feedforward_layernorm.weight", "width"),
+    layer("post_ffw_norm.weight", "post_feedforward_layernorm.weight", "width"),
+)
+_TANH_GELU = activation("gelu_pytorch_tanh", of="hidden_activation")
+_SOFTCAP = f32("final_logit_softcapping", "final_logit_softcapping")
+_WINDOW = u32("attention.sliding_window", "sliding_window")
+
+
+def _given(field: str) -> Condition:
+    """llama.cpp has a default of its own where the header has no entry."""
+    return Condition(
+        field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without"
+    )
+
+
+def _scale(layers_of_27b: int) -> Condition:
+    """llama.cpp scales attention by the head's width, except in the 27B, known by its number of layers."""
+
+    def holds(config: Config) -> bool:
+        large = config.integer("num_hidden_layers") == layers_of_27b
+        width = divided_width(config) if large else config.integer("head_dim")
+        return bool(config.number("query_pre_attn_scalar") == width)
+
+    return Condition(
+        "query_pre_attn_scalar",
+        holds,
+        f"head_dim (in a model of {layers_of_27b} layers hidden_size / num_attention_heads): "
+        "llama.cpp computes no other here",
+    )
+
+
+def _windows(period: int) -> Condition:
+    """llama.cpp gives every layer a window but the last of each `period`."""
+
+    def holds(config: Config) -> bool:
+        layers = range(1, config.integer("num_hidden_layers") + 1)
+        kinds = config.get("layer_types")
+        pattern = config.get("sliding_window_pattern")
+        if kinds:
+            full = [number % period == 0 for number in layers]
+            return isinstance(kinds, list) and [kind == "full_attention" for kind in kinds] == full
+        return pattern is None or pattern == period
+
+    return Condition(
+        "layer_types",
+        holds,
+        f"full attention in every layer whose number divides by {period}, windows in the others",
+    )
+
+
+def _theta_is(expected: float) -> Callable[[Config], bool]:
+    """Whether rope is plain, with the base that llama.cpp takes when the header has none."""
+
+    def holds(config: Config) -> bool:
+        rope = read_rope(config)
+        return rope.kind == "default" and float(rope.full.get("rope_theta") or expected) == expected
+
+    return holds
+
+
+GEMMA2 = Architecture(
+    classes=("Gemma2ForCausalLM",),
+    model_types=("gemma2",),
+    gguf="gemma2",
+    tensors=normed(EMBEDDING, OUTPUT_NORM, *_NORMS, *ATTENTION, *MLP),
+    hyperparameters=(
+        u32("context_length", "max_position_embeddings"),
+        u32("embedding_length", "hidden_size"),
+        u32("block_count", "num_hidden_layers"),
+        u32("feed_forward_length", "intermediate_size"),
+        u32("attention.head_count", "num_attention_heads"),
+        u32("attention.head_count_kv", kv_heads),
+        RMS_EPSILON,
+        *HEAD,
+    ),
+    extensions=(f32("attn_logit_softcapping", "attn_logit_softcapping"), _SOFTCAP, _WINDOW),
+    defaults={
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        TIED: True,
+    },
+    skipped=((r"^lm_head\.weight$", "a copy of the embedding, which llama.cpp uses as the head"),),
+    required=(
+        Condition(TIED, lambda config: config.flag(TIED), "true: llama.cpp has no head of its own here"),
+        Condition(
+            "rope_theta", _theta_is(10000.0), "10000 without scaling: llama.cpp computes no other here"
+        ),
+        _TANH_GELU,
+        _given("attn_logit_softcapping"),
+        _given("final_logit_softcapping"),
+        _given("sliding_window"),
+        _scale(46),
+        _windows(2),
+        switched_off("attention_bias"),
+        switched_off("use_bidirectional_attention"),
+    ),
+)
+
+GEMMA3 = Architecture(
+    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_types=("gemma3_text", "gemma3"),
+    gguf="gemma3",
+    tensors=normed(*MODEL, *_NORMS, *ATTENTION, *HEAD_NORMS, *MLP),
+    hyperparameters=COMMON,
+    extensions=(_SOFTCAP, _WINDOW),
+    defaults={
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000.0,
+        "rope_theta": 1000000.0,
+        "sliding_window": 4096,
+        "vocab_size": 262208,
+        TIED: True,
+    },
+    caveats=LIMITS[1:],
+    spellings=(
+        ("language_model.model.", "model."),
+        ("model.language_model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+    ),
+    skipped=(
+        (r"^(model\.)?vision_tower\.", "sees images; the text model does not"),
+        (r"^(model\.)?multi_modal_projector\.", "sees images; the text model does not"),
+    ),
+    required=(
+        _TANH_GELU,
+        *rope_kinds("linear"),
+        _given("sliding_window"),
+        _scale(62),
+        _windows(6),
+        switched_off("attention_bias"),
+        switched_off("attn_logit_softcapping"),
+        switched_off("use_bidirectional_attention"),
+    ),
+)
+
+GEMMA_ROWS = (GEMMA2, GEMMA3)

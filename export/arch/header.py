@@ -1,0 +1,103 @@
+"""From a Hugging Face model to llama.cpp's: which GGUF tensors there are, what each is made of, which header.
+
+In: config.json, and names and shapes of tensors (headers alone; no weight is read, torch and transformers are
+not needed). Out: `MappedTensor`s in the order in which llama.cpp's converter writes them, and the header's
+entries except the tokenizer's. What the table (`arch_table`) does not know is an error that names it.
+
+Listed differences to the converter's output:
+- The head of a tied model whose architecture llama.cpp loads only with `output.weight` (OLMo 2, InternLM 2,
+  Qwen 2 MoE) is written from the embedding; the converter's file does not load.
+- YaRN's `attention_factor`, `mscale` and `mscale_all_dim`, and longrope's `attention_factor` and `factor`, go
+  into rope.scaling.attn_factor, which llama.cpp reads; the entries that the converter writes for them are not
+  read.
+- GPT-2's inner width is `n_inner` where that is given; the converter always writes four times the outer.
+- Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_VERSION, GGUFValueType
+
+from lorafold.export.arch.general import general_metadata
+from lorafold.export.arch.hyperparameters import read_all
+from lorafold.export.arch.row import find, view_of
+from lorafold.export.arch.rules import Architecture
+from lorafold.export.arch.table import ARCHITECTURES
+from lorafold.export.arch.tensors import BUFFER_REASONS, map_tensors, skipped_tensors
+from lorafold.export.gguf.metadata import KeyValue
+from lorafold.export.gguf.parts import MappedTensor, RowRange
+
+__all__ = [
+    "ARCHITECTURES",
+    "BUFFER_REASONS",
+    "Architecture",
+    "MappedTensor",
+    "RowRange",
+    "caveats",
+    "find",
+    "map_tensors",
+    "metadata",
+    "quantize_order",
+    "skipped_tensors",
+]
+
+
+def caveats(config: Mapping[str, Any]) -> list[str]:
+    """What llama.cpp leaves out of this model, a sentence each; mostly nothing."""
+    row, view = view_of(config)
+    return [
+        f"{view.spelled(rule.field)} is {view.get(rule.field)!r}, expected {rule.expected}"
+        for rule in row.caveats
+        if not rule.holds(view)
+    ]
+
+
+def metadata(
+    config: Mapping[str, Any],
+    tensors: Sequence[MappedTensor],
+    folder: Path,
+    file_type: int,
+    *,
+    name: str | None = None,
+) -> list[KeyValue]:
+    """The header's entries except the tokenizer's, in the converter's order.
+
+    Args:
+        config: as for `map_tensors`.
+        tensors: what `map_tensors` gave; the number of weights goes into general.size_label.
+        folder: the base: its name, README.md and generation_config.json tell general.*.
+        file_type: llama.cpp's number of the mixture (`enum llama_ftype`).
+        name: general.name, where it is not to be guessed from the folder.
+
+    Raises:
+        InputError: a field of config.json or of the model card cannot be used.
+    """
+    row, view = view_of(config)
+    general = general_metadata(folder, tensors, name)
+    file_type_entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
+    hyperparameters = read_all((*row.hyperparameters, *row.extensions), view, row.gguf)
+    before = {f"{row.gguf}.{entry.key}" for entry in row.hyperparameters}
+    return [
+        KeyValue("general.architecture", row.gguf, GGUFValueType.STRING),
+        *read_all(row.first, view, row.gguf),
+        *general,
+        *(entry for entry in hyperparameters if entry.key in before),
+        file_type_entry,
+        *(entry for entry in hyperparameters if entry.key not in before),
+        KeyValue("general.quantization_version", GGML_QUANT_VERSION, GGUFValueType.UINT32),
+    ]
+
+
+def quantize_order(names: Iterable[str]) -> list[str]:
+    """The order in which llama_model_quantize writes tensors: by (layer, name), those of no layer first."""
+
+    def key(name: str) -> tuple[int, bytes]:
+        in_layer = re.match(r"blk\.(\d+)\.", name)
+        return (int(in_layer.group(1)) if in_layer else -1, name.encode())
+
+    return sorted(names, key=key)

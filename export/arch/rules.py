@@ -1,0 +1,301 @@
+"""The words in which `arch_table` describes an architecture, and the rules that several of them share.
+
+In: nothing. Out: `TensorRule` (which Hugging Face tensor becomes which GGUF tensor), `Condition` (what
+llama.cpp computes without reading it from the file, so that the config must agree), `Architecture` (one row
+of the table). Names of GGUF tensors are those of gguf-py's TENSOR_NAMES; shapes are spelled with the names of
+`hyperparameters.dimensions`, rows first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lorafold.export.arch.hyperparameters import (
+    Config,
+    Hyperparameter,
+    divided_width,
+    f32,
+    head_dim,
+    kv_heads,
+    u32,
+)
+from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE, read_rope, usual_yarn
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """Which Hugging Face tensor becomes which GGUF tensor.
+
+    Attributes:
+        name: the GGUF name; "{layer}" stands for each layer's number.
+        source: the Hugging Face name; "{expert}" stands for each expert, whose tensors are stacked.
+        shape: the source's shape, in names of sizes.
+        becomes: the GGUF tensor's shape where it is not the source's (stacked and transposed ones need none).
+        rows: (start, stop) ranges of the source's rows that are taken; None takes all.
+        op: key in `row_ops.ROW_OPS`.
+        group: the size that blocks of rows are multiples of; it is the op's parameter too.
+        transpose: the source is stored transposed.
+        when: a config switch without which the rule does not count, or "not SWITCH".
+        unless: a config switch with which the source may be absent.
+        instead: the source to take where `unless` is on and the source is absent, for a tensor that llama.cpp
+            insists on.
+    """
+
+    name: str
+    source: str
+    shape: tuple[str, ...]
+    becomes: tuple[str, ...] | None = None
+    rows: Callable[[Sizes], Sequence[tuple[int, int]]] | None = None
+    op: str | None = None
+    group: str = "one"
+    transpose: bool = False
+    when: str | None = None
+    unless: str | None = None
+    instead: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that llama.cpp takes for granted.
+
+    Attributes:
+        field: the config field it is about.
+        holds: whether a config agrees.
+        expected: what llama.cpp computes, to complete "…, expected".
+    """
+
+    field: str
+    holds: Callable[[Config], bool]
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One row of the table: how models of one Hugging Face class become GGUF.
+
+    Attributes:
+        classes: names in config.json's `architectures`.
+        model_types: names in config.json's `model_type`, for files without `architectures`.
+        gguf: llama.cpp's name, general.architecture.
+        tensors: rules for tensors outside and inside layers.
+        variants: alternative rules for the same tensors (experts one by one, or fused); the first of which
+            any tensor is present counts.
+        hyperparameters: entries of the header before general.file_type, as the converter orders them.
+        extensions: entries after it.
+        first: entries before all of these.
+        generated: tensors that come from the config, by their GGUF name.
+        defaults: what transformers' config class takes for a missing field: a value, or a function of the
+            config.
+        aliases: canonical field -> this family's name.
+        spellings: (prefix in the file, canonical prefix) of tensor names.
+        skipped: (regular expression, reason) of tensors that llama.cpp has no use for.
+        required: what must hold, or the result would compute something else.
+        caveats: what llama.cpp leaves out; the result is right within these limits.
+    """
+
+    classes: tuple[str, ...]
+    model_types: tuple[str, ...]
+    gguf: str
+    tensors: tuple[TensorRule, ...]
+    hyperparameters: tuple[Hyperparameter, ...]
+    extensions: tuple[Hyperparameter, ...] = ()
+    first: tuple[Hyperparameter, ...] = ()
+    variants: tuple[tuple[TensorRule, ...], ...] = ()
+    generated: Callable[[Config], dict[str, tuple[float, ...]]] | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    spellings: tuple[tuple[str, str], ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    required: tuple[Condition, ...] = ()
+    caveats: tuple[Condition, ...] = ()
+
+
+TIED = "tie_word_embeddings"
+# transformers' defaults that most families share.
+DEFAULTS: dict[str, Any] = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, TIED: False}
+LAYER = "model.layers.{layer}."
+
+EMBEDDING = TensorRule("token_embd.weight", "model.embed_tokens.weight", ("vocab", "width"))
+OUTPUT_NORM = TensorRule("output_norm.weight", "model.norm.weight", ("width",))
+OUTPUT = TensorRule("output.weight", "lm_head.weight", ("vocab", "width"), unless=TIED)
+# llama.cpp loads some architectures only with a head of their own.
+OUTPUT_ALWAYS = replace(OUTPUT, instead=EMBEDDING.source)
+MODEL = (EMBEDDING, OUTPUT_NORM, OUTPUT)
+
+
+def layer(name: str, source: str, *shape: str, **rest: Any) -> TensorRule:
+    """A rule for a tensor of each layer: `name` below "blk.N.", `source` below "model.layers.N."."""
+    return TensorRule("blk.{layer}." + name, LAYER + source, shape, **rest)
+
+
+def with_bias(rule: TensorRule, when: str | None = None, **changes: Any) -> tuple[TensorRule, TensorRule]:
+    """A linear layer's weight and its bias, the latter under a config switch where one is given."""
+    name, source = (text.removesuffix("weight") + "bias" for text in (rule.name, rule.source))
+    bias = replace(rule, name=name, source=source, shape=rule.shape[:1], when=when, **changes)
+    return rule, bias
+
+
+def normed(*rules: TensorRule) -> tuple[TensorRule, ...]:
+    """Gemma's rules: every norm is stored less one."""
+    return tuple(replace(rule, op="add_one") if rule.name.endswith("norm.weight") else rule for rule in rules)
+
+
+NORMS = (
+    layer("attn_norm.weight", "input_layernorm.weight", "width"),
+    layer("ffn_norm.weight", "post_attention_layernorm.weight", "width"),
+)
+QUERY = layer("attn_q.weight", "self_attn.q_proj.weight", "query", "width")
+KEY = layer("attn_k.weight", "self_attn.k_proj.weight", "key", "width")
+VALUE = layer("attn_v.weight", "self_attn.v_proj.weight", "key", "width")
+ATTENTION_OUTPUT = layer("attn_output.weight", "self_attn.o_proj.weight", "width", "query")
+ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
+HEAD_NORMS = (
+    layer("attn_q_norm.weight", "self_attn.q_norm.weight", "head_dim"),
+    layer("attn_k_norm.weight", "self_attn.k_norm.weight", "head_dim"),
+)
+GATE = layer("ffn_gate.weight", "mlp.gate_proj.weight", "ff", "width")
+UP = layer("ffn_up.weight", "mlp.up_proj.weight", "ff", "width")
+DOWN = layer("ffn_down.weight", "mlp.down_proj.weight", "width", "ff")
+MLP = (GATE, UP, DOWN)
+GATE_UP = layer("ffn_up.weight", "mlp.gate_up_proj.weight", "2_ff", "width")
+
+
+def expert_rules(prefix: str, down: str, gate: str, up: str, ff: str, order: str) -> tuple[TensorRule, ...]:
+    """Rules for experts that are stored one by one.
+
+    Args:
+        prefix: of an expert's tensors within a layer, with "{expert}".
+        down: the down projection's name.
+        gate: the gate's name.
+        up: the up projection's name.
+        ff: the size that is an expert's inner width.
+        order: the order in which the converter emits the three, e.g. "down gate up".
+    """
+    rules = {
+        "down": layer("ffn_down_exps.weight", f"{prefix}.{down}.weight", "width", ff),
+        "gate": layer("ffn_gate_exps.weight", f"{prefix}.{gate}.weight", ff, "width"),
+        "up": layer("ffn_up_exps.weight", f"{prefix}.{up}.weight", ff, "width"),
+    }
+    return tuple(rules[name] for name in order.split())
+
+
+def fused_experts(ff: str) -> tuple[TensorRule, ...]:
+    """Rules for transformers 5's fused experts: gate above up in one (experts, 2 ff, width), and down."""
+
+    def half(part: int) -> Callable[[Sizes], Sequence[tuple[int, int]]]:
+        def rows(sizes: Sizes) -> list[tuple[int, int]]:
+            inner = sizes[ff]
+            starts = ((2 * expert + part) * inner for expert in range(sizes["experts"]))
+            return [(start, start + inner) for start in starts]
+
+        return rows
+
+    fused: dict[str, Any] = {"becomes": ("experts", ff, "width")}
+    shape = ("experts", f"2_{ff}", "width")
+    return (
+        layer("ffn_gate_exps.weight", "mlp.experts.gate_up_proj", *shape, rows=half(0), **fused),
+        layer("ffn_up_exps.weight", "mlp.experts.gate_up_proj", *shape, rows=half(1), **fused),
+        layer("ffn_down_exps.weight", "mlp.experts.down_proj", "experts", "width", ff),
+    )
+
+
+# What every header has, in the converter's order.
+SIZES = (
+    u32("block_count", "num_hidden_layers"),
+    u32("context_length", "max_position_embeddings"),
+    u32("embedding_length", "hidden_size"),
+    u32("feed_forward_length", "intermediate_size"),
+    u32("attention.head_count", "num_attention_heads"),
+    u32("attention.head_count_kv", kv_heads),
+)
+ROPE = (*SCALING, FREQUENCY_BASE, SLIDING_FREQUENCY_BASE)
+RMS_EPSILON = f32("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+EXPERTS = (
+    u32("expert_count", "num_experts"),
+    u32("expert_used_count", "num_experts_per_tok"),
+)
+# The width of a head, where the config gives it or has a default.
+HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "head_dim"))
+COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
+VOCABULARY = u32("vocab_size", "vocab_size")
+ROTATED = u32("rope.dimension_count", head_dim)
+
+
+def activation(name: str, *same: str, of: str = "hidden_act") -> Condition:
+    """The activation function is built into llama.cpp's graph."""
+    allowed = (None, name, *same)
+    return Condition(
+        of, lambda config: config.get(of) in allowed, f"{name!r}: llama.cpp computes no other here"
+    )
+
+
+def switched_off(field: str) -> Condition:
+    """A config switch whose tensors or computation llama.cpp lacks here."""
+    return Condition(field, lambda config: not config.get(field), "false: llama.cpp has no such part here")
+
+
+def undivided_heads(config: Config) -> bool:
+    """Whether heads times head width is the model's width."""
+    return config.get("head_dim") is None or config.integer("head_dim") == divided_width(config)
+
+
+SILU = activation("silu", "swish")
+EVEN_HEADS = Condition(
+    "head_dim", lambda config: head_dim(config) % 2 == 0, "an even number: rope rotates pairs of columns"
+)
+PLAIN_HEADS = Condition(
+    "head_dim",
+    undivided_heads,
+    "hidden_size / num_attention_heads: llama.cpp takes no other here",
+)
+FULL_ATTENTION = Condition(
+    "sliding_window",
+    lambda config: (
+        config.get("sliding_window") is None
+        or config.get("use_sliding_window") is False
+        or config.integer("sliding_window", least=0) >= config.integer("max_position_embeddings")
+    ),
+    "none: llama.cpp lets this architecture see the whole context, so texts longer than the window differ",
+)
+
+
+def rope_kinds(*kinds: str, partial: bool = False) -> tuple[Condition, ...]:
+    """What kinds of rope there are in llama.cpp's graph of an architecture; dynamic scaling is a caveat.
+
+    Args:
+        kinds: scaling besides none and dynamic.
+        partial: whether a part of each head may go unrotated.
+    """
+    allowed = ("default", "dynamic", *kinds)
+    expected = " or ".join(repr(kind) for kind in allowed)
+    known = Condition(
+        "rope_scaling",
+        lambda config: read_rope(config).kind in allowed,
+        f"rope_type {expected}: llama.cpp computes no other here",
+    )
+    ramp = Condition(
+        "rope_scaling",
+        usual_yarn,
+        "beta_fast 32, beta_slow 1 and truncate: llama.cpp computes no other YaRN here",
+    )
+    whole = Condition(
+        "partial_rotary_factor",
+        lambda config: (read_rope(config).full.get("partial_rotary_factor") or 1.0) == 1.0,
+        "1: llama.cpp rotates whole heads here",
+    )
+    return (known, ramp) if partial else (known, ramp, whole)
+
+
+# What llama.cpp leaves out of most architectures; both matter for long texts only.
+LIMITS = (
+    FULL_ATTENTION,
+    Condition(
+        "rope_scaling",
+        lambda config: read_rope(config).kind != "dynamic",
+        "none: llama.cpp leaves dynamic scaling out, so texts longer than max_position_embeddings differ",
+    ),
+)

@@ -1,0 +1,240 @@
+"""The tensors of a GGUF file, each made of which rows of which Hugging Face tensors, by the table's rules.
+
+In: config.json, and names and shapes of tensors. Out: `MappedTensor`s in the order in which llama.cpp's
+converter writes them, or an error that names what is missing, too many, or of another shape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lorafold.errors import InputError
+from lorafold.export.arch.hyperparameters import Config, dimensions
+from lorafold.export.arch.row import FOLDER_WORKS, find, view_of
+from lorafold.export.arch.rules import Architecture, TensorRule
+from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.weights import TensorInfo
+
+# Buffers that old checkpoints store beside the weights; they follow from the config.
+_BUFFERS = (
+    (r"(^|\.)rotary_emb\.inv_freq$", "follows from the config"),
+    (r"\.(attn|attention)\.(masked_)?bias$", "a mask that follows from the config"),
+)
+BUFFER_REASONS = frozenset(reason for _, reason in _BUFFERS)
+# What is named in an error about many tensors.
+_NAMED = 8
+
+
+def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> list[MappedTensor]:
+    """What each tensor of the GGUF file is made of.
+
+    Args:
+        config: the parsed config.json; after a fold, with `vocab_size` and `tie_word_embeddings` as the fold
+            left them (`Folded.config`).
+        tensors: the source's tensors by name; only names, shapes, files are looked at.
+
+    Returns:
+        The GGUF tensors in the converter's order: generated ones, then by file and Hugging Face name.
+
+    Raises:
+        InputError: no such architecture; the config asks for what llama.cpp does not compute; a tensor is
+            missing, has another shape than the config says, or is none of the architecture's.
+    """
+    row, view = view_of(config)
+    sizes = dimensions(view)
+    actual = {_canonical(name, row): name for name in tensors}
+    rules = [rule for rule in (*row.tensors, *_variant(row, actual)) if _counts(rule, view)]
+    _check_number(rules, sizes, len(tensors))
+    _check(view, row)
+    order = {name: place for place, name in enumerate(_file_order(tensors))}
+    found: list[tuple[int, int, MappedTensor]] = []
+    missing: list[str] = []
+    used: set[str] = set()
+    for number, rule in enumerate(rules):
+        for layer in range(sizes["layers"]) if "{layer}" in rule.name else (0,):
+            wanted = _wanted(rule, layer, sizes, actual, view)
+            absent = [source for source in wanted if source not in actual]
+            missing += absent
+            if absent or not wanted:
+                continue
+            names = [actual[source] for source in wanted]
+            for name in names:
+                _check_shape(tensors[name], rule, sizes)
+            used.update(names)
+            last = max(order[name] for name in names)
+            if "{expert}" in rule.source:
+                last = _last_part(rules, layer, sizes, actual, order, last)
+            found.append((last, number, _mapped(rule, layer, names, sizes)))
+    if missing:
+        raise InputError(
+            f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} missing",
+            at="model.safetensors",
+            fix="download the model again, or correct config.json if it is of another model",
+        )
+    unknown = sorted(set(tensors) - used - skipped_tensors(config, tensors).keys())
+    if unknown:
+        raise InputError(
+            f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of this {row.classes[0]}",
+            at="model.safetensors",
+            fix=f"correct config.json if it is of another model; {FOLDER_WORKS}",
+        )
+    found.sort(key=lambda item: item[:2])
+    generated = row.generated(view) if row.generated else {}
+    made = [MappedTensor(name, (len(values),), constant=values) for name, values in generated.items()]
+    return made + [tensor for _, _, tensor in found]
+
+
+def skipped_tensors(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, str]:
+    """Tensors that llama.cpp has no use for.
+
+    Args:
+        config: the parsed config.json.
+        tensors: names.
+
+    Returns:
+        Reason by name.
+    """
+    row = find(config)
+    return {
+        name: reason
+        for name in tensors
+        for pattern, reason in (*_BUFFERS, *row.skipped)
+        if re.search(pattern, name)
+    }
+
+
+def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: int) -> None:
+    """Refuse a config that asks for far more tensors than there are, before counting through their names."""
+    wanted = sum(
+        (sizes["layers"] if "{layer}" in rule.source else 1)
+        * (sizes.get("experts", 0) if "{expert}" in rule.source else 1)
+        for rule in rules
+    )
+    if wanted > 2 * held + 1000:
+        raise InputError(
+            f"num_hidden_layers {sizes['layers']} asks for {wanted} tensors, the files hold {held}",
+            at="config.json: num_hidden_layers",
+            fix="use the config.json that belongs to these weights",
+        )
+
+
+def _check(config: Config, row: Architecture) -> None:
+    """Refuse what would be computed wrongly, rather than write it."""
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+        raise InputError(
+            f"the weights are quantized already ({method})",
+            at="config.json: quantization_config",
+            fix="take the model it was quantized from, in 16 or 32 bit",
+        )
+    for rule in row.required:
+        if not rule.holds(config):
+            error = config.wrong(rule.field, config.get(rule.field), rule.expected)
+            raise InputError(error.problem, at=error.at, fix=FOLDER_WORKS)
+
+
+def _canonical(name: str, row: Architecture) -> str:
+    """A tensor's name as the table spells it."""
+    for spelled, canonical in row.spellings:
+        if name.startswith(spelled):
+            return canonical + name.removeprefix(spelled)
+    return name
+
+
+def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, ...]:
+    """The variant whose tensors are present; the first where none is, so that its tensors are named."""
+    for rules in row.variants:
+        if any(rule.source.format(layer=0, expert=0) in actual for rule in rules):
+            return rules
+    return row.variants[0] if row.variants else ()
+
+
+def _counts(rule: TensorRule, config: Config) -> bool:
+    """Whether the config's switches ask for a rule's tensor."""
+    if rule.when is None:
+        return True
+    wanted = not rule.when.startswith("not ")
+    return config.flag(rule.when.removeprefix("not ")) == wanted
+
+
+def _file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Tensors as the converter meets them: file by file, by name in each."""
+    return sorted(tensors, key=lambda name: (tensors[name].file.name, name))
+
+
+def _wanted(
+    rule: TensorRule, layer: int, sizes: Mapping[str, int], actual: Mapping[str, str], config: Config
+) -> list[str]:
+    """The canonical names of the sources to take; none where the tensor may be and is absent."""
+    sources = _sources(rule, layer, sizes)
+    if rule.unless is None or not config.flag(rule.unless) or sources[0] in actual:
+        return sources
+    return [] if rule.instead is None else [rule.instead]
+
+
+def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
+    """The canonical names of a rule's sources, one for each expert where there are experts."""
+    experts = range(sizes.get("experts", 0)) if "{expert}" in rule.source else (0,)
+    return [rule.source.format(layer=layer, expert=expert) for expert in experts]
+
+
+def _last_part(
+    rules: Sequence[TensorRule],
+    layer: int,
+    sizes: Mapping[str, int],
+    actual: Mapping[str, str],
+    order: Mapping[str, int],
+    last: int,
+) -> int:
+    """Where the last of all experts' tensors of a layer stands: there the converter emits their stacks."""
+    for rule in rules:
+        if "{expert}" in rule.source:
+            present = (actual[name] for name in _sources(rule, layer, sizes) if name in actual)
+            last = max([last, *(order[name] for name in present)])
+    return last
+
+
+def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -> None:
+    """Compare a tensor's shape with the config's."""
+    lacking = [name for name in rule.shape if name not in sizes]
+    expected = tuple(sizes[name] for name in rule.shape if name in sizes)
+    if lacking or info.shape != expected:
+        meaning = " x ".join(rule.shape)
+        raise InputError(
+            f"tensor {info.name} has shape {info.shape}, expected {expected} ({meaning} by config.json)",
+            at=info.file,
+            fix="use the config.json that belongs to these weights",
+        )
+
+
+def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int]) -> MappedTensor:
+    """One GGUF tensor from a rule and its sources' names."""
+    shape = tuple(sizes[name] for name in rule.shape)
+    ranges = rule.rows(sizes) if rule.rows else [(0, math.prod(shape[:-1]))]
+    if rule.becomes is not None:
+        shape = tuple(sizes[name] for name in rule.becomes)
+    elif rule.transpose:
+        shape = shape[::-1]
+    elif "{expert}" in rule.source:
+        shape = (len(names), *shape)
+    group = sizes[rule.group]
+    return MappedTensor(
+        rule.name.format(layer=layer),
+        shape,
+        tuple(RowRange(name, start, stop) for name in names for start, stop in ranges),
+        op=rule.op,
+        group=group if len(shape) > 1 else 1,
+        param=group if rule.op is not None and rule.group != "one" else None,
+        transpose=rule.transpose,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    shown = ", ".join(names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}{more}"

@@ -1,0 +1,1 @@
+"""A GGUF as it is planned and written: parts, header, rows, split, plan, writer."""

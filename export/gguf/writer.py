@@ -1,0 +1,183 @@
+"""Carries out a plan: read a block of rows, fold, permute, quantize into each output, write it at its offset.
+
+In: the planned files and the source of their rows. Out: the files, and their sha256. Blocks are rows, so the
+memory in use does not depend on the model's size; a few threads take blocks from one list, and since every
+block goes to an offset that the plan knows, the bytes do not depend on which thread took it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.artifacts import system_faults
+from lorafold.export.gguf.checksum import RunningChecksum
+from lorafold.export.gguf.header import GgufFile, TypedTensor, padded
+from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.rows import RowSource, read_block
+from lorafold.export.imatrix.file import column_weights
+from lorafold.export.quant import quantize as kernels
+from lorafold.export.workers import Written, pwrite_all, work_off
+from lorafold.progress import Progress, silent
+from lorafold.stopwatch import Spent, Stopwatch, doing
+
+# Bytes that one weight takes while its block is in flight: the block itself, a fold's temporary, the output.
+BYTES_IN_FLIGHT = 12
+MAX_BLOCK_WEIGHTS = 1 << 19
+
+
+def write_gguf_files(
+    files: Sequence[GgufFile],
+    source: RowSource,
+    folder: Path,
+    *,
+    threads: int,
+    max_memory: int,
+    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    progress: Progress = silent,
+) -> Written:
+    """Write every file from one read of the source.
+
+    Args:
+        files: what to write; the same tensor may stand in several files in several types.
+        source: float32 rows of the Hugging Face tensors, folded or not.
+        folder: where; it must exist.
+        threads: worker threads.
+        max_memory: bytes that blocks in flight may take, all threads together.
+        imatrix: importance weights by GGUF tensor name: (cols,) or (matrices, cols), float32.
+        progress: told the bytes written.
+
+    Returns:
+        sha256 by file name, and what the time went into.
+
+    Raises:
+        NumericError: a weight is NaN or infinite.
+        SystemFault: the disk refused.
+    """
+    tensors = {typed.tensor.name: typed.tensor for file in files for typed in file.tensors}
+    weights_per_block = min(MAX_BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
+    blocks = (
+        (tensor, start, stop)
+        for tensor in tensors.values()
+        for start, stop in block_rows(tensor, weights_per_block)
+    )
+    watch = Stopwatch()
+    with ExitStack() as opened:
+        outputs = [_OpenFile.create(folder / file.name, file, opened) for file in files]
+        targets: dict[str, list[_Target]] = {}
+        for output in outputs:
+            for typed in output.file.tensors:
+                targets.setdefault(typed.tensor.name, []).append(_Target(output, typed))
+
+        def carry_out(block: tuple[MappedTensor, int, int]) -> int:
+            tensor, start, stop = block
+            weights = column_weights(imatrix, tensor, start)
+            return _write_block(source, tensor, start, stop, targets[tensor.name], weights)
+
+        with watch.measured("compile"):
+            kernels.import_compiler(typed.type for file in files for typed in file.tensors)
+        with system_faults(folder):
+            work = work_off(
+                blocks,
+                carry_out,
+                threads=threads,
+                total=sum(typed.nbytes for file in files for typed in file.tensors),
+                progress=progress,
+            )
+            with watch.measured("sync"):
+                for output in outputs:
+                    os.fsync(output.descriptor)
+        checksums = {output.file.name: output.checksum.hexdigest(output.file.size) for output in outputs}
+    for kind, spent in watch.spent.items():
+        work[kind] = work.get(kind, Spent()) + spent
+    return Written(checksums, work)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file that is being written."""
+
+    file: GgufFile
+    descriptor: int
+    checksum: RunningChecksum
+
+    @classmethod
+    def create(cls, path: Path, file: GgufFile, opened: ExitStack) -> _OpenFile:
+        """Take the whole file's room on the disk and write its header; `opened` will close it."""
+        with system_faults(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            opened.callback(os.close, descriptor)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, file.size)  # a full disk is found here, not after minutes
+            else:
+                os.ftruncate(descriptor, file.size)
+            created = cls(file, descriptor, RunningChecksum(descriptor))
+            created.write(memoryview(file.header), 0)
+            return created
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write a part."""
+        with doing("write"):
+            pwrite_all(self.descriptor, data, offset)
+        with doing("checksum"):
+            self.checksum.add(data, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where one tensor goes in one file."""
+
+    output: _OpenFile
+    typed: TypedTensor
+
+    def write(self, rows: NDArray[np.uint8], start: int) -> None:
+        """Write quantized rows from row `start` on; behind the last one, the padding up to the next tensor.
+
+        The padding is there already, as zeros: it is only added to the checksum.
+        """
+        offset = len(self.output.file.header) + self.typed.offset + start * self.typed.row_bytes
+        self.output.write(memoryview(rows.reshape(-1)), offset)  # type: ignore[arg-type]  # arrays are buffers
+        padding = padded(self.typed.nbytes) - self.typed.nbytes
+        if padding and start + len(rows) == self.typed.tensor.rows:
+            self.output.checksum.add(bytes(padding), offset + rows.nbytes)
+
+
+def _write_block(
+    source: RowSource,
+    tensor: MappedTensor,
+    start: int,
+    stop: int,
+    targets: Sequence[_Target],
+    weights: NDArray[np.float32] | None,
+) -> int:
+    """Rows [start, stop) of one tensor, into every file that holds it; returns the bytes written."""
+    with doing("reorder"):
+        block = read_block(source, tensor, start, stop)
+    written = 0
+    for target in targets:
+        with doing("quantize"):
+            rows = kernels.quantize(block, target.typed.type, weights, at=tensor.name, first_row=start)
+        target.write(rows, start)
+        written += rows.nbytes
+    return written
+
+
+def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
+    """Cut a tensor into blocks of about `weights` weights: whole groups, within one matrix of experts.
+
+    A transposed tensor is read whole for each block, so it is one block.
+    """
+    matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1  # rows of one expert
+    if tensor.transpose:
+        yield 0, tensor.rows
+        return
+    step = max(weights // tensor.cols // tensor.group, 1) * tensor.group
+    for first in range(0, tensor.rows, matrix):
+        for start in range(first, first + matrix, step):
+            yield start, min(start + step, first + matrix)

@@ -1,0 +1,1 @@
+"""Importance matrices: the file, and how one is collected."""

@@ -1,0 +1,1 @@
+"""From a Jinja chat template to a proven Ollama Modelfile: `plan.plan_modelfile`."""

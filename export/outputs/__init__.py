@@ -1,0 +1,1 @@
+"""One module per format; `output.FORMATS` is the table."""

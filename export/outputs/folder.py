@@ -1,0 +1,130 @@
+"""A merged Hugging Face folder: safetensors, config, tokenizer and chat template, streamed like a GGUF."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.chat.tokenizer import ChatTemplate
+from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.plan import PROCESS_BYTES, SPEED, estimated_seconds, estimates
+from lorafold.export.inputs import Inputs
+from lorafold.export.outputs.merged_folder import (
+    BYTES_IN_FLIGHT,
+    block_weights,
+    plan_shards,
+    write_merged_folder,
+)
+from lorafold.export.outputs.table import PlannedTensor
+from lorafold.export.proof.check import Check
+from lorafold.export.workers import Written
+from lorafold.progress import Progress
+from lorafold.weights import Checkpoint
+
+ROWS = 8  # sampled rows of each tensor
+# Half a step of each type, relative to the weight; PEFT's rounding to the base's type may add another.
+STEP = {"F32": 2.0**-24, "F64": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+# Below 2^-14 F16 has subnormals only: multiples of 2^-24 (exponent -14, ten bits of fraction), so half a step
+# is 2^-25 however small the weight is. F32 and BF16 have theirs below 2^-126, far from any weight.
+FLOOR = {"F16": 2.0**-25}
+SUM = 1e-7  # of the row's largest weight: a fold's float32 sum of large terms that cancel
+
+
+class FolderOutput:
+    """A planned merged folder; an `Output`."""
+
+    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
+        self._inputs, self._config = inputs, config
+        self._shards = plan_shards(inputs.source, config.dtype, config.shard_max_size)
+        self.notes = list(inputs.notes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights' files."""
+        return sum(shard.size for shard in self._shards)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Files with sizes, memory, time."""
+        config = self._config
+        lines = [
+            (shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards
+        ]
+        in_flight = block_weights(config.max_memory, config.workers) * BYTES_IN_FLIGHT * config.workers
+        weights = [
+            (tensor.type if tensor.type in SPEED else "F32", math.prod(tensor.shape))
+            for tensor in self.tensors()
+        ]
+        seconds = estimated_seconds(weights, config.workers)
+        return [*lines, *estimates(PROCESS_BYTES + in_flight, seconds, config.workers)]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor of every file."""
+        return [
+            PlannedTensor(
+                shard.name, info.name, info.shape, info.dtype, info.nbytes, info.offset, "the folder"
+            )
+            for shard in self._shards
+            for info in shard.tensors
+        ]
+
+    def write(self, folder: Path, progress: Progress) -> Written:
+        """Write the folder."""
+        template = self._inputs.template
+        made = write_merged_folder(
+            self._inputs.source,
+            self._inputs.base.folder,
+            folder,
+            self._config.dtype,
+            self._config.shard_max_size,
+            progress,
+            self._config.workers,
+            max_memory=self._config.max_memory,
+            tokenizer_folder=self._inputs.tokenizer,
+            chat_template=None if template is None else ChatTemplate.chosen(template).source,
+        )
+        return Written({}, dict(made.work))
+
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Chat with the folder."""
+        return [("chat", f"lorafold chat {out}")]
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Sampled rows of every tensor, read back, against the fold in float64."""
+        written, source = Checkpoint.open(folder), self._inputs.source
+        if (missing := source.tensors.keys() ^ written.tensors.keys()) != set():
+            return [Check("tensors", "failed", f"not in both: {', '.join(sorted(missing)[:8])}")]
+        random = np.random.default_rng(0)
+        wrong, rows_seen = [], 0
+        folded = {name: info for name, info in source.tensors.items() if info.dtype in STEP}
+        for number, (name, info) in enumerate(folded.items()):
+            progress("prove the tensors", number, len(folded))
+            height = int(np.prod(info.shape[:-1], dtype=np.int64))
+            rows = np.sort(random.choice(height, min(ROWS, height), replace=False))
+            exact = source.exact_rows(name, rows)
+            got = np.concatenate([written.rows(name, int(row), int(row) + 1) for row in rows])
+            if not np.all(np.abs(got - exact) <= self._allowed(exact, written.tensors[name].dtype)):
+                wrong.append(name)
+            rows_seen += len(rows)
+        progress("prove the tensors", len(folded), len(folded))
+        if wrong:
+            return [Check("tensors", "failed", f"rows of {', '.join(wrong[:8])} are not the folded weights")]
+        meaning = f"{rows_seen:,} rows from all {len(folded)} tensors are the fold in float64, rounded"
+        return [Check("tensors", "passed", meaning, {"rows": rows_seen})]
+
+    def _allowed(self, exact: NDArray[np.float64], kind: str) -> NDArray[np.float64]:
+        """How far written weights may be from the exact ones: half a step of each rounding they went through.
+
+        Args:
+            exact: the weights.
+            kind: the type they are written in.
+        """
+        size, adapters = np.abs(exact), len(self._inputs.adapters)
+        allowed = (STEP.get(kind, 2.0**-8) + 2.0**-22) * size + FLOOR.get(kind, 0.0)
+        if self._config.rounding == "peft":  # each adapter's sum was rounded to the base's 16-bit type
+            # What several add may cancel: a sum on the way was larger than the weight it came to.
+            passed = size if adapters < 2 else size + 2 * np.sqrt(np.mean(np.square(exact)))
+            allowed += adapters * (STEP["BF16"] * passed + FLOOR["F16"])
+        return np.asarray(allowed + SUM * size.max(initial=0))

@@ -1,0 +1,199 @@
+"""GGUF files for llama.cpp and Ollama, with their Modelfile, written from one read and proven."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from lorafold.artifacts import write_atomic
+from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
+from lorafold.errors import InputError
+from lorafold.export import arch
+from lorafold.export.arch.left_out import describe_left_out
+from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.header import GgufFile
+from lorafold.export.gguf.plan import describe
+from lorafold.export.gguf.writer import write_gguf_files
+from lorafold.export.imatrix.collect import collected_names
+from lorafold.export.imatrix.data import check_can_collect, collect_importance
+from lorafold.export.imatrix.file import read_imatrix, write_imatrix
+from lorafold.export.inputs import Inputs
+from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
+from lorafold.export.outputs.gguf_plan import PromptMetadata, plan_gguf
+from lorafold.export.outputs.table import PlannedTensor, tensors_of
+from lorafold.export.proof.chats import proof_chats
+from lorafold.export.proof.check import Check
+from lorafold.export.proof.logits import check_logits
+from lorafold.export.proof.tensors import check_tensors
+from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
+from lorafold.export.vocab.probe import probe_texts
+from lorafold.export.workers import Written
+from lorafold.progress import Progress
+
+IMATRIX = "imatrix.gguf"
+"""What a collected importance matrix is called beside the files."""
+
+
+class GgufOutput:
+    """Planned GGUF files; an `Output`."""
+
+    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
+        self._inputs, self._config = inputs, config
+        self._tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+        shapes = [(tensor.name, tensor.shape) for tensor in self._tensors]
+        self._imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
+        weighted: Collection[str] | None = self._imatrix
+        if config.imatrix_data is not None:
+            check_can_collect(inputs, config.imatrix_data)
+            weighted = collected_names(self._tensors)
+        self._prompt = _plan_prompt(inputs, config)
+        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), weighted)
+        prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
+        source = inputs.source
+        folder = inputs.adapters[0][0].folder if inputs.adapters else None
+        left_out = describe_left_out(inputs.config, source.tensors, source.touched, folder)
+        split = [note for file in self._models() if self._prompt for note in _how_to_join(file)]
+        self.notes = [
+            *inputs.notes,
+            *arch.caveats(inputs.config),
+            *left_out,
+            *self._vocab.notes,
+            *prompt_notes,
+            *split,
+        ]
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of the GGUF files."""
+        return self.plan.size
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
+        paths = self._prompt.paths() if self._prompt else []
+        data = self._config.imatrix_data
+        matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
+        return [*describe(self.plan), *matrix, *paths]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor of every file."""
+        return tensors_of(self.plan.files)
+
+    def write(self, folder: Path, progress: Progress) -> Written:
+        """Write the GGUF files and a Modelfile for each; an importance matrix before, where asked for."""
+        if (data := self._config.imatrix_data) is not None:
+            matrix = collect_importance(self._inputs, self._tensors, data, progress)
+            write_imatrix(matrix, folder / IMATRIX)
+            self._imatrix = matrix.weights([(tensor.name, tensor.shape) for tensor in self._tensors])
+        written = write_gguf_files(
+            self.plan.files,
+            self._inputs.source,
+            folder,
+            threads=self._config.workers,
+            max_memory=self._config.max_memory,
+            imatrix=self._imatrix,
+            progress=progress,
+        )
+        if self._prompt:
+            for number, file in enumerate(self._models()):
+                name = f"Modelfile-{file.recipe}" if number else "Modelfile"
+                text = write_modelfile(
+                    self._prompt,
+                    f"./{file.joined or file.name}",
+                    system=self._config.system,
+                    comments=_how_to_join(file),
+                )
+                write_atomic(folder / name, text)
+        return written
+
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Chat here, or create the model in Ollama, which a split one must be joined for."""
+        first = self.plan.files[0]
+        steps = [("chat", f"lorafold chat {out / first.name}")]
+        if first.joined is not None:
+            steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
+        elif self._prompt:
+            steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
+        return steps
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Tokens, prompts, tensors, answers."""
+        inputs, files = self._inputs, self.plan.files
+        first = folder / files[0].name
+        checks = [check_tokenizer(first, inputs.tokenizer, self._vocab, probe_texts())]
+        for number, file in enumerate(files):
+            progress("prove the tensors", number, len(files))
+            checks.append(
+                check_tensors(
+                    folder, file, inputs.source, rounding=self._config.rounding, imatrix=self._imatrix
+                )
+            )
+        progress("prove the tensors", len(files), len(files))
+        models = [(file.recipe, folder / file.name) for file in self._models()]
+        readable = (inputs.tokenizer / "tokenizer.json").is_file()
+        if self._prompt is None or not readable:
+            reason = (
+                "there is no chat template" if readable else "no tokenizer.json cuts the chats into tokens"
+            )
+            return checks + [Check(f"logits {path.name}", "not checked", reason) for _, path in models]
+        chats = proof_chats(self._config.chats, [adapter.folder for adapter, _ in inputs.adapters])
+        tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+        checks.append(_prompt_check(self._prompt))
+        questions = [_question(chat) for chat in chats]
+        checks.append(check_prompt_tokens(first, tokenizer, self._vocab, questions))
+        return checks + check_logits(models, inputs, tokenizer, chats, progress)
+
+    def _models(self) -> list[GgufFile]:
+        """The file that stands for each model: of a split one, the first."""
+        return [file for file in self.plan.files if file.first]
+
+
+def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
+    if not config.modelfile:
+        return None
+    try:
+        template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
+    except InputError as error:
+        fix = "name one with --chat-template, or pass --no-modelfile for a model that does not chat"
+        raise InputError(error.problem, at=error.at, fix=fix) from error
+    return plan_modelfile(
+        inputs.prompt,
+        chat_template=template,
+        thinking=None if config.thinking is None else config.thinking == "on",
+        allow_embedded_jinja=config.allow_embedded_jinja,
+    )
+
+
+def _metadata(prompt: ModelfilePlan | None, inputs: Inputs) -> PromptMetadata:
+    if prompt is None:
+        try:
+            return PromptMetadata(ChatTemplate.from_folder(inputs.tokenizer, inputs.template).source)
+        except InputError:
+            return PromptMetadata()  # a base model: it has none
+    contract = prompt.contract
+    return PromptMetadata(contract.template_source, contract.eot, contract.add_bos)
+
+
+def _how_to_join(file: GgufFile) -> list[str]:
+    """What must be done before Ollama takes a model; nothing for one in a single file."""
+    if file.joined is None:
+        return []
+    return [
+        "Ollama does not import split GGUF files: before `ollama create`, join them with "
+        f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
+    ]
+
+
+def _prompt_check(prompt: ModelfilePlan) -> Check:
+    if prompt.proof is None:
+        return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
+    chats, clocks = prompt.proof.conversations, prompt.proof.clocks
+    figures = {"conversations": chats, "clocks": clocks}
+    meaning = (
+        f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
+        f"and {clocks} dates"
+    )
+    return Check("prompt", "passed", meaning, figures)
+
+
+def _question(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    return chat[:-1] if chat[-1]["role"] == "assistant" else chat

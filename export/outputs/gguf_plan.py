@@ -1,0 +1,116 @@
+"""From opened inputs to planned GGUF files: tensors from the table, types from the recipes, header from both.
+
+In: `Inputs`, the names of the recipes, and what the prompt needs in the header. Out: an `ExportPlan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gguf import GGUFValueType
+
+from lorafold.export import arch
+from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.metadata import KeyValue
+from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.plan import ExportPlan, Output, plan_files
+from lorafold.export.inputs import Inputs
+from lorafold.export.quant.mixture import parse_override, plan_types
+from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
+from lorafold.export.vocab.vocab import Vocab, read_vocab
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMetadata:
+    """What the chat template adds to the header.
+
+    Attributes:
+        template: the Jinja source, or None for a model without one.
+        end_of_turn: the control token that ends an assistant's turn, or None.
+        add_bos: whether the tokenizer puts BOS before the prompt; None leaves the tokenizer's own setting.
+    """
+
+    template: str | None = None
+    end_of_turn: str | None = None
+    add_bos: bool | None = None
+
+
+def plan_gguf(
+    inputs: Inputs, config: ExportConfig, prompt: PromptMetadata, imatrix: Collection[str] | None = None
+) -> tuple[ExportPlan, Vocab]:
+    """Plan one model per recipe, all written from one read.
+
+    Args:
+        inputs: base and adapters.
+        config: recipes, overrides, limits.
+        prompt: the chat template's part of the header.
+        imatrix: GGUF names of the tensors with importance weights, or None.
+
+    Returns:
+        The plan, and what is known of the vocabulary, without its tokens.
+
+    Raises:
+        UsageError: an unknown recipe or override.
+        InputError: an architecture or tokenizer that cannot be converted; tensors that do not fit.
+    """
+    # Names first: a mistyped type is found before anything else is looked at.
+    recipes = list(dict.fromkeys(find_recipe(name).name for name in config.quant))
+    overrides = [parse_override(text) for text in config.tensor_type]
+    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+    rows = next(tensor.rows for tensor in tensors if tensor.name == "token_embd.weight")
+    vocab = read_vocab(
+        inputs.tokenizer,
+        inputs.config,
+        rows,
+        pre_tokenizer=config.pre_tokenizer,
+        end_of_turn=prompt.end_of_turn,
+        add_bos=prompt.add_bos,
+    )
+    called = inputs.name if inputs.adapters or config.name else None
+    outputs = []
+    for name in recipes:
+        recipe = find_recipe(name)
+        metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
+        shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
+        types = plan_types(
+            [(tensor.name, tensor.shape) for tensor in tensors], recipe, shape, imatrix, overrides
+        )
+        order = _order(tensors, recipe)
+        outputs.append(Output(recipe.name, metadata, tuple((tensor, types[tensor.name]) for tensor in order)))
+    plan = plan_files(
+        outputs,
+        inputs.name,
+        threads=config.workers,
+        max_memory=config.max_memory,
+        split_max_size=config.split_max_size,
+    )
+    return plan, vocab.without_tokens()
+
+
+def _metadata(
+    inputs: Inputs,
+    tensors: list[MappedTensor],
+    recipe: Recipe,
+    vocab: Vocab,
+    prompt: PromptMetadata,
+    name: str | None,
+) -> tuple[KeyValue, ...]:
+    entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
+    written = next(str(entry.value) for entry in entries if entry.key == "general.name")
+    if vocab.needs_name and vocab.needs_name.lower() not in written.lower():
+        # llama.cpp goes by general.name for a few tokenizers' white space.
+        name = f"{vocab.needs_name} {written}"
+        entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
+    tokenizer = vocab.metadata()
+    if prompt.template is not None:
+        tokenizer.append(KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING))
+    return (*entries, *tokenizer)
+
+
+def _order(tensors: list[MappedTensor], recipe: Recipe) -> list[MappedTensor]:
+    """The converter's order for what the converter writes, llama_model_quantize's for the rest."""
+    if not recipe.quantized or recipe.name == "Q8_0":
+        return tensors
+    by_name = {tensor.name: tensor for tensor in tensors}
+    return [by_name[name] for name in arch.quantize_order(by_name)]

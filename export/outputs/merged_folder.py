@@ -1,0 +1,324 @@
+"""A folded model as an ordinary Hugging Face folder, for any architecture.
+
+In: a source of rows and the base's folder. Out: `model.safetensors`, or shards with their index, and
+everything beside the weights that the base has: config, tokenizer, chat template, generation settings.
+Headers and sizes are planned first; then row blocks are read, folded, rounded once and written at their
+offsets, so memory does not grow with the model and the bytes depend on no thread.
+
+A shard is a safetensors file (https://github.com/huggingface/safetensors, "Format"); its header is padded
+with spaces to a multiple of 8, and wider types come first so that every tensor is aligned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.artifacts import system_faults
+from lorafold.errors import NumericError
+from lorafold.export.fold.changes import round_to
+from lorafold.export.workers import pwrite_all, work_off
+from lorafold.jsonfile import read_object
+from lorafold.progress import Progress, silent
+from lorafold.safetensors_file import DTYPE_BITS, ShardFiles, TensorInfo
+from lorafold.stopwatch import Spent, doing
+from lorafold.weights import TensorSource
+
+Dtype = Literal["bf16", "f16", "f32", "keep"]
+
+TYPES: dict[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+FLOATS = ("BF16", "F16", "F32", "F64")
+NUMPY = {"F16": "<f2", "F32": "<f4"}
+F16_LIMIT = 65520.0  # what rounds to infinity
+
+SHARD_BYTES = 5_000_000_000
+BLOCK_WEIGHTS = 1 << 20
+# Bytes of one weight while its block is in flight: float32 rows, a fold's temporary, rounded, the output.
+BYTES_IN_FLIGHT = 16
+
+# Beside the weights: what a tokenizer consists of, and what else belongs to a model.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One file of weights, settled before anything is written.
+
+    Args:
+        name: its file name.
+        header: its first bytes, length included.
+        tensors: what it holds: entries with their type, and with offset and size as they will be.
+        size: of the file, bytes.
+    """
+
+    name: str
+    header: bytes
+    tensors: tuple[TensorInfo, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergedFolder:
+    """What was written.
+
+    Args:
+        shards: the weights' files.
+        files: everything else, by name.
+        parameters: number of weights.
+        nbytes: bytes of weights.
+        work: what the wall time of writing the weights went into.
+    """
+
+    shards: tuple[ShardPlan, ...]
+    files: tuple[str, ...]
+    parameters: int
+    nbytes: int
+    work: Mapping[str, Spent]
+
+
+def plan_shards(source: TensorSource, dtype: Dtype, shard_bytes: int = SHARD_BYTES) -> tuple[ShardPlan, ...]:
+    """Settle types, offsets and sizes of the weights' files, from headers alone.
+
+    Args:
+        source: the tensors.
+        dtype: type of the result; "keep" leaves every tensor in its own. Integers always stay.
+        shard_bytes: most bytes of tensors in one file; a larger tensor gets a file of its own.
+
+    Returns:
+        The files in order.
+    """
+    shards: list[list[TensorInfo]] = [[]]
+    filled = 0
+    for info in source.tensors.values():
+        kind = TYPES.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype
+        if kind == "F64" and info.name in getattr(source, "touched", ()):
+            kind = "F32"  # a fold is a float32 sum
+        size = int(np.prod(info.shape, dtype=np.int64)) * DTYPE_BITS[kind] // 8
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(TensorInfo(info.name, kind, info.shape, info.file, 0, size))
+        filled += size
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    return tuple(_lay_out(name, shard) for name, shard in zip(names, shards, strict=True))
+
+
+def _lay_out(name: str, tensors: Sequence[TensorInfo]) -> ShardPlan:
+    ordered = sorted(tensors, key=lambda info: -DTYPE_BITS[info.dtype])
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for info in ordered:
+        end = offset + info.nbytes
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    placed = []
+    start = len(header)
+    for info in ordered:
+        placed.append(TensorInfo(info.name, info.dtype, info.shape, Path(name), start, info.nbytes))
+        start += info.nbytes
+    return ShardPlan(name, header, tuple(placed), start)
+
+
+def write_merged_folder(
+    source: TensorSource,
+    base_folder: Path,
+    staging: Path,
+    dtype: Dtype = "keep",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+    threads: int = 1,
+    *,
+    max_memory: int | None = None,
+    tokenizer_folder: Path | None = None,
+    chat_template: str | None = None,
+) -> MergedFolder:
+    """Write a model folder.
+
+    Args:
+        source: the tensors; a `Folded` brings its changes to the configuration with it.
+        base_folder: the base model.
+        staging: where to write; it exists, and the caller commits it.
+        dtype: type of the weights: "bf16", "f16", "f32", or "keep".
+        shard_bytes: most bytes of tensors in one file.
+        progress: told the bytes written.
+        threads: worker threads.
+        max_memory: bytes that blocks in flight may take, all threads together.
+        tokenizer_folder: where the tokenizer comes from, if not from the base: an adapter's own, when it
+            added tokens.
+        chat_template: Jinja source that takes the place of the tokenizer's.
+
+    Returns:
+        What was written.
+
+    Raises:
+        NumericError: a weight is NaN, infinite, or too large for F16.
+        SystemFault: the disk refused.
+    """
+    shards = plan_shards(source, dtype, shard_bytes)
+    nbytes = sum(info.nbytes for shard in shards for info in shard.tensors)
+    with system_faults(staging):
+        weights = block_weights(max_memory, threads)
+        work = _write_shards(source, shards, staging, threads, nbytes, weights, progress)
+        files = _write_files(source, base_folder, staging, dtype, tokenizer_folder, chat_template)
+        parameters = sum(
+            int(np.prod(info.shape, dtype=np.int64)) for shard in shards for info in shard.tensors
+        )
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_parameters": parameters, "total_size": nbytes},
+                "weight_map": {info.name: shard.name for shard in shards for info in shard.tensors},
+            }
+            _write_json(staging / "model.safetensors.index.json", index)
+            files = (*files, "model.safetensors.index.json")
+    return MergedFolder(shards, files, parameters, nbytes, work)
+
+
+def _write_shards(
+    source: TensorSource,
+    shards: Sequence[ShardPlan],
+    staging: Path,
+    threads: int,
+    nbytes: int,
+    weights: int,
+    progress: Progress,
+) -> Mapping[str, Spent]:
+    """Write all files of weights, a block of rows at a time, on some threads."""
+    with contextlib.ExitStack() as opened:
+        originals = ShardFiles()
+        opened.callback(originals.close)
+        descriptors: dict[str, int] = {}
+        for shard in shards:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptors[shard.name] = descriptor = os.open(staging / shard.name, flags, 0o644)
+            opened.callback(os.close, descriptor)
+            os.truncate(descriptor, shard.size)
+            pwrite_all(descriptor, memoryview(shard.header), 0)
+
+        def write(block: tuple[TensorInfo, int, int]) -> int:
+            info, start, stop = block
+            width = info.nbytes // info.rows
+            if info.dtype in TORCH_NAMES:
+                rows = source.rows(info.name, start, stop)
+                with doing("round"):
+                    buffer = _encode(rows, info)
+            else:  # not folded, and no float32 holds it: integers, float64, FP8 with its scales elsewhere
+                original = source.tensors[info.name]
+                buffer = memoryview(bytearray((stop - start) * width))
+                with doing("read"):
+                    originals.read(original.file, original.offset + start * width, buffer)
+            with doing("write"):
+                pwrite_all(descriptors[str(info.file)], buffer, info.offset + start * width)
+            return len(buffer)
+
+        blocks = (block for shard in shards for block in _blocks(shard, weights))
+        return work_off(blocks, write, threads=threads, total=nbytes, progress=progress)
+
+
+def block_weights(max_memory: int | None, threads: int) -> int:
+    """How many weights a block may have; a row is never cut."""
+    if max_memory is None:
+        return BLOCK_WEIGHTS
+    return min(BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
+
+
+def _blocks(shard: ShardPlan, weights: int) -> Iterator[tuple[TensorInfo, int, int]]:
+    for info in shard.tensors:
+        if info.nbytes == 0:
+            continue
+        step = max(1, weights // info.cols)
+        for start in range(0, info.rows, step):
+            yield info, start, min(start + step, info.rows)
+
+
+def _encode(block: NDArray[np.float32], info: TensorInfo) -> memoryview:
+    """A block of rows as the file holds it, rounded once, half to even."""
+    if info.dtype == "BF16":
+        upper = round_to("BF16", block).view(np.uint32) >> np.uint32(16)
+        return upper.astype("<u2").reshape(-1).view(np.uint8).data
+    if info.dtype == "F16" and block.size and max(block.max(), -block.min()) >= F16_LIMIT:
+        raise NumericError(
+            f"a weight of {info.name} is too large for F16", at=info.name, fix="use --dtype bf16 or f32"
+        )
+    return block.astype(NUMPY[info.dtype]).reshape(-1).view(np.uint8).data
+
+
+def _write_files(
+    source: TensorSource,
+    base_folder: Path,
+    staging: Path,
+    dtype: Dtype,
+    tokenizer_folder: Path | None,
+    chat_template: str | None,
+) -> tuple[str, ...]:
+    """Write the configuration and copy what else belongs to the model; returns the names."""
+    chosen = _named(base_folder, MODEL_FILES)
+    own = {} if tokenizer_folder is None else _named(tokenizer_folder, TOKENIZER_FILES)
+    inherited = _named(base_folder, TOKENIZER_FILES)
+    if any(name.startswith("tokenizer") for name in own):
+        # Never files of two tokenizers; only a template that the tokenizer does not bring is the base's.
+        templates = {name for name in inherited if name.startswith("chat_template")}
+        keep = set() if any(name.startswith("chat_template") for name in own) else templates
+        inherited = {name: path for name, path in inherited.items() if name in keep}
+    chosen |= inherited | own
+    for name, path in chosen.items():
+        shutil.copyfile(path, staging / name)
+    if chat_template is not None:
+        (staging / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        chosen["chat_template.jinja"] = staging
+    config = getattr(source, "config", None) or read_object(base_folder / "config.json")
+    _write_json(staging / "config.json", _typed_config(dict(config), dtype))
+    return (*sorted(chosen), "config.json")
+
+
+def _named(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    return {
+        path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()
+    }
+
+
+def _typed_config(config: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
+    """The configuration with the weights' type, under the key that it uses (transformers 5 or before)."""
+    if dtype in TYPES:
+        name = TORCH_NAMES[TYPES[dtype]]
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        config[key] = name
+        nested = config.get("text_config")
+        if isinstance(nested, dict):
+            config["text_config"] = {
+                field: name if field in ("dtype", "torch_dtype") else value for field, value in nested.items()
+            }
+    return config
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

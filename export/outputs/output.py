@@ -1,0 +1,72 @@
+"""What can be made of opened inputs: GGUF files, a merged folder, an adapter GGUF.
+
+Each output is opened from the inputs and the config (everything wrong is found then), says what it will make,
+writes it into a folder, and proves what it wrote. `stage.export` treats them alike.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from lorafold.errors import SystemFault
+from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import Inputs
+from lorafold.export.outputs.adapter import AdapterOutput
+from lorafold.export.outputs.folder import FolderOutput
+from lorafold.export.outputs.gguf import GgufOutput
+from lorafold.export.outputs.table import PlannedTensor
+from lorafold.export.proof.check import Check
+from lorafold.export.workers import Written
+from lorafold.progress import Progress
+
+
+class Output(Protocol):
+    """One kind of output, planned."""
+
+    notes: list[str]
+
+    @property
+    def size(self) -> int:
+        """Bytes that will be written; exact for GGUF files."""
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Label and text of what is made, and what memory and time that takes."""
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor that is made, in file order."""
+
+    def write(self, folder: Path, progress: Progress) -> Written:
+        """Write into an empty folder."""
+
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Label and command of what one would do with the finished folder."""
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Check what was written."""
+
+
+FORMATS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
+    "gguf": GgufOutput,
+    "folder": FolderOutput,
+    "adapter": AdapterOutput,
+}
+
+
+def check_disk(output: Output, out: Path) -> int:
+    """Bytes free where `out` will be made.
+
+    Raises:
+        SystemFault: less is free than the output needs.
+    """
+    folder = next(parent for parent in out.resolve().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < output.size:
+        raise SystemFault(
+            f"the disk is too small (needs {output.size:,} bytes, {free:,} are free)",
+            at=out,
+            fix="free space, or choose an --out on another disk or a smaller --quant",
+        )
+    return free

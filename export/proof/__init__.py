@@ -1,0 +1,1 @@
+"""What an export is held against: tokens, tensors, logits; each answer a `check.Check`."""

@@ -1,0 +1,99 @@
+"""The model that an export is held against: the base in transformers with the adapter active beside it.
+
+In: `Inputs`. Out: torch modules, or the reason why there is none here. Needs the [train] extra and the memory
+for the whole model; everything else of an export does without both. transformers and PEFT may refuse what was
+folded well: that is an `InputError`, and never the end of a finished export.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.errors import InputError
+from lorafold.export.fold.folded import vocabulary_size
+from lorafold.export.inputs import Inputs
+from lorafold.machine import memory_available
+
+if TYPE_CHECKING:
+    import torch
+
+
+def why_no_reference(inputs: Inputs) -> str | None:
+    """Why the reference cannot be run here, or None."""
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)} (pip install 'lorafold[train]')"
+    if inputs.config.get("auto_map"):
+        return "the base brings its own Python code, which an export does not run"
+    if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
+        return "several weighted adapters have no reference in one model"
+    weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
+    free = memory_available()
+    if free and 4 * weights > 0.7 * free:
+        return f"the reference needs {4 * weights / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
+    return None
+
+
+def load_base(inputs: Inputs) -> torch.nn.Module:
+    """The base alone, in float32 and in evaluation mode.
+
+    Where the adapters resize the vocabulary it is resized too: tokens that it does not know get the mean of
+    those that it knows, as transformers begins them.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    with _refusals(inputs.base.folder):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
+        known, rows = vocabulary_size(inputs.base.config()), vocabulary_size(inputs.config)
+        if known is not None and rows is not None and rows != known:
+            # Without transformers' own means: those are drawn at random, and take the square of the width.
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            for side in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if side is not None and rows > known:
+                    with torch.no_grad():
+                        side.weight[known:] = side.weight[:known].mean(0)
+        evaluated: torch.nn.Module = model.eval()
+        return evaluated
+
+
+def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
+    """The base with the adapter beside it, not merged; the base itself where there is none.
+
+    Raises:
+        InputError: PEFT cannot load the adapter.
+    """
+    if not inputs.adapters:
+        return model
+    folder = inputs.adapters[0][0].folder
+    with _refusals(folder):
+        from peft import PeftModel
+
+        tuned: torch.nn.Module = PeftModel.from_pretrained(model, folder)
+        return tuned.eval()
+
+
+# What loading raises for a model, an adapter or a version that it does not fit: there is no common ancestor.
+_REFUSALS = (ValueError, RuntimeError, OSError, ImportError, LookupError, AttributeError, TypeError)
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """Turn what transformers and PEFT raise while they load into an `InputError`."""
+    try:
+        yield
+    except _REFUSALS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"transformers and PEFT cannot load it as a reference ({type(error).__name__}: {reason:.300})",
+            at=folder,
+            fix="collect an importance matrix elsewhere (llama-imatrix), and give it with --imatrix",
+        ) from error

@@ -1,0 +1,1 @@
+"""ggml's quantizers in numba, a super-block per SIMD lane; `quantize.py` is their only caller."""

@@ -1,0 +1,1 @@
+"""A tokenizer as `tokenizer.ggml.*`: `vocab.read_vocab`."""

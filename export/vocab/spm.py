@@ -1,0 +1,242 @@
+"""SentencePiece BPE vocabularies (Llama 2, Mistral, Gemma, Phi-3): `tokenizer.ggml.model` = "llama".
+
+In: tokenizer.model, or a tokenizer.json of the same kind (BPE with byte fallback, spaces written as U+2581).
+Out: pieces with scores and types, and what is done about spaces.
+
+llama.cpp merges the pair whose joined piece has the highest score, leftmost first (llm_tokenizer_spm_session
+in its src/llama-vocab.cpp). tokenizer.json has ranked pairs instead; the rank of the first pair that makes a
+piece, negated, is its score.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+from numpy.typing import NDArray
+
+from lorafold.errors import InputError
+from lorafold.export.vocab.bpe import Merges, read_merges, read_ordinary_tokens, require_bpe
+from lorafold.export.vocab.differences import (
+    COLLAPSED_SPACES,
+    MAPPED_CHARACTERS,
+    Difference,
+    doubled_prefix,
+    literal_space_mark,
+    prefix_everywhere,
+    prefix_nowhere,
+)
+from lorafold.export.vocab.files import AddedToken, TokenizerFiles
+from lorafold.export.vocab.model_file import Pieces, read_model_file
+
+SPACE = "\u2581"
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+# Scores of pieces that no merge makes: they never compete, so any value serves; SentencePiece has 0 there.
+_NEVER_MERGED = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spaces:
+    """What is done about spaces before a text is cut.
+
+    Attributes:
+        each: one is put before each piece of text: at the start and after every special token.
+        first: one is put before the very first text only; llama.cpp cannot do that.
+        unless_there: none is put where the text begins with one; llama.cpp cannot do that either.
+        collapses: several become one; nor that.
+        maps: characters are mapped to others before; nor that.
+        notes: sentences for the report.
+    """
+
+    each: bool = False
+    first: bool = False
+    unless_there: bool = False
+    collapses: bool = False
+    maps: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
+    """Read the pieces of a folder, and what is done about spaces.
+
+    tokenizer.json says which pieces there are; a tokenizer.model of the same ones has their scores.
+
+    Args:
+        files: the tokenizer files of a folder.
+
+    Returns:
+        The pieces and the handling of spaces.
+
+    Raises:
+        InputError: neither file holds a SentencePiece BPE that llama.cpp can represent.
+    """
+    pieces: Pieces | None = None
+    if files.model_file is not None:
+        pieces, spec = read_model_file(files.model_file)
+        if files.tokenizer is None:
+            wanted = spec.add_dummy_prefix and files.settings.get("add_prefix_space") is not False
+            legacy = files.settings.get("legacy") is not False
+            return pieces, Spaces(
+                each=wanted and legacy,
+                first=wanted and not legacy,
+                collapses=spec.remove_extra_whitespaces,
+                maps=spec.maps_characters,
+            )
+    assert files.tokenizer is not None
+    at, model = files.origin, files.tokenizer["model"]
+    require_bpe(model, at)
+    vocab = read_ordinary_tokens(model, at)
+    spaces = spaces_from_json(files.tokenizer, at)
+    if pieces is not None:
+        if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
+            return pieces, spaces
+        note = "tokenizer.model has other pieces than tokenizer.json and is not used"
+        spaces = replace(spaces, notes=(*spaces.notes, note))
+    return pieces_from_json(model, vocab, read_merges(model, vocab, at), at), spaces
+
+
+def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges, at: Path) -> Pieces:
+    """The pieces of a tokenizer.json: scores from the order of the merges.
+
+    Args:
+        model: the "model" object.
+        vocab: its tokens.
+        merges: its merges, best first.
+        at: the file, for messages.
+
+    Returns:
+        The pieces by id; ids without a token have an empty text and are UNUSED.
+
+    Raises:
+        InputError: the merges are not those of a SentencePiece vocabulary.
+    """
+    count = max(vocab.values()) + 1
+    texts = [""] * count
+    for text, token_id in vocab.items():
+        texts[token_id] = text
+    ids = np.fromiter(vocab.values(), np.int64, len(vocab))
+    types = np.full(count, TokenType.UNUSED, np.int32)
+    types[ids] = TokenType.NORMAL
+    types[[token_id for text, token_id in vocab.items() if text[:3] == "<0x" and _BYTE.fullmatch(text)]] = (
+        TokenType.BYTE
+    )
+    # Backwards, so that of several merges that make the same piece the first, best one stays. float32 holds
+    # every whole number up to 2**24 exactly; the longest known list has 0.6 million merges.
+    made = np.fromiter(map(vocab.__getitem__, merges.made), np.int64, len(merges.made))
+    _require_every_way(vocab, np.bincount(made, minlength=count), at)
+    scores = np.full(count, _NEVER_MERGED, np.float32)
+    scores[made[::-1]] = -1.0 - np.arange(len(made), dtype=np.float32)[::-1]
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in vocab:
+        types[vocab[unknown]] = TokenType.UNKNOWN
+    return Pieces(texts, scores, types)
+
+
+def _require_every_way(vocab: Mapping[str, int], ways: NDArray[np.int64], at: Path) -> None:
+    """Check, on a sample, that a piece is made of any two pieces it consists of.
+
+    SentencePiece merges whatever gives a piece, and so does llama.cpp. A BPE that was trained otherwise knows
+    one way for each piece, and comes to other pieces.
+    """
+    for text in list(vocab)[:: max(1, len(vocab) // 4000)]:
+        splits = sum(text[:cut] in vocab and text[cut:] in vocab for cut in range(1, len(text)))
+        if 0 < ways[vocab[text]] < splits:
+            raise InputError(
+                f"the merges make the token {text!r} in {ways[vocab[text]]} of {splits} possible ways, where "
+                "SentencePiece has them all; llama.cpp would merge in another order",
+                at=f"{at}: model.merges",
+                fix="export with --format folder",
+            )
+
+
+def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
+    """Read from the normalizer and the pre-tokenizer where a space is put.
+
+    Args:
+        tokenizer: the parsed tokenizer.json.
+        at: the file, for messages.
+
+    Returns:
+        Where a space is put.
+
+    Raises:
+        InputError: a part that llama.cpp's SentencePiece tokenizer has not.
+    """
+    each = first = unless_there = escapes = maps = False
+    notes: list[str] = []
+    for part in _leaves(tokenizer.get("normalizer"), "normalizers"):
+        match part:
+            case {"type": "Prepend", "prepend": "\u2581"}:
+                each = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
+                escapes = True
+            case {"type": "NFC" | "NFKC" | "Precompiled"}:
+                maps = True
+            case _:
+                raise _foreign(part, "normalizer", at)
+    for part in _leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        match part:
+            case {"type": "Metaspace", "replacement": "\u2581"}:
+                escapes = True
+                scheme = part.get(
+                    "prepend_scheme", "always" if part.get("add_prefix_space", True) else "never"
+                )
+                each, first, unless_there = scheme == "always", scheme == "first", scheme != "never"
+                if part.get("split", True) and _joins_words(tokenizer["model"]["vocab"]):
+                    notes.append(
+                        "some tokens span several words; llama.cpp may use them, this tokenizer never does"
+                    )
+            case {"type": "Split", "pattern": {"String": " "}} if escapes:
+                pass  # Gemma: the normalizer has left no space to split at
+            case _:
+                raise _foreign(part, "pre_tokenizer", at)
+    if not escapes:
+        raise InputError(
+            "is neither byte-level BPE nor SentencePiece: nothing maps bytes to letters or spaces to U+2581",
+            at=at,
+            fix="export with --format folder",
+        )
+    return Spaces(each, first, unless_there, maps=maps, notes=tuple(notes))
+
+
+def space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Known differences of SentencePiece vocabularies in the handling of spaces."""
+    tokens = [token.content for token in added]
+    if spaces.first:
+        yield prefix_nowhere(tokens) if chat else prefix_everywhere(tokens)
+    if spaces.collapses:
+        yield COLLAPSED_SPACES
+    if spaces.maps:
+        yield MAPPED_CHARACTERS
+    if spaces.unless_there:
+        yield doubled_prefix(tokens, SPACE)
+    if any(SPACE in token.content and not token.special for token in added):
+        yield literal_space_mark(SPACE)
+
+
+def _joins_words(vocab: Iterable[str]) -> bool:
+    return any(SPACE in text[1:] and not text.startswith("<") for text in vocab)
+
+
+def _leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    if isinstance(part, Mapping):
+        if part.get("type") == "Sequence":
+            for inner in part.get(key) or ():
+                yield from _leaves(inner, key)
+        else:
+            yield part
+
+
+def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
+    text = repr(dict(part))
+    found = text if len(text) <= 160 else text[:157] + "..."
+    return InputError(
+        f"found {found}, which llama.cpp does not do for SentencePiece",
+        at=f"{at}: {where}",
+        fix="export with --format folder",
+    )

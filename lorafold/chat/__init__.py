@@ -1,0 +1,1 @@
+"""The one place where a conversation becomes tokens: `tokenizer.ChatTokenizer`."""

@@ -1,0 +1,176 @@
+"""A rendered conversation cut into control tokens, text, and what the model is trained on.
+
+In: a `ChatTemplate` and messages. Out: `Fragment`s whose texts joined are the rendering.
+
+What belongs to the template and what to the people talking is found by rendering, not by reading Jinja:
+
+1. *Control tokens.* If no content holds the text of a control token, every control token in the rendering is
+   the template's. If one does, that text is replaced by a random word before rendering and put back
+   afterwards, in text fragments only. So the split is right for any template, however it treats its contents.
+2. *Trained spans.* Once per conversation shape (roles, other keys, switches) the contents are replaced by
+   unique words; the renderings of the whole and of its beginnings, with and without generation prompt, show
+   the literal text around every answer. The real rendering is aligned with these literals, allowing each
+   content its usual whitespace trims. Trained is what follows the generation prompt, up to the last control
+   token that ends every answer. Where the alignment fails (a template that rewrites contents), the span of an
+   answer is where the rendering differs when that answer alone is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from lorafold.chat.controls import neutralised, split_controls
+from lorafold.chat.layout import Layout, align, check_nothing_dropped, layout_of, shared_prefix, word
+from lorafold.chat.sandbox import Message
+from lorafold.chat.template import ChatTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A stretch of a rendered conversation.
+
+    Args:
+        text: its characters.
+        special: it is one control token written by the template, to be parsed as such; otherwise it is text
+            in which no control token is to be recognised.
+        trained: the model is to learn it: an assistant's text or the token that ends its turn.
+        joined: it continues the previous fragment's text and is to be encoded together with it.
+    """
+
+    text: str
+    special: bool
+    trained: bool
+    joined: bool = False
+
+
+def fragments(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    **variables: Any,
+) -> list[Fragment]:
+    """Cut a conversation's rendering into fragments.
+
+    Args:
+        template: the chat template, with the tokenizer's control tokens.
+        messages: dicts with "role" and "content" (str).
+        add_generation_prompt: end with the head of an assistant's turn.
+        variables: the template's switches.
+
+    Returns:
+        Fragments; their texts joined are `template.render(...)` wherever no content holds control-token text,
+        and otherwise what it would be if such text were ordinary words.
+
+    Raises:
+        InputError: the template refuses the conversation or drops one of its messages.
+        UnsafeInputError: the template left its sandbox or its limits.
+    """
+    safe, words = neutralised(messages, template.controls)
+    text = template.render(safe, add_generation_prompt=add_generation_prompt, **variables)
+    trained = _trained_spans(template, safe, text, add_generation_prompt, variables)
+    return list(_cut(text, trained, template.controls, words))
+
+
+def prompt_fragments(template: ChatTemplate, messages: Sequence[Message], **variables: Any) -> list[Fragment]:
+    """Cut a prompt's rendering into fragments, none of them marked as trained.
+
+    What is trained takes renderings of every beginning of the conversation, which a chat would pay again and
+    more of in each turn; a prompt needs one rendering.
+
+    Args:
+        template: the chat template, with the tokenizer's control tokens.
+        messages: the conversation; the generation prompt follows it.
+        variables: the template's switches.
+
+    Returns:
+        The fragments of `fragments(..., add_generation_prompt=True)`, as far as `text` and `special` go.
+
+    Raises:
+        InputError: the template refuses the conversation or drops one of its messages.
+        UnsafeInputError: the template left its sandbox or its limits.
+    """
+    safe, words = neutralised(messages, template.controls)
+    text = template.render(safe, add_generation_prompt=True, **variables)
+    if not _in_order([str(message.get("content") or "").strip() for message in safe], text):
+        check_nothing_dropped(template, safe, True, variables)  # rewritten contents are not dropped ones
+    return list(_cut(text, (), template.controls, words))
+
+
+def _in_order(parts: Sequence[str], text: str) -> bool:
+    """Whether a text holds all parts, one behind the other."""
+    position = 0
+    for part in parts:
+        found = text.find(part, position)
+        if found < 0:
+            return False
+        position = found + len(part)
+    return True
+
+
+def _cut(
+    text: str, trained: Sequence[tuple[int, int]], controls: frozenset[str], words: Mapping[str, str]
+) -> Iterator[Fragment]:
+    """Fragments of a rendering from its trained spans."""
+    restore = re.compile("|".join(words)) if words else None
+    spans = sorted(trained)
+    begins = [begin for begin, _ in spans]
+    reach = [0, *accumulate((end for _, end in spans), max)]  # reach[n]: how far the first n spans go
+    bounds = sorted({edge for span in spans for edge in span})
+    position = 0
+    for piece, special in split_controls(text, controls):
+        end = position + len(piece)
+        inside = [] if special else bounds[bisect_right(bounds, position) : bisect_left(bounds, end)]
+        for number, (start, stop) in enumerate(pairwise((position, *inside, end))):
+            part = text[start:stop]
+            if restore is not None and not special:
+                part = restore.sub(lambda match: words[match[0]], part)
+            yield Fragment(part, special, stop <= reach[bisect_right(begins, start)], number > 0)
+        position = end
+
+
+def _trained_spans(
+    template: ChatTemplate, messages: Sequence[Message], text: str, prompt: bool, variables: Mapping[str, Any]
+) -> list[tuple[int, int]]:
+    """Where the assistant's turns stand in the rendering, as (start, stop) characters."""
+    layout = layout_of(template, messages, prompt, variables)
+    contents = [message.get("content") for message in messages]
+    starts = align(layout, contents, text)
+    if starts is None:
+        return _differing_spans(template, messages, text, layout, prompt, variables)
+    return [
+        (start - slot.lead, start + length + slot.tail)
+        for slot, (start, length) in zip(layout.slots, starts, strict=True)
+        if messages[slot.message]["role"] == "assistant"
+    ]
+
+
+def _differing_spans(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    text: str,
+    layout: Layout,
+    prompt: bool,
+    variables: Mapping[str, Any],
+) -> list[tuple[int, int]]:
+    """Trained spans where contents are rewritten: replace one answer at a time and see what changes."""
+    tails = {slot.message: slot.tail for slot in layout.slots}
+    spans = []
+    for index in [index for index, message in enumerate(messages) if message["role"] == "assistant"]:
+        if index not in tails:
+            continue
+        other = [*messages[:index], {**messages[index], "content": word(index)}, *messages[index + 1 :]]
+        changed = template.render(other, add_generation_prompt=prompt, **variables)
+        start = shared_prefix(text, changed)
+        same = shared_prefix(text[start:][::-1], changed[start:][::-1])
+        stop = max(start, len(text) - same)
+        head = template.render_all([messages[:index]], add_generation_prompt=True, **variables)[0]
+        if isinstance(head, str) and len(head) <= start and text.startswith(head):
+            start = len(head)
+        spans.append((start, min(len(text), stop + tails[index])))
+    return spans

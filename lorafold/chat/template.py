@@ -1,0 +1,248 @@
+"""A chat template: where it comes from, and its rendering as transformers would do it.
+
+In: an HF folder (`chat_sources`), a GGUF's `tokenizer.chat_template`, a Jinja file or a name of
+`chat_templates.NAMED`. Out: text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.chat.named import NAMED
+from lorafold.chat.sandbox import Job, Message, Refusal, render_many
+from lorafold.chat.sources import folder_source, folder_tokens, read_text
+from lorafold.errors import InputError
+
+if TYPE_CHECKING:
+    from lorafold.gguf_file.header import GgufHeader
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A Jinja chat template with the tokens it is rendered with.
+
+    Args:
+        source: the Jinja text.
+        tokens: special tokens by transformers' names: bos_token, eos_token and so on.
+        controls: control tokens of the tokenizer (all of them, in any order); empty where it is not known.
+        origin: where the template came from, for messages.
+        clock: None for the present, or an ISO 8601 moment that `strftime_now` shall show.
+    """
+
+    source: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    controls: frozenset[str] = frozenset()
+    origin: str = "chat template"
+    clock: str | None = None
+    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_layout's cache
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, chat_template: str | None = None, tokenizer: dict[str, Any] | None = None
+    ) -> ChatTemplate:
+        """Read the template of an HF folder.
+
+        Args:
+            folder: a model or tokenizer folder.
+            chat_template: a name of `NAMED` or a Jinja file to use instead of the folder's own.
+            tokenizer: the contents of tokenizer.json, where the caller has read them already.
+
+        Returns:
+            The template with the folder's special tokens.
+
+        Raises:
+            InputError: no template, or files that cannot be read.
+        """
+        tokens, controls = folder_tokens(folder, tokenizer)
+        if chat_template is not None:
+            given = cls.chosen(chat_template)
+            return replace(given, tokens={**given.tokens, **tokens}, controls=controls)
+        found = folder_source(folder)
+        if found is None:
+            raise _no_template(str(folder))
+        return cls(found[0], tokens, controls, found[1])
+
+    @classmethod
+    def from_gguf(cls, source: Path | GgufHeader, chat_template: str | None = None) -> ChatTemplate:
+        """Read the template of a GGUF file.
+
+        Args:
+            source: the file, or its header where the caller has read it already.
+            chat_template: a name of `NAMED` or a Jinja file to use instead of the file's own.
+
+        Returns:
+            The template with the file's special tokens.
+
+        Raises:
+            InputError: not a GGUF, or one without `tokenizer.chat_template`.
+        """
+        from lorafold.gguf_file.tokens import read_gguf_tokens
+
+        found = read_gguf_tokens(source)
+        if chat_template is not None:
+            given = cls.chosen(chat_template)
+            return replace(given, tokens={**given.tokens, **found.tokens}, controls=found.controls)
+        place = f"{source if isinstance(source, Path) else source.path}: tokenizer.chat_template"
+        if found.chat_template is None:
+            raise _no_template(place)
+        return cls(found.chat_template, found.tokens, found.controls, place)
+
+    @classmethod
+    def named(cls, name: str) -> ChatTemplate:
+        """A template of ours by its name.
+
+        Raises:
+            InputError: no such name; the message lists them.
+        """
+        if name not in NAMED:
+            raise InputError(
+                f"no chat template has the name {name!r}",
+                fix=f"choose one of {', '.join(NAMED)}, or give a Jinja file",
+            )
+        row = NAMED[name]
+        return cls(row.source, row.tokens, frozenset(row.tokens.values()), f"chat template {name!r}")
+
+    @classmethod
+    def from_file(cls, path: Path) -> ChatTemplate:
+        """A template from a Jinja file; it knows no tokens until a tokenizer gives them.
+
+        Raises:
+            InputError: the file is missing or not UTF-8.
+        """
+        return cls(read_text(path), origin=str(path))
+
+    @classmethod
+    def chosen(cls, name_or_file: str) -> ChatTemplate:
+        """What `--chat-template` means: a name of ours, else a file, else a folder with a template.
+
+        Raises:
+            InputError: none of these.
+        """
+        if name_or_file in NAMED:
+            return cls.named(name_or_file)
+        if (found := folder_source(Path(name_or_file))) is not None:
+            return cls(found[0], origin=found[1])
+        if not Path(name_or_file).is_file():
+            raise InputError(
+                f"{name_or_file!r} is neither a file nor the name of a chat template",
+                fix=f"give a Jinja file, or one of {', '.join(NAMED)}",
+            )
+        return cls.from_file(Path(name_or_file))
+
+    def fixed(self, **values: bool) -> ChatTemplate:
+        """The same template with switches set for good, in its source, so that every engine agrees.
+
+        Args:
+            values: `enable_thinking=False` and the like.
+
+        Returns:
+            A template whose first lines set them; trim_blocks, which all engines set, takes those lines away.
+        """
+        lines = "".join(f"{{% set {name} = {str(value).lower()} %}}\n" for name, value in values.items())
+        return replace(self, source=lines + self.source, _layouts={})
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+    ) -> str:
+        """Render a conversation exactly as transformers' `apply_chat_template(tokenize=False)` does.
+
+        Messages whose content is a text are given to templates that only understand content parts as such
+        parts.
+
+        Args:
+            messages: dicts with "role" and "content".
+            add_generation_prompt: end with the head of an assistant's turn.
+            variables: the template's switches, `enable_thinking` and the like.
+
+        Returns:
+            The prompt text.
+
+        Raises:
+            InputError: the template has a syntax error, or refuses this conversation.
+            UnsafeInputError: the template left its sandbox or its limits.
+        """
+        (answer,) = self.render_all([messages], add_generation_prompt=add_generation_prompt, **variables)
+        if isinstance(answer, Refusal):
+            raise self.refused(answer)
+        return answer
+
+    def render_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> list[str | Refusal]:
+        """Render many conversations at once; refusals are returned, not raised."""
+        style, parts = _style(self.source, tuple(sorted(self.tokens.items())), self.origin)
+        shared = {**self.tokens, **style, "add_generation_prompt": add_generation_prompt, **variables}
+        jobs = [Job(prepared(messages, parts), shared, self.clock) for messages in conversations]
+        return render_many(self.source, jobs, self.origin)
+
+    def refused(self, refusal: Refusal) -> InputError:
+        """The error for a conversation that the template did not render."""
+        verb = "refuses" if refusal.raised else "fails on"
+        place = self.origin if refusal.line is None else f"{self.origin}:{refusal.line}"
+        return InputError(
+            f"the chat template {verb} this conversation: {refusal.problem}",
+            at=place,
+            fix="give the conversation the order and roles the template wants, or another --chat-template",
+        )
+
+
+def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
+    """Messages as the template sees them: reasoning under all its names, text as content parts where
+    asked."""
+    ready = []
+    for message in messages:
+        reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        if parts and isinstance(message.get("content"), str):
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
+        ready.append(message)
+    return ready
+
+
+_STYLES: tuple[tuple[dict[str, Any], bool], ...] = (
+    ({}, False),
+    ({"tools": []}, False),
+    ({}, True),
+    ({"tools": []}, True),
+)
+
+
+@lru_cache(maxsize=256)
+def _style(source: str, tokens: tuple[tuple[str, str], ...], origin: str) -> tuple[dict[str, Any], bool]:
+    """How the template wants to be called: extra variables, and whether content comes as parts.
+
+    The plain call is right unless it raises or loses what was said; some templates test `tools` without
+    asking whether it is there, and some only read content that is a list of parts.
+    """
+    said = ("Zq1aQz", "Zq2bQz", "Zq3cQz")
+    chat = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    ]
+    for style, parts in _STYLES:
+        variables = {**dict(tokens), **style, "add_generation_prompt": True}
+        (answer,) = render_many(
+            source, [Job(prepared(chat, parts), variables, "2026-01-02T03:04:05")], origin
+        )
+        if isinstance(answer, str) and all(text in answer for text in said):
+            return style, parts
+    return {}, False
+
+
+def _no_template(at: str) -> InputError:
+    return InputError(
+        "there is no chat template",
+        at=at,
+        fix=f"give one with --chat-template FILE or a name: {', '.join(NAMED)}",
+    )

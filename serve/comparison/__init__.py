@@ -1,0 +1,1 @@
+"""`lorafold compare`: questions, answers, report; `compare.compare` is the entry."""

@@ -1,0 +1,185 @@
+"""From what the user typed to engines: which kind a model is, and what it shares with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lorafold.errors import InputError, UsageError
+from lorafold.models import demo_gguf
+from lorafold.progress import Progress, silent
+from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.serve.engine import About, Engine
+
+Config = ChatConfig | CompareConfig
+
+
+def open_engines(config: Config, progress: Progress = silent) -> list[Engine]:
+    """Open every model of a config; those already open are closed again if one fails.
+
+    Args:
+        config: names the models.
+        progress: told about each model.
+
+    Returns:
+        Engines in the order of `config.models`, by names that differ. Equal GGUF files share their weights.
+
+    Raises:
+        InputError: a model does not exist or is damaged.
+        SystemFault: a package, the memory or a server is missing.
+    """
+    with contextlib.ExitStack() as undo:
+        opener = _Opener(config, progress)
+        engines = []
+        for index, model in enumerate(config.models):
+            progress("load the models", index, len(config.models), model)
+            engine = opener.open(model)
+            undo.callback(engine.close)
+            engines.append(engine)
+        progress("load the models", len(config.models), len(config.models))
+        for engine, name in zip(engines, told_apart([engine.about for engine in engines]), strict=True):
+            engine.about = replace(engine.about, name=name)
+        undo.pop_all()
+        return engines
+
+
+@contextlib.contextmanager
+def opened(config: Config, progress: Progress = silent) -> Iterator[list[Engine]]:
+    """`open_engines`, closed at the end of the block."""
+    engines = open_engines(config, progress)
+    try:
+        yield engines
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def parts(model: str) -> list[str]:
+    """Split `BASE+ADAPTER+...`; a path that exists as a whole is not split at the pluses in it.
+
+    Raises:
+        UsageError: a part is empty.
+    """
+    if Path(model).expanduser().exists():
+        return [model]
+    found: list[str] = []
+    for piece in model.split("+"):
+        # A plus inside an existing name belongs to the name: the shortest joins that exist win.
+        if found and not Path(found[-1]).expanduser().exists():
+            joined = f"{found[-1]}+{piece}"
+            if Path(joined).expanduser().exists():
+                found[-1] = joined
+                continue
+        found.append(piece)
+    if not all(found):
+        raise UsageError("a part beside `+` is empty", at=model, fix="write BASE+ADAPTER")
+    return found
+
+
+def told_apart(abouts: Sequence[About]) -> list[str]:
+    """Names for models that stand side by side: equal ones with as much of their paths as tells them apart.
+
+    Args:
+        abouts: of the models; those of equal name and place are the same model, and stay so.
+    """
+    names = [about.name for about in abouts]
+    for name in {name for name in names if names.count(name) > 1}:
+        places = {index: _places(abouts[index]) for index, known in enumerate(names) if known == name}
+        everywhere = set.intersection(*map(set, places.values()))  # such as the base of two adapters
+        different = len(set(places.values()))
+        longest = max(len(path) for found in places.values() for path in found)
+        for size in range(2, longest + 1) if different > 1 else ():
+            labels = {
+                index: "+".join("/".join(path[-1:] if path in everywhere else path[-size:]) for path in found)
+                for index, found in places.items()
+            }
+            if len(set(labels.values())) == different:
+                names = [labels.get(index, known) for index, known in enumerate(names)]
+                break
+    return names
+
+
+def _places(about: About) -> tuple[tuple[str, ...], ...]:
+    """Where a model's parts lie, as the parts of a path."""
+    if about.kind in ("ollama", "openai"):
+        return ((urlsplit(about.source).netloc or about.kind, about.name),)
+    paths = [Path(piece).expanduser() for piece in parts(about.source)]
+    return tuple(Path(os.path.abspath(path)).parts[1:] if path.exists() else path.parts for path in paths)
+
+
+class _Opener:
+    """Opens models one after the other and remembers weights that the next one may share."""
+
+    def __init__(self, config: Config, progress: Progress) -> None:
+        self.config = config
+        self.progress = progress
+        self.shared: dict[Path, object] = {}
+
+    def open(self, model: str) -> Engine:
+        if model.startswith(("http://", "https://")):
+            from lorafold.serve.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(model, self.config.context)
+        if model.startswith("ollama:"):
+            from lorafold.serve.engines.ollama import OllamaEngine
+
+            return OllamaEngine(model, self.config.context)
+        pieces = parts(model)
+        if pieces == ["demo"] and not self._any_folder():
+            pieces = [str(demo_gguf())]  # as it came: no torch, and half a second instead of many
+        opener: Callable[[str, Sequence[str]], Engine]
+        opener = self._open_gguf if pieces[0].lower().endswith(".gguf") else self._open_folder
+        return opener(model, pieces)
+
+    def _any_folder(self) -> bool:
+        """Whether transformers is needed anyway; all models of a folder's kind then compute alike."""
+        return self.config.load_in_4bit or any(
+            not model.startswith(("http://", "https://", "ollama:"))
+            and model != "demo"
+            and not parts(model)[0].lower().endswith(".gguf")
+            for model in self.config.models
+        )
+
+    def _open_gguf(self, model: str, pieces: Sequence[str]) -> Engine:
+        from lorafold.serve.engines.llama import LlamaEngine
+        from lorafold.serve.engines.llama_model import LlamaModel
+
+        paths = [Path(piece).expanduser() for piece in pieces]
+        for path in paths[1:]:
+            if path.is_dir():
+                raise InputError(
+                    "a GGUF base takes GGUF adapters, this is a folder",
+                    at=path,
+                    fix=f"lorafold export {path} --format adapter --out {path}-gguf",
+                )
+        key = paths[0].resolve()
+        weights = self.shared.get(key)
+        if not isinstance(weights, LlamaModel):
+            self.shared[key] = weights = LlamaModel(paths[0], self.config.chat_template)
+        try:
+            return LlamaEngine(
+                weights,
+                paths[1:],
+                source=model,
+                context=self.config.context,
+                threads=self.config.threads,
+            )
+        except BaseException:
+            weights.release()
+            if weights.users <= 0:
+                del self.shared[key]
+            raise
+
+    def _open_folder(self, model: str, pieces: Sequence[str]) -> Engine:
+        from lorafold.serve.engines.transformers import open_transformers
+
+        for piece in pieces[1:]:
+            if piece.lower().endswith(".gguf"):
+                fix = f"lorafold export {pieces[0]} --out DIR makes one; or give the adapter's folder"
+                raise InputError(f"an adapter GGUF needs a base GGUF, not {pieces[0]}", at=piece, fix=fix)
+        engine: Engine = open_transformers(model, pieces, self.config, self.progress)
+        return engine

@@ -1,0 +1,1 @@
+"""`lorafold chat`: the conversation at a terminal; `chat.chat` is the entry."""

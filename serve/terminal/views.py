@@ -1,0 +1,278 @@
+"""How answers appear: in columns on a terminal, as plain lines, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lorafold.console import LiveRows, Row, Segment, cell_width, sanitize
+from lorafold.serve.engine import About
+from lorafold.serve.engines.digests import Digests
+from lorafold.serve.session import Answer, Turn
+from lorafold.serve.terminal.panes import Panes, fitted, pane_width
+
+LETTERS = "ABCDEF"
+STYLES = ("bold cyan", "bold magenta", "bold green", "bold yellow", "bold blue", "bold red")
+FRAME = 1 / 15  # seconds between redraws; fast enough to read along, slow enough for ssh
+ENDINGS = {
+    "length": "cut at max_tokens",
+    "context": "the context is full",
+    "cancelled": "stopped",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What stands above a pane.
+
+    Attributes:
+        letter: its place, "A" from the left.
+        name: the model's name; "?" while the vote is blind.
+        detail: digest, quantization.
+        style: colour of the model.
+    """
+
+    letter: str
+    name: str
+    detail: str
+    style: str
+
+
+def heads(
+    abouts: Sequence[About], digests: Digests, places: Sequence[tuple[str, int]], blind: bool
+) -> list[Head]:
+    """Headings for (letter, model index) in the order shown; without names in a blind vote."""
+    if blind:
+        return [Head(letter, "?", "", "bold") for letter, _ in places]
+    found = []
+    for letter, index in places:
+        about = abouts[index]
+        detail = " · ".join(part for part in (digests.short(index), about.quantization) if part)
+        found.append(Head(letter, about.name, detail, STYLES[index]))
+    return found
+
+
+def summary(answer: Answer) -> str:
+    """Tokens, speed and time to the first token, and how the answer ended if it was not by itself."""
+    parts = [f"{answer.tokens} token{'s' * (answer.tokens != 1)}"]
+    if answer.rate:
+        parts.append(f"{answer.rate:.1f}/s")
+    if answer.tokens:
+        parts.append(f"first {answer.first:.2f} s")
+    if answer.reason in ENDINGS:
+        parts.append(ENDINGS[answer.reason])
+    return " · ".join(parts)
+
+
+def dropped_note(answer: Answer) -> str:
+    """What is said when the context overflowed."""
+    return (
+        f"the context is full: the oldest {answer.dropped} messages were left out" if answer.dropped else ""
+    )
+
+
+class View(Protocol):
+    """Where a turn's answers go while they grow. Panes are numbered as shown."""
+
+    def begin(self, heads: Sequence[Head]) -> None:
+        """A turn begins."""
+
+    def feed(self, pane: int, text: str) -> None:
+        """An answer grows."""
+
+    def finish(self, pane: int, answer: Answer) -> None:
+        """An answer is complete, or failed."""
+
+    def tick(self) -> None:
+        """Time has passed."""
+
+    def end(self, turn: Turn) -> None:
+        """All answers are complete."""
+
+
+class ColumnView:
+    """Columns on a terminal, streaming."""
+
+    def __init__(self, *, color: bool) -> None:
+        self.color = color
+        self._live: LiveRows | None = None
+        self._panes: Panes | None = None
+        self._drawn = 0.0
+
+    def begin(self, heads: Sequence[Head]) -> None:
+        """Open the panes."""
+        self._live = LiveRows(color=self.color)
+        screen = self._live.size[0]
+        width = pane_width(screen, len(heads)) or screen
+        self._panes = Panes(screen, pane_headings(heads, width))
+        self._live.__enter__()
+
+    def feed(self, pane: int, text: str) -> None:
+        """Append text to a pane."""
+        assert self._panes is not None
+        self._panes.feed(pane, text)
+        self.tick()
+
+    def finish(self, pane: int, answer: Answer) -> None:
+        """Put the figures below a pane."""
+        assert self._panes is not None
+        footer: list[Segment] = []
+        if answer.error:
+            footer.append((f"{answer.error}\n", "red"))
+        if note := dropped_note(answer):
+            footer.append((f"{note}\n", "yellow"))
+        footer.append((summary(answer), "dim"))
+        self._panes.end(pane, footer)
+        self.tick()
+
+    def tick(self) -> None:
+        """Draw, not more often than the eye follows."""
+        if time.monotonic() - self._drawn >= FRAME:
+            self._draw()
+
+    def _draw(self) -> None:
+        assert self._live is not None and self._panes is not None
+        width, height = self._live.size
+        if width != self._panes.screen:
+            self._panes.resize(width)
+        self._live.show(*self._panes.rows(max(2, height - 2)))
+        self._drawn = time.monotonic()
+
+    def end(self, turn: Turn) -> None:
+        """Close the panes; all rows are final now."""
+        assert self._live is not None
+        self._draw()
+        self._live.__exit__()
+        self._live = self._panes = None
+
+
+def pane_headings(heads: Sequence[Head], width: int) -> list[Row]:
+    """What stands above panes of `width` columns, on as many lines for each; a model alone has no letter."""
+    letters = [f"{head.letter}  " if len(heads) > 1 else "" for head in heads]
+    titles = [
+        letter + fitted(head.name, width - len(letter)) for letter, head in zip(letters, heads, strict=True)
+    ]
+    details = [fitted(head.detail, width) for head in heads]
+    pairs = list(zip(titles, details, strict=True))
+    gap = "   " if all(cell_width(f"{title}   {detail}") <= width for title, detail in pairs) else "\n"
+    return [
+        [(title, head.style), (f"{gap}{detail}" if detail else "", "dim"), ("\n", "")]
+        for head, (title, detail) in zip(heads, pairs, strict=True)
+    ]
+
+
+class PlainView:
+    """Plain lines: one model's answer as it comes, several one after the other.
+
+    Args:
+        figures: put tokens, speed and how it ended below each answer, for somebody who reads along.
+    """
+
+    def __init__(self, *, figures: bool = False) -> None:
+        self.figures = figures
+        self._heads: Sequence[Head] = ()
+        self._texts: list[str] = []
+        self._answers: dict[int, Answer] = {}
+        self._shown = 0
+
+    def begin(self, heads: Sequence[Head]) -> None:
+        """Remember the headings; a model alone needs none."""
+        self._heads, self._texts, self._answers, self._shown = heads, [""] * len(heads), {}, 0
+        if len(heads) > 1:
+            self._head(0)
+
+    def _head(self, pane: int) -> None:
+        head = self._heads[pane]
+        _write("".join(("\n" * (pane > 0), f"[{head.letter}] {head.name}  {head.detail}".rstrip(), "\n")))
+
+    def feed(self, pane: int, text: str) -> None:
+        """Show the first unfinished model's text at once, keep the others'."""
+        if pane == self._shown:
+            _write(text)
+        else:
+            self._texts[pane] += text
+
+    def finish(self, pane: int, answer: Answer) -> None:
+        """Go on to the next model when the shown one has ended."""
+        self._answers[pane] = answer
+        while self._shown in self._answers:
+            answer = self._answers[self._shown]
+            _write("" if answer.text.endswith("\n") or not answer.text else "\n")
+            if answer.error:
+                _write(f"error: {answer.error}\n", error=True)
+            if note := dropped_note(answer):
+                _write(f"note: {note}\n", error=True)
+            _write(f"({summary(answer)})\n" if self.figures else "")
+            self._shown += 1
+            if self._shown < len(self._heads):
+                self._head(self._shown)
+                _write(self._texts[self._shown])
+
+    def tick(self) -> None:
+        """Nothing moves in plain text."""
+
+    def end(self, turn: Turn) -> None:
+        """Nothing is left to say."""
+
+
+def _write(text: str, *, error: bool = False) -> None:
+    if text:
+        stream = sys.stderr if error else sys.stdout
+        stream.write(sanitize(text))
+        stream.flush()
+
+
+class JsonView:
+    """One JSON object per question."""
+
+    def __init__(self, abouts: Sequence[About], digests: Digests) -> None:
+        self.abouts = abouts
+        self.digests = digests
+
+    def begin(self, heads: Sequence[Head]) -> None:
+        """Wait for the answers."""
+
+    def feed(self, pane: int, text: str) -> None:
+        """Wait for the end."""
+
+    def finish(self, pane: int, answer: Answer) -> None:
+        """Wait for the others."""
+
+    def tick(self) -> None:
+        """Nothing moves."""
+
+    def end(self, turn: Turn) -> None:
+        """Write the turn. Control characters are escaped by JSON itself."""
+        self.digests.wait()
+        answers = [self._answer(index, turn.answers) for index in turn.order]
+        sys.stdout.write(json.dumps({"prompt": turn.user, "answers": answers}, ensure_ascii=True) + "\n")
+        sys.stdout.flush()
+
+    def _answer(self, index: int, answers: Mapping[int, Answer]) -> dict[str, Any]:
+        answer, about = answers[index], self.abouts[index]
+        row: dict[str, Any] = {
+            "model": about.source,
+            "name": about.name,
+            "sha256": self.digests.found.get(index) or None,
+            "quantization": about.quantization or None,
+            "text": answer.text,
+            "reason": answer.reason,
+            "tokens": answer.tokens,
+            "prompt_tokens": answer.prompt_tokens,
+            "reused_tokens": answer.reused,
+            "tokens_per_second": round(answer.rate, 2) or None,
+            "first_token_seconds": round(answer.first, 4) if answer.tokens else None,
+            "seconds": round(answer.elapsed, 4),
+            "seed": answer.seed,
+            "logprobs": [round(value, 5) for value in answer.logprobs] or None,
+        }
+        if answer.dropped:
+            row["dropped_messages"] = answer.dropped
+        if answer.error:
+            row["error"] = answer.error
+        return row

@@ -1,0 +1,1 @@
+"""Files -> checked examples: `load.load_splits`."""

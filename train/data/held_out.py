@@ -1,0 +1,41 @@
+"""Held-out conversations → `heldout.jsonl` in the adapter's folder: what the proof of an export asks.
+
+One conversation a line, as {"messages": [...]}. They are taken from the evaluation set, which was not trained
+on: an export is judged by questions that are the user's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorafold.artifacts import write_atomic
+from lorafold.train.data.layouts import Example
+
+HELD_OUT = "heldout.jsonl"  # the name that export looks for
+MOST = 64  # conversations; a proof asks a dozen
+
+
+def write_held_out(folder: Path, examples: Sequence[Example]) -> int:
+    """Write conversations, evenly taken from the evaluation set; plain texts ask nothing and are left out.
+
+    Args:
+        folder: of the adapter.
+        examples: of the evaluation set; may be empty.
+
+    Returns:
+        The number of conversations written; with none there is no file.
+
+    Raises:
+        SystemFault: the file cannot be written.
+    """
+    chats = [
+        example.messages for example in examples if any(turn["role"] == "user" for turn in example.messages)
+    ]
+    step = max(len(chats) / MOST, 1.0)
+    kept = [chats[int(index * step)] for index in range(min(len(chats), MOST))]
+    if kept:
+        lines = [json.dumps({"messages": list(chat)}, ensure_ascii=False) + "\n" for chat in kept]
+        write_atomic(folder / HELD_OUT, "".join(lines))
+    return len(kept)

@@ -1,0 +1,157 @@
+"""Data sets of the `datasets` library → records: a folder that it saved, or one on the hub.
+
+Of several splits, `train` is read. A data set with a loading script is refused: scripts are code. What was
+fetched stays in the hub's cache; offline, the newest copy there is read and nothing connects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError
+from lorafold.models import require
+from lorafold.train.data.jsontext import Placed
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether a text looks like "org/name" or "org/name@revision"."""
+    return _ID.fullmatch(spec) is not None
+
+
+def read_saved(folder: Path) -> Iterator[Placed]:
+    """Read a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made.
+
+    Raises:
+        InputError: it is no such folder, or damaged.
+        UnsafeInputError: it holds a loading script instead.
+    """
+    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        if any(folder.glob("*.py")):
+            raise UnsafeInputError(
+                "a folder with a loading script; scripts are not run",
+                at=folder,
+                fix="run it yourself and give the data file it makes",
+            )
+        problem = "not a folder that `datasets` saved (no dataset_info.json)"
+        raise InputError(problem, at=folder, fix="give the data files themselves")
+    require("datasets", extra="train")
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets raises many kinds for a damaged folder
+        problem = f"not a readable saved data set ({_reason(error)})"
+        raise InputError(problem, at=folder, fix="save it again") from error
+    yield from _rows(loaded, folder.name)
+
+
+def read_hub(spec: str, *, offline: bool = False) -> Iterator[Placed]:
+    """Read a data set of the hub.
+
+    Args:
+        spec: "org/name" or "org/name@revision".
+        offline: read the copy in the cache.
+
+    Raises:
+        InputError: the hub has no such data set, or it is gated for this user.
+        UnsafeInputError: it brings a loading script.
+        SystemFault: the hub cannot be reached; offline, the cache lacks it.
+    """
+    require("datasets", extra="train")
+    name, _, revision = spec.partition("@")
+    try:
+        loaded = _cached(name, revision) if offline else _fetched(name, revision or None)
+    except LorafoldError as error:
+        raise type(error)(error.problem, at=spec, fix=error.fix) from error
+    except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow: no common class
+        raise _hub_error(error, spec) from error
+    yield from _rows(loaded, spec)
+
+
+def _fetched(name: str, revision: str | None) -> Any:
+    import datasets
+
+    _ask_once(name, revision)
+    builder = datasets.load_dataset_builder(name, revision=revision)
+    if type(builder).__name__ == "Cache":  # what the library falls back on without a word
+        raise _away()
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _ask_once(name: str, revision: str | None) -> None:
+    """Say at once that the hub is away: the library would try again for 25 seconds."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=30)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):
+        pass  # an answer, or a setting: the library knows what they mean for a data set
+    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+        raise _away() from error
+
+
+def _away() -> SystemFault:
+    fix = "check the network, or pass --offline to read the cached copy"
+    return SystemFault("the hub cannot be reached", fix=fix)
+
+
+def _cached(name: str, revision: str) -> Any:
+    """The newest copy in the cache, found as the library finds it when the hub is away.
+
+    The cache knows a copy by its commit, so no other name of a revision can be told there.
+    """
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        builder = Cache(dataset_name=name.rpartition("/")[2], repo_id=name, version="auto", hash="auto")
+    except ValueError as error:
+        fix = "run once without --offline, or give a data file"
+        raise SystemFault("the data set is not in the local cache", fix=fix) from error
+    if revision and not str(builder.hash).startswith(revision):
+        problem = f"the copy in the local cache is of commit {builder.hash}"
+        raise SystemFault(problem, fix="name that one, or run without --offline")
+    return builder.as_dataset()
+
+
+def _hub_error(error: Exception, spec: str) -> LorafoldError:
+    text = str(error)
+    if "gated" in text:
+        fix = "accept its terms on the hub and log in with `hf auth login`"
+        return InputError("the data set is gated for you", at=spec, fix=fix)
+    if isinstance(error, FileNotFoundError):
+        problem = "neither a file here nor a data set on the hub"
+        return InputError(
+            problem, at=spec, fix="check the path or the id, or `hf auth login` if it is private"
+        )
+    if "script" in text:
+        problem = "the data set brings a loading script, which is not run"
+        return UnsafeInputError(problem, at=spec, fix="convert it to parquet first")
+    if "Config name is missing" in text:
+        problem = "the data set has several configurations, and none is the default"
+        return InputError(problem, at=spec, fix="download the files of one and give those")
+    if isinstance(error, OSError):
+        problem = f"the hub cannot be reached ({type(error).__name__})"
+        return SystemFault(problem, at=spec, fix="check the network and try again; finished files are kept")
+    return InputError(f"the hub's data set cannot be read ({_reason(error)})", at=spec, fix="give its files")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+def _rows(loaded: Any, name: str) -> Iterator[Placed]:
+    """Rows of a data set; of several splits, `train`."""
+    if isinstance(loaded, Mapping):
+        if "train" not in loaded:
+            problem = f"no split called train (splits: {', '.join(loaded)})"
+            raise InputError(problem, at=name, fix="save that one split alone")
+        loaded = loaded["train"]
+    for number, row in enumerate(loaded, 1):
+        yield f"{name}: row {number}", dict(row)

@@ -1,0 +1,113 @@
+"""The GPU's memory: how many tokens fit at once, measured with the run's own model and data, and blocks that
+packs of every length can use again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lorafold.chat.tokenizer import Encoded
+from lorafold.train.checkpoints import trainable
+from lorafold.train.fast.forward import Forward
+from lorafold.train.tokens.packing import make_pack
+from lorafold.train.workers import Workers
+
+if TYPE_CHECKING:
+    import torch
+
+MOST = 16_384  # tokens in a pack; beyond it nothing gets faster (docs/log.md)
+LEAST = 2_048  # tokens in a pack under which gradient checkpointing pays
+ON_CPU = 2_048  # a pack on the CPU, whose attention looks at a whole mask
+_PROBES = (1_024, 3_072)  # tokens of the two passes that are measured
+_SHARE = 0.85  # of the free memory; the rest is for fragments
+_STATE = 12  # bytes a trained parameter: gradient and two moments in float32
+
+
+def round_blocks() -> None:
+    """Let torch round what it gives out from now on up to an eighth of a power of two.
+
+    No two packs have the same length, and of blocks that almost fitted the next one torch piled up the whole
+    card (docs/log.md). What the user has set in the environment stays. A torch that cannot be told goes on
+    without it, at the cost of memory.
+    """
+    import torch
+
+    if any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")):
+        return
+    setters = ("_accelerator_setAllocatorSettings", "_cuda_cudaCachingAllocator_set_allocator_settings")
+    setter = next((getattr(torch._C, name) for name in setters if hasattr(torch._C, name)), None)
+    if setter is not None:
+        setter("roundup_power2_divisions:8")
+
+
+def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> int:
+    """Most tokens of one forward and backward pass on every worker, from two passes of different size.
+
+    Args:
+        forward: the way to compute, on a CUDA GPU.
+        sequences: of the run.
+        workers: all measure, and agree.
+
+    Returns:
+        Tokens, not limited by anything but memory; 0 where not even the smaller pass fits.
+    """
+    import torch
+
+    device = forward.device
+    before = torch.cuda.memory_allocated(device)
+    sizes: list[int] = []
+    peaks: list[int] = []
+    for size in _PROBES:
+        # All or none: a worker that shares layers (`--fsdp`) is not left alone in the middle of a pass.
+        if not workers.least(not sizes or peaks[0] * size < _room(device) * sizes[0]):
+            break
+        try:
+            count, peak = _pass(forward, _about(sequences, size), device)
+        except torch.OutOfMemoryError:
+            count, peak = 0, 0
+        if not workers.least(count):
+            break
+        sizes.append(count)
+        peaks.append(peak - before)
+    forward.model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    if not sizes:
+        return 0
+    each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0]) if sizes[-1] > sizes[0] else peaks[0] / sizes[0]
+    fixed = max(0.0, peaks[0] - each * sizes[0])
+    state = _STATE * sum(value.numel() for value in trainable(forward.model).values())
+    free = torch.cuda.mem_get_info(device)[0]
+    return workers.least(max(0, int((_SHARE * free - state - fixed) / max(each, 1.0))))
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a pass may take: free ones, and those that torch holds and does not use."""
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def _about(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:
+    """Sequences of so many tokens together, taken again from the beginning where there are too few."""
+    chosen: list[Encoded] = []
+    total = 0
+    while total < tokens:
+        for sequence in sequences:
+            chosen.append(sequence)
+            total += len(sequence.ids)
+            if total >= tokens:
+                break
+    return chosen
+
+
+def _pass(forward: Forward, sequences: Sequence[Encoded], device: torch.device) -> tuple[int, int]:
+    """Tokens of a training pass, and the peak of allocated bytes in it."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    batch = make_pack(sequences)
+    forward.loss(batch).backward()
+    return batch.tokens, int(torch.cuda.max_memory_allocated(device))

@@ -1,0 +1,1 @@
+"""The base in torch, with its adapter."""

@@ -1,0 +1,121 @@
+"""A trained model → files: PEFT's adapter folder, or a whole model's after full fine-tuning.
+
+PiSSA and OLoRA train a part of the base that they first took out of it. What they add to the untouched base
+is s·(B·A - B0·A0), which is again a LoRA, of rank 2r: B' = [B, -B0], A' = [A; A0], and alpha' such that the
+scale s stays (peft's `subtract_mutated_init` does the same). It is saved so, and folds like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import write_atomic
+from lorafold.models import Base
+from lorafold.train.methods import Method
+from lorafold.train.model.tensorfiles import save_tensors
+
+# What chat and export need of the base's tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def initial_adapter(model: Any) -> dict[str, Any]:
+    """A copy of the adapter as it is before the first step."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: value.detach().cpu().clone() for name, value in state.items()}
+
+
+def save_adapter(
+    model: Any, folder: Path, base: Base, method: Method, initial: dict[str, Any], dtype: Any = None
+) -> None:
+    """Write PEFT's two files, or the whole model after full fine-tuning.
+
+    Args:
+        model: as trained.
+        folder: to write into.
+        base: named in the config, so that other tools find it.
+        method: the row of the method.
+        initial: of `initial_adapter`, for methods that mutate the base.
+        dtype: for a whole model, the type of the weights on disk.
+    """
+    if method.peft is None:
+        model.save_pretrained(folder, state_dict=_converted(model.state_dict(), dtype))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config |= {"dtype": str(dtype).removeprefix("torch."), "use_cache": True}
+        write_atomic(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        return
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    settings = model.peft_config["default"].to_dict()
+    settings |= {
+        "base_model_name_or_path": base.id,
+        "revision": base.revision,
+        "inference_mode": True,
+    }
+    if method.mutates_base:
+        state, settings = _as_plain_lora(state, initial, settings)
+    save_tensors(folder / "adapter_model.safetensors", state)
+    plain = json.dumps(settings, indent=2, default=_json, sort_keys=True) + "\n"
+    write_atomic(folder / "adapter_config.json", plain)
+
+
+def _converted(state: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Weights in another type on the CPU; what shares memory still does, so a tied head is written once."""
+    copies: dict[tuple[Any, ...], Any] = {}
+    found = {}
+    for name, value in state.items():
+        memory = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride())
+        if memory not in copies:
+            copies[memory] = value.to("cpu", dtype)
+        found[name] = copies[memory]
+    return found
+
+
+def _json(value: Any) -> Any:
+    """Sets and enumerations of peft's configs as JSON."""
+    return sorted(value) if isinstance(value, set | frozenset) else getattr(value, "value", str(value))
+
+
+def _as_plain_lora(
+    state: dict[str, Any], initial: dict[str, Any], settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    import torch
+
+    merged = {}
+    for name, value in state.items():
+        before = initial[name].to(value)
+        if "lora_A" in name:  # (r, in)
+            merged[name] = torch.cat([value, before], dim=0)
+        elif "lora_B" in name:  # (out, r)
+            merged[name] = torch.cat([value, -before], dim=1)
+        else:
+            merged[name] = value
+    growth = math.sqrt(2) if settings.get("use_rslora") else 2
+    return merged, settings | {
+        "r": 2 * settings["r"],
+        "lora_alpha": growth * settings["lora_alpha"],
+        "init_lora_weights": True,
+    }
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files, so that the result is complete without its base's folder."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,62 @@
+"""Tokens added to a vocabulary: the tokenizer's files with them, and a model with rows for them.
+
+The new rows are trained by training and saving the embedding and the head whole (peft's `modules_to_save`),
+which is what every tool that reads PEFT's folders understands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import UsageError
+from lorafold.train.config import TrainConfig
+from lorafold.train.methods import METHODS
+from lorafold.train.model.adapter import copy_tokenizer
+
+
+def extend_tokenizer(base: Path, folder: Path, tokens: Sequence[str]) -> int:
+    """Write a base's tokenizer with new tokens into a folder.
+
+    Returns:
+        The number of rows that an embedding needs for it.
+
+    Raises:
+        UsageError: a token is in the vocabulary already.
+    """
+    from tokenizers import AddedToken, Tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(base, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for token in tokens:
+        if tokenizer.token_to_id(token) is not None:
+            problem = f"the vocabulary has the token {token!r} already"
+            raise UsageError(problem, at="--new-tokens", fix="leave it out")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def make_room(model: Any, rows: int, config: TrainConfig) -> TrainConfig:
+    """Give the model rows for the new tokens, and have embedding and head trained whole.
+
+    Raises:
+        UsageError: the method trains a prompt, which cannot hold new rows.
+    """
+    method = METHODS[config.method]
+    if method.prompt:
+        problem = f"{config.method} cannot train the embeddings of new tokens"
+        raise UsageError(problem, at="--new-tokens", fix="use --method lora")
+    if rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    if method.peft is None:
+        return config
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = (
+        name.rpartition(".")[2] for name, module in model.named_modules() if any(module is e for e in ends)
+    )
+    chosen = dict.fromkeys((*config.modules_to_save, *names))
+    return dataclasses.replace(config, modules_to_save=tuple(chosen))

@@ -1,0 +1,150 @@
+"""tokenizer.model → tokenizer.json, for bases that bring SentencePiece's file alone (Index, older models).
+
+Such models often bring Python code for their tokenizer. It is not run: the file itself says what the tokens
+are (sentencepiece_model.proto). A space is put before each piece of text where SentencePiece puts one. The
+result must give SentencePiece's own ids, or it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorafold.artifacts import write_atomic
+from lorafold.errors import InputError
+from lorafold.models import require
+from lorafold.train.model.adapter import copy_tokenizer
+
+SPACE = "\u2581"
+# Awkward enough to tell the usual ways of conversion apart.
+PROBES = (
+    "hello world",
+    " leading and  double  spaces ",
+    "现在你要扮演皇帝身边的女人--甄嬛",
+    "line\nbreak\ttab, 1234567890 3.14",
+    "émoji 🐚🌙, ｆｕｌｌ ｗｉｄｔｈ, ﬁ, ½",
+    "𓂀 בּ <unk> </s> \u200b\u3000.",
+    "def f(x):\n    return x ** 2  # code",
+)
+
+
+def with_tokenizer_json(base: Path, folder: Path) -> Path:
+    """A folder that has a tokenizer.json for this base.
+
+    Args:
+        base: the base's folder.
+        folder: made and filled where the base has only tokenizer.model.
+
+    Returns:
+        `base` where it has a tokenizer.json or no tokenizer.model either, else `folder`.
+
+    Raises:
+        InputError: tokenizer.model is damaged, or of a kind that tokenizer.json cannot express.
+    """
+    source = base / "tokenizer.model"
+    if (base / "tokenizer.json").is_file() or not source.is_file():
+        return base
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(base, folder)
+    text = _convert(source)
+    _check(source, text)
+    write_atomic(folder / "tokenizer.json", text)
+    return folder
+
+
+def _convert(source: Path) -> str:
+    """The text of a tokenizer.json with the pieces of a tokenizer.model.
+
+    SentencePiece joins the pair whose piece has the highest score, so the merges of a piece rank as it does.
+    """
+    require("sentencepiece", extra="train")
+    import sentencepiece
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
+    except RuntimeError as error:
+        raise InputError("not a readable SentencePiece model", at=source, fix="fetch it again") from error
+    ids = list(range(processor.get_piece_size()))
+    texts: list[str] = processor.id_to_piece(ids)
+    vocab = dict(zip(texts, ids, strict=True))
+    special = [index for index in ids if processor.is_control(index) or processor.is_unknown(index)]
+    ranked = sorted(set(ids) - set(special), key=lambda index: (-processor.get_score(index), index))
+    merges = [
+        (text[:cut], text[cut:])
+        for text in (texts[index] for index in ranked)
+        for cut in range(1, len(text))
+        if text[:cut] in vocab and text[cut:] in vocab
+    ]
+    unknown = texts[processor.unk_id()]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    replace = normalizers.Replace(" ", SPACE)
+    prefixed = processor.encode("a", out_type=str)[0].startswith(SPACE)
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend(SPACE), replace]) if prefixed else replace
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    # User-defined symbols are found in any text, as SentencePiece finds them.
+    symbols = _user_defined(processor.serialized_model_proto())
+    tokenizer.add_special_tokens([AddedToken(texts[index], normalized=False) for index in special])
+    tokenizer.add_tokens([AddedToken(texts[index], normalized=False) for index in symbols])
+    text: str = tokenizer.to_str()
+    return text
+
+
+def _user_defined(proto: bytes) -> list[int]:
+    """Ids of the pieces that are found in any text, which the library keeps to itself.
+
+    ModelProto { 1: pieces (repeated) }, SentencePiece { 1: piece  2: score  3: type (4: user-defined) }
+    """
+    pieces = [value for number, value in _fields(proto) if number == 1]
+    return [
+        index
+        for index, piece in enumerate(pieces)
+        if isinstance(piece, bytes) and (3, 4) in ((number, value) for number, value in _fields(piece))
+    ]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a protobuf message: varints as int, the other wire types as bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    while at < len(message):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        yield number, message[at : at + size]
+        at += size
+
+
+def _check(source: Path, text: str) -> None:
+    """The tokenizer.json must cut every probe as SentencePiece does."""
+    import sentencepiece
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True
+    processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
+    for probe in PROBES:
+        wanted, got = processor.encode(probe), tokenizer.encode(probe, add_special_tokens=False).ids
+        if got != wanted:
+            problem = (
+                f"this kind of SentencePiece model has no tokenizer.json: {probe!r} would be cut otherwise"
+            )
+            raise InputError(problem, at=source, fix="give the base's folder a tokenizer.json of its own")
