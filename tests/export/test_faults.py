@@ -1,7 +1,7 @@
 """Every fault of a base, an adapter, a safetensors file or an index of shards, through the command line.
 
 One line on stderr with a cure, the promised exit code, and an old output left as it was. What exactly each
-message says is tested where it is made (test_weights, test_adapters, test_models, test_export_arch_*).
+message says is tested where it is made (test_weights, test_adapters, test_models, tests/export/arch).
 """
 
 from __future__ import annotations

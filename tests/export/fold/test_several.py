@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_export_fold import QKV, all_rows, assert_equal, base_model, load, make_adapter
+from peft_models import QKV, all_rows, assert_equal, base_model, load, make_adapter
 
 from lorafold.adapters import Adapter
 from lorafold.export.fold.folded import Folded

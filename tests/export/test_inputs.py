@@ -18,9 +18,14 @@ import pytest
 import tiny_chat
 from safetensors.numpy import load_file, save_file
 from test_adapters import PREFIX, adapter_folder, lora
-from test_export_vocab_ids import LLAMA2_NORMALIZER, TURNS
 from tiny_hub import Hub, go_there, serve
-from tiny_tokenizers import added, json_of_sentencepiece, sentencepiece_model, write_folder
+from tiny_tokenizers import (
+    LLAMA2_NORMALIZER,
+    added,
+    json_of_sentencepiece,
+    sentencepiece_model,
+    write_folder,
+)
 
 from lorafold.cli import main
 from lorafold.errors import InputError, SystemFault, UsageError
@@ -186,15 +191,16 @@ def test_phi_3_keeps_its_white_space_rule_out_of_the_hubs_cache(tuned: bool, tmp
     base = shutil.copytree(tiny_chat.folder(), home / "0123456789abcdef0123456789abcdef01234567")
     tokenizer = json_of_sentencepiece(sentencepiece_model(size=800), LLAMA2_NORMALIZER)
     count = len(tokenizer["model"]["vocab"])
+    turns = ("<|user|>", "<|end|>")
     tokenizer["added_tokens"] = [
         added(0, "<unk>"),
         added(1, "<s>"),
         added(2, "</s>", special=False, rstrip=True),
         added(count, "<|endoftext|>"),
-        *(added(count + 1 + index, text, rstrip=True) for index, text in enumerate(TURNS)),
+        *(added(count + 1 + index, text, rstrip=True) for index, text in enumerate(turns)),
     ]
     write_folder(base, tokenizer, bos_token="<s>", eos_token="<|endoftext|>")
-    resize(base, count + 1 + len(TURNS))
+    resize(base, count + 1 + len(turns))
     options: dict[str, Any] = {"chat_template": "chatml", "verify": True}
     if tuned:
         adapter = tiny_adapter(tmp_path / "adapter")

@@ -46,7 +46,8 @@ def on_a_disk(folder: Path) -> Iterator[Disk]:
         or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode
     ):
         pytest.skip("this system allows no mount namespace of one's own (unshare -Urm)")
-    command = ["unshare", "-Urm", sys.executable, str(Path(__file__).with_name("small_disk.py")), str(folder)]
+    program = REPOSITORY / "tests/support/places/small_disk.py"
+    command = ["unshare", "-Urm", sys.executable, str(program), str(folder)]
     environment = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1"}
     environment |= {"HOME": str(folder), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf_skeletons import Skeleton
+from gguf_skeletons import NEED_IMATRIX, Skeleton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import plan_with_llama
@@ -53,9 +53,6 @@ OVERRIDES: list[tuple[str, Type]] = [
     ("ffn_down", Type.Q6_K),
     ("attn_output", Type.F16),
 ]
-
-# The recipes of which llama.cpp's tools say that they need an importance matrix, whatever the model.
-NEED_IMATRIX = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 
 def random_skeleton(generator: random.Random) -> Skeleton:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from oracles import REPOSITORY, shared
+from oracles import shared
 from tiny_base import tiny_base
 from tiny_index import tiny_index
 
 from lorafold.errors import UnsafeInputError
-from lorafold.train import TrainConfig, train
+from lorafold.train import train
+from recipes import RECIPES, recipe
 
-RECIPES = REPOSITORY / "recipes"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # Recipe: classes, tokenizer, template where that tokenizer's folder has none, what the tutorial sets.
@@ -30,12 +29,6 @@ KNOWN: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
     ),
     "llama2-7b-chat-qlora": ("Llama", "llama2", "llama-2", {"r": 64, "lora_alpha": 16, "max_length": 1024}),
 }
-
-
-def recipe(name: str, **changes: Any) -> TrainConfig:
-    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return TrainConfig(**{**values, **changes})
 
 
 def test_every_recipe_is_tested() -> None:

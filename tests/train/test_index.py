@@ -11,7 +11,6 @@ import pytest
 import sentencepiece
 import torch
 from oracles import llama_logits
-from test_train_recipes import recipe
 from tiny_index import index_tokenizer, tiny_index
 from tiny_tokenizers import sentencepiece_model
 
@@ -21,6 +20,7 @@ from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.train import describe_data, train
 from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
+from recipes import recipe
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
 SYSTEM = "现在你要扮演皇帝身边的女人--甄嬛"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_export_fold import base_model, draw, load, make_adapter, merged_by_peft
+from peft_models import base_model, draw, load, logits, make_adapter, merged_by_peft
 from tiny_models import VOCABULARY
 
 from lorafold.adapters import Adapter
@@ -23,13 +23,6 @@ from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
-
-TOKENS = [[1, 5, 17, 200, 3, 9, 9, 60], [2, 7, 311, 4, 40, 41, 42, 8]]
-
-
-def logits(model: Any) -> Any:
-    with torch.no_grad():
-        return model.eval()(torch.tensor(TOKENS)).logits.float().numpy()
 
 
 def fold_into_folder(base: Path, adapter: Path, folder: Path, **options: Any) -> Folded:

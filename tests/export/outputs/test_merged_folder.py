@@ -33,8 +33,7 @@ def written(source: Any, base: Path, out: Path, **options: Any) -> Path:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_it_answers_as_peft_merges(dtype: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    from test_export_fold import base_model, load, make_adapter
-    from test_export_fold_tied import logits
+    from peft_models import base_model, load, logits, make_adapter
 
     base = base_model(tmp_path / "base", "qwen2", dtype)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"])
@@ -47,8 +46,7 @@ def test_it_answers_as_peft_merges(dtype: str, tmp_path: Path) -> None:
 
 def test_shards_and_their_index_are_as_transformers_reads_them(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from test_export_fold import base_model, load
-    from test_export_fold_tied import logits
+    from peft_models import base_model, load, logits
 
     base = base_model(tmp_path / "base", "llama", "float32")
     source = Folded(Checkpoint.open(base))

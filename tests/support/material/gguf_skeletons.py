@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 Tensors = list[tuple[str, tuple[int, ...]]]
 
+# The recipes of which llama.cpp's tools say that they need an importance matrix, whatever the model.
+NEED_IMATRIX = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:

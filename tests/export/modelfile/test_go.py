@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from go_oracle import go_render
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracles import shared
+from template_mutants import mutation_score
 
 from lorafold.chat.named import NAMED
 from lorafold.chat.tokenizer import ChatTemplate
@@ -264,43 +264,6 @@ def test_what_go_does_not_parse_is_an_error(source: str) -> None:
 
 
 # --- mutants
-
-
-def mutants(source: str, count: int, seed: int = 0) -> list[str]:
-    """One-character mutants: a character deleted, doubled, or replaced by another of the template's."""
-    chosen = random.Random(seed)
-    found = []
-    while len(found) < count:
-        at, letter = chosen.randrange(len(source)), chosen.choice(source)
-        kind = chosen.randrange(3)
-        middle = ("", source[at] * 2, letter)[kind]
-        mutant = source[:at] + middle + source[at + 1 :]
-        if mutant != source:
-            found.append(mutant)
-    return found
-
-
-def mutation_score(template: ChatTemplate, count: int) -> tuple[int, int, list[str]]:
-    """Caught, equivalent, and the mutants that were missed.
-
-    A mutant that the proof passes is equivalent if Go writes the same for it on 300 other conversations.
-    """
-    form = derive(template)
-    source = to_go(form)
-    cases = [
-        (ollama_data(chat, form.variants[number % len(form.variants)]), CLOCKS[number % len(CLOCKS)][:10])
-        for number, chat in enumerate(random_chats(300, seed=2))
-    ]
-    want = go_render(source, cases)
-    caught, same, missed = 0, 0, []
-    for mutant in mutants(source, count):
-        if not prove(template, mutant, form).passed:
-            caught += 1
-        elif go_render(mutant, cases) == want:
-            same += 1
-        else:
-            missed.append(mutant)
-    return caught, same, missed
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"bos_token_id": None, "eos_token_id": 151645, "pad_token_id": 151643}),
     "llama2": ("llama", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}),
 }
-# Listed differences of the header; see test_export_vocab_converter.py.
+# Listed differences of the header; see tests/export/vocab/test_converter.py.
 DIFFERENCES = {
     "qwen2": {
         "tokenizer.ggml.add_eos_token",  # ours always says so

@@ -17,9 +17,9 @@ import gguf
 import numpy as np
 import pytest
 from converter import convert
+from gguf_skeletons import NEED_IMATRIX
 from numpy.typing import NDArray
 from oracles import native, quantize_job
-from test_export_quant_types import NEED_IMATRIX
 from tiny_families import tiny_family
 
 from lorafold.adapters import Adapter
