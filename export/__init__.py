@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorafold.export.config import ExportConfig
-from lorafold.export.modelfile_config import ModelfileConfig
+from lorafold.export.config import ExportConfig, ModelfileConfig
 from lorafold.stages import make_stage
 
 if TYPE_CHECKING:

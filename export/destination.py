@@ -6,10 +6,11 @@ folder takes the place of the whole old one, so what lies there is lost: that mu
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from lorafold.artifacts import MANIFEST, check_output, read_manifest
-from lorafold.errors import InputError, UsageError
+from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 
@@ -55,3 +56,20 @@ def _check_replaceable(out: Path) -> None:
         at=out,
         fix="choose another --out, or remove the folder yourself",
     )
+
+
+def check_disk(size: int, out: Path) -> int:
+    """Bytes free where `out` will be made, of which it needs `size`.
+
+    Raises:
+        SystemFault: less is free than the output needs.
+    """
+    folder = next(parent for parent in out.resolve().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise SystemFault(
+            f"the disk is too small (needs {size:,} bytes, {free:,} are free)",
+            at=out,
+            fix="free space, or choose an --out on another disk or a smaller --quant",
+        )
+    return free

@@ -12,17 +12,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_manifest
+from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_atomic, write_manifest
 from lorafold.chat.named import NAMED
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
-from lorafold.export.destination import check_destination
+from lorafold.export.destination import check_destination, check_disk
 from lorafold.export.inputs import Inputs, check_weights, open_inputs
 from lorafold.export.outputs.gguf import IMATRIX
-from lorafold.export.outputs.output import FORMATS, check_disk
+from lorafold.export.outputs.output import FORMATS
 from lorafold.export.outputs.table import listing, summary
 from lorafold.export.proof.check import FIXES, Check, Proof
-from lorafold.export.report import write_report
 from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent
 from lorafold.stopwatch import Spent
@@ -86,7 +85,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
     output = FORMATS[config.format](inputs, config)
-    check_disk(output, config.out)
+    check_disk(output.size, config.out)
     check_weights(inputs, progress)
     return_free_memory()
     clock.lap("plan")
@@ -132,7 +131,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
     output = FORMATS[config.format](inputs, config)
-    free = check_disk(output, config.out)
+    free = check_disk(output.size, config.out)
     return [
         ("base", inputs.base.id),
         *(("adapter", f"{adapter.folder} × {weight:g}") for adapter, weight in inputs.adapters),
@@ -228,3 +227,37 @@ def _config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
     for name in ("adapter", "quant", "tensor_type"):
         saved[name] = tuple(saved.get(name) or ())
     return ExportConfig(**{**saved, "force": True})
+
+
+def write_report(
+    folder: Path, inputs: Inputs, rows: list[tuple[str, str]], proof: Proof, notes: list[str]
+) -> None:
+    """Write the report.
+
+    Args:
+        folder: the export.
+        inputs: what it was made from.
+        rows: label and text of what was made.
+        proof: the checks.
+        notes: what the user should know.
+    """
+    adapters = [f"`{adapter.folder}` × {weight:g}" for adapter, weight in inputs.adapters]
+    lines = [
+        f"# {inputs.name}",
+        "",
+        f"Base: `{inputs.base.id}`. Adapters folded in: {', '.join(adapters) or 'none'}.",
+        "",
+        "## Made",
+        "",
+        *(f"- **{label}**: {text}" for label, text in rows),
+        "",
+        "## Proven",
+        "",
+        "| check | verdict | what it says |",
+        "|---|---|---|",
+        *(f"| {c.name} | {c.verdict} | {c.meaning.replace('|', chr(92) + '|')} |" for c in proof.checks),
+        "",
+    ]
+    if notes:
+        lines += ["## To know", "", *(f"- {note}" for note in notes), ""]
+    write_atomic(folder / "report.md", "\n".join(lines))

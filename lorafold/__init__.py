@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lorafold.version import __version__
+
 if TYPE_CHECKING:
     from lorafold import export, train
     from lorafold.serve import compare
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compare", "export", "train"]
 
 

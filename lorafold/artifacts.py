@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from lorafold import __version__
 from lorafold.errors import BusyError, InputError, LorafoldError, SystemFault, UsageError
 from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
+from lorafold.version import __version__
 
 MANIFEST = "lorafold.json"
 MANIFEST_FORMAT = 1

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
-from lorafold import __version__
 from lorafold.arguments import misused, take_recipe
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.config import ExportConfig
-from lorafold.export.modelfile_config import ModelfileConfig
+from lorafold.export.config import ExportConfig, ModelfileConfig
 from lorafold.interrupts import Terminated, signals_raise
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import LayoutName, TrainConfig
+from lorafold.version import __version__
 
 if TYPE_CHECKING:
     from lorafold.export.proof.check import Check

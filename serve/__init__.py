@@ -8,7 +8,8 @@ from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.stages import make_stage
 
 if TYPE_CHECKING:
-    from lorafold.serve.comparison.compare import CompareResult, compare
+    from lorafold.serve.comparison.compare import compare
+    from lorafold.serve.comparison.result import CompareResult
     from lorafold.serve.terminal.chat import chat
 
 __all__ = ["ChatConfig", "CompareConfig", "CompareResult", "chat", "compare"]

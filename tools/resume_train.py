@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests/support/material"))
 from tiny_base import tiny_base  # noqa: E402
 
 from lorafold.train import TrainConfig, train  # noqa: E402
-from lorafold.train.curve import read_metrics  # noqa: E402
+from lorafold.train.saved.curve import read_metrics  # noqa: E402
 
 STEPS, EPOCH = 20, 7  # steps of the run, steps of an epoch: 27 examples, 2 a batch, 2 batches a step
 

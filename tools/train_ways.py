@@ -20,9 +20,9 @@ from lorafold.chat.tokenizer import Encoded
 from lorafold.models import Base
 from lorafold.train import TrainConfig
 from lorafold.train.build import build
-from lorafold.train.checkpoints import RunState
 from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import peak_memory, run_steps
+from lorafold.train.saved.checkpoints import RunState
 from lorafold.train.signals import StopRequest
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import IGNORED, make_batch

@@ -13,12 +13,12 @@ from lorafold.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from lorafold.train.describe import DataReport, describe_data
-    from lorafold.train.result import TrainResult
     from lorafold.train.run import train
+    from lorafold.train.saved.result import TrainResult
 
 __all__ = ["DataReport", "TrainConfig", "TrainResult", "describe_data", "train"]
 
 make_stage(
     __name__,
-    {"train": "run", "TrainResult": "result", "describe_data": "describe", "DataReport": "describe"},
+    {"train": "run", "TrainResult": "saved.result", "describe_data": "describe", "DataReport": "describe"},
 )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
 from lorafold.models import Base
-from lorafold.train import checkpoints
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
 from lorafold.train.fast.check import difference, measure, sample
@@ -19,10 +18,9 @@ from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, Method, linear_names
-from lorafold.train.model.adapter import initial_adapter
+from lorafold.train.model.adapter import initial_adapter, trainable, widen_trained
 from lorafold.train.model.base import load_model, pick_device, pick_dtype, quiet_transformers
 from lorafold.train.model.new_tokens import make_room
-from lorafold.train.model.widen import widen_trained
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import make_batch
@@ -188,7 +186,7 @@ def _graphs(config: TrainConfig, forward: Forward, sequences: Sequence[Encoded],
     longest = max(len(sequence.ids) for sequence in sequences)
     decoder = causal_model(forward.model).base_model
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
-    for parameter in checkpoints.trainable(forward.model).values():
+    for parameter in trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
     budget = int(graphs.SHARE * torch.cuda.mem_get_info(forward.device)[0])
     return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, longest, budget)

@@ -24,9 +24,10 @@ from typing import Any
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.progress import Progress
-from lorafold.train.checkpoints import RunState, trainable
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.forward import Forward, seed_pass
+from lorafold.train.model.adapter import trainable
+from lorafold.train.saved.checkpoints import RunState
 from lorafold.train.signals import StopRequest
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import Batch

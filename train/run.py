@@ -15,12 +15,12 @@ from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent
 from lorafold.renames import restore_folder
 from lorafold.train.config import TrainConfig
-from lorafold.train.curve import read_metrics
 from lorafold.train.data.load import load_splits
-from lorafold.train.result import TrainResult
-from lorafold.train.resume import finished_run, require_same
+from lorafold.train.saved.curve import read_metrics
+from lorafold.train.saved.result import TrainResult
+from lorafold.train.saved.resume import finished_run, require_same
+from lorafold.train.saved.unfinished import discard_unless_begun, prepare, run_folder, tidy
 from lorafold.train.session import Session
-from lorafold.train.unfinished import discard_unless_begun, prepare, run_folder, tidy
 from lorafold.train.workers import join
 
 

@@ -20,24 +20,23 @@ from lorafold.errors import InputError, SystemFault
 from lorafold.models import Base
 from lorafold.progress import Progress
 from lorafold.renames import remove_folder
-from lorafold.train import checkpoints
 from lorafold.train.build import build
-from lorafold.train.card import model_card
-from lorafold.train.checkpoints import RunState
 from lorafold.train.config import TrainConfig
-from lorafold.train.curve import draw_png, keep_until, read_metrics
 from lorafold.train.data.held_out import write_held_out
 from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import run_steps
 from lorafold.train.material import read_material
 from lorafold.train.methods import METHODS
-from lorafold.train.model.adapter import copy_tokenizer, save_adapter
+from lorafold.train.model.adapter import copy_tokenizer, save_adapter, trainable
 from lorafold.train.model.base import base_dtype, memory_faults
-from lorafold.train.result import TrainResult, last_value
-from lorafold.train.resume import agreed_facts, find_checkpoint
+from lorafold.train.saved import checkpoints
+from lorafold.train.saved.card import model_card
+from lorafold.train.saved.checkpoints import RunState
+from lorafold.train.saved.curve import draw_png, event_writer, keep_until, read_metrics
+from lorafold.train.saved.result import TrainResult, last_value
+from lorafold.train.saved.resume import agreed_facts, find_checkpoint
+from lorafold.train.saved.unfinished import forget, tidy
 from lorafold.train.signals import stop_requests
-from lorafold.train.tensorboard import event_writer
-from lorafold.train.unfinished import forget, tidy
 from lorafold.train.workers import Workers
 
 
@@ -122,7 +121,7 @@ class Session:
         if config.load_in_4bit or config.load_in_8bit or self.method.quantized:
             self.notes.append("the base is quantized for training; export folds into the unquantized base")
         self.notes += built.notes
-        count = sum(value.numel() for value in checkpoints.trainable(self.trainer.model).values())
+        count = sum(value.numel() for value in trainable(self.trainer.model).values())
         self.check_disk(count)
         device = self.trainer.forward.device.type
         where = device if self.workers.count == 1 else f"{self.workers.count} × {device}"
@@ -201,7 +200,7 @@ class Session:
         from lorafold.train.model.tensorfiles import save_tensors
 
         with new_folder(self.run / "best", force=True) as staging:
-            save_tensors(staging / "trainable.safetensors", checkpoints.trainable(self.trainer.model))
+            save_tensors(staging / "trainable.safetensors", trainable(self.trainer.model))
 
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from lorafold.export.arch.header import caveats, metadata, quantize_order
-from lorafold.export.arch.row import find, view_of
 from lorafold.export.arch.rules import Architecture
-from lorafold.export.arch.table import ARCHITECTURES
+from lorafold.export.arch.table import ARCHITECTURES, find, view_of
 from lorafold.export.arch.tensors import BUFFER_REASONS, map_tensors, skipped_tensors
 
 __all__ = [

@@ -20,8 +20,7 @@ import yaml
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 
 
 def general_metadata(

@@ -2,7 +2,7 @@
 
 In: config.json, and names and shapes of tensors (headers alone; no weight is read, torch and transformers are
 not needed). Out: `MappedTensor`s in the order in which llama.cpp's converter writes them, and the header's
-entries except the tokenizer's. What the table (`arch_table`) does not know is an error that names it.
+entries except the tokenizer's. What the table (`arch.table`) does not know is an error that names it.
 
 Listed differences to the converter's output:
 - The head of a tied model whose architecture llama.cpp loads only with `output.weight` (OLMo 2, InternLM 2,
@@ -25,12 +25,10 @@ from gguf import GGML_QUANT_VERSION, GGUFValueType
 
 from lorafold.export.arch.general import general_metadata
 from lorafold.export.arch.hyperparameters import read_all
-from lorafold.export.arch.row import find, view_of
 from lorafold.export.arch.rules import Architecture
-from lorafold.export.arch.table import ARCHITECTURES
+from lorafold.export.arch.table import ARCHITECTURES, find, view_of
 from lorafold.export.arch.tensors import BUFFER_REASONS, map_tensors, skipped_tensors
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.export.gguf.parts import KeyValue, MappedTensor, RowRange
 
 __all__ = [
     "ARCHITECTURES",

@@ -17,7 +17,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError
-from lorafold.export.gguf.metadata import KeyValue
+from lorafold.export.gguf.parts import KeyValue
 
 # Fields that transformers 5 writes under another name.
 RENAMED = {"rope_scaling": "rope_parameters"}

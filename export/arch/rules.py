@@ -1,4 +1,4 @@
-"""The words in which `arch_table` describes an architecture, and the rules that several of them share.
+"""The words in which `arch.table` describes an architecture, and the rules that several of them share.
 
 In: nothing. Out: `TensorRule` (which Hugging Face tensor becomes which GGUF tensor), `Condition` (what
 llama.cpp computes without reading it from the file, so that the config must agree), `Architecture` (one row
@@ -36,7 +36,7 @@ class TensorRule:
         shape: the source's shape, in names of sizes.
         becomes: the GGUF tensor's shape where it is not the source's (stacked and transposed ones need none).
         rows: (start, stop) ranges of the source's rows that are taken; None takes all.
-        op: key in `row_ops.ROW_OPS`.
+        op: key in `gguf.rows.ROW_OPS`.
         group: the size that blocks of rows are multiples of; it is the op's parameter too.
         transpose: the source is stored transposed.
         when: a config switch without which the rule does not count, or "not SWITCH".
@@ -153,6 +153,10 @@ KEY = layer("attn_k.weight", "self_attn.k_proj.weight", "key", "width")
 VALUE = layer("attn_v.weight", "self_attn.v_proj.weight", "key", "width")
 ATTENTION_OUTPUT = layer("attn_output.weight", "self_attn.o_proj.weight", "width", "query")
 ATTENTION = (QUERY, KEY, VALUE, ATTENTION_OUTPUT)
+# llama.cpp's llama graph rotates adjacent pairs, Hugging Face's halves.
+INTERLEAVED_QUERY = replace(QUERY, op="interleave_rows", group="head_dim")
+INTERLEAVED_KEY = replace(KEY, op="interleave_rows", group="head_dim")
+INTERLEAVED_ATTENTION = (INTERLEAVED_QUERY, INTERLEAVED_KEY, VALUE, ATTENTION_OUTPUT)
 HEAD_NORMS = (
     layer("attn_q_norm.weight", "self_attn.q_norm.weight", "head_dim"),
     layer("attn_k_norm.weight", "self_attn.k_norm.weight", "head_dim"),

@@ -13,8 +13,8 @@ from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.export.arch.hyperparameters import Config, dimensions
-from lorafold.export.arch.row import FOLDER_WORKS, find, view_of
 from lorafold.export.arch.rules import Architecture, TensorRule
+from lorafold.export.arch.table import FOLDER_WORKS, find, view_of
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.weights import TensorInfo
 

@@ -233,3 +233,13 @@ def _spellings(name: str) -> Iterator[str]:
             for here, there in INFIXES:
                 if here in renamed:
                     yield renamed.replace(here, there) if here else renamed
+
+
+OTHER_BASE = "fold it into the base that it was trained on (`--base`)"
+
+
+def matches(patterns: tuple[str, ...] | str, module: str) -> bool:
+    """PEFT's rule: a name of a list is the module's whole name or its end; a pattern matches all of it."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in patterns)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Change, Replace
-from lorafold.export.fold.complete import OTHER_BASE
 from lorafold.export.fold.factors import Factors
-from lorafold.export.fold.names import BaseNames
+from lorafold.export.fold.names import OTHER_BASE, BaseNames
 from lorafold.weights import TensorSource
 
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.quant import ggml
 
 VERSION = 3

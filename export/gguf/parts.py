@@ -8,7 +8,29 @@ them reversed (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from gguf import GGUFValueType
+
+MetadataValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValue:
+    """A typed metadata entry.
+
+    Attributes:
+        key: the full key, e.g. "llama.context_length".
+        value: a scalar, or for arrays a sequence (a numpy array will do).
+        type: the GGUF value type; ARRAY for arrays.
+        subtype: the element type of an array, else None.
+    """
+
+    key: str
+    value: MetadataValue
+    type: GGUFValueType
+    subtype: GGUFValueType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +60,7 @@ class MappedTensor:
         name: the GGUF name, e.g. "blk.0.attn_q.weight".
         shape: numpy order; the total of rows is prod(shape[:-1]), a 1-D tensor is one row.
         sources: row ranges, concatenated along the rows.
-        op: key in `row_ops.ROW_OPS`: what is done to a block of float32 rows; None leaves them as they are.
+        op: key in `gguf.rows.ROW_OPS`: what is done to a block of float32 rows; None leaves them as they are.
         group: a block of rows must start and end at a multiple of this.
         param: the op's parameter.
         transpose: the source is stored transposed (GPT-2's Conv1D).

@@ -14,8 +14,7 @@ from gguf import GGMLQuantizationType
 
 from lorafold.export.config import file_stem
 from lorafold.export.gguf.header import GgufFile, encode_header, place
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.split import split_metadata, split_tensors
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
 

@@ -11,7 +11,7 @@ of the second become rows 2i and 2i+1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -114,3 +114,23 @@ def _concatenated(source: RowSource, tensor: MappedTensor, start: int, stop: int
             parts.append(source.rows(piece.source, piece.start + begin, piece.start + end))
         first += length
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def column_weights(
+    weights: Mapping[str, NDArray[np.float32]] | None, tensor: MappedTensor, row: int
+) -> NDArray[np.float32] | None:
+    """The columns' weights for a block of rows.
+
+    Args:
+        weights: as `Imatrix.weights` gives them, or None.
+        tensor: the tensor.
+        row: a row of the block; in a stack of experts the block lies within one.
+
+    Returns:
+        float32 (cols,), or None where the tensor has none.
+    """
+    found = (weights or {}).get(tensor.name)
+    if found is None or found.ndim == 1:
+        return found
+    own: NDArray[np.float32] = found[row // tensor.shape[-2]] if len(found) > 1 else found[0]
+    return own

@@ -13,8 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from lorafold.errors import UsageError
 from lorafold.export.gguf.header import TypedTensor, encode_metadata, encode_tensor, padded
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 
 Typed = tuple[MappedTensor, GGMLQuantizationType]
 

@@ -20,8 +20,7 @@ from lorafold.artifacts import system_faults
 from lorafold.export.gguf.checksum import RunningChecksum
 from lorafold.export.gguf.header import GgufFile, TypedTensor, padded
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.gguf.rows import RowSource, read_block
-from lorafold.export.imatrix.file import column_weights
+from lorafold.export.gguf.rows import RowSource, column_weights, read_block
 from lorafold.export.quant import quantize as kernels
 from lorafold.export.workers import Written, pwrite_all, work_off
 from lorafold.progress import Progress, silent

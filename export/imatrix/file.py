@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from lorafold.artifacts import write_atomic
 from lorafold.errors import InputError, NumericError
 from lorafold.export.gguf.header import encode_header, padded, place
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.gguf_file.header import GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
 
@@ -112,26 +111,6 @@ class Imatrix:
                 fix="use one that was made from this model",
             )
         return found
-
-
-def column_weights(
-    weights: Mapping[str, NDArray[np.float32]] | None, tensor: MappedTensor, row: int
-) -> NDArray[np.float32] | None:
-    """The columns' weights for a block of rows.
-
-    Args:
-        weights: as `Imatrix.weights` gives them, or None.
-        tensor: the tensor.
-        row: a row of the block; in a stack of experts the block lies within one.
-
-    Returns:
-        float32 (cols,), or None where the tensor has none.
-    """
-    found = (weights or {}).get(tensor.name)
-    if found is None or found.ndim == 1:
-        return found
-    own: NDArray[np.float32] = found[row // tensor.shape[-2]] if len(found) > 1 else found[0]
-    return own
 
 
 def read_imatrix(path: Path) -> Imatrix:

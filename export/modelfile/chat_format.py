@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from lorafold.chat.sandbox import Refusal
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError
-from lorafold.export.modelfile.choice import CONDITIONS, Choice, Key, Value, decide
-from lorafold.export.modelfile.pieces import Tokens
+from lorafold.export.modelfile.pieces import CONDITIONS, Choice, Key, Tokens, Value, decide
 from lorafold.export.modelfile.probe import (
     DATE,
     PADDINGS,

@@ -18,6 +18,7 @@ from lorafold.artifacts import write_atomic
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
+from lorafold.export.config import ModelfileConfig
 from lorafold.export.modelfile.chat_format import ChatFormat, derive
 from lorafold.export.modelfile.contract import (
     PromptContract,
@@ -32,7 +33,6 @@ from lorafold.export.modelfile.parser import Modelfile, Parameter, expressible
 from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.modelfile.proof import PromptProof, prove
 from lorafold.export.modelfile.template import to_go
-from lorafold.export.modelfile_config import ModelfileConfig
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
 JINJA_SINCE = "0.30.0"  # the first Ollama whose runner renders a GGUF's own chat template

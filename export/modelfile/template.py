@@ -15,8 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from lorafold.export.modelfile.chat_format import ChatFormat
-from lorafold.export.modelfile.choice import CONDITIONS, Choice, Key
-from lorafold.export.modelfile.pieces import Tokens
+from lorafold.export.modelfile.pieces import CONDITIONS, Choice, Key, Tokens
 from lorafold.export.modelfile.probe import DATE, SYSTEM, Trim
 
 # %B in the C locale; %b is the first three letters

@@ -34,8 +34,7 @@ from lorafold.export.config import file_stem
 from lorafold.export.fold.changes import AddLowRank
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.rows import ROW_OPS
 from lorafold.export.quant import ggml
 

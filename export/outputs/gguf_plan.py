@@ -12,8 +12,7 @@ from gguf import GGUFValueType
 
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, Output, plan_files
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import parse_override, plan_types

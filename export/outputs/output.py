@@ -6,12 +6,10 @@ writes it into a folder, and proves what it wrote. `stage.export` treats them al
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from lorafold.errors import SystemFault
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.adapter import AdapterOutput
@@ -53,20 +51,3 @@ FORMATS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
     "folder": FolderOutput,
     "adapter": AdapterOutput,
 }
-
-
-def check_disk(output: Output, out: Path) -> int:
-    """Bytes free where `out` will be made.
-
-    Raises:
-        SystemFault: less is free than the output needs.
-    """
-    folder = next(parent for parent in out.resolve().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if free < output.size:
-        raise SystemFault(
-            f"the disk is too small (needs {output.size:,} bytes, {free:,} are free)",
-            at=out,
-            fix="free space, or choose an --out on another disk or a smaller --quant",
-        )
-    return free

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor
-from lorafold.export.gguf.rows import read_block
-from lorafold.export.imatrix.file import column_weights
+from lorafold.export.gguf.rows import column_weights, read_block
 from lorafold.export.proof.check import Check
 from lorafold.export.quant import ggml
 

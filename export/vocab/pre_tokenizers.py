@@ -188,7 +188,7 @@ def recognise(
     rows = [row for row in TABLE if row.steps == steps]
     if not rows:
         raise _unknown(at, " then ".join(steps) or "nothing")
-    # Where only the other kind of lookup exists, `vocab_bpe` checks whether it can make a difference.
+    # Where only the other kind of lookup exists, `bpe` checks whether it can make a difference.
     row = next((row for row in rows if row.whole_words == whole_words), rows[0])
     if row.differs:
         differences.append(row.differs)

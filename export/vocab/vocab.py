@@ -2,7 +2,7 @@
 
 In: a model folder, its config.json and the number of rows of its embedding. Out: `Vocab`, whose `metadata()`
 is the `tokenizer.ggml.*` part of a GGUF header as llama.cpp reads it (llama_vocab::impl::load in its
-src/llama-vocab.cpp). `vocab_probe.probe_texts()` gives texts on which it is held against the original.
+src/llama-vocab.cpp). `probe.probe_texts()` gives texts on which it is held against the original.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gguf import GGUFValueType, TokenType
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.export.gguf.metadata import KeyValue
+from lorafold.export.gguf.parts import KeyValue
 from lorafold.export.vocab.bpe import (
     read_merges,
     read_ordinary_tokens,

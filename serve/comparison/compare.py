@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,86 +21,16 @@ from lorafold.chat.template import ChatTemplate
 from lorafold.errors import UsageError
 from lorafold.interrupts import Terminated
 from lorafold.progress import Progress, silent
-from lorafold.serve.answer_row import ModelCard, answer_row, card_of, cell_of, lens_of
+from lorafold.serve.answer_row import ModelCard, answer_row, card_of, lens_of
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.comparison.journal import Journal, has_failure
 from lorafold.serve.comparison.questions import Prompt, read_prompts
 from lorafold.serve.comparison.report import RENDERERS
+from lorafold.serve.comparison.result import CompareResult
 from lorafold.serve.config import CompareConfig, sampling_of
 from lorafold.serve.engine import Cancel, Engine
 from lorafold.serve.engines.open import opened
 from lorafold.serve.session import Answer, utf8
-
-
-@dataclass(frozen=True, slots=True)
-class CompareResult:
-    """A comparison.
-
-    Attributes:
-        models: in the order of the answers.
-        rows: one per question: question, messages, expected, answers (see `answer_row`).
-        settings: sampling and seed.
-        prompts: name of the file with the questions.
-        seconds: that asking took, without what an earlier run had done.
-        resumed: questions taken over from an earlier run.
-        saved: files written.
-        notes: what the user should know before relying on answers.
-    """
-
-    models: list[ModelCard]
-    rows: list[dict[str, Any]]
-    settings: dict[str, Any]
-    prompts: str
-    seconds: float
-    resumed: int
-    saved: list[Path]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def columns(self) -> list[str]:
-        """Headings of the table: question and models."""
-        return ["question", *(card.name for card in self.models)]
-
-    @property
-    def table(self) -> list[list[str]]:
-        """Cells of the table, one row per question."""
-        return [[row["question"], *map(cell_of, row["answers"])] for row in self.rows]
-
-    @property
-    def failures(self) -> list[Failure]:
-        """The models that failed at questions."""
-        found = []
-        for index, card in enumerate(self.models):
-            errors = [row["answers"][index].get("error") for row in self.rows]
-            reasons = [error for error in errors if error]
-            if reasons:
-                found.append(Failure(card.source, len(reasons), len(errors), reasons[0]))
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A model that failed.
-
-    Attributes:
-        model: as the user spelled it.
-        count: questions at which it failed.
-        asked: questions in all.
-        reason: of the first failure.
-    """
-
-    model: str
-    count: int
-    asked: int
-    reason: str
-
-    @property
-    def whole(self) -> bool:
-        """Whether it answered nothing at all."""
-        return self.count == self.asked
-
-    def __str__(self) -> str:
-        return f"{self.model}: {self.count} of {self.asked} answers failed: {self.reason}"
 
 
 def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
-from lorafold.serve.terminal.talk import cleaned
+from lorafold.serve.session import cleaned
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "user", "text")
 FURTHER = "input"  # Alpaca's: what the instruction is about

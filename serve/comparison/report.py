@@ -15,7 +15,7 @@ from lorafold.console import sanitize
 from lorafold.serve.answer_row import comparable
 
 if TYPE_CHECKING:
-    from lorafold.serve.comparison.compare import CompareResult
+    from lorafold.serve.comparison.result import CompareResult
 
 HERE = Path(__file__).parent
 PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Event, Finished, PromptFitter, Reason, Started, Token
+from lorafold.serve.engine import Cancel, Event, Finished, Reason, Started, Token
+from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.lanes import Lane
 
 if TYPE_CHECKING:

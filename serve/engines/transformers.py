@@ -17,8 +17,9 @@ from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
-from lorafold.serve.engine import About, Cancel, Event, PromptFitter, context_of
+from lorafold.serve.engine import About, Cancel, Event, context_of
 from lorafold.serve.engines.digests import weights_sha256
+from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.generate import Reader, Voice, score, speak
 from lorafold.serve.engines.lanes import Lane
 from lorafold.serve.engines.sampling import draw, log_softmax

@@ -15,8 +15,8 @@ from lorafold.serve.config import NOBODY_VOTES, ChatConfig, sampling_of
 from lorafold.serve.engine import Engine
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
-from lorafold.serve.session import Session
-from lorafold.serve.terminal.talk import Talk, cleaned, control_notes
+from lorafold.serve.session import Session, cleaned
+from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
 from lorafold.serve.terminal.views import ColumnView, JsonView, PlainView, View
 

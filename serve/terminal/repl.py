@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
 from lorafold.serve.config import ChatConfig
+from lorafold.serve.session import cleaned
 from lorafold.serve.terminal.commands import COMMANDS, list_models, run_command
 from lorafold.serve.terminal.pastes import Pastes
 from lorafold.serve.terminal.shell import Shell, tell_kept
-from lorafold.serve.terminal.talk import Talk, cleaned, control_notes
+from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, typed_ahead
 from lorafold.serve.terminal.views import LETTERS
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lorafold.serve.answer_row import NOT_ASKED, answer_row, card_of, lens_of
-from lorafold.serve.comparison.compare import CompareResult
+from lorafold.serve.comparison.result import CompareResult
 from lorafold.serve.session import TIE
 from lorafold.serve.terminal.talk import Talk
 

@@ -146,17 +146,6 @@ class Talk:
         return self.order[place] if 0 <= place < len(self.order) else None
 
 
-def cleaned(text: str) -> tuple[str, int]:
-    """A question without control characters (but newlines and tabs), and how many were taken out."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    kept = "".join(
-        char
-        for char in text
-        if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000)
-    )
-    return kept, len(text) - len(kept)
-
-
 def control_notes(engines: Sequence[Engine], text: str) -> list[str]:
     """What to say where a question holds the text of a control token: who reads it how.
 

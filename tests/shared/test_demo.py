@@ -15,7 +15,7 @@ import tiny_chat
 from oracles import REPOSITORY
 
 from lorafold.cli import main
-from lorafold.train.curve import read_metrics
+from lorafold.train.saved.curve import read_metrics
 
 
 def start(*flags: str) -> subprocess.Popen[str]:

@@ -13,8 +13,8 @@ from tiny_base import tiny_base
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.train import TrainConfig, train
-from lorafold.train.curve import read_metrics
 from lorafold.train.methods import METHODS
+from lorafold.train.saved.curve import read_metrics
 
 WORDS = ("red", "blue", "sea", "lamp", "salt", "cat", "gull", "tea")
 PAIRS = [(f"{word}?", f"{word[::-1]} {i}") for i, word in enumerate(WORDS)]

@@ -13,9 +13,9 @@ from tiny_run import ROWS, steady, tiny_run
 
 from lorafold.artifacts import damaged_files, read_manifest
 from lorafold.train import TrainConfig, train
-from lorafold.train.card import model_card
-from lorafold.train.curve import draw_png
-from lorafold.train.unfinished import run_folder
+from lorafold.train.saved.card import model_card
+from lorafold.train.saved.curve import draw_png
+from lorafold.train.saved.unfinished import run_folder
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tiny_base import tiny_base
 from tiny_run import same_files, steady
 
 from lorafold.errors import UsageError
-from lorafold.train.curve import read_metrics
+from lorafold.train.saved.curve import read_metrics
 from lorafold.train.workers import join
 
 pytestmark = pytest.mark.slow

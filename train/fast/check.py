@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Encoded
-from lorafold.train.checkpoints import trainable
 from lorafold.train.fast.forward import Forward
+from lorafold.train.model.adapter import trainable
 from lorafold.train.tokens.collate import Batch
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorafold.chat.tokenizer import Encoded
-from lorafold.train.checkpoints import trainable
 from lorafold.train.fast.forward import Forward
+from lorafold.train.model.adapter import trainable
 from lorafold.train.tokens.packing import make_pack
 from lorafold.train.workers import Workers
 

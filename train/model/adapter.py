@@ -7,13 +7,16 @@ scale s stays (peft's `subtract_mutated_init` does the same). It is saved so, an
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorafold.artifacts import write_atomic
+from lorafold.artifacts import (
+    write_atomic,
+)
 from lorafold.models import Base
 from lorafold.train.methods import Method
 from lorafold.train.model.tensorfiles import save_tensors
@@ -119,3 +122,47 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+def widen_trained(model: Any) -> int:
+    """Make every trained parameter float32, in place.
+
+    Args:
+        model: with peft's adapter, on its device.
+
+    Returns:
+        The number of modules that now compute in another type than they hold.
+    """
+    import torch
+
+    narrow: dict[Any, torch.dtype] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                narrow[module] = parameter.dtype
+    # Only now: of two modules that share a weight both have to be found.
+    for module, dtype in narrow.items():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        module.forward = functools.partial(_forward, module, dtype)
+    return len(narrow)
+
+
+def _forward(module: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+    import torch
+
+    device = next(module.parameters()).device.type
+    # No cache of the cast weights: it would outlive the capture of a CUDA graph.
+    with torch.autocast(device, dtype=dtype, cache_enabled=False):
+        found = type(module).forward(module, *args, **kwargs)
+    return found.to(dtype) if isinstance(found, torch.Tensor) else found
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """The parameters that are trained, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}

@@ -5,7 +5,7 @@ in each SIMD lane: the search for scales runs across lanes on transposed values,
 computed along each super-block again, where the bytes are packed.
 
 Specification: ggml-quants.c (`quantize_row_q?_K_ref` without importance weights, `_impl` with them). The
-layouts are drawn in kernel_affine_blocks.
+layouts are drawn where they are packed.
 """
 # numba has no type stubs.
 # mypy: disable-error-code="misc, untyped-decorator"
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from lorafold.export.quant.kernels.affine_blocks import write_q2, write_q4, write_q5
 from lorafold.export.quant.kernels.fit_affine import affine_fit, magnitude_fit, numerators
 from lorafold.export.quant.kernels.lanes import (
     LANES,
     SOURCES,
     Array,
     Floats,
+    Ints,
     absolute,
     floats,
     ints,
@@ -31,9 +31,91 @@ from lorafold.export.quant.kernels.lanes import (
     sqrt,
     to_float,
 )
-from lorafold.export.quant.kernels.memory import load, store
-from lorafold.export.quant.kernels.rounding import from_half, nearest, to_half
-from lorafold.export.quant.kernels.tiles import SUPER, gather_importance, gather_values
+from lorafold.export.quant.kernels.memory import (
+    SUPER,
+    gather_importance,
+    gather_values,
+    load,
+    store,
+    store_bytes,
+    store_half,
+)
+from lorafold.export.quant.kernels.rounding import clamp_ints, from_half, nearest, to_half
+
+
+def levels_of(count: int, top: int) -> Any:
+    """Compile the final levels of 16 consecutive values, with the scale and minimum that the file holds."""
+
+    @njit
+    def levels(values: Array, at: int, plan: Array, sub: int, lane: int) -> Ints:
+        x = load(values, at)
+        slot = sub * LANES + lane
+        scale = plan[slot]
+        if scale != 0.0:
+            level = nearest((x + plan[count * LANES + slot]) / scale)
+        else:  # the scale vanished in rounding: the levels of the search stand
+            level = nearest(plan[2 * count * LANES + slot] * (x - plan[3 * count * LANES + slot]))
+        return clamp_ints(level, 0, top)
+
+    return levels
+
+
+levels_q4 = levels_of(8, 15)
+levels_q5 = levels_of(8, 31)
+levels_q2 = levels_of(16, 3)
+
+
+@njit
+def write_q4(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
+    store_half(out, to, halves[lane])
+    store_half(out, to + 2, halves[LANES + lane])
+    for k in range(12):
+        out[to + 4 + k] = packed[k * LANES + lane]
+    for pair in range(4):
+        for part in range(2):
+            first = at + pair * 64 + part * 16
+            low = levels_q4(values, first, plan, 2 * pair, lane)
+            high = levels_q4(values, first + 32, plan, 2 * pair + 1, lane)
+            store_bytes(out, to + 16 + pair * 32 + part * 16, low | (high << 4))
+
+
+@njit
+def write_q5(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
+    store_half(out, to, halves[lane])
+    store_half(out, to + 2, halves[LANES + lane])
+    for k in range(12):
+        out[to + 4 + k] = packed[k * LANES + lane]
+    for part in range(2):
+        fifth = ints(0)
+        for pair in range(4):
+            first = at + pair * 64 + part * 16
+            low = levels_q5(values, first, plan, 2 * pair, lane)
+            high = levels_q5(values, first + 32, plan, 2 * pair + 1, lane)
+            store_bytes(out, to + 48 + pair * 32 + part * 16, (low & 15) | ((high & 15) << 4))
+            fifth = fifth | ((low >> 4) << (2 * pair)) | ((high >> 4) << (2 * pair + 1))
+        store_bytes(out, to + 16 + part * 16, fifth)
+
+
+@njit
+def write_q2(
+    values: Array, at: int, plan: Array, packed: Array, halves: Array, lane: int, out: Array, to: int
+) -> None:
+    for k in range(16):
+        out[to + k] = packed[k * LANES + lane]
+    for side in range(2):
+        for part in range(2):
+            four = ints(0)
+            for k in range(4):
+                sub = side * 8 + k * 2 + part
+                four = four | (levels_q2(values, at + sub * 16, plan, sub, lane) << (2 * k))
+            store_bytes(out, to + 16 + side * 32 + part * 16, four)
+    store_half(out, to + 80, halves[lane])
+    store_half(out, to + 82, halves[LANES + lane])
+
 
 # --- weights of the values ---
 

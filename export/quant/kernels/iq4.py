@@ -34,9 +34,16 @@ from lorafold.export.quant.kernels.lanes import (
     sqrt,
     to_float,
 )
-from lorafold.export.quant.kernels.memory import load, store, store_bytes
+from lorafold.export.quant.kernels.memory import (
+    SUPER,
+    gather_importance,
+    gather_values,
+    load,
+    store,
+    store_bytes,
+    store_half,
+)
 from lorafold.export.quant.kernels.rounding import clamp_ints, nearest, to_half
-from lorafold.export.quant.kernels.tiles import SUPER, gather_importance, gather_values, store_half
 
 # The values of the levels 0..15 (kvalues_iq4nl), and where one gives way to the next. ggml compares the
 # distances to both neighbours; at a tie the upper one wins, and near the ties both differences are exact in

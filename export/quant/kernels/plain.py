@@ -27,9 +27,8 @@ from lorafold.export.quant.kernels.lanes import (
     to_float,
     truncate,
 )
-from lorafold.export.quant.kernels.memory import load, store, store_bytes, store_halves
+from lorafold.export.quant.kernels.memory import load, store, store_bytes, store_half, store_halves
 from lorafold.export.quant.kernels.rounding import to_half
-from lorafold.export.quant.kernels.tiles import store_half
 
 Q8_VALUES, Q8_BYTES = 32, 34
 

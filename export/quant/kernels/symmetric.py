@@ -34,9 +34,16 @@ from lorafold.export.quant.kernels.lanes import (
     sqrt,
     to_float,
 )
-from lorafold.export.quant.kernels.memory import load, store, store_bytes
+from lorafold.export.quant.kernels.memory import (
+    SUPER,
+    gather_importance,
+    gather_values,
+    load,
+    store,
+    store_bytes,
+    store_half,
+)
 from lorafold.export.quant.kernels.rounding import clamp_ints, from_half, nearest, to_half
-from lorafold.export.quant.kernels.tiles import SUPER, gather_importance, gather_values, store_half
 
 fit_q6 = symmetric_fit(16, 32)
 fit_q3 = symmetric_fit(16, 4)

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.export.gguf.header import ALIGNMENT, GgufFile, encode_header, place
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 
 METADATA = [
     KeyValue("general.architecture", "llama", Value.STRING),

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from lorafold.errors import UsageError
 from lorafold.export import ExportConfig, export, plan_export
 from lorafold.export.gguf.header import encode_header, place
-from lorafold.export.gguf.metadata import KeyValue
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import Output, plan_files
 from lorafold.export.gguf.split import Typed, split_tensors
 from lorafold.export.modelfile.parser import parse

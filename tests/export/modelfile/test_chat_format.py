@@ -11,8 +11,8 @@ from oracles import shared
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export.modelfile.chat_format import ChatFormat, derive
-from lorafold.export.modelfile.choice import CONDITIONS, Choice, decide
 from lorafold.export.modelfile.go.evaluate import evaluate
+from lorafold.export.modelfile.pieces import CONDITIONS, Choice, decide
 from lorafold.export.modelfile.probe import SYSTEM, Chat
 from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
 from lorafold.export.modelfile.template import to_go

@@ -15,10 +15,10 @@ from template_mutants import mutation_score
 from lorafold.chat.named import NAMED
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.export.modelfile.chat_format import ChatFormat, derive
-from lorafold.export.modelfile.choice import Choice
 from lorafold.export.modelfile.go.evaluate import Program, evaluate
 from lorafold.export.modelfile.go.nodes import GoTemplateError
 from lorafold.export.modelfile.parser import expressible
+from lorafold.export.modelfile.pieces import Choice
 from lorafold.export.modelfile.probe import Trim, trimmed, trims
 from lorafold.export.modelfile.proof import CLOCKS, ollama_data, prove, random_chats
 from lorafold.export.modelfile.template import literal, quoted, to_go

@@ -15,13 +15,13 @@ from oracles import shared
 
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
+from lorafold.export.config import ModelfileConfig
 from lorafold.export.modelfile.contract import find_stops, generation_parameters
 from lorafold.export.modelfile.go.evaluate import evaluate
 from lorafold.export.modelfile.parser import PARAMETERS, Modelfile, commands, expressible, parse
 from lorafold.export.modelfile.plan import make_modelfile, plan_modelfile, write_modelfile
 from lorafold.export.modelfile.probe import Chat, Variant
 from lorafold.export.modelfile.proof import ollama_data
-from lorafold.export.modelfile_config import ModelfileConfig
 
 PLAIN = Variant(False, False, {})
 AWKWARD = [

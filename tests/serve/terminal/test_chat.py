@@ -19,8 +19,8 @@ from chain_model import chain
 from chat_terminal import CHAT, Terminal, assert_own_sequences_only, environment
 from model_servers import part, server, streamed
 
+from lorafold.serve.session import cleaned
 from lorafold.serve.terminal import commands
-from lorafold.serve.terminal.talk import cleaned
 
 MODELS = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}
 COMPLETIONS = "/v1/chat/completions"

@@ -11,7 +11,7 @@ from typing import Any
 from tiny_base import tiny_base
 
 from lorafold.train import TrainConfig
-from lorafold.train.curve import read_metrics
+from lorafold.train.saved.curve import read_metrics
 
 ROWS = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 4) + str(i)} for i in range(14)]
 VOLATILE = ("tokens_per_second", "memory_gib")

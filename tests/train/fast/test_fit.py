@@ -8,9 +8,9 @@ from tiny_base import tiny_base
 from transformers import AutoModelForCausalLM
 
 from lorafold.chat.tokenizer import Encoded
-from lorafold.train.checkpoints import trainable
 from lorafold.train.fast import memory
 from lorafold.train.fast.forward import Forward
+from lorafold.train.model.adapter import trainable
 from lorafold.train.workers import Workers
 
 WEIGHTS, FIXED, EACH = 10_000_000, 2_000_000, 5_000  # bytes on the card, of any pass, and of a token of it

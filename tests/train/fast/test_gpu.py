@@ -16,10 +16,10 @@ from tiny_base import tiny_base
 
 from lorafold.chat.tokenizer import Encoded
 from lorafold.train import TrainConfig, train
-from lorafold.train.curve import read_metrics
 from lorafold.train.fast.attention import VARLEN
 from lorafold.train.fast.check import Measured, difference, measure
 from lorafold.train.fast.forward import Forward, seed_pass
+from lorafold.train.saved.curve import read_metrics
 from lorafold.train.tokens.collate import IGNORED, make_batch
 from lorafold.train.tokens.packing import make_pack
 
@@ -130,10 +130,10 @@ def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, 
 
 def graphed(folder: Path, **lora: Any) -> list[Forward]:
     """A model launched as usual, and the same as graphs."""
-    from lorafold.train.checkpoints import trainable
     from lorafold.train.fast.attention import register_varlen
     from lorafold.train.fast.fused_lora import fuse
     from lorafold.train.fast.graphs import DecoderGraphs
+    from lorafold.train.model.adapter import trainable
 
     register_varlen()
     model = adapted(tiny_base(folder, hidden_size=128, head_dim=64), torch.bfloat16, **lora)
@@ -150,7 +150,7 @@ def graphed(folder: Path, **lora: Any) -> list[Forward]:
 
 def step_of(way: Forward, packs: list[Any]) -> tuple[list[float], torch.Tensor]:
     """Losses, and the gradient that the packs of a step sum up to."""
-    from lorafold.train.checkpoints import trainable
+    from lorafold.train.model.adapter import trainable
 
     way.model.zero_grad(set_to_none=False)
     losses = []

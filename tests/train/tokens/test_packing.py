@@ -18,12 +18,12 @@ from tiny_base import tiny_base
 from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
 from lorafold.train import TrainConfig, train
-from lorafold.train.curve import read_metrics
 from lorafold.train.fast.check import difference, measure, sample
 from lorafold.train.fast.forward import Forward
 from lorafold.train.fast.fused_lora import LoraLinear
 from lorafold.train.fast.graphs import filled_size
 from lorafold.train.fast.head_loss import head_loss
+from lorafold.train.saved.curve import read_metrics
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import IGNORED, make_batch, trained_tokens
 from lorafold.train.tokens.packing import make_pack, pack_step

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
+from lorafold.models import require
 
 Points = Sequence[tuple[float, float]]
 
@@ -118,3 +120,26 @@ def draw_png(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
         path.unlink(missing_ok=True)
         return False
     return True
+
+
+@contextlib.contextmanager
+def event_writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that writes a record of metrics.jsonl as scalars `train/NAME`.
+
+    Raises:
+        SystemFault: tensorboardX is not installed.
+    """
+    require("tensorboardX", extra="tensorboard")
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def write(record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(f"train/{name}", value, record["step"])
+
+    try:
+        yield write
+    finally:
+        writer.close()

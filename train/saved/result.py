@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.train.curve import curves, text_curve
+from lorafold.train.saved.curve import curves, text_curve
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import UsageError
-from lorafold.train import checkpoints
 from lorafold.train.config import TrainConfig
-from lorafold.train.curve import read_metrics
+from lorafold.train.saved import checkpoints
+from lorafold.train.saved.curve import read_metrics
 
 _NAMES = r"(metrics\.jsonl|checkpoint-\d+|best|runs|tokenizer|extended|worker-\d+)"
 # A name of ours, or what a kill left of it: `.checkpoint-100.partial`, `.metrics.jsonl.4711.partial`.

@@ -23,6 +23,7 @@ from typing import Any
 from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
 from lorafold.errors import InputError
 from lorafold.renames import remove_folder
+from lorafold.train.model.adapter import trainable
 from lorafold.train.model.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -49,11 +50,6 @@ class RunState:
     best_step: int = 0
     worse: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
-
-
-def trainable(model: Any) -> dict[str, Any]:
-    """The parameters that are trained, by name."""
-    return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def save_checkpoint(

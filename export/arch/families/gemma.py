@@ -1,7 +1,7 @@
 """Rows of the table for Gemma: norms stored less one, windows in a fixed pattern, a fixed scale of attention.
 
 In: nothing. Out: `GEMMA_ROWS`. What llama.cpp's graphs fix, the config must agree with; sources as in
-`arch_table`.
+`arch.table`.
 """
 
 from __future__ import annotations

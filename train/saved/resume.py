@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorafold import __version__
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.models import Base
-from lorafold.train.checkpoints import newest_whole
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import DataSet
+from lorafold.train.saved.checkpoints import newest_whole
 from lorafold.train.tokens.tokenize import Tokenized
+from lorafold.version import __version__
 
 # Fields that may differ between a run and its resumption: they do not touch what is computed.
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}

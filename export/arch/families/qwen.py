@@ -1,6 +1,6 @@
 """Rows of the table for Qwen 2 and 3, dense and with experts.
 
-In: nothing. Out: `QWEN_ROWS`. Sources as in `arch_table`.
+In: nothing. Out: `QWEN_ROWS`. Sources as in `arch.table`.
 """
 
 from __future__ import annotations

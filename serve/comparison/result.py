@@ -1,0 +1,80 @@
+"""What a comparison gave: where its report lies, and which questions failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorafold.serve.answer_row import ModelCard, cell_of
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """A comparison.
+
+    Attributes:
+        models: in the order of the answers.
+        rows: one per question: question, messages, expected, answers (see `answer_row`).
+        settings: sampling and seed.
+        prompts: name of the file with the questions.
+        seconds: that asking took, without what an earlier run had done.
+        resumed: questions taken over from an earlier run.
+        saved: files written.
+        notes: what the user should know before relying on answers.
+    """
+
+    models: list[ModelCard]
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    prompts: str
+    seconds: float
+    resumed: int
+    saved: list[Path]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the table: question and models."""
+        return ["question", *(card.name for card in self.models)]
+
+    @property
+    def table(self) -> list[list[str]]:
+        """Cells of the table, one row per question."""
+        return [[row["question"], *map(cell_of, row["answers"])] for row in self.rows]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The models that failed at questions."""
+        found = []
+        for index, card in enumerate(self.models):
+            errors = [row["answers"][index].get("error") for row in self.rows]
+            reasons = [error for error in errors if error]
+            if reasons:
+                found.append(Failure(card.source, len(reasons), len(errors), reasons[0]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A model that failed.
+
+    Attributes:
+        model: as the user spelled it.
+        count: questions at which it failed.
+        asked: questions in all.
+        reason: of the first failure.
+    """
+
+    model: str
+    count: int
+    asked: int
+    reason: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether it answered nothing at all."""
+        return self.count == self.asked
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.count} of {self.asked} answers failed: {self.reason}"
