@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.errors import InputError
+from lorafold.errors import SystemFault
+from lorafold.llama_library import complaint, library, load_weights
+from lorafold.llama_library import tokenize as ids_of
 from lorafold.machine import idle_cores
 
-GGML_TYPE_F32 = 0
+GGML_TYPE_F32 = 0  # ggml_type
+FLASH_ATTENTION_OFF = 0  # llama_flash_attn_type
 
 Tokenize = Callable[[str, bool], list[int]]
 
@@ -23,93 +24,90 @@ Tokenize = Callable[[str, bool], list[int]]
 @contextlib.contextmanager
 def vocabulary(gguf: Path) -> Iterator[Tokenize]:
     """Load the vocabulary alone and yield (text, parse_special) -> ids, without adding BOS or EOS."""
-    with _load(gguf, vocab_only=True) as llama:
-
-        def tokenize(text: str, parse_special: bool) -> list[int]:
-            ids: list[int] = llama.tokenize(text.encode("utf-8"), add_bos=False, special=parse_special)
-            return ids
-
-        yield tokenize
+    model = load_weights(gguf, vocab_only=True)
+    try:
+        vocab = library().llama_model_get_vocab(model)
+        yield lambda text, parse_special: ids_of(vocab, text, parse_special)
+    finally:
+        library().llama_model_free(model)
 
 
 class Runner:
     """A loaded model that gives logits.
 
     Args:
-        llama: the loaded model.
+        model: pointer to the weights.
+        context: pointer to a context of the model.
+        path: the file, for messages.
     """
 
-    def __init__(self, llama: Any) -> None:
-        self._llama = llama
+    def __init__(self, model: Any, context: Any, path: Path) -> None:
+        self._c = library()
+        self._context = context
+        self._path = path
+        self.width = int(self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(model)))
 
-    @property
-    def width(self) -> int:
-        """Tokens of the vocabulary."""
-        return int(self._llama.n_vocab())
-
-    def logits(self, ids: list[int]) -> NDArray[np.float32]:
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token: float32 (len(ids), vocabulary)."""
-        self._llama.reset()
-        self._llama.eval(ids)
-        return np.array(self._llama.scores[: len(ids)], dtype=np.float32)
+        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        return self._read(ids, 0)
 
-    def answer(self, ids: list[int], max_tokens: int, stops: frozenset[int]) -> list[int]:
+    def answer(self, ids: Sequence[int], max_tokens: int, stops: frozenset[int]) -> list[int]:
         """The greedy continuation of a prompt, up to and including a stop token."""
-        self._llama.reset()
-        self._llama.eval(ids)
+        last = self.logits(ids)[-1]
         answer: list[int] = []
         while len(answer) < max_tokens:
-            token = int(np.argmax(self._llama.scores[len(ids) + len(answer) - 1]))
+            token = int(np.argmax(last))
             answer.append(token)
             if token in stops:
                 break
-            self._llama.eval([token])
+            last = self._read([token], len(ids) + len(answer) - 1)[-1]
         return answer
+
+    def _read(self, ids: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Read tokens at the positions from `start` on; logits after each of them."""
+        batch = self._c.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids):
+                batch.token[i] = token
+                batch.pos[i] = start + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = True
+            code = self._c.llama_decode(self._context, batch)
+        finally:
+            self._c.llama_batch_free(batch)
+        if code:
+            raise SystemFault(
+                f"llama.cpp failed with code {code} ({complaint()})", at=self._path, fix="free some memory"
+            )
+        pointer = self._c.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(len(ids), self.width)).copy()
 
 
 @contextlib.contextmanager
 def runner(gguf: Path, context: int) -> Iterator[Runner]:
     """Load a model for prompts of at most `context` tokens."""
-    threads = idle_cores()
-    # Keys and values in float32, no flash attention: 16-bit ones would add an error that is not the file's.
-    with _load(
-        gguf,
-        type_k=GGML_TYPE_F32,
-        type_v=GGML_TYPE_F32,
-        flash_attn=False,
-        n_ctx=context,
-        n_batch=context,
-        n_ubatch=context,
-        logits_all=True,
-        n_threads=threads,
-        n_threads_batch=threads,
-    ) as llama:
-        yield Runner(llama)
-
-
-@contextlib.contextmanager
-def _load(gguf: Path, **options: Any) -> Iterator[Any]:
-    _silence()
-    import llama_cpp
-
+    c, threads = library(), idle_cores()
+    model = load_weights(gguf)
     try:
-        llama = llama_cpp.Llama(str(gguf), verbose=False, **options)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"llama.cpp cannot load it ({error})", at=gguf, fix="export it again") from error
-    try:
-        yield llama
+        parameters = c.llama_context_default_params()
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+        parameters.n_threads = parameters.n_threads_batch = threads
+        # Keys and values in float32, no flash attention: 16-bit ones would add an error of their own.
+        parameters.type_k = parameters.type_v = GGML_TYPE_F32
+        parameters.flash_attn_type = FLASH_ATTENTION_OFF
+        pointer = c.llama_init_from_model(model, parameters)
+        if not pointer:
+            raise SystemFault(
+                f"no memory for a context of {context:,} tokens ({complaint()})",
+                at=gguf,
+                fix="free some memory, or export without the proof (--no-verify)",
+            )
+        try:
+            yield Runner(model, pointer, gguf)
+        finally:
+            c.llama_free(pointer)
     finally:
-        llama.close()
-
-
-@functools.cache
-def _silence() -> None:
-    """Send llama.cpp's log nowhere; its callback must stay alive as long as the library."""
-    import llama_cpp
-
-    callback = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    _KEPT.append(callback)
-
-
-_KEPT: list[Any] = []
+        c.llama_model_free(model)

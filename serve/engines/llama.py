@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Message
 from lorafold.errors import InputError
+from lorafold.llama_library import complaint, look
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.engine import About, Cancel, Event, context_of
 from lorafold.serve.engines.digests import weights_sha256
@@ -24,7 +25,6 @@ from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.generate import Reader, Voice, score, speak
 from lorafold.serve.engines.lanes import Lane
 from lorafold.serve.engines.llama_cache import KeyValueCache
-from lorafold.serve.engines.llama_library import complaint, look
 from lorafold.serve.engines.llama_model import LlamaModel
 
 if TYPE_CHECKING:

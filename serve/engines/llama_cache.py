@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import NumericError, SystemFault
+from lorafold.llama_library import complaint
 from lorafold.serve.engines.generate import BATCH, OUTPUTS, common_beginning
-from lorafold.serve.engines.llama_library import complaint
 from lorafold.serve.engines.llama_model import LlamaModel
 
 if TYPE_CHECKING:

@@ -7,14 +7,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lorafold.chat.controls import split_controls
 from lorafold.chat.sandbox import start_worker
 from lorafold.chat.tokenizer import ChatTemplate, Message, encode, end_of_turn, prompt_fragments
-from lorafold.errors import InputError
 from lorafold.gguf_file.header import GgufArray
-from lorafold.serve.engines.llama_library import complaint, library, look
+from lorafold.llama_library import library, load_weights, look, tokenize
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
 _REMEMBERED = 1_000_000  # characters of text whose ids are remembered
@@ -38,7 +36,7 @@ class LlamaModel:
         start_worker()  # it imports Jinja while the weights are loaded
         self.template = ChatTemplate.from_gguf(self.header, chat_template)
         self.c = library()
-        self.pointer = self._load()
+        self.pointer = load_weights(path)
         self.vocab = self.c.llama_model_get_vocab(self.pointer)
         self.size = int(self.c.llama_vocab_n_tokens(self.vocab))
         self.users = 0
@@ -51,26 +49,9 @@ class LlamaModel:
         endings = [piece for piece, special in pieces if special][-1:]
         self._endings = {token for ending in endings for token in self.tokenize(ending, special=True)}
 
-    def _load(self) -> Any:
-        parameters = self.c.llama_model_default_params()
-        pointer = self.c.llama_model_load_from_file(str(self.path).encode(), parameters)
-        if not pointer:
-            raise InputError(
-                f"llama.cpp cannot load this model: {complaint()}",
-                at=self.path,
-                fix="update llama-cpp-python if the model is newer than it, else export or fetch it again",
-            )
-        return pointer
-
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text, nothing added; control tokens in it recognised only if `special`."""
-        raw = text.encode("utf-8", errors="replace")
-        room = len(raw) + 8
-        ids = (ctypes.c_int32 * room)()
-        count = self.c.llama_tokenize(self.vocab, raw, len(raw), ids, room, False, special)
-        if count < 0:
-            raise InputError(f"llama.cpp cannot tokenize a text of {len(raw):,} bytes", at=self.path)
-        return ids[:count]
+        return tokenize(self.vocab, text, special)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation up to where the model's answer begins."""

@@ -1,4 +1,4 @@
-"""The border to llama.cpp: its log kept quiet but not lost, files looked at before it sees them.
+"""The border to llama.cpp: its log kept quiet but not lost, files looked at before it loads them.
 
 llama-cpp-python binds llama.h by ctypes; the names `llama_*` below are that header's
 (https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h).
@@ -17,6 +17,7 @@ from lorafold.errors import InputError, SystemFault
 from lorafold.gguf_file.checks import check_model
 from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
+from lorafold.machine import has_matrix_units
 
 WARNING = 3  # GGML_LOG_LEVEL_WARN; 4 is an error, 5 continues the line before
 
@@ -86,3 +87,45 @@ def look(path: Path, expected: str) -> GgufHeader:
         if shard != path:
             read_gguf_header(shard)
     return header
+
+
+def load_weights(path: Path, vocab_only: bool = False) -> Any:
+    """The pointer to a model that llama.cpp has loaded; `llama_model_free` gives it back.
+
+    Args:
+        path: a GGUF; the first part, if it is split.
+        vocab_only: load the tokenizer alone.
+
+    Raises:
+        InputError: llama.cpp refuses the file.
+    """
+    binding = library()
+    parameters = binding.llama_model_default_params()
+    parameters.vocab_only = vocab_only
+    # llama.cpp packs weights anew for the matrix units of recent Xeons. Those kernels end the process as soon
+    # as a prompt is read (seen in llama-cpp-python 0.3.36 with Q4_1 and Q8_0 on a Sapphire Rapids machine).
+    parameters.use_extra_bufts = not has_matrix_units()
+    pointer = binding.llama_model_load_from_file(str(path).encode(), parameters)
+    if not pointer:
+        raise InputError(
+            f"llama.cpp cannot load this model: {complaint()}",
+            at=path,
+            fix="update llama-cpp-python if the model is newer than it, else export or download it again",
+        )
+    return pointer
+
+
+def tokenize(vocab: Any, text: str, special: bool = False) -> list[int]:
+    """The ids of a text, nothing added.
+
+    Args:
+        vocab: what `llama_model_get_vocab` gave.
+        special: recognise control tokens in the text.
+    """
+    raw = text.encode("utf-8", errors="replace")
+    room = len(raw) + 8
+    ids = (ctypes.c_int32 * room)()
+    count = library().llama_tokenize(vocab, raw, len(raw), ids, room, False, special)
+    if count < 0:
+        raise InputError(f"llama.cpp cannot tokenize a text of {len(raw):,} bytes")
+    return ids[:count]
