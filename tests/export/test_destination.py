@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import pytest
 import tiny_chat
-from test_adapters import adapter_folder, lora
+from adapter_folders import adapter_folder, lora
 
 from lorafold.errors import InputError, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify

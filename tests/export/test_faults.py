@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_chat
+from adapter_folders import adapter_folder, lora
 from safetensors.numpy import load_file, save_file
-from test_adapters import adapter_folder, lora
 
 from lorafold.cli import main
 

@@ -16,8 +16,8 @@ import gguf
 import numpy as np
 import pytest
 import tiny_chat
+from adapter_folders import PREFIX, adapter_folder, lora
 from safetensors.numpy import load_file, save_file
-from test_adapters import PREFIX, adapter_folder, lora
 from tiny_hub import Hub, go_there, serve
 from tiny_tokenizers import (
     LLAMA2_NORMALIZER,

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny_chat
-from test_adapters import adapter_folder, lora
+from adapter_folders import adapter_folder, lora
 from tiny_base import tiny_base
 
 from lorafold.chat.tokenizer import ChatTemplate

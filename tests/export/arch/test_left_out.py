@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_chat
+from adapter_folders import adapter_folder, lora
 from safetensors.numpy import load_file, save_file
-from test_adapters import adapter_folder, lora
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export

@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import tiny_chat
 import torch
+from adapter_folders import adapter_folder, lora
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from test_adapters import adapter_folder, lora
 
 from lorafold.errors import NumericError
 from lorafold.export import ExportConfig, export, verify

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_adapters import adapter_folder, base_folder
+from adapter_folders import adapter_folder, base_folder
 
 from lorafold.adapters import Adapter
 from lorafold.errors import NumericError, SystemFault
