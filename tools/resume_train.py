@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests/support/material"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 
 from tiny_base import tiny_base  # noqa: E402
 

