@@ -1,1 +1,5 @@
-"""Files -> checked examples: `load.load_splits`."""
+"""Files -> checked examples: `load_splits` reads everything that a config names."""
+
+from lorafold.train.data.load import load_splits
+
+__all__ = ["load_splits"]
