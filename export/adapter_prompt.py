@@ -11,12 +11,11 @@ import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorafold.chat.sources import folder_source
 from lorafold.errors import InputError
 from lorafold.export.vocab.files import AddedToken, read_added_tokens, read_tokenizer_files
 from lorafold.export.vocab.model_file import read_model_file
 from lorafold.jsonfile import read_object
-from lorafold.tokenizer_json import with_tokenizer_json
+from lorafold.tokenizer.folder import with_tokenizer_json
 
 TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
 TEMPLATE = "chat_template.jinja"
@@ -37,7 +36,7 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
     """
     ours = base / TOKENIZER
     for folder in adapters:
-        made = with_tokenizer_json(folder)
+        made = with_tokenizer_json(folder, pieces=False)
         own = made / TOKENIZER
         if own.is_file():
             # A tokenizer is megabytes of JSON: mostly there is none, or a copy of the base's.
@@ -61,25 +60,8 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer that `find_tokenizer` can compare."""
-    made = with_tokenizer_json(folder)
+    made = with_tokenizer_json(folder, pieces=False)
     return any((made / name).is_file() for name in (TOKENIZER, MODEL))
-
-
-def find_template(adapters: Sequence[Path]) -> tuple[str, str, str] | None:
-    """The chat template that was saved with an adapter: export and chat must use no other.
-
-    transformers writes chat_template.jinja today, and wrote tokenizer_config.json before 4.52.
-
-    Returns:
-        What `ChatTemplate.chosen` finds it by, its Jinja source, and the place it was found in; None where no
-        adapter has one.
-    """
-    for folder in adapters:
-        if (found := folder_source(folder)) is not None:
-            path = folder / TEMPLATE
-            # The folder stands for what lies in its JSON; absolute, so that it is no template's name.
-            return str(path if path.is_file() else folder.absolute()), *found
-    return None
 
 
 def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:

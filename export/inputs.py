@@ -14,15 +14,15 @@ from typing import Any
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
-from lorafold.chat.sources import folder_source
+from lorafold.chat.sources import find_template, folder_source
 from lorafold.errors import InputError, SystemFault, UsageError
-from lorafold.export.adapter_prompt import find_template, find_tokenizer, has_tokenizer
+from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint, resolve_base
 from lorafold.progress import Progress, silent
-from lorafold.tokenizer_json import with_tokenizer_json
+from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.weights import Checkpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -92,7 +92,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         _check_base(adapter, base)
     source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
     folders = [adapter.folder for adapter, _ in adapters]
-    prompt = with_tokenizer_json(base.folder)
+    prompt = with_tokenizer_json(base.folder, pieces=False)
     tokenizer = find_tokenizer(prompt, folders)
     template = None if config.chat_template else find_template(folders)
     chosen = config.chat_template or (template[0] if template else None)

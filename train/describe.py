@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
 from lorafold.progress import Progress, silent
+from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train.data.load import load_data
 from lorafold.train.material import choose_tokenizer
-from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
 from lorafold.train.tokens.tokenize import tokenize
 
 
@@ -100,9 +98,7 @@ def describe_data(
     if base is None:
         return DataReport(data.layouts, len(data.examples), turns, data.sha256, notes=data.notes)
     folder = resolve_base(base, offline=offline, trust_remote_code=True).folder  # none of it is run here
-    with TemporaryDirectory() as work:
-        folder = with_tokenizer_json(folder, Path(work))
-        tokenizer, _, notes = choose_tokenizer(folder, data, chat_template)
+    tokenizer, _, notes = choose_tokenizer(with_tokenizer_json(folder), data, chat_template)
     whole = tokenize(data.examples, tokenizer, max_length, progress)
     lengths = sorted(len(sequence.ids) for sequence in whole.sequences)
     shown = list(zip(whole.places, whole.sequences, strict=True))[:samples]

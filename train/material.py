@@ -9,11 +9,11 @@ from pathlib import Path
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.progress import Progress
+from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import DataSet, load_splits
 from lorafold.train.data.thinking import settle_thinking
 from lorafold.train.model.new_tokens import extend_tokenizer
-from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
 from lorafold.train.tokens.tokenize import Tokenized, tokenize
 
 
@@ -60,7 +60,7 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
     """
     progress("read the data", 0, 1)
     data, held_out = load_splits(config)
-    folder, rows = with_tokenizer_json(base, work / "tokenizer"), 0
+    folder, rows = with_tokenizer_json(base), 0
     if config.new_tokens:
         extended = work / "extended"
         rows = extend_tokenizer(folder, extended, config.new_tokens)

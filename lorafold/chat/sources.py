@@ -7,7 +7,7 @@ of older processors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +120,20 @@ def looks_control(token: str) -> bool:
     too.
     """
     return token.startswith(("<|", "<｜")) and token.endswith(("|>", "｜>")) and len(token) > 4
+
+
+def find_template(adapters: Sequence[Path]) -> tuple[str, str, str] | None:
+    """The chat template that was saved with an adapter: export and chat must use no other.
+
+    transformers writes chat_template.jinja today, and wrote tokenizer_config.json before 4.52.
+
+    Returns:
+        What `ChatTemplate.chosen` finds it by, its Jinja source, and the place it was found in; None where no
+        adapter has one.
+    """
+    for folder in adapters:
+        if (found := folder_source(folder)) is not None:
+            path = folder / "chat_template.jinja"
+            # The folder stands for what lies in its JSON; absolute, so that it is no template's name.
+            return str(path if path.is_file() else folder.absolute()), *found
+    return None

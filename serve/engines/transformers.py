@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
@@ -24,6 +25,7 @@ from lorafold.serve.engines.generate import Reader, Voice, score, speak
 from lorafold.serve.engines.lanes import Lane
 from lorafold.serve.engines.sampling import draw, log_softmax
 from lorafold.serve.engines.torch_model import LoadedModel, TorchCache, base_of, check_base, load
+from lorafold.tokenizer.folder import JSON, with_tokenizer_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,16 +61,17 @@ def open_transformers(
         progress=progress,
         expected="a GGUF file, a Hugging Face folder or hub id, `demo`, ollama:NAME, or http://…",
     )
-    tokenizer_folder, template = base.folder, config.chat_template
+    tokenizer_folder, template = with_tokenizer_json(base.folder), config.chat_template
     for adapter in adapters:
         if not (adapter / "adapter_config.json").is_file():
             fix = "give a folder that PEFT saved"
             raise InputError("no adapter_config.json in it", at=adapter, fix=fix)
         check_base(adapter, base)
-        if (adapter / "tokenizer.json").is_file():
-            tokenizer_folder = adapter  # it may have tokens that the base lacks
-        if (adapter / "chat_template.jinja").is_file():
-            template = template or str(adapter / "chat_template.jinja")  # the one it was trained with
+        own = with_tokenizer_json(adapter)
+        if (own / JSON).is_file():
+            tokenizer_folder = own  # it may have tokens that the base lacks
+    if template is None and (trained := find_template(adapters)) is not None:
+        template = trained[0]  # the one it was trained with
     tokenizer = ChatTokenizer.from_folder(tokenizer_folder, template)
     lane = Lane(config.threads, shares=False)  # torch's results depend on the number of threads
     loaded = lane.run(

@@ -17,7 +17,7 @@ from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.pre_tokenizers import QWEN2
 from lorafold.export.vocab.probe import AWKWARD, probe_texts
 from lorafold.gguf_file.read import read_gguf_header
-from lorafold.tokenizer_json import with_tokenizer_json
+from lorafold.tokenizer.folder import with_tokenizer_json
 
 GPT2_WORDS = {**BYTE_LEVEL, "use_regex": True}
 NAMED = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}

@@ -83,10 +83,10 @@ def tiny_index(folder: Path) -> Path:
     """Write the whole base."""
     from safetensors.torch import load_file, save_file
 
-    from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
+    from lorafold.tokenizer.folder import with_tokenizer_json
 
     index_tokenizer(folder)
-    made = with_tokenizer_json(folder, folder.with_name(f"{folder.name}-tokenizer"))
+    made = with_tokenizer_json(folder)
     tiny_base(folder, tokenizer=made)
     # A normalised head's logits are at most the length of what it sees; with 64 columns that is too little.
     weights = load_file(folder / "model.safetensors")

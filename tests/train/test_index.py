@@ -18,8 +18,8 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.probe import probe_texts
+from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train import describe_data, train
-from lorafold.train.tokens.piece_tokenizer import with_tokenizer_json
 from recipes import recipe
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
@@ -40,9 +40,9 @@ def test_a_tokenizer_model_becomes_a_tokenizer_json_with_the_same_ids(
     model = sentencepiece_model(dummy_prefix=dummy_prefix, symbols=("reserved_0", "reserved_1"))
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "tokenizer.model").write_bytes(model)
-    made = with_tokenizer_json(tmp_path / "base", tmp_path / "made")
-    assert made == tmp_path / "made" and not (tmp_path / "base" / "tokenizer.json").exists()
-    assert with_tokenizer_json(made, tmp_path / "other") == made
+    made = with_tokenizer_json(tmp_path / "base")
+    assert made != tmp_path / "base" and not (tmp_path / "base" / "tokenizer.json").exists()
+    assert with_tokenizer_json(made) == made
     ours = Tokenizer.from_file(str(made / "tokenizer.json"))
     ours.encode_special_tokens = True
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -60,14 +60,14 @@ def test_a_tokenizer_model_that_would_change_is_refused(tmp_path: Path, change: 
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sentencepiece_model(**change))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"tokenizer\.model: this kind of SentencePiece model has no token"):
-        with_tokenizer_json(tmp_path, tmp_path / "made")
+        with_tokenizer_json(tmp_path)
     path.write_bytes(b"damaged")
     with pytest.raises(InputError, match="not a readable SentencePiece model"):
-        with_tokenizer_json(tmp_path, tmp_path / "made")
+        with_tokenizer_json(tmp_path)
 
 
 def test_the_tutorials_prompt_and_its_ids(tmp_path: Path) -> None:
-    folder = with_tokenizer_json(index_tokenizer(tmp_path / "base"), tmp_path / "made")
+    folder = with_tokenizer_json(index_tokenizer(tmp_path / "base"))
     tokenizer = ChatTokenizer.from_folder(folder, "index")
     turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "你是谁？"}]
     prompt = tokenizer.template.render(turns, add_generation_prompt=True)

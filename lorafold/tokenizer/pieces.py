@@ -1,4 +1,4 @@
-"""tokenizer.model → tokenizer.json, for bases that bring SentencePiece's file alone (Index, older models).
+"""tokenizer.model -> tokenizer.json, for bases that bring SentencePiece's file alone (Index, older models).
 
 Such models often bring Python code for their tokenizer. It is not run: the file itself says what the tokens
 are (sentencepiece_model.proto). A space is put before each piece of text where SentencePiece puts one. The
@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorafold.artifacts import write_atomic
 from lorafold.errors import InputError
-from lorafold.models import require
-from lorafold.train.model.adapter import copy_tokenizer
 
 SPACE = "\u2581"
 # Awkward enough to tell the usual ways of conversion apart.
@@ -28,28 +25,15 @@ PROBES = (
 )
 
 
-def with_tokenizer_json(base: Path, folder: Path) -> Path:
-    """A folder that has a tokenizer.json for this base.
-
-    Args:
-        base: the base's folder.
-        folder: made and filled where the base has only tokenizer.model.
-
-    Returns:
-        `base` where it has a tokenizer.json or no tokenizer.model either, else `folder`.
+def from_pieces(source: Path) -> str:
+    """The text of the tokenizer.json for a tokenizer.model.
 
     Raises:
         InputError: tokenizer.model is damaged, or of a kind that tokenizer.json cannot express.
     """
-    source = base / "tokenizer.model"
-    if (base / "tokenizer.json").is_file() or not source.is_file():
-        return base
-    folder.mkdir(parents=True, exist_ok=True)
-    copy_tokenizer(base, folder)
     text = _convert(source)
     _check(source, text)
-    write_atomic(folder / "tokenizer.json", text)
-    return folder
+    return text
 
 
 def _convert(source: Path) -> str:
@@ -57,14 +41,13 @@ def _convert(source: Path) -> str:
 
     SentencePiece joins the pair whose piece has the highest score, so the merges of a piece rank as it does.
     """
-    require("sentencepiece", extra="train")
     import sentencepiece
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
     except RuntimeError as error:
-        raise InputError("not a readable SentencePiece model", at=source, fix="fetch it again") from error
+        raise InputError("not a readable SentencePiece model", at=source, fix="download it again") from error
     ids = list(range(processor.get_piece_size()))
     texts: list[str] = processor.id_to_piece(ids)
     vocab = dict(zip(texts, ids, strict=True))

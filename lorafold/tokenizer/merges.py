@@ -1,16 +1,12 @@
-"""A tokenizer.json for folders that have none: vocab.json and merges.txt, as Qwen2 and GPT-2 were released.
+"""vocab.json and merges.txt -> tokenizer.json, for bases that were released like this (Qwen2, GPT-2).
 
-In: a model folder. Out: the same folder, or a temporary one with its small files and the tokenizer.json that
-transformers makes of the two. What they leave open (normalizer, pre-tokenizer, special tokens) is the
-tokenizer's class, named in tokenizer_config.json; the facts are those of transformers' classes of that name.
-The tokens are added by the tokenizers library itself, so that their ids are its own.
+The result is what transformers makes of the two files. What they leave open (normalizer, pre-tokenizer,
+special tokens) is the tokenizer's class, named in tokenizer_config.json; the facts are those of transformers'
+classes of that name. The tokens are added by the tokenizers library itself, so that their ids are its own.
 """
 
 from __future__ import annotations
 
-import functools
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +18,8 @@ from lorafold.jsonfile import read_object
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-VOCAB, MERGES, JSON = "vocab.json", "merges.txt", "tokenizer.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
 
-# What a tokenizer reads beside its vocabulary, and what a prompt asks of a model's folder.
-SMALL_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "config.json",
-    "generation_config.json",
-    "chat_template.*",
-)
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -59,42 +46,40 @@ CLASSES = {
     "Qwen2Tokenizer": _Class(QWEN2_WORDS, True, {"unk_token": _END, "eos_token": _END, "pad_token": _END}),
     "GPT2Tokenizer": _Class(None, False, {"unk_token": _END, "bos_token": _END, "eos_token": _END}),
 }
+# Where the folder names no class, as in a base that was copied without tokenizer_config.json.
+BY_MODEL_TYPE = {
+    "gpt2": "GPT2Tokenizer",
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+}
 SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-@functools.cache
-def with_tokenizer_json(folder: Path) -> Path:
-    """The folder itself, or where it has only vocab.json and merges.txt one that also has a tokenizer.json.
+def has_merges(folder: Path) -> bool:
+    """Whether the folder holds the two files, of a class that is known."""
+    if not all((folder / name).is_file() for name in (VOCAB, MERGES)):
+        return False
+    return _class(folder, _settings(folder)) is not None
 
-    Args:
-        folder: a model folder.
 
-    Returns:
-        A folder with a tokenizer.json, or the one that was given: it has one, or another kind of tokenizer,
-        or one of a class that is not known. A temporary one lives as long as the process.
+def from_merges(folder: Path) -> str:
+    """The text of the tokenizer.json of a folder for which `has_merges` holds.
 
     Raises:
         InputError: the two files are damaged, or contradict the list of added tokens.
     """
-    complete = any((folder / name).exists() for name in (JSON, "tokenizer.model"))
-    if complete or not all((folder / name).is_file() for name in (VOCAB, MERGES)):
-        return folder
     settings = _settings(folder)
-    kind = CLASSES.get(str(settings.get("tokenizer_class")).removesuffix("Fast"))
-    if kind is None:
-        return folder
-    tokenizer = _build(folder, settings, kind)
-    made = Path(tempfile.mkdtemp(dir=_home().name))
-    for pattern in SMALL_FILES:
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, made / path.name)
-    tokenizer.save(str(made / JSON))
-    return made
+    kind = _class(folder, settings)
+    assert kind is not None
+    text: str = _build(folder, settings, kind).to_str()
+    return text
 
 
-@functools.cache
-def _home() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="lorafold-tokenizer-")
+def _class(folder: Path, settings: Mapping[str, Any]) -> _Class | None:
+    """What the settings name, else what transformers takes for the model's type."""
+    name = settings.get("tokenizer_class")
+    if name is None and (folder / "config.json").is_file():
+        name = BY_MODEL_TYPE.get(str(read_object(folder / "config.json").get("model_type")))
+    return CLASSES.get(str(name).removesuffix("Fast"))
 
 
 def _build(folder: Path, settings: Mapping[str, Any], kind: _Class) -> Tokenizer:

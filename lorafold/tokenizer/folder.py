@@ -1,0 +1,61 @@
+"""A tokenizer.json for model folders that have none, so that all stages read tokens from one kind of file."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from lorafold.tokenizer.merges import from_merges, has_merges
+from lorafold.tokenizer.pieces import from_pieces
+
+JSON, MODEL = "tokenizer.json", "tokenizer.model"
+
+# What a tokenizer reads beside its vocabulary, and what a prompt asks of a model's folder.
+SMALL_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.*",
+)
+
+
+@functools.cache
+def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
+    """The folder itself, or a temporary one with its small files and the tokenizer.json that it lacks.
+
+    Args:
+        folder: a model or adapter folder.
+        pieces: also make one of a tokenizer.model; an export reads that file itself, and takes more kinds.
+
+    Returns:
+        A folder with a tokenizer.json. It is the one that was given if that has one already, has no tokenizer
+        at all, or one of a class that is not known. A temporary one lives as long as the process.
+
+    Raises:
+        InputError: the tokenizer's files are damaged, or of a kind that tokenizer.json cannot express.
+    """
+    if (folder / JSON).is_file():
+        return folder
+    if (folder / MODEL).is_file():
+        if not pieces:
+            return folder
+        text = from_pieces(folder / MODEL)
+    elif has_merges(folder):
+        text = from_merges(folder)
+    else:
+        return folder
+    made = Path(tempfile.mkdtemp(dir=_home().name))
+    for pattern in (*SMALL_FILES, MODEL):
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, made / path.name)
+    (made / JSON).write_text(text, encoding="utf-8")
+    return made
+
+
+@functools.cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lorafold-tokenizer-")
