@@ -20,7 +20,7 @@ from lorafold.export.destination import check_destination, check_disk
 from lorafold.export.inputs import Inputs, check_weights, open_inputs
 from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.outputs.output import FORMATS
-from lorafold.export.outputs.table import listing, summary
+from lorafold.export.outputs.tensor_list import listing, summary
 from lorafold.export.proof.check import FIXES, Check, Proof
 from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from lorafold.progress import Progress
 from lorafold.stopwatch import Spent, Stopwatch
 
-Block = TypeVar("Block")
+Task = TypeVar("Task")
 
 IDLE = "idle"
 """What a thread does that has nothing left to take while another is still at work."""
@@ -39,8 +39,8 @@ class Written:
 
 
 def work_off(
-    blocks: Iterable[Block],
-    carry_out: Callable[[Block], int],
+    blocks: Iterable[Task],
+    carry_out: Callable[[Task], int],
     *,
     threads: int,
     total: int,
@@ -87,15 +87,15 @@ def pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[count:], offset + count
 
 
-class _Queue(Generic[Block]):
+class _Queue(Generic[Task]):
     """Blocks, handed to whichever thread asks next."""
 
-    def __init__(self, blocks: Iterator[Block]) -> None:
+    def __init__(self, blocks: Iterator[Task]) -> None:
         self._blocks = blocks
         self._lock = threading.Lock()
         self._closed = False
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Task]:
         while True:
             with self._lock:
                 if self._closed:

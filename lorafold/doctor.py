@@ -54,7 +54,7 @@ def _kernels() -> tuple[str, str]:
     from lorafold.export.quant import quantize as kernels
 
     try:
-        kernels.prepare((Type.Q4_K, Type.Q6_K, Type.Q8_0))
+        kernels.compile_kernels((Type.Q4_K, Type.Q6_K, Type.Q8_0))
     except SystemFault as error:
         return "missing", str(error)
     slow = [state for state in kernels.kernel_report() if state.backend != "numba"]

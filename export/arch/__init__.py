@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from lorafold.export.arch.header import caveats, metadata, quantize_order
+from lorafold.export.arch.header import metadata
+from lorafold.export.arch.omissions import caveats, describe_omissions
 from lorafold.export.arch.rules import Architecture
-from lorafold.export.arch.table import ARCHITECTURES, find, view_of
-from lorafold.export.arch.tensors import BUFFER_REASONS, map_tensors, skipped_tensors
+from lorafold.export.arch.table import ARCHITECTURES, find
+from lorafold.export.arch.tensors import map_tensors, quantize_order, skipped_tensors
 
 __all__ = [
     "ARCHITECTURES",
-    "BUFFER_REASONS",
     "Architecture",
     "caveats",
+    "describe_omissions",
     "find",
     "map_tensors",
     "metadata",
     "quantize_order",
     "skipped_tensors",
-    "view_of",
 ]

@@ -1,10 +1,7 @@
-"""From a Hugging Face model to llama.cpp's: which GGUF tensors there are, what each is made of, which header.
+"""The entries of a GGUF header that come from a model's config.json and model card.
 
-In: config.json, and names and shapes of tensors (headers alone; no weight is read, torch and transformers are
-not needed). Out: `MappedTensor`s in the order in which llama.cpp's converter writes them, and the header's
-entries except the tokenizer's. What the table (`arch.table`) does not know is an error that names it.
-
-Listed differences to the converter's output:
+They stand in the order in which llama.cpp's converter writes them. What the converter writes differs, in
+header or tensors, in these listed cases:
 - The head of a tied model whose architecture llama.cpp loads only with `output.weight` (OLMo 2, InternLM 2,
   Qwen 2 MoE) is written from the embedding; the converter's file does not load.
 - YaRN's `attention_factor`, `mscale` and `mscale_all_dim`, and longrope's `attention_factor` and `factor`, go
@@ -16,43 +13,16 @@ Listed differences to the converter's output:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUFValueType
 
-from lorafold.export.arch.general import general_metadata
 from lorafold.export.arch.hyperparameters import read_all
-from lorafold.export.arch.rules import Architecture
-from lorafold.export.arch.table import ARCHITECTURES, find, view_of
-from lorafold.export.arch.tensors import BUFFER_REASONS, map_tensors, skipped_tensors
-from lorafold.export.gguf.parts import KeyValue, MappedTensor, RowRange
-
-__all__ = [
-    "ARCHITECTURES",
-    "BUFFER_REASONS",
-    "Architecture",
-    "MappedTensor",
-    "RowRange",
-    "caveats",
-    "find",
-    "map_tensors",
-    "metadata",
-    "quantize_order",
-    "skipped_tensors",
-]
-
-
-def caveats(config: Mapping[str, Any]) -> list[str]:
-    """What llama.cpp leaves out of this model, a sentence each; mostly nothing."""
-    row, view = view_of(config)
-    return [
-        f"{view.spelled(rule.field)} is {view.get(rule.field)!r}, expected {rule.expected}"
-        for rule in row.caveats
-        if not rule.holds(view)
-    ]
+from lorafold.export.arch.model_card import general_metadata
+from lorafold.export.arch.table import view_of
+from lorafold.export.gguf.parts import KeyValue, MappedTensor
 
 
 def metadata(
@@ -89,13 +59,3 @@ def metadata(
         *(entry for entry in hyperparameters if entry.key not in before),
         KeyValue("general.quantization_version", GGML_QUANT_VERSION, GGUFValueType.UINT32),
     ]
-
-
-def quantize_order(names: Iterable[str]) -> list[str]:
-    """The order in which llama_model_quantize writes tensors: by (layer, name), those of no layer first."""
-
-    def key(name: str) -> tuple[int, bytes]:
-        in_layer = re.match(r"blk\.(\d+)\.", name)
-        return (int(in_layer.group(1)) if in_layer else -1, name.encode())
-
-    return sorted(names, key=key)

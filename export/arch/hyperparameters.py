@@ -1,7 +1,7 @@
 """A model's config.json, checked once, and the hyper-parameters that llama.cpp reads from a GGUF header.
 
 In: the parsed config.json, in transformers 4's or 5's spelling, and one architecture's defaults and old
-names. Out: `Config` (typed access with errors that name the field), `dimensions` (the sizes that tensor
+names. Out: `ModelConfig` (typed access with errors that name the field), `dimensions` (the sizes that tensor
 shapes are written in) and `Hyperparameter` tables that become `KeyValue`s. Keys and types follow gguf-py's
 `Keys` and `GGUFWriter`; defaults are those of transformers' config classes, which a short config.json relies
 on.
@@ -27,7 +27,7 @@ Default = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class ModelConfig:
     """config.json, seen through one architecture's defaults and old field names.
 
     Attributes:
@@ -102,21 +102,21 @@ def is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def kv_heads(config: Config) -> int:
+def kv_heads(config: ModelConfig) -> int:
     """Key-value heads; a null field means one for each attention head."""
     if config.get("num_key_value_heads") is None:
         return config.integer("num_attention_heads")
     return config.integer("num_key_value_heads")
 
 
-def head_dim(config: Config) -> int:
+def head_dim(config: ModelConfig) -> int:
     """Width of one attention head; a null field means the model's width divided among its heads."""
     if config.get("head_dim") is not None:
         return config.integer("head_dim")
     return divided_width(config)
 
 
-def divided_width(config: Config) -> int:
+def divided_width(config: ModelConfig) -> int:
     """The model's width divided among its attention heads.
 
     Raises:
@@ -128,7 +128,7 @@ def divided_width(config: Config) -> int:
     return width // heads
 
 
-def dimensions(config: Config) -> dict[str, int]:
+def dimensions(config: ModelConfig) -> dict[str, int]:
     """The sizes that tensor shapes are made of, by the names that the architecture table uses.
 
     Raises:
@@ -188,10 +188,10 @@ class Hyperparameter:
 
     key: str
     type: GGUFValueType
-    value: str | Callable[[Config], Any]
+    value: str | Callable[[ModelConfig], Any]
     subtype: GGUFValueType | None = None
 
-    def read(self, config: Config, arch: str) -> KeyValue | None:
+    def read(self, config: ModelConfig, arch: str) -> KeyValue | None:
         """The entry for a model, or None where it has none."""
         value = self.value(config) if callable(self.value) else config.get(self.value)
         if value is None:
@@ -207,17 +207,17 @@ class Hyperparameter:
         return KeyValue(key, value, self.type, self.subtype)
 
 
-def u32(key: str, value: str | Callable[[Config], Any]) -> Hyperparameter:
+def u32(key: str, value: str | Callable[[ModelConfig], Any]) -> Hyperparameter:
     """A UINT32 entry."""
     return Hyperparameter(key, GGUFValueType.UINT32, value)
 
 
-def f32(key: str, value: str | Callable[[Config], Any]) -> Hyperparameter:
+def f32(key: str, value: str | Callable[[ModelConfig], Any]) -> Hyperparameter:
     """A FLOAT32 entry."""
     return Hyperparameter(key, GGUFValueType.FLOAT32, value)
 
 
-def read_all(table: Sequence[Hyperparameter], config: Config, arch: str) -> list[KeyValue]:
+def read_all(table: Sequence[Hyperparameter], config: ModelConfig, arch: str) -> list[KeyValue]:
     """The entries of a table for one model; a key that comes twice keeps its first place and last value."""
     entries: dict[str, KeyValue] = {}
     for row in table:

@@ -1,6 +1,6 @@
 """Rotary position embeddings: what config.json says, what the header says, and the factor tensors.
 
-In: a `Config` in either spelling: transformers 4 has `rope_theta` beside `rope_scaling` (with `type` or
+In: a `ModelConfig` in either spelling: transformers 4 has `rope_theta` beside `rope_scaling` (with `type` or
 `rope_type`), transformers 5 has one `rope_parameters`, which for Gemma 3 holds one entry for each kind of
 layer. Out: entries of the header and the values of `rope_freqs.weight` or `rope_factors_*.weight`.
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from lorafold.export.arch.hyperparameters import Config, Hyperparameter, f32, head_dim, is_finite
+from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f32, head_dim, is_finite
 
 # Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
 SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
@@ -58,7 +58,7 @@ class Rope:
         return str(self.full.get("rope_type") or "default").lower()
 
 
-def read_rope(config: Config) -> Rope:
+def read_rope(config: ModelConfig) -> Rope:
     """Rope's parameters, whichever way config.json spells them.
 
     Raises:
@@ -91,7 +91,7 @@ def read_rope(config: Config) -> Rope:
     return rope
 
 
-def _object(config: Config, field: str, value: object) -> dict[str, Any]:
+def _object(config: ModelConfig, field: str, value: object) -> dict[str, Any]:
     """A copy of a JSON object; null is an empty one.
 
     Raises:
@@ -104,12 +104,12 @@ def _object(config: Config, field: str, value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def rotary_dim(config: Config) -> int:
+def rotary_dim(config: ModelConfig) -> int:
     """How many of a head's columns are rotated."""
     return int(head_dim(config) * float(read_rope(config).full.get("partial_rotary_factor") or 1.0))
 
 
-def scaling_name(config: Config) -> str | None:
+def scaling_name(config: ModelConfig) -> str | None:
     """The header's name of the scaling, where it has one."""
     return SCALING_NAMES.get(read_rope(config).kind)
 
@@ -117,13 +117,13 @@ def scaling_name(config: Config) -> str | None:
 def _scaled(name: str, *kinds: str) -> Any:
     """A getter of one rope parameter that is written for some kinds of scaling only."""
 
-    def get(config: Config) -> Any:
+    def get(config: ModelConfig) -> Any:
         return read_rope(config).full.get(name) if scaling_name(config) in kinds else None
 
     return get
 
 
-def _original_context(config: Config) -> int | None:
+def _original_context(config: ModelConfig) -> int | None:
     """YaRN's context before scaling; transformers takes the model's own where it is not given."""
     if scaling_name(config) != "yarn":
         return None
@@ -131,7 +131,7 @@ def _original_context(config: Config) -> int | None:
     return config.integer("max_position_embeddings") if given is None else int(given)
 
 
-def _attention_factor(config: Config) -> Any:
+def _attention_factor(config: ModelConfig) -> Any:
     """YaRN's factor on the attention scores, under either name."""
     if scaling_name(config) != "yarn":
         return None
@@ -144,7 +144,7 @@ def _yarn_magnitude(stretch: float, weight: float = 1.0) -> float:
     return 1.0 if stretch <= 1.0 else 0.1 * weight * math.log(stretch) + 1.0
 
 
-def _yarn_correction(config: Config) -> float | None:
+def _yarn_correction(config: ModelConfig) -> float | None:
     """What llama.cpp must multiply its own YaRN magnitude by; None where it is right by itself.
 
     llama.cpp reads none of the yarn_* entries in these architectures' graphs and always takes the paper's
@@ -160,7 +160,7 @@ def _yarn_correction(config: Config) -> float | None:
     return None if wanted is None else float(wanted) / _yarn_magnitude(stretch)
 
 
-def usual_yarn(config: Config) -> bool:
+def usual_yarn(config: ModelConfig) -> bool:
     """Whether YaRN's ramp, if there is one, is the one that llama.cpp computes."""
     full = read_rope(config).full
     return scaling_name(config) != "yarn" or (
@@ -184,7 +184,7 @@ FREQUENCY_BASE = f32("rope.freq_base", lambda config: read_rope(config).full.get
 SLIDING_FREQUENCY_BASE = f32("rope.freq_base_swa", lambda config: read_rope(config).sliding.get("rope_theta"))
 
 
-def llama3_factors(config: Config) -> dict[str, tuple[float, ...]]:
+def llama3_factors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
     """Llama 3's factors, which slow the low frequencies down and blend in between.
 
     Returns:
@@ -214,7 +214,7 @@ def llama3_factors(config: Config) -> dict[str, tuple[float, ...]]:
     return {"rope_freqs.weight": tuple(factors)}
 
 
-def longrope_factors(config: Config) -> dict[str, tuple[float, ...]]:
+def longrope_factors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
     """Phi's factors for prompts beyond and within the original context.
 
     Returns:
@@ -237,7 +237,7 @@ def longrope_factors(config: Config) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def longrope_attention_factor(config: Config) -> float | None:
+def longrope_attention_factor(config: ModelConfig) -> float | None:
     """Phi's factor on sine and cosine, from how far the context was stretched; None without factors.
 
     Formula: sqrt(1 + ln(stretch) / ln(original context)) (https://arxiv.org/abs/2402.13753).

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorafold.export.arch.hyperparameters import (
-    Config,
     Hyperparameter,
+    ModelConfig,
     divided_width,
     f32,
     head_dim,
@@ -69,7 +69,7 @@ class Condition:
     """
 
     field: str
-    holds: Callable[[Config], bool]
+    holds: Callable[[ModelConfig], bool]
     expected: str
 
 
@@ -105,7 +105,7 @@ class Architecture:
     extensions: tuple[Hyperparameter, ...] = ()
     first: tuple[Hyperparameter, ...] = ()
     variants: tuple[tuple[TensorRule, ...], ...] = ()
-    generated: Callable[[Config], dict[str, tuple[float, ...]]] | None = None
+    generated: Callable[[ModelConfig], dict[str, tuple[float, ...]]] | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     spellings: tuple[tuple[str, str], ...] = ()
@@ -242,7 +242,7 @@ def switched_off(field: str) -> Condition:
     return Condition(field, lambda config: not config.get(field), "false: llama.cpp has no such part here")
 
 
-def undivided_heads(config: Config) -> bool:
+def undivided_heads(config: ModelConfig) -> bool:
     """Whether heads times head width is the model's width."""
     return config.get("head_dim") is None or config.integer("head_dim") == divided_width(config)
 

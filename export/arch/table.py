@@ -24,7 +24,7 @@ from lorafold.export.arch.families.openai import OPENAI_ROWS
 from lorafold.export.arch.families.phi import PHI_ROWS
 from lorafold.export.arch.families.qwen import QWEN_ROWS
 from lorafold.export.arch.families.smollm import SMOLLM_ROWS
-from lorafold.export.arch.hyperparameters import Config
+from lorafold.export.arch.hyperparameters import ModelConfig
 from lorafold.export.arch.rules import (
     TIED,
     Architecture,
@@ -74,11 +74,11 @@ def find(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def view_of(config: Mapping[str, Any]) -> tuple[Architecture, Config]:
+def view_of(config: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
     """A model's row, and its config seen through it: a multimodal model's text part, but the whole's tie."""
     row = find(config)
     text = config.get("text_config")
     if isinstance(text, Mapping):
         outer = {TIED: config[TIED]} if TIED in config else {}
         config = {**config, **text, **outer}
-    return row, Config(config, row.defaults, row.aliases)
+    return row, ModelConfig(config, row.defaults, row.aliases)

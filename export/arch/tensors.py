@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lorafold.errors import InputError
-from lorafold.export.arch.hyperparameters import Config, dimensions
+from lorafold.export.arch.hyperparameters import ModelConfig, dimensions
 from lorafold.export.arch.rules import Architecture, TensorRule
 from lorafold.export.arch.table import FOLDER_WORKS, find, view_of
 from lorafold.export.gguf.parts import MappedTensor, RowRange
@@ -106,6 +106,16 @@ def skipped_tensors(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
     }
 
 
+def quantize_order(names: Iterable[str]) -> list[str]:
+    """The order in which llama_model_quantize writes tensors: by (layer, name), those of no layer first."""
+
+    def key(name: str) -> tuple[int, bytes]:
+        in_layer = re.match(r"blk\.(\d+)\.", name)
+        return (int(in_layer.group(1)) if in_layer else -1, name.encode())
+
+    return sorted(names, key=key)
+
+
 def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: int) -> None:
     """Refuse a config that asks for far more tensors than there are, before counting through their names."""
     wanted = sum(
@@ -121,7 +131,7 @@ def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: i
         )
 
 
-def _check(config: Config, row: Architecture) -> None:
+def _check(config: ModelConfig, row: Architecture) -> None:
     """Refuse what would be computed wrongly, rather than write it."""
     quantized = config.get("quantization_config")
     if quantized:
@@ -153,7 +163,7 @@ def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, 
     return row.variants[0] if row.variants else ()
 
 
-def _counts(rule: TensorRule, config: Config) -> bool:
+def _counts(rule: TensorRule, config: ModelConfig) -> bool:
     """Whether the config's switches ask for a rule's tensor."""
     if rule.when is None:
         return True
@@ -167,7 +177,7 @@ def _file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 
 def _wanted(
-    rule: TensorRule, layer: int, sizes: Mapping[str, int], actual: Mapping[str, str], config: Config
+    rule: TensorRule, layer: int, sizes: Mapping[str, int], actual: Mapping[str, str], config: ModelConfig
 ) -> list[str]:
     """The canonical names of the sources to take; none where the tensor may be and is absent."""
     sources = _sources(rule, layer, sizes)

@@ -95,7 +95,7 @@ class GgufFile:
         return len(self.header) + data
 
 
-def place(tensors: Sequence[tuple[MappedTensor, GGMLQuantizationType]]) -> list[TypedTensor]:
+def place_tensors(tensors: Sequence[tuple[MappedTensor, GGMLQuantizationType]]) -> list[TypedTensor]:
     """Give each tensor its offset in the data section, in the given order."""
     placed = []
     offset = 0

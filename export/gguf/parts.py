@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gguf import GGUFValueType
 
-MetadataValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
+EntryValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class KeyValue:
     """
 
     key: str
-    value: MetadataValue
+    value: EntryValue
     type: GGUFValueType
     subtype: GGUFValueType | None = None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from lorafold.export.config import file_stem
-from lorafold.export.gguf.header import GgufFile, encode_header, place
+from lorafold.export.gguf.header import GgufFile, encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.split import split_metadata, split_tensors
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
@@ -70,7 +70,7 @@ class ExportPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class GgufModel:
     """One GGUF model to be planned: a recipe's name, and the decided type of each tensor in file order."""
 
     recipe: str
@@ -79,7 +79,7 @@ class Output:
 
 
 def plan_files(
-    outputs: Sequence[Output],
+    models: Sequence[GgufModel],
     name: str,
     *,
     threads: int,
@@ -89,7 +89,7 @@ def plan_files(
     """Lay out every file.
 
     Args:
-        outputs: what to write.
+        models: what to write.
         name: the model's; cleaned and with the recipe appended it is the files'.
         threads: worker threads.
         max_memory: bytes that row blocks in flight may take.
@@ -99,19 +99,19 @@ def plan_files(
         UsageError: no file that small can hold its header and a tensor.
     """
     files: list[GgufFile] = []
-    for output in outputs:
-        stem = f"{file_stem(name)}-{output.recipe}"
-        parts = split_tensors(output.tensors, output.metadata, split_max_size)
+    for model in models:
+        stem = f"{file_stem(name)}-{model.recipe}"
+        parts = split_tensors(model.tensors, model.metadata, split_max_size)
         for number, part in enumerate(parts):
-            metadata = output.metadata if number == 0 else ()
+            metadata = model.metadata if number == 0 else ()
             file_name, joined = f"{stem}.gguf", None
             if len(parts) > 1:
                 joined = file_name
                 file_name = f"{stem}-{number + 1:05d}-of-{len(parts):05d}.gguf"
-                metadata = (*metadata, *split_metadata(number, len(parts), len(output.tensors)))
-            placed = place(part)
+                metadata = (*metadata, *split_metadata(number, len(parts), len(model.tensors)))
+            placed = place_tensors(part)
             header = encode_header(metadata, placed)
-            files.append(GgufFile(file_name, output.recipe, header, tuple(placed), number == 0, joined))
+            files.append(GgufFile(file_name, model.recipe, header, tuple(placed), number == 0, joined))
     in_flight = min(max_memory, threads * MAX_BLOCK_WEIGHTS * BYTES_IN_FLIGHT)
     headers = sum(len(file.header) for file in files)
     weights = ((typed.type.name, math.prod(typed.tensor.shape)) for file in files for typed in file.tensors)

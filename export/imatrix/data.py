@@ -1,8 +1,7 @@
 """An importance matrix for the model that is being exported, collected on the user's own texts.
 
-In: the inputs of an export and a file of texts: chats as for the proof (JSON), or plain text. Out: the matrix
-of base + adapter, in GGUF names. Chats are rendered and cut into tokens as in training, so the matrix weighs
-what the model will see in use; a plain text is cut into chunks of `CHUNK` tokens, as llama-imatrix does.
+The matrix is that of base + adapter. Chats are rendered and tokenized as in training, so it weighs what the
+model will see in use; a plain text is cut into chunks of `CHUNK_TOKENS` tokens, as llama-imatrix does.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lorafold.export.proof.chats import read_chats
 from lorafold.export.proof.reference import load_base, why_no_reference, with_adapter
 from lorafold.progress import Progress
 
-CHUNK = 512  # tokens; llama-imatrix's default
+CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
 MOST_CHUNKS = 1000  # more texts hardly move the means any more
 
 
@@ -63,11 +62,11 @@ def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:
     """Token ids, chunk by chunk."""
     found = 0
     for ids in _texts(inputs, data):
-        for start in range(0, len(ids), CHUNK):
+        for start in range(0, len(ids), CHUNK_TOKENS):
             if found == MOST_CHUNKS:
                 return
             found += 1
-            yield ids[start : start + CHUNK]
+            yield ids[start : start + CHUNK_TOKENS]
     if not found:
         raise InputError("there is no text in it", at=data, fix="give plain text, or chats as JSON lines")
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lorafold.artifacts import write_atomic
 from lorafold.errors import InputError, NumericError
-from lorafold.export.gguf.header import encode_header, padded, place
+from lorafold.export.gguf.header import encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.gguf_file.header import GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
@@ -153,7 +153,7 @@ def write_imatrix(imatrix: Imatrix, path: Path) -> None:
         KeyValue("imatrix.chunk_size", imatrix.chunk_size, GGUFValueType.UINT32),
     ]
     tensors = [(MappedTensor(name, shape), GGMLQuantizationType.F32) for name, shape in shapes.items()]
-    placed = place(tensors)
+    placed = place_tensors(tensors)
     parts = [encode_header(metadata, placed)]
     for typed in placed:
         data = values[typed.tensor.name].astype("<f4").tobytes()

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from lorafold.errors import UsageError
 from lorafold.export import arch
-from lorafold.export.arch.left_out import describe_left_out
+from lorafold.export.arch.omissions import describe_omissions
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.plan import PROCESS_BYTES, estimated_seconds, estimates
 from lorafold.export.gguf.rows import read_block
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.adapter_gguf import plan_adapter_gguf
-from lorafold.export.outputs.table import PlannedTensor, tensors_of
+from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.tensors import ExactSource
 from lorafold.export.quant import ggml
@@ -43,7 +43,7 @@ class AdapterOutput:
         base_config = read_config(inputs.base.folder)
         self._tensors = arch.map_tensors(base_config, inputs.source.base.tensors)
         folder, source = inputs.adapters[0][0].folder, inputs.source
-        self.notes = describe_left_out(base_config, source.base.tensors, source.touched, folder)
+        self.notes = describe_omissions(base_config, source.base.tensors, source.touched, folder)
         self._plan = plan_adapter_gguf(
             source,
             self._tensors,

@@ -33,7 +33,7 @@ from lorafold.errors import InputError, NumericError
 from lorafold.export.config import file_stem
 from lorafold.export.fold.changes import AddLowRank
 from lorafold.export.fold.folded import Folded
-from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place
+from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.rows import ROW_OPS
 from lorafold.export.quant import ggml
@@ -207,7 +207,7 @@ def plan_adapter_gguf(
     if not found:
         raise InputError("the adapter changes nothing", at=at, fix="train it first")
     alpha = _common_alpha(found)
-    typed = place(
+    typed = place_tensors(
         [
             (MappedTensor(f"{low_rank.tensor.name}.{suffix}", shape), type)
             for low_rank in found

@@ -18,7 +18,7 @@ from lorafold.export.outputs.merged_folder import (
     plan_shards,
     write_merged_folder,
 )
-from lorafold.export.outputs.table import PlannedTensor
+from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
 from lorafold.export.workers import Written
 from lorafold.progress import Progress

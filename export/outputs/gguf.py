@@ -9,7 +9,7 @@ from lorafold.artifacts import write_atomic
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.export import arch
-from lorafold.export.arch.left_out import describe_left_out
+from lorafold.export.arch.omissions import describe_omissions
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.plan import describe
@@ -19,8 +19,8 @@ from lorafold.export.imatrix.data import check_can_collect, collect_importance
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
-from lorafold.export.outputs.gguf_plan import PromptMetadata, plan_gguf
-from lorafold.export.outputs.table import PlannedTensor, tensors_of
+from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
+from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.logits import check_logits
@@ -47,11 +47,11 @@ class GgufOutput:
             check_can_collect(inputs, config.imatrix_data)
             weighted = collected_names(self._tensors)
         self._prompt = _plan_prompt(inputs, config)
-        self.plan, self._vocab = plan_gguf(inputs, config, _metadata(self._prompt, inputs), weighted)
+        self.plan, self._vocab = plan_gguf_models(inputs, config, _metadata(self._prompt, inputs), weighted)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
         source = inputs.source
         folder = inputs.adapters[0][0].folder if inputs.adapters else None
-        left_out = describe_left_out(inputs.config, source.tensors, source.touched, folder)
+        left_out = describe_omissions(inputs.config, source.tensors, source.touched, folder)
         split = [note for file in self._models() if self._prompt for note in _how_to_join(file)]
         self.notes = [
             *inputs.notes,

@@ -15,7 +15,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.adapter import AdapterOutput
 from lorafold.export.outputs.folder import FolderOutput
 from lorafold.export.outputs.gguf import GgufOutput
-from lorafold.export.outputs.table import PlannedTensor
+from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
 from lorafold.export.workers import Written
 from lorafold.progress import Progress

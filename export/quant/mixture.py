@@ -30,7 +30,7 @@ from lorafold.export.quant.recipes import (
 )
 
 # What a tensor is to the mixtures: the first name part that its name holds. Fused q-k-v counts as v.
-ROLES: tuple[tuple[str, str], ...] = (
+TENSOR_ROLES: tuple[tuple[str, str], ...] = (
     ("attn_qkv.weight", "v"),
     ("attn_kv_b.weight", "v"),
     ("attn_v.weight", "v"),
@@ -206,7 +206,7 @@ def _role(name: str) -> str:
         return "output"
     if name == "token_embd.weight":
         return "token_embd"
-    return next((role for part, role in ROLES if part in name), "other")
+    return next((role for part, role in TENSOR_ROLES if part in name), "other")
 
 
 def _layer(name: str) -> int:

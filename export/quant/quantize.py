@@ -110,7 +110,7 @@ def quantize(
         raise error.__class__(error.problem, at=at, fix=error.fix) from None
 
 
-def prepare(types: Iterable[Type], weighted: bool = False) -> None:
+def compile_kernels(types: Iterable[Type], weighted: bool = False) -> None:
     """Compile or load the kernels of some types ahead of need, say while headers are still being read."""
     for type in types:
         _kernel(type, weighted, wait=True)

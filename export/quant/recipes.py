@@ -79,9 +79,9 @@ class Site:
     imatrix: bool  # whether there is one at all
 
 
-Condition = Callable[[Site], bool]
-Choice = tuple[Type, Condition]
-Rule = tuple[Choice, ...]  # the first choice whose condition holds; none: the recipe's default
+SiteTest = Callable[[Site], bool]
+TypeChoice = tuple[Type, SiteTest]
+Rule = tuple[TypeChoice, ...]  # the first choice whose condition holds; none: the recipe's default
 
 
 def _always(site: Site) -> bool:
@@ -311,7 +311,7 @@ _ALL = (
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 # The short names that llama.cpp's tools accept too.
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+SHORT_NAMES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -322,7 +322,7 @@ def find_recipe(name: str) -> Recipe:
     """
     upper = name.strip().upper()
     try:
-        return RECIPES[ALIASES.get(upper, upper)]
+        return RECIPES[SHORT_NAMES.get(upper, upper)]
     except KeyError:
         raise UsageError(
             f"unknown quantization type {name!r}", at="--quant", fix=f"choose one of {', '.join(RECIPES)}"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from gguf import TokenType
 
 from lorafold.export.vocab.files import AddedToken
-from lorafold.export.vocab.layout import Layout
 from lorafold.export.vocab.special import END_OF_GENERATION
+from lorafold.export.vocab.token_rows import TokenRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def nul_token() -> Difference:
 _PHI3_KEEPS = frozenset(("<unk>", "<s>", "<|endoftext|>"))
 
 
-def needed_name(layout: Layout, added: Iterable[AddedToken]) -> str | None:
+def needed_name(layout: TokenRows, added: Iterable[AddedToken]) -> str | None:
     """What `general.name` must contain for llama.cpp to swallow the same white space as this tokenizer."""
     strips = {token.content for token in added if token.rstrip}
     fits = "</s>" in strips and not strips & _PHI3_KEEPS
@@ -198,7 +198,7 @@ def needed_name(layout: Layout, added: Iterable[AddedToken]) -> str | None:
     return "phi-3" if fits and layout.id_of.keys() >= _PHI3_KEEPS else None
 
 
-def token_differences(layout: Layout, added: Iterable[AddedToken]) -> Iterator[Difference]:
+def token_differences(layout: TokenRows, added: Iterable[AddedToken]) -> Iterator[Difference]:
     """Known differences that come from single tokens."""
     tokens = list(added)
     before = [token.content for token in tokens if token.lstrip]

@@ -32,12 +32,12 @@ _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _OTHER = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _OTHER_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
 DIGITS = r"\p{N}+"
 DIGITS_3 = r"\p{N}{1,3}"
-LLAMA3 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_OTHER}{_TAIL}"
-QWEN2 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}|{_OTHER}{_TAIL}"
+LLAMA3_WORDS = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_OTHER}{_TAIL}"
+QWEN2_WORDS = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}|{_OTHER}{_TAIL}"
 QWEN35 = rf"{_ENDINGS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_TAIL}"
 MINICPM5 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}+|{_OTHER}{_TAIL}"
 SEED_CODER = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{_TAIL}"
@@ -62,7 +62,7 @@ _DEEPSEEK_V3_WORDS = (
 
 # Expressions that match every text without a gap: cutting out the matches and dropping the rest ("Removed",
 # inverted) is then the same as isolating them.
-_GAPLESS = frozenset((GPT2, LLAMA3, QWEN2, QWEN35, MINICPM5, TEKKEN, O200K))
+_GAPLESS = frozenset((GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, QWEN35, MINICPM5, TEKKEN, O200K))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +88,16 @@ class PreTokenizer:
 # Names that mean the same in llama.cpp (gpt-2 = mpt = olmo, smollm = starcoder = refact, …) appear once,
 # under the oldest name, which the most versions of llama.cpp and Ollama know.
 TABLE: tuple[PreTokenizer, ...] = (
-    PreTokenizer("gpt-2", (GPT2,), synonyms=(("olmo", "olmo"), ("mpt", "mpt"), ("phi", "phi-2"))),
+    PreTokenizer("gpt-2", (GPT2_WORDS,), synonyms=(("olmo", "olmo"), ("mpt", "mpt"), ("phi", "phi-2"))),
     PreTokenizer(
         "smollm",
-        (DIGIT, GPT2),
+        (DIGIT, GPT2_WORDS),
         synonyms=(("starcoder2", "starcoder"), ("granite", "refact"), ("cohere", "command-r")),
     ),
-    PreTokenizer("llama-bpe", (LLAMA3,), whole_words=True),
+    PreTokenizer("llama-bpe", (LLAMA3_WORDS,), whole_words=True),
     PreTokenizer(
         "dbrx",
-        (LLAMA3,),
+        (LLAMA3_WORDS,),
         synonyms=(
             ("llama", "smaug-bpe"),
             ("chatglm", "chatglm-bpe"),
@@ -105,7 +105,7 @@ TABLE: tuple[PreTokenizer, ...] = (
             ("glm4", "glm4"),
         ),
     ),
-    PreTokenizer("qwen2", (QWEN2,)),
+    PreTokenizer("qwen2", (QWEN2_WORDS,)),
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer(
         "deepseek-llm",
@@ -155,7 +155,7 @@ class Recognised:
     differences: tuple[Difference, ...] = ()
 
 
-def recognise(
+def find_pre_tokenizer(
     tokenizer: Mapping[str, Any], at: Path, model_type: str | None = None, name: str | None = None
 ) -> Recognised:
     """Find llama.cpp's name for a byte-level tokenizer.
@@ -226,7 +226,7 @@ def _steps(pre_tokenizer: Any, at: Path) -> Iterable[str]:
         kind, last = part.get("type"), index == len(parts) - 1
         if kind == "ByteLevel" and last and not part.get("add_prefix_space", True):
             if part.get("use_regex", True):
-                yield GPT2
+                yield GPT2_WORDS
         elif kind == "Digits":
             yield DIGIT if part.get("individual_digits") else DIGITS
         elif kind == "Split" and isinstance(regex := (part.get("pattern") or {}).get("Regex"), str):

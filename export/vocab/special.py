@@ -17,7 +17,7 @@ from lorafold.errors import InputError
 from lorafold.export.vocab.files import TokenizerFiles, content_of
 
 # Token kinds in the order in which llama.cpp's converter writes them.
-KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
+SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 # Texts that llama.cpp takes for an end of generation by themselves (src/llama-vocab.cpp, special_eog_ids).
 _END_OF_GENERATION = """
@@ -73,7 +73,7 @@ def find_special_tokens(
     ids: dict[str, int] = {}
     notes: list[str] = []
     leading, trailing = _post_processor_tokens(files.tokenizer or {})
-    for kind in KINDS:
+    for kind in SPECIAL_KINDS:
         text = content_of(files.settings.get(f"{kind}_token"))
         found = id_of.get(text) if text is not None else None
         if found is None and kind == "bos" and leading:
@@ -102,7 +102,7 @@ def find_special_tokens(
     # Without this line llama.cpp takes token 11 (byte-level) or 1 (SentencePiece) for BOS.
     ids.setdefault("bos", ids["eos"])
     ids.update(_further_ends(files, config, ids, id_of, texts, end_of_turn, notes))
-    ordered = {kind: ids[kind] for kind in ("bos", "eos", "eot", "eom", *KINDS[2:]) if kind in ids}
+    ordered = {kind: ids[kind] for kind in ("bos", "eos", "eot", "eom", *SPECIAL_KINDS[2:]) if kind in ids}
     return SpecialTokens(ordered, add_bos, add_eos, tuple(notes))
 
 

@@ -27,10 +27,10 @@ from lorafold.export.vocab.bpe import (
 )
 from lorafold.export.vocab.differences import Difference, needed_name, token_differences
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
-from lorafold.export.vocab.layout import Layout, lay_out
-from lorafold.export.vocab.pre_tokenizers import is_byte_level, recognise
+from lorafold.export.vocab.pre_tokenizers import find_pre_tokenizer, is_byte_level
 from lorafold.export.vocab.special import SpecialTokens, find_special_tokens
 from lorafold.export.vocab.spm import SPACE, read_pieces, space_differences
+from lorafold.export.vocab.token_rows import TokenRows, place_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _read_byte_level(
 ) -> Vocab:
     at, model = files.origin, tokenizer["model"]
     require_bpe(model, at)
-    pre = recognise(tokenizer, at, str(config.get("model_type", "")), pre_tokenizer)
+    pre = find_pre_tokenizer(tokenizer, at, str(config.get("model_type", "")), pre_tokenizer)
     ordinary = read_ordinary_tokens(model, at)
     merges = read_merges(model, ordinary, at)
     whole_words = bool(model.get("ignore_merges"))
@@ -212,7 +212,7 @@ def _read_byte_level(
             at=f"{at}: model.ignore_merges",
             fix="name another of llama.cpp's with --pre-tokenizer, or export with --format folder",
         )
-    layout = lay_out(ordinary.items(), _with_named(files, ordinary), rows, at)
+    layout = place_tokens(ordinary.items(), _with_named(files, ordinary), rows, at)
     special = find_special_tokens(files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn)
     _mark_control(layout, special, end_of_turn)
     return Vocab(
@@ -240,7 +240,7 @@ def _read_sentencepiece(
         index: token if token.special else replace(token, content=token.content.replace(SPACE, " "))
         for index, token in _with_named(files, ordinary).items()
     }
-    layout = lay_out(ordinary.items(), added, rows, files.origin)
+    layout = place_tokens(ordinary.items(), added, rows, files.origin)
     count = min(len(pieces.texts), rows)
     # What an added token says about a piece holds, but bytes and the unknown token stay what they are.
     own = np.isin(pieces.types[:count], (TokenType.UNKNOWN, TokenType.BYTE))
@@ -287,7 +287,7 @@ def _with_named(files: TokenizerFiles, ordinary: Mapping[str, int]) -> dict[int,
     } | dict(files.added)
 
 
-def _mark_control(layout: Layout, special: SpecialTokens, end_of_turn: str | None) -> None:
+def _mark_control(layout: TokenRows, special: SpecialTokens, end_of_turn: str | None) -> None:
     """Tokens that end or begin a text are never text themselves."""
     ids = {special.ids[kind] for kind in ("bos", "eos", "eot", "eom") if kind in special.ids}
     if end_of_turn is not None and end_of_turn in layout.id_of:

@@ -18,7 +18,7 @@ from tiny_base import tiny_base
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
-from lorafold.export.arch.header import map_tensors
+from lorafold.export.arch import map_tensors
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS, block_rows
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.output import FORMATS

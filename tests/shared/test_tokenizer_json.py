@@ -14,7 +14,7 @@ from tiny_tokenizers import BYTE_LEVEL, CHATML, byte_level, sequence, split
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.vocab.pre_tokenizers import QWEN2
+from lorafold.export.vocab.pre_tokenizers import QWEN2_WORDS
 from lorafold.export.vocab.probe import AWKWARD, probe_texts
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.tokenizer.folder import with_tokenizer_json
@@ -67,7 +67,7 @@ def assert_same(folder: Path) -> None:
 
 @pytest.mark.parametrize("class_name", ["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer"])
 def test_it_is_that_of_transformers(class_name: str, tmp_path: Path) -> None:
-    words = GPT2_WORDS if class_name.startswith("GPT2") else sequence(split(QWEN2), BYTE_LEVEL)
+    words = GPT2_WORDS if class_name.startswith("GPT2") else sequence(split(QWEN2_WORDS), BYTE_LEVEL)
     tokenizer = byte_level(words)
     settings = NAMED | {"tokenizer_class": class_name, "added_tokens_decoder": decoder_of(tokenizer)}
     assert_same(two_files(tmp_path / "model", tokenizer, settings))

@@ -9,7 +9,7 @@ import pytest
 from tiny_tokenizers import BYTE_LEVEL, added, sequence, split, write_folder
 
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.vocab.pre_tokenizers import QWEN2
+from lorafold.export.vocab.pre_tokenizers import QWEN2_WORDS
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
 CHAT = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
@@ -21,7 +21,7 @@ def by_hand(**changes: Any) -> dict[str, Any]:
     tokenizer = {
         "added_tokens": [added(3, "<|im_end|>")],
         "normalizer": None,
-        "pre_tokenizer": sequence(split(QWEN2), BYTE_LEVEL),
+        "pre_tokenizer": sequence(split(QWEN2_WORDS), BYTE_LEVEL),
         "post_processor": None,
         "model": model,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 from converter import add_vocabulary
 
-from lorafold.export.arch.header import map_tensors, metadata
+from lorafold.export.arch import map_tensors, metadata
 from lorafold.export.gguf.rows import RowSource, read_block
 from lorafold.weights import Checkpoint
 

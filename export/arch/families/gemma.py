@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorafold.export.arch.hyperparameters import Config, divided_width, f32, is_finite, kv_heads, u32
+from lorafold.export.arch.hyperparameters import ModelConfig, divided_width, f32, is_finite, kv_heads, u32
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
@@ -52,7 +52,7 @@ def _given(field: str) -> Condition:
 def _scale(layers_of_27b: int) -> Condition:
     """llama.cpp scales attention by the head's width, except in the 27B, known by its number of layers."""
 
-    def holds(config: Config) -> bool:
+    def holds(config: ModelConfig) -> bool:
         large = config.integer("num_hidden_layers") == layers_of_27b
         width = divided_width(config) if large else config.integer("head_dim")
         return bool(config.number("query_pre_attn_scalar") == width)
@@ -68,7 +68,7 @@ def _scale(layers_of_27b: int) -> Condition:
 def _windows(period: int) -> Condition:
     """llama.cpp gives every layer a window but the last of each `period`."""
 
-    def holds(config: Config) -> bool:
+    def holds(config: ModelConfig) -> bool:
         layers = range(1, config.integer("num_hidden_layers") + 1)
         kinds = config.get("layer_types")
         pattern = config.get("sliding_window_pattern")
@@ -84,10 +84,10 @@ def _windows(period: int) -> Condition:
     )
 
 
-def _theta_is(expected: float) -> Callable[[Config], bool]:
+def _theta_is(expected: float) -> Callable[[ModelConfig], bool]:
     """Whether rope is plain, with the base that llama.cpp takes when the header has none."""
 
-    def holds(config: Config) -> bool:
+    def holds(config: ModelConfig) -> bool:
         rope = read_rope(config)
         return rope.kind == "default" and float(rope.full.get("rope_theta") or expected) == expected
 

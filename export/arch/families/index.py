@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorafold.export.arch.families.llama import LLAMA
-from lorafold.export.arch.hyperparameters import Config
+from lorafold.export.arch.hyperparameters import ModelConfig
 from lorafold.export.arch.rules import (
     EMBEDDING,
     INTERLEAVED_ATTENTION,
@@ -17,7 +17,7 @@ from lorafold.export.arch.rules import (
 )
 
 
-def _index_theta(config: Config) -> float:
+def _index_theta(config: ModelConfig) -> float:
     """Index's base frequency, which its 32K variant gives as a multiple of 10,000."""
     return 10000.0 * (config.number("rope_ratio") if config.get("rope_ratio") is not None else 1.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafold.export.arch.hyperparameters import Config, f32, kv_heads, u32
+from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads, u32
 from lorafold.export.arch.rope import (
     FREQUENCY_BASE,
     longrope_attention_factor,
@@ -26,7 +26,7 @@ from lorafold.export.arch.rules import (
 )
 
 
-def _phi_rotated(config: Config) -> int:
+def _phi_rotated(config: ModelConfig) -> int:
     """Rotated columns of a head."""
     factor = float(read_rope(config).full.get("partial_rotary_factor") or 1.0)
     return int(factor * config.integer("hidden_size")) // config.integer("num_attention_heads")

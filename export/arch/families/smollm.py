@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorafold.export.arch.families.llama import LLAMA
-from lorafold.export.arch.hyperparameters import Config
+from lorafold.export.arch.hyperparameters import ModelConfig
 from lorafold.export.arch.rules import (
     DEFAULTS,
     EVEN_HEADS,
@@ -22,7 +22,7 @@ from lorafold.export.arch.rules import (
 )
 
 
-def _every_fourth_unrotated(config: Config) -> bool:
+def _every_fourth_unrotated(config: ModelConfig) -> bool:
     """Whether exactly every fourth layer goes without rope, as llama.cpp's smollm3 graph has it."""
     layers = range(1, config.integer("num_hidden_layers") + 1)
     given = config.get("no_rope_layers")

@@ -56,7 +56,7 @@ class LanesType(types.Type):
 @register_model(LanesType)
 class LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: LanesType) -> None:
-        super().__init__(manager, lanes, vector(SCALARS[lanes.scalar]))
+        super().__init__(manager, lanes, vector(LANE_SCALARS[lanes.scalar]))
 
 
 FLOATS = LanesType(types.float32)
@@ -64,7 +64,7 @@ INTS = LanesType(types.int32)
 MASK = LanesType(types.boolean)
 
 _FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
-SCALARS = {types.float32: _FLOAT, types.int32: _INT, types.boolean: _BIT}
+LANE_SCALARS = {types.float32: _FLOAT, types.int32: _INT, types.boolean: _BIT}
 
 
 def vector(scalar: Any) -> Any:
@@ -189,7 +189,7 @@ def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) 
     The result is INTS if all choices are from a range, else FLOATS. A NaN counts as below every bound.
     """
     result = INTS if isinstance(choices, range) else FLOATS
-    scalar = SCALARS[result.scalar]
+    scalar = LANE_SCALARS[result.scalar]
 
     def constant(scalar: Any, value: float) -> Any:
         return ir.Constant(vector(scalar), [scalar(value)] * LANES)

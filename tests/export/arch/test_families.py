@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from oracles import llama_logits, quantize_with_llama
 from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
 
-from lorafold.export.arch.header import map_tensors, metadata, quantize_order
+from lorafold.export.arch import map_tensors, metadata, quantize_order
 from lorafold.export.gguf.rows import read_block
 from lorafold.export.quant.mixture import plan_types
 from lorafold.export.quant.recipes import ModelShape, find_recipe

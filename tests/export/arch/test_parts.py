@@ -9,7 +9,7 @@ import pytest
 from arch_headers import config_of, header, named, tensors_of
 
 from lorafold.errors import InputError
-from lorafold.export.arch.header import map_tensors, metadata, skipped_tensors
+from lorafold.export.arch import map_tensors, metadata, skipped_tensors
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import InputError
-from lorafold.export.arch.header import ARCHITECTURES, Architecture, caveats, find, map_tensors, metadata
+from lorafold.export.arch import ARCHITECTURES, Architecture, caveats, find, map_tensors, metadata
 
 
 def test_unknown_architecture_lists_the_table() -> None:

@@ -11,7 +11,7 @@ import pytest
 from arch_headers import LLAMA3, LONGROPE, YARN, config_of, every_row, header, named, tensors_of
 
 from lorafold.errors import InputError
-from lorafold.export.arch.header import Architecture, map_tensors, metadata, quantize_order
+from lorafold.export.arch import Architecture, map_tensors, metadata, quantize_order
 
 
 @pytest.mark.parametrize("row", every_row())

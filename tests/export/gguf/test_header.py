@@ -11,7 +11,7 @@ from gguf import GGUFValueType as Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafold.export.gguf.header import ALIGNMENT, GgufFile, encode_header, place
+from lorafold.export.gguf.header import ALIGNMENT, GgufFile, encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 
 METADATA = [
@@ -31,7 +31,7 @@ TENSORS = [
 
 
 def write(path: Path, metadata: list[KeyValue], tensors: list[tuple[MappedTensor, Type]]) -> GgufFile:
-    placed = place(tensors)
+    placed = place_tensors(tensors)
     file = GgufFile(path.name, "Q4_K_M", encode_header(metadata, placed), tuple(placed))
     path.write_bytes(file.header + bytes(file.size - len(file.header)))
     return file
@@ -44,7 +44,7 @@ def test_the_header_equals_ggufs_own_writer(tmp_path: Path) -> None:
         value = entry.value.tolist() if isinstance(entry.value, np.ndarray) else entry.value
         writer.add_key_value(entry.key, value, entry.type, entry.subtype)
     for tensor, type_ in TENSORS:
-        shape = (*tensor.shape[:-1], place([(tensor, type_)])[0].row_bytes)
+        shape = (*tensor.shape[:-1], place_tensors([(tensor, type_)])[0].row_bytes)
         data = np.zeros(shape, np.uint8) if type_ != Type.F32 else np.zeros(tensor.shape, np.float32)
         writer.add_tensor(tensor.name, data, raw_dtype=None if type_ == Type.F32 else type_)
     writer.write_header_to_file()

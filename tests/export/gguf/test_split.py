@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from lorafold.errors import UsageError
 from lorafold.export import ExportConfig, export, plan_export
-from lorafold.export.gguf.header import encode_header, place
+from lorafold.export.gguf.header import encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.plan import Output, plan_files
+from lorafold.export.gguf.plan import GgufModel, plan_files
 from lorafold.export.gguf.split import Typed, split_tensors
 from lorafold.export.modelfile.parser import parse
 
@@ -57,11 +57,11 @@ def tensors_of(sizes: list[tuple[int, int]]) -> list[Typed]:
 def test_any_tensors_under_any_limit(sizes: list[tuple[int, int]], words: int, limit: int) -> None:
     tensors = tensors_of(sizes)
     metadata = (KeyValue("general.name", "x" * words, GGUFValueType.STRING),)
-    whole = plan_files([Output("F32", metadata, tuple(tensors))], "m", threads=1, max_memory=100_000)
+    whole = plan_files([GgufModel("F32", metadata, tuple(tensors))], "m", threads=1, max_memory=100_000)
     smallest = math.inf
     try:
         plan = plan_files(
-            [Output("F32", metadata, tuple(tensors))],
+            [GgufModel("F32", metadata, tuple(tensors))],
             "m",
             threads=1,
             max_memory=100_000,
@@ -78,8 +78,12 @@ def test_any_tensors_under_any_limit(sizes: list[tuple[int, int]], words: int, l
     assert (len(plan.files) == 1) == (whole.size <= limit)
     for file, after in zip(plan.files, plan.files[1:], strict=False):  # no file could take one tensor more
         more = [(typed.tensor, typed.type) for typed in (*file.tensors, after.tensors[0])]
-        header = len(file.header) - len(encode_header((), file.tensors)) + len(encode_header((), place(more)))
-        placed = place(more)
+        header = (
+            len(file.header)
+            - len(encode_header((), file.tensors))
+            + len(encode_header((), place_tensors(more)))
+        )
+        placed = place_tensors(more)
         assert header + placed[-1].offset + placed[-1].nbytes > limit - 64
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tiny_families import FAMILIES, tiny_family
 
 from lorafold.errors import InputError
-from lorafold.export.arch.header import map_tensors
+from lorafold.export.arch import map_tensors
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect
 from lorafold.export.imatrix.file import Imatrix

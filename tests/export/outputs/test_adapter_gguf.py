@@ -19,7 +19,7 @@ from tiny_gguf import write_tiny_gguf
 
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError, NumericError
-from lorafold.export.arch.header import find, map_tensors, skipped_tensors
+from lorafold.export.arch import find, map_tensors, skipped_tensors
 from lorafold.export.fold.folded import Folded
 from lorafold.export.outputs.adapter_gguf import AdapterPlan, plan_adapter_gguf
 from lorafold.weights import Checkpoint

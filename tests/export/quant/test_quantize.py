@@ -255,7 +255,7 @@ import numpy as np
 from lorafold.export.quant import ggml
 from lorafold.export.quant import quantize as kernels
 block = np.random.default_rng(0).standard_normal((3, 256)).astype(np.float32)
-kernels.prepare([ggml.Type.Q8_0])
+kernels.compile_kernels([ggml.Type.Q8_0])
 assert np.array_equal(kernels.quantize(block, ggml.Type.Q8_0), ggml.quantize(block, ggml.Type.Q8_0))
 (state,) = kernels.kernel_report()
 print(state.backend, state.reason)

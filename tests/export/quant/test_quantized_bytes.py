@@ -25,7 +25,7 @@ from tiny_families import tiny_family
 from lorafold.adapters import Adapter
 from lorafold.export import arch
 from lorafold.export.fold.folded import Folded
-from lorafold.export.gguf.plan import Output, plan_files
+from lorafold.export.gguf.plan import GgufModel, plan_files
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, block_rows, write_gguf_files
 from lorafold.export.imatrix.file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from lorafold.export.quant.mixture import plan_types
@@ -110,7 +110,7 @@ def ours(usual: Usual, recipes: list[Recipe], importance: Weights | None) -> dic
         shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
         types = plan_types([(t.name, t.shape) for t in tensors], recipe, shape, importance)
         ordered = tuple((by_name[name], types[name]) for name in arch.quantize_order(by_name))
-        outputs.append(Output(recipe.name, tuple(metadata), ordered))
+        outputs.append(GgufModel(recipe.name, tuple(metadata), ordered))
     out = usual.folder / f"ours-{importance is not None}"
     out.mkdir()
     plan = plan_files(outputs, "m", threads=2, max_memory=MEMORY)

@@ -10,12 +10,19 @@ from small_vocab import by_hand, read, refuse
 from tiny_tokenizers import BYTE_LEVEL, sequence, split
 
 from lorafold.errors import UsageError
-from lorafold.export.vocab.pre_tokenizers import GPT2, KNOWN_NAMES, LLAMA3, QWEN2, TABLE, recognise
+from lorafold.export.vocab.pre_tokenizers import (
+    GPT2_WORDS,
+    KNOWN_NAMES,
+    LLAMA3_WORDS,
+    QWEN2_WORDS,
+    TABLE,
+    find_pre_tokenizer,
+)
 
 WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
 
 
-# The expression of LLAMA3 as OpenAI's tiktoken spells it.
+# The expression of LLAMA3_WORDS as OpenAI's tiktoken spells it.
 TIKTOKEN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -27,11 +34,11 @@ TIKTOKEN = (
     [
         (WITH_REGEX, False, "gpt-2"),
         (sequence({"type": "Digits", "individual_digits": True}, WITH_REGEX), False, "smollm"),
-        (sequence(split(LLAMA3), BYTE_LEVEL), True, "llama-bpe"),
-        (sequence(split(LLAMA3, "Removed", True), BYTE_LEVEL), False, "dbrx"),
+        (sequence(split(LLAMA3_WORDS), BYTE_LEVEL), True, "llama-bpe"),
+        (sequence(split(LLAMA3_WORDS, "Removed", True), BYTE_LEVEL), False, "dbrx"),
         (sequence(split(TIKTOKEN), BYTE_LEVEL), False, "dbrx"),
-        (sequence(sequence(split(QWEN2)), sequence(BYTE_LEVEL)), False, "qwen2"),
-        (sequence(split(QWEN2.replace(r"\r\n", "\r\n")), BYTE_LEVEL), False, "qwen2"),
+        (sequence(sequence(split(QWEN2_WORDS)), sequence(BYTE_LEVEL)), False, "qwen2"),
+        (sequence(split(QWEN2_WORDS.replace(r"\r\n", "\r\n")), BYTE_LEVEL), False, "qwen2"),
     ],
 )
 def test_spellings_of_the_same_pre_tokenizer(
@@ -43,10 +50,11 @@ def test_spellings_of_the_same_pre_tokenizer(
 
 def test_names_that_mean_the_same_follow_the_family() -> None:
     tokenizer = by_hand(
-        pre_tokenizer=sequence({"type": "Digits", "individual_digits": True}, split(GPT2), BYTE_LEVEL)
+        pre_tokenizer=sequence({"type": "Digits", "individual_digits": True}, split(GPT2_WORDS), BYTE_LEVEL)
     )
     names = {
-        family: recognise(tokenizer, Path("t"), family).name for family in ("llama", "granite", "starcoder2")
+        family: find_pre_tokenizer(tokenizer, Path("t"), family).name
+        for family in ("llama", "granite", "starcoder2")
     }
     assert names == {"llama": "smollm", "granite": "refact", "starcoder2": "starcoder"}
 
@@ -61,7 +69,7 @@ def test_every_name_of_the_table_is_one_of_llama_cpps() -> None:
     ("changes", "found"),
     [
         ({"pre_tokenizer": sequence(split(r"\w+"), BYTE_LEVEL)}, r"\\w\+"),
-        ({"pre_tokenizer": sequence(split(QWEN2, "MergedWithNext"), BYTE_LEVEL)}, "MergedWithNext"),
+        ({"pre_tokenizer": sequence(split(QWEN2_WORDS, "MergedWithNext"), BYTE_LEVEL)}, "MergedWithNext"),
         ({"pre_tokenizer": sequence(split(r"\p{N}", "Removed", True), BYTE_LEVEL)}, "Removed"),
         (
             {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},

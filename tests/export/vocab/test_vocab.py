@@ -12,7 +12,7 @@ from oracles import shared
 from small_vocab import CHAT, by_hand, read
 from tiny_tokenizers import BYTE_LEVEL, added, byte_level, sequence, split, write_folder
 
-from lorafold.export.vocab.pre_tokenizers import LLAMA3, QWEN2
+from lorafold.export.vocab.pre_tokenizers import LLAMA3_WORDS, QWEN2_WORDS
 from lorafold.export.vocab.probe import AWKWARD, probe_texts
 from lorafold.export.vocab.vocab import read_vocab
 
@@ -72,7 +72,7 @@ def test_further_ends_from_lists(tmp_path: Path) -> None:
     tokens = ("<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|observation|>", "<|more|>")
     tokenizer = by_hand(
         added_tokens=[added(3 + index, text) for index, text in enumerate(tokens)],
-        pre_tokenizer=sequence(split(LLAMA3), BYTE_LEVEL),
+        pre_tokenizer=sequence(split(LLAMA3_WORDS), BYTE_LEVEL),
         post_processor={
             "type": "TemplateProcessing",
             "single": [
@@ -129,7 +129,7 @@ def _template(kind: str | None, bos: int, eos: int) -> dict[str, Any]:
 def test_transformers_agrees_who_adds_bos_and_eos(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level(sequence(split(QWEN2), BYTE_LEVEL))
+    tokenizer = byte_level(sequence(split(QWEN2_WORDS), BYTE_LEVEL))
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     for kind in (None, "bos", "both"):
         tokenizer["post_processor"] = _template(kind, ids["<|endoftext|>"], ids["<|im_end|>"])

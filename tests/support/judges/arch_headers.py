@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lorafold.export.arch.header import ARCHITECTURES, find
-from lorafold.export.arch.hyperparameters import Config, dimensions
+from lorafold.export.arch import ARCHITECTURES, find
+from lorafold.export.arch.hyperparameters import ModelConfig, dimensions
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.weights import TensorInfo
 
@@ -51,7 +51,7 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
 def tensors_of(config: Mapping[str, Any], variant: int = 0) -> dict[str, TensorInfo]:
     """Headers of every tensor that a config asks for, as one file would hold them."""
     row = find(config)
-    view = Config(config, row.defaults, row.aliases)
+    view = ModelConfig(config, row.defaults, row.aliases)
     sizes = dimensions(view)
     found = {}
     for rule in (*row.tensors, *(row.variants[variant] if row.variants else ())):

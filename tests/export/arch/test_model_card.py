@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError
-from lorafold.export.arch.general import count_weights, general_metadata
+from lorafold.export.arch.model_card import count_weights, general_metadata
 from lorafold.export.gguf.parts import MappedTensor
 
 DENSE = (MappedTensor("token_embd.weight", (1000, 64)), MappedTensor("blk.0.attn_q.weight", (64, 64)))

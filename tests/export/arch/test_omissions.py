@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.arch.left_out import describe_left_out
+from lorafold.export.arch.omissions import describe_omissions
 from lorafold.weights import Checkpoint
 
 GEMMA = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}
@@ -25,7 +25,7 @@ TEXT = [f"language_model.model.layers.{i}.mlp.up_proj.weight" for i in (0, 1, 2)
 
 
 def test_every_part_is_named_with_its_reason() -> None:
-    notes = describe_left_out(GEMMA, [*TEXT, *IMAGES, PROJECTOR], TEXT[:1], None)
+    notes = describe_omissions(GEMMA, [*TEXT, *IMAGES, PROJECTOR], TEXT[:1], None)
     assert notes == [
         "vision_tower is left out (4 of its tensors): sees images; the text model does not",
         "multi_modal_projector is left out (1 of its tensors): sees images; the text model does not",
@@ -33,21 +33,21 @@ def test_every_part_is_named_with_its_reason() -> None:
 
 
 def test_what_an_adapter_does_there_is_said() -> None:
-    *_, note = describe_left_out(GEMMA, [*TEXT, *IMAGES], [*TEXT, IMAGES[0], IMAGES[2]], None)
+    *_, note = describe_omissions(GEMMA, [*TEXT, *IMAGES], [*TEXT, IMAGES[0], IMAGES[2]], None)
     assert note.startswith("2 of the 5 tensors that the adapter changes are in these parts, vision_tower.")
     assert "--format folder" in note
 
 
 def test_an_adapter_of_which_nothing_would_be_left_is_refused() -> None:
     with pytest.raises(InputError, match=r"only what a GGUF of the text part does not hold") as caught:
-        describe_left_out(GEMMA, [*TEXT, *IMAGES], IMAGES[:1], Path("adapter"))
+        describe_omissions(GEMMA, [*TEXT, *IMAGES], IMAGES[:1], Path("adapter"))
     assert caught.value.at == "adapter" and "--format folder" in str(caught.value)
 
 
 def test_a_model_that_goes_over_whole_has_no_notes() -> None:
     llama = {"architectures": ["LlamaForCausalLM"]}
     names = ["model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
-    assert describe_left_out(llama, names, names[:1], None) == []
+    assert describe_omissions(llama, names, names[:1], None) == []
 
 
 def test_a_multimodal_base_becomes_a_text_gguf_with_notes(tmp_path: Path) -> None:

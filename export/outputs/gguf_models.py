@@ -13,7 +13,7 @@ from gguf import GGUFValueType
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.plan import ExportPlan, Output, plan_files
+from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
@@ -35,7 +35,7 @@ class PromptMetadata:
     add_bos: bool | None = None
 
 
-def plan_gguf(
+def plan_gguf_models(
     inputs: Inputs, config: ExportConfig, prompt: PromptMetadata, imatrix: Collection[str] | None = None
 ) -> tuple[ExportPlan, Vocab]:
     """Plan one model per recipe, all written from one read.
@@ -67,7 +67,7 @@ def plan_gguf(
         add_bos=prompt.add_bos,
     )
     called = inputs.name if inputs.adapters or config.name else None
-    outputs = []
+    models = []
     for name in recipes:
         recipe = find_recipe(name)
         metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
@@ -76,9 +76,11 @@ def plan_gguf(
             [(tensor.name, tensor.shape) for tensor in tensors], recipe, shape, imatrix, overrides
         )
         order = _order(tensors, recipe)
-        outputs.append(Output(recipe.name, metadata, tuple((tensor, types[tensor.name]) for tensor in order)))
+        models.append(
+            GgufModel(recipe.name, metadata, tuple((tensor, types[tensor.name]) for tensor in order))
+        )
     plan = plan_files(
-        outputs,
+        models,
         inputs.name,
         threads=config.workers,
         max_memory=config.max_memory,

@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError
-from lorafold.export import arch
+from lorafold.export.arch.table import view_of
+from lorafold.export.arch.tensors import BUFFER_REASONS, skipped_tensors
 
 KEEPS_ALL = "`--format folder` keeps everything"
 
 
-def describe_left_out(
+def caveats(config: Mapping[str, Any]) -> list[str]:
+    """What llama.cpp leaves out of this model, a sentence each; mostly nothing."""
+    row, view = view_of(config)
+    return [
+        f"{view.spelled(rule.field)} is {view.get(rule.field)!r}, expected {rule.expected}"
+        for rule in row.caveats
+        if not rule.holds(view)
+    ]
+
+
+def describe_omissions(
     config: Mapping[str, Any], tensors: Iterable[str], touched: Collection[str], at: Path | None
 ) -> list[str]:
     """Sentences about parts of a model that its GGUF does not hold.
@@ -36,8 +47,8 @@ def describe_left_out(
     """
     skipped = {
         name: reason
-        for name, reason in arch.skipped_tensors(config, tensors).items()
-        if reason not in arch.BUFFER_REASONS
+        for name, reason in skipped_tensors(config, tensors).items()
+        if reason not in BUFFER_REASONS
     }
     parts: dict[tuple[str, str], int] = {}
     for name, reason in skipped.items():

@@ -1,7 +1,6 @@
 """Tokens laid out over the rows of the embedding, as a GGUF wants them: one text and one type for each row.
 
-In: texts by id and the added tokens. Out: `Layout`. llama.cpp aborts the process on two equal texts and cuts
-a text at a NUL, so both are dealt with here.
+llama.cpp ends the process if two texts are equal, and cuts a text at a NUL: both are handled here.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ WITHOUT_A_ROW = frozenset(("<image_soft_token>",))  # Gemma 3, in its text-only 
 
 
 @dataclass(slots=True)
-class Layout:
+class TokenRows:
     """One text and type for each row.
 
     Attributes:
@@ -38,12 +37,12 @@ class Layout:
     notes: list[str]
 
 
-def lay_out(
+def place_tokens(
     vocab: Iterable[tuple[str, int]],
     added: Mapping[int, AddedToken],
     rows: int,
     at: Path,
-) -> Layout:
+) -> TokenRows:
     """Give every row of the embedding its token.
 
     Args:
@@ -83,7 +82,7 @@ def lay_out(
     return _padded(placed, types, notes, at)
 
 
-def _padded(placed: list[str | None], types: NDArray[np.int32], notes: list[str], at: Path) -> Layout:
+def _padded(placed: list[str | None], types: NDArray[np.int32], notes: list[str], at: Path) -> TokenRows:
     """Fill the holes and check that every text stands once and survives llama.cpp's C strings."""
     id_of = {text: index for index, text in enumerate(placed) if text is not None}
     if len(id_of) + placed.count(None) < len(placed):
@@ -117,7 +116,7 @@ def _padded(placed: list[str | None], types: NDArray[np.int32], notes: list[str]
             at=at,
             fix="fetch the tokenizer again",
         ) from None
-    return Layout(texts, types, id_of, notes)
+    return TokenRows(texts, types, id_of, notes)
 
 
 def _fresh(text: str, taken: Collection[str]) -> str:
