@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,8 @@ from lorafold.arguments import misused, take_recipe
 from lorafold.errors import InputError, LorafoldError
 from lorafold.export.config import ExportConfig, ModelfileConfig
 from lorafold.interrupts import Terminated, signals_raise
+from lorafold.libraries.quiet import quiet_libraries
+from lorafold.libraries.threads import share_processor
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.train.config import LayoutName, TrainConfig
 from lorafold.version import __version__
@@ -213,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or as `lorafold.errors` says; 130 after Ctrl-C, 143 after SIGTERM.
     """
-    _quiet_libraries()
+    quiet_libraries()
+    share_processor()
     with signals_raise():
         return _run(list(sys.argv[1:] if arguments is None else arguments))
 
@@ -251,20 +253,6 @@ def _print_error(message: str) -> None:
     from lorafold.console import print_error
 
     print_error(message)
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' bars and warnings out of our output; the user's own settings win."""
-    for name, value in {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }.items():
-        os.environ.setdefault(name, value)
-    # What other libraries will change in their next version is nothing that our user can act on.
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 if __name__ == "__main__":

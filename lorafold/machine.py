@@ -7,13 +7,70 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use: those that it may run on, or fewer if a container's quota says so."""
+    return min(cores_seen(), quota() or cores_seen())
+
+
+def cores_seen() -> int:
+    """Cores this process may run on, whatever share of their time it gets."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def quota(root: Path = Path("/")) -> int | None:
+    """Whole cores' worth of time that the control groups of this process give it, at least 1; None: no limit.
+
+    A container with `--cpus 2` sees every core of its host and is stopped when it has used two cores' time:
+    more threads than that wait for each other while none of them runs. The limits of all groups above count.
+
+    cpu.max (version 2): "200000 100000" or "max 100000": microseconds in each period.
+    cpu.cfs_quota_us, cpu.cfs_period_us (version 1): the same in two files, -1 for no limit.
+
+    Args:
+        root: where proc and sys are.
+    """
+    shares = []
+    for folder in _control_groups(root):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+            if (folder / "cpu.max").is_file():
+                limit, period = (folder / "cpu.max").read_text().split()
+            else:
+                limit, period = (
+                    (folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+                )
+            if limit != "max" and int(limit) > 0:
+                shares.append(int(limit) / int(period))
+    return max(1, round(min(shares))) if shares else None
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """The folders of the groups that limit this process's time, from its own up to the outermost.
+
+    A line of /proc/self/cgroup is "number:controllers:path"; version 2 names no controllers. In a container
+    the path may be the host's, and its folder is not there: then the outermost folder is the container's.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        tops = [mounted / controllers, mounted / "cpu"] if controllers else [mounted, mounted / "unified"]
+        for top in dict.fromkeys(tops):
+            inner = top / path.lstrip("/")
+            for folder in (inner, *inner.parents):
+                yield folder
+                if folder == top:
+                    break
 
 
 def idle_cores() -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import vocabulary_size
 from lorafold.export.inputs import Inputs
+from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.machine import memory_available
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
         InputError: transformers cannot load it.
     """
     with _refusals(inputs.base.folder):
+        quiet_bitsandbytes()
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, NumericError, SystemFault
+from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.models import Base, fingerprint, require
 from lorafold.serve.engines.generate import common_beginning
 from lorafold.serve.engines.sampling import log_softmax
@@ -107,6 +108,7 @@ def load(
         InputError: the folder or an adapter cannot be loaded.
         SystemFault: memory or a package is missing.
     """
+    quiet_bitsandbytes()
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as chatter

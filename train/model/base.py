@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import InputError, LorafoldError, SystemFault
+from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.models import Base, require
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import Method
@@ -58,6 +59,7 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         UnsafeInputError: there are only pickled weights.
         SystemFault: a package or memory is missing.
     """
+    quiet_bitsandbytes()
     from transformers import AutoModelForCausalLM
 
     Checkpoint.open(base.folder)
