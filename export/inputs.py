@@ -7,6 +7,7 @@ fits it, its tensors are all consumed. No weight is read here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
-from lorafold.jsonfile import read_object
-from lorafold.models import Base, fingerprint, resolve_base
+from lorafold.models import Base, locate, resolve_base
 from lorafold.progress import Progress, silent
+from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter
+from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.weights import Checkpoint
 
-ADAPTER_CONFIG = "adapter_config.json"
+EXPECTED_SOURCE = "an adapter or a base: a folder, a hub id such as ORG/NAME, or `demo`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +71,24 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         UsageError: a weight that is not a number.
     """
     specs = [_weighted(spec) for spec in (config.source, *config.adapter)]
-    if (Path(specs[0][0]).expanduser() / ADAPTER_CONFIG).exists():
-        adapters = tuple((Adapter.open(Path(path).expanduser()), weight) for path, weight in specs)
-        base_spec, named_at = (config.base, None) if config.base else _base_of(adapters[0][0])
+    folders = [_locate_adapter(spec, config, progress) for spec, _ in specs]
+    if (folders[0] / ADAPTER).exists():
+        adapters = tuple(
+            (Adapter.open(folder), weight) for folder, (_, weight) in zip(folders, specs, strict=True)
+        )
+        base = _base_of(folders[0], config, progress)
     else:
-        folder = Path(specs[0][0]).expanduser()
-        if config.base is not None or any(folder.glob("adapter_model.*")):
-            raise InputError(
-                f"no {ADAPTER_CONFIG}: this is not an adapter",
-                at=folder,
-                fix="give the adapter's folder, or for a base to be converted as it is no --base",
-            )
-        if config.adapter:
-            raise UsageError(
-                f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
-                fix="name the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
-            )
-        adapters, base_spec, named_at = (), config.source, None
-    base = _resolve(base_spec, named_at, config, progress)
-    _check_precision(base, "name its 16-bit original with --base" if adapters else "give its 16-bit original")
+        _refuse_no_adapter(folders[0], config)
+        adapters = ()
+        base = resolve_base(
+            config.source,
+            offline=config.offline,
+            trust_remote_code=config.trust_remote_code,
+            progress=progress,
+        )
+    _check_precision(base, bool(adapters))
     for adapter, _ in adapters:
-        _check_base(adapter, base)
+        check_base(adapter.folder, base)
     source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
     folders = [adapter.folder for adapter, _ in adapters]
     prompt = with_tokenizer_json(base.folder, pieces=False)
@@ -148,62 +147,95 @@ def _weighted(spec: str) -> tuple[str, float]:
     return path, number
 
 
-def _resolve(spec: str, named_at: str | None, config: ExportConfig, progress: Progress) -> Base:
-    """Find the base; where the adapter named it, an error says so: its path may be of another machine."""
+def _locate_adapter(spec: str, config: ExportConfig, progress: Progress) -> Path:
+    """The folder of an adapter that was given by folder, by its weights' file, or by hub id.
+
+    What is none of these comes back as a path: it may be a base, or nothing.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file() and (found := recognize(path)) is not None and found.use is not None:
+        return found.use
+    if path.exists() or spec == "demo":
+        return path
+    return locate(spec, offline=config.offline, progress=progress, expected=EXPECTED_SOURCE).folder
+
+
+def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
+    """The base of an adapter: what the user names, else what the adapter names.
+
+    An error says where the base was named: an adapter's path may be of another machine.
+    """
+    named = None if config.base else base_of(adapter)
+    spec = named.spec if named else _narrowed(config.base or "", adapter)
+    at = named.at if named else "--base"
     try:
+        found = locate(spec, offline=config.offline, progress=progress)
+        if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
+            raise on_an_adapter(spec, adapter, at)
         return resolve_base(
             spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
         )
     except (InputError, SystemFault) as error:
-        if named_at is None or error.at not in (spec, spec.partition("@")[0]):
+        if named is None or error.at not in (spec, spec.partition("@")[0]):
             raise
         raise type(error)(
             f"the base {spec!r} was not found: {error.problem}",
-            at=named_at,
+            at=at,
             fix=f"{error.fix}; or name the base with --base FOLDER_OR_HUB_ID",
         ) from error
 
 
-def _check_precision(base: Base, fix: str) -> None:
+def _narrowed(asked: str, adapter: Path) -> str:
+    """--base at the revision of the training, if the adapter names the same repository with one."""
+    try:
+        return base_of(adapter).narrowed(asked)
+    except InputError:
+        return asked
+
+
+def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
+    """Refuse what can only be meant as an adapter and is none.
+
+    Raises:
+        InputError: there is no adapter in the folder.
+        UsageError: adapters are to be added to a base.
+    """
+    if config.base is not None or any(folder.glob("adapter_model.*")):
+        problem, fix = instead(folder, "an adapter") or (
+            "this is not an adapter",
+            "give the adapter's folder, or for a base to be converted as it is no --base",
+        )
+        if (folder / "config.json").is_file():
+            fix = "give the adapter's folder, or for a base to be converted as it is no --base"
+        raise InputError(f"no {ADAPTER}: {problem}", at=folder, fix=fix)
+    if config.adapter:
+        raise UsageError(
+            f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
+            fix="name the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
+        )
+
+
+# Ends of names under which a repository holds another one's weights in 4 bits.
+_QUANTIZED_NAME = re.compile(r"(?:-unsloth)?-bnb-4bit$")
+
+
+def _check_precision(base: Base, of_adapter: bool) -> None:
     """Refuse packed weights by the name of their method, before their shapes look like another base's."""
-    quantized = base.config().get("quantization_config")
-    if quantized:
+    config = base.config()
+    # MLX writes "quantization", and since 0.20 the other name beside it.
+    for key in ("quantization_config", "quantization"):
+        if not (quantized := config.get(key)):
+            continue
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        if key == "quantization":
+            method = "mlx"
+        fix = "name its 16-bit original with --base" if of_adapter else "give its 16-bit original"
+        if _QUANTIZED_NAME.search(base.id):
+            fix += f", most likely {_QUANTIZED_NAME.sub('', base.id)}"
         raise InputError(
             f"the base is quantized ({method or 'method not named'})",
-            at=f"{base.folder / 'config.json'}: quantization_config",
+            at=f"{base.folder / 'config.json'}: {key}",
             fix=fix,
-        )
-
-
-def _base_of(adapter: Adapter) -> tuple[str, str]:
-    """The base that an adapter names, and where: our manifest knows it exactly, PEFT's config by path or
-    id."""
-    manifest = read_manifest(adapter.folder) or {}
-    identity = manifest.get("base") or {}
-    spec = identity.get("spec")
-    if isinstance(spec, str) and (not Path(spec).is_absolute() or Path(spec).is_dir()):
-        return spec, f"{adapter.folder / MANIFEST}: base"
-    named = read_object(adapter.folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    named = identity.get("id") or named
-    if not isinstance(named, str) or not named:
-        raise InputError(
-            "base_model_name_or_path is missing, so the base is not known",
-            at=adapter.folder / ADAPTER_CONFIG,
-            fix="name it: --base FOLDER_OR_HUB_ID",
-        )
-    return named, f"{adapter.folder / ADAPTER_CONFIG}: base_model_name_or_path"
-
-
-def _check_base(adapter: Adapter, base: Base) -> None:
-    """Compare the base's fingerprint with the one that the training noted, where there is one."""
-    noted = ((read_manifest(adapter.folder) or {}).get("base") or {}).get("fingerprint")
-    if noted and noted != fingerprint(base.folder):
-        raise InputError(
-            f"this adapter was made for another base (its fingerprint is {noted[:12]}, "
-            f"that of {base.id} is {fingerprint(base.folder)[:12]})",
-            at=adapter.folder,
-            fix="name the base it was trained on with --base",
         )
 
 

@@ -15,6 +15,7 @@ from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.progress import Progress, silent
+from lorafold.sources.recognize import instead
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ def inspect_path(
             if (place / name).exists():
                 return Inspection(describe(place))
         if not any((place / name).exists() for name in _SAVED_DATA):
-            raise InputError(
+            problem, fix = instead(place, "a model, adapter or export folder") or (
                 f"nothing known is in this folder (looked for {', '.join([*_FOLDERS, *_SAVED_DATA])})",
-                at=place,
-                fix="give a model, adapter or export folder, a GGUF, or a data file",
+                "give a model, adapter or export folder, a GGUF, or a data file",
             )
+            raise InputError(problem, at=place, fix=fix)
     from lorafold.train import describe_data
 
     report = describe_data(

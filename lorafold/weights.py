@@ -208,11 +208,13 @@ def _inside(folder: Path, name: str, at: Path) -> Path:
     """The path of a file that must lie in the folder, symlinks followed.
 
     The one exception is the hub's cache, made of links: models--X/snapshots/REV/f -> models--X/blobs/HASH.
+    A user's own folder may hold such links too.
     """
     path = folder / name
     home = folder.resolve()
     target = path.resolve()
     cache = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+    cache |= target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
     if Path(name).is_absolute() or ".." in Path(name).parts or not (target.is_relative_to(home) or cache):
         raise UnsafeInputError(
             f"{name!r} leads out of the folder",

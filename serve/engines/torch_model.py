@@ -7,59 +7,19 @@ are put into the cache once and stay there; the model itself then reads tokens a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.libraries.quiet import quiet_bitsandbytes
-from lorafold.models import Base, fingerprint, require
+from lorafold.models import require
 from lorafold.serve.engines.generate import common_beginning
 from lorafold.serve.engines.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-def base_of(adapter: Path) -> str:
-    """The base that an adapter folder names: our manifest as it was given, PEFT's config by path or id.
-
-    Raises:
-        InputError: it names none.
-    """
-    path = adapter / "adapter_config.json"
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"not readable as JSON ({error})", at=path) from error
-    spec = _noted(adapter).get("spec")
-    base = spec if isinstance(spec, str) and spec else named
-    if not base:
-        raise InputError("it names no base", at=path, fix=f"write BASE+{adapter}")
-    return str(base)
-
-
-def check_base(adapter: Path, base: Base) -> None:
-    """Compare a base with the one that the training noted, where it did.
-
-    Raises:
-        InputError: they differ.
-    """
-    noted, found = _noted(adapter).get("fingerprint"), fingerprint(base.folder)
-    if noted and noted != found:
-        raise InputError(
-            f"made for another base (fingerprint {str(noted)[:12]}, that of {base.id} is {found[:12]})",
-            at=adapter,
-            fix="give the base it was trained on",
-        )
-
-
-def _noted(adapter: Path) -> dict[str, Any]:
-    noted = (read_manifest(adapter) or {}).get("base")
-    return noted if isinstance(noted, dict) else {}
 
 
 class LoadedModel:

@@ -24,7 +24,8 @@ from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.generate import Reader, Voice, score, speak
 from lorafold.serve.engines.lanes import Lane
 from lorafold.serve.engines.sampling import draw, log_softmax
-from lorafold.serve.engines.torch_model import LoadedModel, TorchCache, base_of, check_base, load
+from lorafold.serve.engines.torch_model import LoadedModel, TorchCache, load
+from lorafold.sources.adapter_base import base_of, check_base
 from lorafold.tokenizer.folder import JSON, with_tokenizer_json
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def open_transformers(
     adapters = [Path(piece).expanduser() for piece in pieces[1:]]
     spec = pieces[0]
     if (first / "adapter_config.json").is_file():
-        spec, adapters = base_of(first), [first, *adapters]
+        spec, adapters = base_of(first, f"write BASE+{first}").spec, [first, *adapters]
     base = resolve_base(
         spec,
         offline=config.offline,

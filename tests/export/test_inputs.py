@@ -6,6 +6,7 @@ write the folders here wherever they still can.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -294,3 +295,52 @@ def test_added_tokens_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
 def test_a_resized_vocabulary_without_a_tokenizer_is_a_note(tmp_path: Path) -> None:
     (note,) = opened(tiny_adapter(tmp_path / "adapter", rows=264)).notes
     assert note.startswith("the adapter resizes the vocabulary from 259 to 264 rows and brings no tokenizer")
+
+
+# Adapters and bases by hub id.
+
+
+def test_an_adapter_by_hub_id_at_the_revision_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT's config names the base's revision beside it; without it the newest base would be folded."""
+    new = {path.name: path.read_bytes() for path in tiny_chat.folder().iterdir()}
+    old = new | {"model.safetensors": _scaled(tiny_chat.folder() / "model.safetensors", tmp_path)}
+    adapter = tiny_adapter(tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "org/base", "revision": "v1.0"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    go_there("http://127.0.0.1:9", tmp_path / "hub", monkeypatch)
+    _cached(tmp_path / "hub", "org/base", {"main": new, "v1.0": old})
+    _cached(tmp_path / "hub", "org/tuned", {"main": files})
+    for options in ({}, {"base": "org/base"}):
+        config = ExportConfig("org/tuned", out=tmp_path / "out", offline=True, **options)  # type: ignore[arg-type]
+        inputs = open_inputs(config)
+        assert inputs.base.revision == _commit("org/base", "v1.0")
+        name = "model.layers.0.mlp.down_proj.weight"
+        got = inputs.source.rows(name, 0, 1)
+        wanted = load_file(tiny_chat.folder() / "model.safetensors")[name][:1].astype(np.float32)
+        assert np.allclose(got, 2 * wanted, rtol=1e-2) and not np.allclose(got, wanted, rtol=1e-2)
+
+
+def _scaled(path: Path, folder: Path) -> bytes:
+    """The same weights, twice as large."""
+    save_file({name: 2 * value for name, value in load_file(path).items()}, folder / "scaled.safetensors")
+    return (folder / "scaled.safetensors").read_bytes()
+
+
+def _commit(repository: str, revision: str) -> str:
+    return hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest()
+
+
+def _cached(home: Path, repository: str, revisions: dict[str, dict[str, bytes]]) -> None:
+    """The hub's cache as huggingface_hub leaves it."""
+    place = home / f"models--{repository.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    for revision, files in revisions.items():
+        commit = _commit(repository, revision)
+        (place / "refs" / revision).write_text(commit)
+        (place / "snapshots" / commit).mkdir(parents=True)
+        for name, data in files.items():
+            (place / "snapshots" / commit / name).write_bytes(data)

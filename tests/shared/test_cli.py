@@ -41,7 +41,11 @@ RUN = [sys.executable, "-m", "lorafold"]
             "no.gguf: no such file",
         ),
         (["export", "x", "--out", "y", "--nope"], 2, "Unknown option"),
-        (["export", "/no/where", "--out", "OUT"], 3, "no such model (expected `demo`, a folder, or"),
+        (
+            ["export", "/no/where", "--out", "OUT"],
+            3,
+            "no such model (expected an adapter or a base: a folder, a hub",
+        ),
         (["export", "BASE", "--out", "OUT", "--quant", "Q9"], 2, "unknown quantization type 'Q9'"),
         (["export", "BASE", "--out", "BASE/inner"], 2, "overlaps the input"),
         (["export", "BASE", "--out", "FULL"], 2, "not empty"),

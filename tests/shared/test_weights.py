@@ -365,3 +365,12 @@ def test_json_files(name: str, tmp_path: Path) -> None:
         read_object(tmp_path / "absent.json")
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_object(path) == {"a": 1}
+
+
+def test_a_folder_of_ones_own_may_link_into_the_hubs_cache(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    write(blobs / "f00", W, floats(1, 2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").symlink_to(blobs / "f00")
+    assert Checkpoint.open(tmp_path / "mine").rows("w", 0, 1).tolist() == [[1, 2]]

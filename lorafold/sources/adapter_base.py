@@ -1,0 +1,100 @@
+"""Which base an adapter was trained on, and whether a base is that one: one rule for all stages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import MANIFEST, read_manifest
+from lorafold.errors import InputError
+from lorafold.jsonfile import read_object
+from lorafold.models import Base, fingerprint
+from lorafold.sources.recognize import ADAPTER, is_adapter
+
+NAMED = "base_model_name_or_path"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBase:
+    """The base that an adapter names.
+
+    Attributes:
+        spec: what `resolve_base` finds it by: a folder, or a hub id with the revision of the training.
+        at: where it is named, for messages.
+    """
+
+    spec: str
+    at: str
+
+    def narrowed(self, asked: str) -> str:
+        """What the user asked for, at the revision of the training if that is the same repository."""
+        return self.spec if self.spec.partition("@")[0] == asked else asked
+
+
+def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> NamedBase:
+    """The base that an adapter names.
+
+    Our manifest knows it exactly; PEFT's configuration gives a path or an id, and beside it the revision.
+
+    Args:
+        folder: the adapter's.
+        fix: what to do if it names none.
+
+    Raises:
+        InputError: none is named, or what is named is an adapter itself.
+    """
+    identity = _noted(folder)
+    spec = identity.get("spec")
+    if isinstance(spec, str) and spec and (not Path(spec).is_absolute() or Path(spec).is_dir()):
+        return NamedBase(spec, f"{folder / MANIFEST}: base")
+    config = read_object(folder / ADAPTER)
+    at = f"{folder / ADAPTER}: {NAMED}"
+    named, revision = config.get(NAMED), config.get("revision")
+    if identity.get("id"):
+        named, revision = identity["id"], identity.get("revision")
+    if not isinstance(named, str) or not named:
+        raise InputError(
+            f"{NAMED} is missing, so the base is not known",
+            at=folder / ADAPTER,
+            fix=fix,
+        )
+    path = Path(named).expanduser()
+    if path.is_dir() and is_adapter(path):
+        raise on_an_adapter(named, folder, at)
+    if isinstance(revision, str) and revision and _HUB_ID.fullmatch(named) and not path.exists():
+        named = f"{named}@{revision}"
+    return NamedBase(named, at)
+
+
+def on_an_adapter(named: str, folder: Path, at: str) -> InputError:
+    """The refusal of an adapter whose base is an adapter itself, as DPO after SFT leaves it."""
+    return InputError(
+        f"the base {named!r} is an adapter itself",
+        at=at,
+        fix=f"fold both in their order: lorafold export {named} --adapter {folder}",
+    )
+
+
+def check_base(folder: Path, base: Base) -> None:
+    """Compare a base with the one that the training noted, if it did.
+
+    Raises:
+        InputError: they differ.
+    """
+    noted, found = _noted(folder).get("fingerprint"), fingerprint(base.folder)
+    if noted and noted != found:
+        raise InputError(
+            f"this adapter was made for another base (its fingerprint is {str(noted)[:12]}, "
+            f"that of {base.id} is {found[:12]})",
+            at=folder,
+            fix="name the base it was trained on with --base",
+        )
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What our training noted of the base; empty for adapters made elsewhere."""
+    noted = (read_manifest(folder) or {}).get("base")
+    return noted if isinstance(noted, dict) else {}

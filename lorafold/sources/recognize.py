@@ -1,0 +1,137 @@
+"""What a folder or file is that was given for something else, so that an error can name what is there.
+
+People give a Trainer's output folder, an adapter as a base, one file of a folder, or a folder of the hub's
+cache. Only names are looked at; nothing is read but small JSON files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import LorafoldError
+from lorafold.jsonfile import read_object
+
+ADAPTER, MODEL = "adapter_config.json", "config.json"
+_STEP = re.compile(r"checkpoint-(\d+)$")
+# ModelScope's downloads spell a dot as three underscores.
+_SPELLED_DOT = "___"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is there.
+
+    Attributes:
+        what: it, as the end of "this is …".
+        use: what to give instead; None if the place itself can be used, for what it is.
+    """
+
+    what: str
+    use: Path | None = None
+
+
+def recognize(place: Path) -> Found | None:
+    """What lies at a place; None if nothing that is known here."""
+    if place.is_file():
+        return _file(place)
+    if not place.is_dir():
+        return None
+    if is_adapter(place):
+        return Found(f"an adapter{_of_base(place)}")
+    if (place / MODEL).is_file():
+        return Found("a model folder")
+    if ggufs := sorted(place.glob("*.gguf")):
+        return Found("a folder with GGUF files", ggufs[0])
+    if adapter := newest_checkpoint(place, ADAPTER):
+        return Found("a Trainer's output folder with adapters in checkpoint-*", adapter)
+    if model := newest_checkpoint(place, MODEL):
+        return Found("a Trainer's output folder with models in checkpoint-*", model)
+    if snapshot := _newest_snapshot(place):
+        return Found("a repository's folder in the hub's cache", snapshot)
+    inside = [path for path in sorted(place.iterdir()) if path.is_dir()]
+    for name, what in ((ADAPTER, "an adapter"), (MODEL, "a model folder")):
+        if hits := [path for path in inside if (path / name).is_file()]:
+            return Found(f"a folder that holds {what}", hits[0])
+    return None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether an adapter lies in the folder, and not a model beside a forgotten configuration."""
+    return (folder / ADAPTER).is_file() and not any(
+        (folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")
+    )
+
+
+def newest_checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint-N of the highest N that holds a file of this name."""
+    steps = {
+        int(match[1]): path
+        for path in folder.iterdir()
+        if (match := _STEP.match(path.name)) and (path / name).is_file()
+    }
+    return steps[max(steps)] if steps else None
+
+
+def instead(place: Path, wanted: str) -> tuple[str, str] | None:
+    """Problem and cure for an error about a place that is not what was wanted.
+
+    Args:
+        place: what was given.
+        wanted: what was expected, in the error's words ("a model folder").
+    """
+    found = recognize(place)
+    if found is None:
+        return None
+    problem = f"this is {found.what}, not {wanted}"
+    if found.use is not None:
+        return problem, f"give {found.use}"
+    if is_adapter(place):
+        base = _config(place).get("base_model_name_or_path")
+        return problem, f"give its base ({base or 'the model that it was trained on'})"
+    return problem, f"give {wanted}"
+
+
+def likely_hub_id(path: str) -> str | None:
+    """The hub id that a path of another machine most likely stands for; None if it does not look like one."""
+    parts = [part for part in path.replace(_SPELLED_DOT, ".").split("/") if part]
+    for part in parts:
+        if part.startswith("models--") and part.count("--") >= 2:  # the hub's cache
+            return "/".join(part.split("--", 2)[1:])
+    downloaded = _SPELLED_DOT in path or any(part in ("hub", "modelscope") for part in parts[:-2])
+    if not downloaded or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts[-2:]):
+        return None
+    return "/".join(parts[-2:])
+
+
+def _file(path: Path) -> Found | None:
+    names = {"adapter_model": ADAPTER, "adapters": ADAPTER, "model": MODEL, "config": MODEL}
+    for stem, config in names.items():
+        if path.name.startswith(stem) and (path.parent / config).is_file():
+            return Found("one file of a folder", path.parent)
+    return Found("a GGUF file") if path.suffix == ".gguf" else None
+
+
+def _of_base(folder: Path) -> str:
+    base = _config(folder).get("base_model_name_or_path")
+    return f" for {base}" if isinstance(base, str) and base else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / ADAPTER)
+    except LorafoldError:
+        return {}  # whoever opens the adapter will say what is wrong with it
+
+
+def _newest_snapshot(folder: Path) -> Path | None:
+    """models--ORG--NAME/snapshots/REVISION: the one that refs/main names, else any."""
+    snapshots = folder / "snapshots"
+    if not snapshots.is_dir():
+        return None
+    ref = folder / "refs" / "main"
+    if ref.is_file() and (named := snapshots / ref.read_text().strip()).is_dir():
+        return named
+    return next(iter(sorted(path for path in snapshots.iterdir() if path.is_dir())), None)
