@@ -226,8 +226,8 @@ def end_of_turn(template: ChatTemplate, **variables: Any) -> str:
     return _end_of_turn(1, end, following, template.controls)
 
 
-def shared_prefix(first: str, second: str) -> int:
-    """Length of the common beginning of two texts."""
+def shared_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """Length of the common beginning of two texts, or of two lists of tokens."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

@@ -17,7 +17,7 @@ from lorafold.jsonfile import read_if_there
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # What a tokenizer class of transformers assumes for tokens its folder does not name.
-_CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
+CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "CodeLlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "GemmaTokenizer": {
@@ -30,6 +30,11 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
         "pad_token": "<|endoftext|>",
+    },
+    "GPT2Tokenizer": {
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
     },
 }
 
@@ -99,7 +104,7 @@ def folder_tokens(
     settings = read_json(folder / "tokenizer_config.json")
     older = read_json(folder / "special_tokens_map.json")
     class_name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
-    tokens = dict(_CLASS_TOKENS.get(class_name, {}))
+    tokens = dict(CLASS_TOKENS.get(class_name, {}))
     for name in TOKEN_NAMES:
         for source in (older, settings):
             if name in source:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
 
@@ -33,7 +34,7 @@ class _Class:
     Args:
         words: the expression that cuts words; None: ByteLevel's own, GPT-2's.
         nfc: whether texts are brought into Unicode's form NFC.
-        defaults: special tokens where the settings do not name them.
+        defaults: special tokens if the settings do not name them.
     """
 
     words: str | None
@@ -41,17 +42,15 @@ class _Class:
     defaults: Mapping[str, str]
 
 
-_END = "<|endoftext|>"
 CLASSES = {
-    "Qwen2Tokenizer": _Class(QWEN2_WORDS, True, {"unk_token": _END, "eos_token": _END, "pad_token": _END}),
-    "GPT2Tokenizer": _Class(None, False, {"unk_token": _END, "bos_token": _END, "eos_token": _END}),
+    "Qwen2Tokenizer": _Class(QWEN2_WORDS, True, CLASS_TOKENS["Qwen2Tokenizer"]),
+    "GPT2Tokenizer": _Class(None, False, CLASS_TOKENS["GPT2Tokenizer"]),
 }
 # Where the folder names no class, as in a base that was copied without tokenizer_config.json.
 BY_MODEL_TYPE = {
     "gpt2": "GPT2Tokenizer",
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
 }
-SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def has_merges(folder: Path) -> bool:
@@ -125,7 +124,7 @@ def _add_tokens(folder: Path, tokenizer: Tokenizer, settings: Mapping[str, Any],
     listed = {int(number): entry for number, entry in (settings.get("added_tokens_decoder") or {}).items()}
     if not listed and (folder / "added_tokens.json").is_file():
         listed = {number: text for text, number in read_object(folder / "added_tokens.json").items()}
-    named = [settings.get(name, kind.defaults.get(name)) for name in SPECIALS]
+    named = [settings.get(name, kind.defaults.get(name)) for name in TOKEN_NAMES]
     more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     named += more.values() if isinstance(more, Mapping) else more
     special = {_text(entry) for entry in named if entry}

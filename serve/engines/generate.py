@@ -45,12 +45,6 @@ class Cache(Protocol):
         """Read at most OUTPUTS tokens; log-probabilities (vocabulary,) after each of them."""
 
 
-def common_beginning(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens at their beginnings are the same."""
-    pairs = zip(held, wanted, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held), len(wanted)))
-
-
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A model that reads conversations.

@@ -10,9 +10,10 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.layout import shared_prefix
 from lorafold.errors import NumericError, SystemFault
 from lorafold.llama_library import complaint
-from lorafold.serve.engines.generate import BATCH, OUTPUTS, common_beginning
+from lorafold.serve.engines.generate import BATCH, OUTPUTS
 from lorafold.serve.engines.llama_model import LlamaModel
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class KeyValueCache:
 
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
-        shared = common_beginning(self.held, ids[:at_most])
+        shared = shared_prefix(self.held, ids[:at_most])
         if shared < len(self.held):
             memory = self.c.llama_get_memory(self.context)
             if not self.c.llama_memory_seq_rm(memory, 0, shared, -1):

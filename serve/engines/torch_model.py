@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.layout import shared_prefix
 from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.models import require
-from lorafold.serve.engines.generate import common_beginning
 from lorafold.serve.engines.sampling import log_softmax
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class TorchCache:
 
     def keep(self, ids: Sequence[int], at_most: int) -> int:
         """Forget all but the common beginning with `ids`, of `at_most` tokens; returns its length."""
-        shared = common_beginning(self.held, ids[:at_most])
+        shared = shared_prefix(self.held, ids[:at_most])
         if shared == len(self.held):
             return shared
         # Sliding windows and recurrent layers have forgotten what a cut would need.
