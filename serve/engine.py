@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lorafold.chat.sandbox import Message
 from lorafold.serve.config import Sampling
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Reason = Literal["stop", "length", "context", "cancelled"]
-DEFAULT_CONTEXT = 8192  # tokens, where the model allows more and nobody asked
+# Why an answer ended, besides "stop" and "length", which servers say as well. What else a server says stays
+# as it is ("content_filter", "tool_calls").
+OUR_REASONS = ("context", "cancelled", "failed", "not asked")
+DEFAULT_CONTEXT = 8192  # tokens, if the model allows more and nobody asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +59,39 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """A part of the reasoning that a server keeps apart from its answer.
+
+    Attributes:
+        text: what it adds to the reasoning.
+        elapsed: seconds since the request.
+    """
+
+    text: str
+    elapsed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer has ended.
 
     Attributes:
-        reason: the model stopped; max_tokens was reached; the context is full; the user interrupted.
+        reason: "stop": the model ended it; "length": max_tokens was reached; "context": the context is full;
+            "cancelled": the user interrupted; or another word of a server's.
         elapsed: seconds since the request.
         text: what was left of an incomplete character.
         tokens: of the answer, where only the end tells (servers send several at once).
         prompt_tokens: of the prompt, where only the end tells.
     """
 
-    reason: Reason
+    reason: str
     elapsed: float
     text: str = ""
     tokens: int | None = None
     prompt_tokens: int | None = None
 
 
-Event = Started | Token | Finished
+Event = Started | Thought | Token | Finished
 
 
 class Cancel:
@@ -157,6 +173,9 @@ class Engine(Protocol):
             InputError: the conversation does not fit, or the template refuses it.
             SystemFault: the machine or the server failed.
         """
+
+    def prompt(self, messages: Sequence[Message]) -> str | None:
+        """The prompt that the model reads, control tokens spelled out; None if a server builds it."""
 
     def count_tokens(self, text: str) -> int | None:
         """How many tokens a text has, or None where the engine does not say."""

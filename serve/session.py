@@ -16,7 +16,7 @@ from lorafold.artifacts import write_atomic
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Event, Started, Token
+from lorafold.serve.engine import Event, Started, Thought, Token
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class Answer:
 
     Attributes:
         text: the answer.
+        reasoning: what the model thought before it, if a server told that apart; no part of the history.
         ids: its tokens, where the engine numbers them.
         logprobs: natural logarithms of their probabilities, where the engine says.
         pieces: their texts, where the engine has log-probabilities but no numbers (servers).
@@ -34,13 +35,14 @@ class Answer:
         dropped: messages that no longer fitted.
         first: seconds to the first token.
         elapsed: seconds in all.
-        reason: why it ended: stop, length, context, cancelled, failed; "" while it grows.
+        reason: why it ended: stop, length, context, cancelled, failed, or a server's word; "" while it grows.
         error: what went wrong.
         seed: of its random numbers.
         under: the system message and `follow` it was asked under, where /retry kept it in a turn of others.
     """
 
     text: str = ""
+    reasoning: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -64,11 +66,12 @@ class Answer:
             self.error = str(event) if known else f"{type(event).__name__}: {event}"
         elif isinstance(event, Started):
             self.prompt_tokens, self.reused, self.dropped = event.prompt_tokens, event.reused, event.dropped
+        elif isinstance(event, Thought):
+            self.reasoning += event.text
+            self._count(event.elapsed)
         elif isinstance(event, Token):
             added = event.text
-            self.tokens += 1
-            self.first = self.first or event.elapsed
-            self.elapsed = event.elapsed
+            self._count(event.elapsed)
             if event.id is not None:
                 self.ids.append(event.id)
             if event.logprob is not None:
@@ -82,6 +85,12 @@ class Answer:
         self.text += added
         return added
 
+    def _count(self, elapsed: float) -> None:
+        """Count a token that has come."""
+        self.tokens += 1
+        self.first = self.first or elapsed
+        self.elapsed = elapsed
+
     @property
     def stands(self) -> bool:
         """Whether it counts: something was said, and it was not cut off by a failure."""
@@ -89,8 +98,11 @@ class Answer:
 
     @property
     def scored(self) -> list[tuple[str, float]] | None:
-        """Its tokens' texts and log-probabilities as the server told them, if it told them all."""
-        whole = bool(self.pieces) and "".join(self.pieces) == self.text
+        """Its tokens' texts and log-probabilities as the server told them, if it told them all.
+
+        None if reasoning came before it: the probabilities follow from that, and nobody else has read it.
+        """
+        whole = bool(self.pieces) and not self.reasoning and "".join(self.pieces) == self.text
         return list(zip(self.pieces, self.logprobs, strict=True)) if whole else None
 
     @property
@@ -273,7 +285,7 @@ def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("text", "reason", "error"), str),
+    **dict.fromkeys(("text", "reasoning", "reason", "error"), str),
     **dict.fromkeys(("tokens", "reused", "dropped"), int),
     **dict.fromkeys(("first", "elapsed"), (int, float)),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Event, Finished, Reason, Started, Token
+from lorafold.serve.engine import Cancel, Event, Finished, Started, Token
 from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.lanes import Lane
 
@@ -100,7 +100,7 @@ def speak(
                 return
             reader.compute(partial(reader.cache.read, prompt[start : start + BATCH]))
         yield Started(len(prompt), reused, dropped, time.perf_counter() - begin)
-        reason: Reason = "length"
+        reason = "length"
         token: int | None = None
         for _ in range(sampling.max_tokens):
             if cancel.is_set():

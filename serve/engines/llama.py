@@ -120,6 +120,11 @@ class LlamaEngine:
         token = draw(self._cache.context)
         return token, self._cache.log_probability(token)
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model reads (see `Engine.prompt`)."""
+        ids = self._reader.fitter.fit_again(messages, Sampling().max_tokens)
+        return b"".join(self.model.piece(token, special=True) for token in ids).decode(errors="replace")
+
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self.model.tokenize(text))

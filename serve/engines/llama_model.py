@@ -69,12 +69,12 @@ class LlamaModel:
             self._ids[text, special] = ids
         return ids
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; a control token has none."""
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes of a token; a control token has its name only if `special`, else none."""
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)
-            length = self.c.llama_token_to_piece(self.vocab, token, buffer, size, 0, False)
+            length = self.c.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
             if length >= 0:
                 return buffer.raw[:length]
             size = -length

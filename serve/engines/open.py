@@ -121,11 +121,11 @@ class _Opener:
 
     def open(self, model: str) -> Engine:
         if model.startswith(("http://", "https://")):
-            from lorafold.serve.engines.openai import OpenAIEngine
+            from lorafold.serve.engines.servers.openai import OpenAIEngine
 
             return OpenAIEngine(model, self.config.context)
         if model.startswith("ollama:"):
-            from lorafold.serve.engines.ollama import OllamaEngine
+            from lorafold.serve.engines.servers.ollama import OllamaEngine
 
             return OllamaEngine(model, self.config.context)
         pieces = parts(model)

@@ -181,6 +181,12 @@ class TransformersEngine:
         stream = DecodeStream(skip_special_tokens=True)
         return lambda token: stream.step(self._tokenizer.tokenizer, token) or ""
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The prompt that the model reads (see `Engine.prompt`)."""
+        ids = self._reader.fitter.fit_again(messages, Sampling().max_tokens)
+        text: str = self._tokenizer.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
     def count_tokens(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self.tokenize(text))

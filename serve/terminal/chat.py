@@ -18,7 +18,7 @@ from lorafold.serve.engines.open import opened
 from lorafold.serve.session import Session, cleaned
 from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
-from lorafold.serve.terminal.views import ColumnView, JsonView, PlainView, View
+from lorafold.serve.terminal.views import ColumnView, JsonView, PlainView, View, ending_of
 
 LONGEST_LINE = 16_000_000  # bytes read from a pipe as one question
 
@@ -97,7 +97,10 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
         for index, answer in talk.last.answers.items():
             failed = failed or bool(answer.error)
             if not answer.text and not answer.error:
-                sys.stderr.write(f"note: {sanitize(talk.engines[index].about.name)}: the answer is empty\n")
+                only = f" after {len(answer.reasoning):,} characters of reasoning" if answer.reasoning else ""
+                ending = f" ({ending_of(answer.reason)})" if ending_of(answer.reason) else ""
+                name = talk.engines[index].about.name
+                sys.stderr.write(f"note: {sanitize(f'{name}: the answer is empty{only}{ending}')}\n")
     return InputError.exit_code if failed else 0
 
 

@@ -6,13 +6,15 @@ whatever a command raises as a `LorafoldError` has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lorafold.chat.sandbox import Message
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
 from lorafold.serve.config import SAMPLING_RANGES, WHOLE
+from lorafold.serve.engine import Engine
 from lorafold.serve.session import Session, utf8
 from lorafold.serve.terminal.judging import blind, lens, tell_score, vote
 from lorafold.serve.terminal.panes import wrapped
@@ -115,16 +117,28 @@ def show(shell: Shell, argument: str) -> None:
 
 def _show_prompt(shell: Shell) -> None:
     turn, talk = last_turn(shell), shell.talk
-    found = {index: talk.session.messages(index) for _, index in talk.places(turn) if index in turn.answers}
-    if turn.hidden and any(messages != next(iter(found.values())) for messages in found.values()):
-        # Earlier answers, which stood under names, would tell who reads them.
+    found = {
+        index: _what_was_read(talk.engines[index], talk.session.messages(index))
+        for _, index in talk.places(turn)
+        if index in turn.answers
+    }
+    if turn.hidden and len(set(found.values())) > 1:
+        # Templates, and earlier answers that stood under names, would tell who reads them.
         raise UsageError("the prompts would tell which model is which", fix="/vote first")
     for letter, index in talk.places(turn):
         if index in found:
             name = "" if turn.hidden else talk.engines[index].about.name
             shell.tell(f"{letter}  {name}".rstrip(), "bold" if turn.hidden else STYLES[index])
-            for message in found[index]:
-                shell.tell(f"[{message['role']}] {message['content']}")
+            shell.tell(found[index])
+
+
+def _what_was_read(engine: Engine, messages: Sequence[Message]) -> str:
+    """The prompt as a model read it; of a server, which builds its own, the messages that it was sent."""
+    prompt = engine.prompt(messages)
+    if prompt is not None:
+        return prompt
+    sent = "\n".join(f"[{message['role']}] {message['content']}" for message in messages)
+    return f"{sent}\n(these messages were sent; the server builds the prompt)"
 
 
 def models(shell: Shell, argument: str) -> None:

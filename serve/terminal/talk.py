@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lorafold.chat.controls import control_text, usual_control_text
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Engine
+from lorafold.serve.engine import Cancel, Engine, Thought
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.session import Answer, Session, Turn
 from lorafold.serve.terminal.tty import interruptible
@@ -117,12 +117,14 @@ class Talk:
                     answer = turn.answers[index]
                     if text := answer.take(event):
                         self.view.feed(panes[index], text)
+                    elif isinstance(event, Thought):
+                        self.view.think(panes[index], event.text)
                     if answer.reason:
                         self.view.finish(panes[index], answer)
             finally:
                 self.view.end(turn)
                 self.cancelled = cancel.is_set()
-        if not any(answer.text for answer in turn.answers.values()):
+        if not any(answer.text or answer.reasoning for answer in turn.answers.values()):
             self.session.turns.pop()
             return None
         return turn

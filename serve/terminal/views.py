@@ -17,6 +17,10 @@ from lorafold.serve.terminal.panes import Panes, fitted, pane_width
 
 LETTERS = "ABCDEF"
 STYLES = ("bold cyan", "bold magenta", "bold green", "bold yellow", "bold blue", "bold red")
+REASONING, REASONED = (
+    "(reasoning) ",
+    "\n\n",
+)  # before the reasoning of a server, and between it and the answer
 FRAME = 1 / 15  # seconds between redraws; fast enough to read along, slow enough for ssh
 ENDINGS = {
     "length": "cut at max_tokens",
@@ -64,9 +68,14 @@ def summary(answer: Answer) -> str:
         parts.append(f"{answer.rate:.1f}/s")
     if answer.tokens:
         parts.append(f"first {answer.first:.2f} s")
-    if answer.reason in ENDINGS:
-        parts.append(ENDINGS[answer.reason])
+    if ending := ending_of(answer.reason):
+        parts.append(ending)
     return " · ".join(parts)
+
+
+def ending_of(reason: str) -> str:
+    """How an answer ended, in words; a server's own word as it is; "" if the model ended it."""
+    return "" if reason in ("", "stop") else ENDINGS.get(reason, f"ended by the server: {reason}")
 
 
 def dropped_note(answer: Answer) -> str:
@@ -84,6 +93,9 @@ class View(Protocol):
 
     def feed(self, pane: int, text: str) -> None:
         """An answer grows."""
+
+    def think(self, pane: int, text: str) -> None:
+        """The reasoning before an answer grows."""
 
     def finish(self, pane: int, answer: Answer) -> None:
         """An answer is complete, or failed."""
@@ -103,6 +115,7 @@ class ColumnView:
         self._live: LiveRows | None = None
         self._panes: Panes | None = None
         self._drawn = 0.0
+        self._thinking: set[int] = set()  # panes in which the answer has not begun
 
     def begin(self, heads: Sequence[Head]) -> None:
         """Open the panes."""
@@ -115,7 +128,19 @@ class ColumnView:
     def feed(self, pane: int, text: str) -> None:
         """Append text to a pane."""
         assert self._panes is not None
+        if pane in self._thinking:
+            self._thinking.discard(pane)
+            self._panes.feed(pane, REASONED)
         self._panes.feed(pane, text)
+        self.tick()
+
+    def think(self, pane: int, text: str) -> None:
+        """Append reasoning to a pane, dimmed."""
+        assert self._panes is not None
+        if pane not in self._thinking:
+            self._thinking.add(pane)
+            text = REASONING + text
+        self._panes.feed(pane, text, "dim")
         self.tick()
 
     def finish(self, pane: int, answer: Answer) -> None:
@@ -149,6 +174,7 @@ class ColumnView:
         self._draw()
         self._live.__exit__()
         self._live = self._panes = None
+        self._thinking.clear()
 
 
 def pane_headings(heads: Sequence[Head], width: int) -> list[Row]:
@@ -179,10 +205,12 @@ class PlainView:
         self._texts: list[str] = []
         self._answers: dict[int, Answer] = {}
         self._shown = 0
+        self._thinking: set[int] = set()  # panes in which the answer has not begun
 
     def begin(self, heads: Sequence[Head]) -> None:
         """Remember the headings; a model alone needs none."""
         self._heads, self._texts, self._answers, self._shown = heads, [""] * len(heads), {}, 0
+        self._thinking = set()
         if len(heads) > 1:
             self._head(0)
 
@@ -192,21 +220,36 @@ class PlainView:
 
     def feed(self, pane: int, text: str) -> None:
         """Show the first unfinished model's text at once, keep the others'."""
+        if pane in self._thinking:
+            self._thinking.discard(pane)
+            text = REASONED + text
         if pane == self._shown:
             _write(text)
         else:
             self._texts[pane] += text
+
+    def think(self, pane: int, text: str) -> None:
+        """Show reasoning to somebody who reads along; a pipe gets the answer alone."""
+        if not self.figures:
+            return
+        begun = pane in self._thinking
+        self._thinking.discard(pane)
+        self.feed(pane, text if begun else REASONING + text)
+        self._thinking.add(pane)
 
     def finish(self, pane: int, answer: Answer) -> None:
         """Go on to the next model when the shown one has ended."""
         self._answers[pane] = answer
         while self._shown in self._answers:
             answer = self._answers[self._shown]
-            _write("" if answer.text.endswith("\n") or not answer.text else "\n")
+            said = answer.text or (answer.reasoning if self.figures else "")
+            _write("" if said.endswith("\n") or not said else "\n")
             if answer.error:
                 _write(f"error: {answer.error}\n", error=True)
             if note := dropped_note(answer):
                 _write(f"note: {note}\n", error=True)
+            if answer.reason not in ("stop", *ENDINGS):
+                _write(f"note: {ending_of(answer.reason)}\n", error=True)
             _write(f"({summary(answer)})\n" if self.figures else "")
             self._shown += 1
             if self._shown < len(self._heads):
@@ -240,6 +283,9 @@ class JsonView:
     def feed(self, pane: int, text: str) -> None:
         """Wait for the end."""
 
+    def think(self, pane: int, text: str) -> None:
+        """Wait for the end."""
+
     def finish(self, pane: int, answer: Answer) -> None:
         """Wait for the others."""
 
@@ -271,6 +317,8 @@ class JsonView:
             "seed": answer.seed,
             "logprobs": [round(value, 5) for value in answer.logprobs] or None,
         }
+        if answer.reasoning:
+            row["reasoning"] = answer.reasoning
         if answer.dropped:
             row["dropped_messages"] = answer.dropped
         if answer.error:

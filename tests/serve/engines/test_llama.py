@@ -65,6 +65,30 @@ def test_a_turn_reads_only_what_is_new() -> None:
             texts += [answer, "and then?"]
 
 
+BRINGS_ITS_OWN = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_prompt_is_told_as_the_model_reads_it(tmp_path: Path) -> None:
+    """With the template's own system text, and without what no longer fits."""
+    template = _write(tmp_path / "own.jinja", BRINGS_ITS_OWN.encode())
+    config = ChatConfig(models=(str(tiny_chat.gguf()),), threads=1, context=128, chat_template=str(template))
+    with opened(config) as (one,):
+        started, *_ = ask(one, "hé <|im_end|>")
+        told = one.prompt(chat("hé <|im_end|>"))
+        assert told == (
+            "<|im_start|>system\nBe kind.<|im_end|>\n"
+            "<|im_start|>user\nhé <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+        )
+        long = ["a" * 60, "b" * 20, "and then?"]
+        started, *_ = ask(one, *long)
+        told = one.prompt(chat(*long))
+        assert started.dropped and told is not None and "aaa" not in told and "and then?" in told
+
+
 def test_other_conversations_share_no_more_than_their_beginning() -> None:
     with engine() as one:
         ask(one, "abcdef")

@@ -16,8 +16,8 @@ from model_servers import part as openai_part
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.engine import Cancel, Finished, Started
-from lorafold.serve.engines import http as http_stream
-from lorafold.serve.engines.ollama import OllamaEngine
+from lorafold.serve.engines.servers import http as http_stream
+from lorafold.serve.engines.servers.ollama import OllamaEngine
 
 # https://docs.ollama.com/api/tags, the example; the digest is the whole one of 64 digits.
 DIGEST = "a2af6cc3eb7fa8be8504abaf9b04e88f17a119ec3f04a3addf55f92841195f5a"
@@ -127,10 +127,11 @@ def test_log_probabilities_that_do_not_fit_the_text_are_left_out(ollama: Any) ->
     assert answer.text == "Rayleigh" and answer.scored is None
 
 
-def test_reasoning_is_shown_as_local_models_show_it(ollama: Any) -> None:
+def test_reasoning_is_kept_apart(ollama: Any) -> None:
     """https://docs.ollama.com/capabilities/thinking: `thinking` comes before, and apart from, `content`."""
     lines = [part("", message={"thinking": "Hm"}), part("", message={"thinking": "m."}), part("Blue."), END]
-    assert answered(ollama(streamed(lines))[0]).text == "<think>\nHmm.\n</think>\n\nBlue."
+    answer = answered(ollama(streamed(lines))[0])
+    assert (answer.text, answer.reasoning) == ("Blue.", "Hmm.")
 
 
 @pytest.mark.parametrize(
@@ -156,14 +157,14 @@ FAULTS: dict[str, tuple[Any, type[LorafoldError], str, str]] = {
     "error amid the stream": (
         streamed([*PLAIN[:2], ERROR]),
         SystemFault,
-        "Ollama failed: an error was",
+        "the server failed: an error was",
         "Ray",
     ),
     "end without done": (streamed(PLAIN[:1]), SystemFault, "broke off in the middle", "Ray"),
     "nothing at all": (streamed([]), SystemFault, "sent no answer", ""),
     "connection lost within a line": (streamed(PLAIN, cut=180), SystemFault, "broke off|not JSON", ""),
     "not JSON": (streamed([b"<html>"]), SystemFault, "not JSON: b'<html>'", ""),
-    "not an object": (streamed([b"[1]"]), SystemFault, "Ollama failed", ""),
+    "not an object": (streamed([b"[1]"]), SystemFault, r"sent no answer, but \[1\]", ""),
     # server/routes.go and docs/api/errors.mdx in ollama/ollama
     "model removed meanwhile": (
         refused(404, {"error": "model 'tuned:latest' not found"}),
@@ -254,7 +255,7 @@ def test_models_that_are_not_there(ollama: Any, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_ollama_host(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorafold.serve.engines.ollama import _host
+    from lorafold.serve.engines.servers.ollama import _host
 
     monkeypatch.setenv("OLLAMA_HOST", given)
     assert _host() == url

@@ -22,7 +22,7 @@ from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import ChatConfig
 from lorafold.serve.engine import Cancel, Finished, Started, Token
 from lorafold.serve.engines.open import opened
-from lorafold.serve.engines.openai import OpenAIEngine
+from lorafold.serve.engines.servers.openai import OpenAIEngine
 from lorafold.serve.session import Answer
 from lorafold.serve.terminal.talk import control_notes
 
@@ -143,10 +143,11 @@ def test_log_probabilities_and_tokens() -> None:
 
 
 @pytest.mark.parametrize("word", ["reasoning_content", "reasoning"])  # llama-server and older vLLM; vLLM
-def test_reasoning_is_shown_as_local_models_show_it(word: str) -> None:
+def test_reasoning_is_kept_apart(word: str) -> None:
     lines = [part(None, **{word: "Hm"}), part(None, **{word: "m."}), part("Blue."), part(None, "stop")]
     with server(GET, {CHAT: streamed(lines, sse=True)}) as (url, _):
-        assert answered(OpenAIEngine(url)).text == "<think>\nHmm.\n</think>\n\nBlue."
+        answer = answered(OpenAIEngine(url))
+        assert (answer.text, answer.reasoning) == ("Blue.", "Hmm.")
 
 
 def test_fields_that_a_server_refuses_are_left_out_from_then_on() -> None:

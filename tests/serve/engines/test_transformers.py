@@ -65,6 +65,15 @@ def test_greedy_answers_are_equal(question: str, folders: list[Engine], files: l
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_prompts_are_told_alike(question: str, folders: list[Engine], files: list[LlamaEngine]) -> None:
+    messages = [{"role": "user", "content": question}]
+    told = folders[0].prompt(messages)
+    assert told == files[0].prompt(messages)
+    assert told == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.slow
 def test_scores_are_equal(folders: list[Engine], files: list[LlamaEngine]) -> None:
     messages = [{"role": "user", "content": "Hello there"}]
     answer = ids(folders[0], "Hello there")

@@ -66,7 +66,7 @@ COMMANDS = [
     ("/set seed none", "seed none (new each time)"),
     ("/set colour red", "there is no setting 'colour'"),
     ("/show", "1 turns; history: each model its own; blind: off"),
-    ("/show prompt", "[user] hello"),
+    ("/show prompt", "<|im_start|>user hello<|im_end|> <|im_start|>assistant"),
     ("/show promt", "expected nothing or prompt, got 'promt'"),
     ("/show prompt all", "/show takes at most 1 word, got 'prompt all'"),
     ("/undo 3", "/undo takes nothing, got '3'"),

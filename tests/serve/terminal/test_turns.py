@@ -99,7 +99,9 @@ def test_a_vote_goes_by_the_letters_above_the_answers(talk: Terminal, tmp_path: 
 def test_no_name_is_told_before_the_vote(talk: Terminal) -> None:
     talk.type("/blind on", "names are hidden")
     talk.ask("hello")
-    shown = talk.type("/show prompt", "[user] hello")  # the first question: all read the same
+    shown = talk.type(
+        "/show prompt", "<|im_start|>user hello<|im_end|>"
+    )  # the first question: all read the same
     talk.type("/retry", "first ")
     talk.type("/only b", "answering: B two.gguf")
     shown += talk.type("/retry", "the old answer stands")
@@ -153,9 +155,10 @@ def test_turns_keep_the_settings_they_were_asked_under(tmp_path: Path) -> None:
         talk.type("/system be a pirate", "system: be a pirate")
         talk.type("/follow a", "all follow base0")
         assert exported("after") == before
-        assert "pirate" not in talk.type("/show prompt", "[user] second")
+        assert "pirate" not in talk.type("/show prompt", "<|im_start|>user second<|im_end|>")
         talk.ask("third")
-        assert "[system] be a pirate" in talk.type("/show prompt", "[user] third")
+        shown = talk.type("/show prompt", "<|im_start|>user third<|im_end|>")
+        assert "<|im_start|>system be a pirate<|im_end|>" in re.sub(r"\s+", " ", shown)
         talk.type("/system -", "system: (none")
         third = exported("third")
     assert third[:2] == before and third[2]["messages"][0] == {"role": "system", "content": "be a pirate"}

@@ -8,17 +8,18 @@ tells the log-probability of each token.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lorafold.chat.sandbox import Message
-from lorafold.errors import LorafoldError, SystemFault, UsageError
+from lorafold.errors import LorafoldError, UsageError
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.engine import About, Cancel, Event
-from lorafold.serve.engines.http import Server
-from lorafold.serve.engines.server_answer import ServerAnswer, ask
+from lorafold.serve.engines.servers.answer import ServerAnswer, ask
+from lorafold.serve.engines.servers.events import ServerEvent
+from lorafold.serve.engines.servers.fields import count, fields, rows, said, text, word
+from lorafold.serve.engines.servers.http import Server
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 
@@ -43,23 +44,22 @@ class OllamaEngine:
             raise UsageError("no model named", at=model, fix="write ollama:NAME")
         row = self._find(name)
         self._name = str(row["name"])
-        digest = str(row.get("digest", "")).removeprefix("sha256:")
+        digest = text(row.get("digest")).removeprefix("sha256:")
         self.about = About(
             name=self._name,
             source=model,
             kind="ollama",
-            quantization=str((row.get("details") or {}).get("quantization_level", "")),
+            quantization=text(fields(row.get("details")).get("quantization_level")),
             digest=lambda: digest,
         )
 
-    def _find(self, name: str) -> dict[str, Any]:
-        tags = self._server.get("/api/tags")
-        rows = [row for row in (tags.get("models") or ()) if isinstance(row, dict) and "name" in row]
+    def _find(self, name: str) -> Mapping[str, Any]:
+        listed = rows(fields(self._server.get("/api/tags")).get("models"))
         for wanted in (name, f"{name}:latest"):
-            for row in rows:
-                if row["name"] == wanted:
+            for row in listed:
+                if row.get("name") == wanted:
                     return row
-        known = ", ".join(str(row["name"]) for row in rows[:20])
+        known = ", ".join(filter(None, (text(row.get("name")) for row in listed[:20])))
         raise UsageError(
             f"Ollama has no model {name!r}",
             at=self._server.url,
@@ -89,39 +89,17 @@ class OllamaEngine:
             "stream": True,
             "options": self._options(sampling),
         }
-        answer = ServerAnswer(self._server, sampling, cancel)
-        end: dict[str, Any] = {}
-        for line in ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel):
-            row = self._row(line)
-            message = row.get("message") or {}
-            yield from answer.part(
-                message.get("content") or "", message.get("thinking") or "", row.get("logprobs")
-            )
-            if row.get("done"):
-                end = row
-                break
-        reason = str(end.get("done_reason") or "stop") if end else None
-        yield from answer.finish(reason, end.get("eval_count"), end.get("prompt_eval_count"))
+        answer = ServerAnswer(self._server.url, sampling, cancel)
+        yield from read_answer(ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel), answer)
         if self._context is None and not cancel.is_set():
             self._note_context()
 
     def _note_context(self) -> None:
         """The context that Ollama gave the model, known once it is loaded."""
-        with contextlib.suppress(LorafoldError, AttributeError, TypeError):
-            for row in self._server.get("/api/ps").get("models") or ():
-                if row.get("name") == self._name and isinstance(row.get("context_length"), int):
-                    self._context = row["context_length"]
-
-    def _row(self, line: bytes) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            problem = f"Ollama sent something that is not JSON: {line[:60]!r}"
-            raise SystemFault(problem, at=self._server.url) from error
-        if not isinstance(row, dict) or row.get("error"):
-            said = row.get("error") if isinstance(row, dict) else row
-            raise SystemFault(f"Ollama failed: {said}"[:300], at=self._server.url)
-        return row
+        with contextlib.suppress(LorafoldError):
+            for row in rows(fields(self._server.get("/api/ps")).get("models")):
+                if row.get("name") == self._name:
+                    self._context = count(row.get("context_length")) or None
 
     def _options(self, sampling: Sampling) -> dict[str, Any]:
         options: dict[str, Any] = {
@@ -138,12 +116,46 @@ class OllamaEngine:
             options["num_ctx"] = self._given
         return options
 
+    def prompt(self, messages: Sequence[Message]) -> None:
+        """The server builds it."""
+        return None
+
     def count_tokens(self, text: str) -> None:
         """Ollama has no endpoint for that."""
         return None
 
     def close(self) -> None:
         """Nothing is held; Ollama unloads the model by itself."""
+
+
+def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator[Event]:
+    """What the lines of a chat say.
+
+    Args:
+        events: of the server.
+        answer: that they make up.
+
+    Raises:
+        SystemFault: the server reports an error, or broke off.
+    """
+    reason: str | None = None
+    row: Mapping[str, Any] = {}
+    called = False
+    for event in events:
+        answer.check(event)
+        row = fields(event.value)
+        if not ("message" in row or row.get("done")):
+            answer.pass_over(event.value)
+            continue
+        message = fields(row.get("message"))
+        called = called or bool(message.get("tool_calls"))
+        yield from answer.part(*said(message), row.get("logprobs"))
+        if row.get("done"):
+            reason = word(row.get("done_reason")) or "stop"
+            break
+    if reason == "stop" and called and not answer.spoke:
+        reason = "tool_calls"
+    yield from answer.finish(reason, row.get("eval_count"), row.get("prompt_eval_count"))
 
 
 def _host() -> str:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.engine import Cancel
+from lorafold.serve.engines.servers.fields import fault, fields, parsed, shortened
 
 CONNECT_SECONDS = 10.0  # to a connection, and to a short answer
 ANSWER_SECONDS = 600.0  # to the next line: a server may have to load the model first
@@ -35,12 +36,12 @@ class Server:
     sign_in: str = "set the server's key in OPENAI_API_KEY"
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
             valid = False
-        if not valid:
+        if not (valid and self.url.isascii() and self.url.isprintable() and " " not in self.url):
             raise UsageError("not the address of a server", at=self.url, fix="write http://HOST:PORT")
 
     def get(self, path: str) -> Any:
@@ -50,16 +51,28 @@ class Server:
             SystemFault: no connection, or the server failed.
             InputError: the server refused the request.
         """
-        with self._request("GET", path, None, None, CONNECT_SECONDS) as response:
-            return _json(response.read(LONGEST_LINE), self.url)
+        return self._whole("GET", path, None)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON that a path answers a JSON body with (errors as in `get`)."""
-        with self._request("POST", path, body, None, CONNECT_SECONDS) as response:
-            return _json(response.read(LONGEST_LINE), self.url)
+        return self._whole("POST", path, body)
+
+    def _whole(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        with self._request(method, path, body, None, CONNECT_SECONDS) as response:
+            try:
+                raw = response.read(LONGEST_LINE)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = f"the server broke off its answer ({type(error).__name__})"
+                raise Failed(problem, at=self.url, fix="look at the server's log") from error
+            try:
+                return parsed(raw)
+            except ValueError as error:
+                problem = f"the server's answer is not JSON: {raw[:60]!r}"
+                fix = "check that this is the address of a model server"
+                raise Failed(problem, at=self.url, fix=fix) from error
 
     def lines(self, path: str, body: Mapping[str, Any], cancel: Cancel) -> Iterator[bytes]:
-        """The lines of a streamed answer, as they come, empty ones left out.
+        """The lines of a streamed answer, as they come, without what ends them.
 
         The iterator ends early, without an error, once `cancel` is set.
         """
@@ -69,8 +82,7 @@ class Server:
                 line = self._line(response, cancel)
                 if not line:
                     return
-                if line.strip():
-                    yield line.strip()
+                yield from line.splitlines()  # bytes: at CR and LF, and nowhere within a text
 
     def _line(self, response: http.client.HTTPResponse, cancel: Cancel) -> bytes:
         try:
@@ -115,25 +127,29 @@ class Server:
                 data = None if body is None else json.dumps(body).encode()
                 connection.request(method, parts.path + path, data, headers)
                 response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 if cancel is not None and cancel.is_set():
                     raise _Cancelled from None
                 fix = "start it, or check the address"
                 raise SystemFault(
                     f"the server does not answer ({_reason(error)})", at=self.url, fix=fix
                 ) from error
-            if response.status >= 400:
+            if response.status >= 300:
                 raise self._refusal(response)
             yield response
         finally:
             connection.close()
 
     def _refusal(self, response: http.client.HTTPResponse) -> LorafoldError:
-        """What a server's error means: ours to mend (4xx) or its own."""
-        said = ""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            said = _message(response.read(100_000))
-        problem = f"the server answered {response.status} {response.reason}: {said}"[:500]
+        """What a server's error means: the request is wrong (3xx, 4xx), or the server failed."""
+        told = ""
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            told = _message(response.read(100_000))
+        problem = f"the server answered {response.status} {response.reason}: {told}"[:500]
+        if response.status < 400:
+            place = response.headers.get("Location") or "an address that it does not name"
+            problem = f"the server answered {response.status} and points to {place}"[:500]
+            return Refused(problem, at=self.url, fix="give the address of the model server itself")
         if response.status in (401, 403):
             return InputError(problem, at=self.url, fix=self.sign_in)
         if response.status < 500:
@@ -162,22 +178,12 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _json(raw: bytes, url: str) -> Any:
-    try:
-        return json.loads(raw)
-    except ValueError as error:
-        fix = "check that this is the address of a model server"
-        raise SystemFault(f"the server's answer is not JSON: {raw[:60]!r}", at=url, fix=fix) from error
-
-
 def _message(raw: bytes) -> str:
     """The text of an error body in the usual spellings."""
     try:
-        body = json.loads(raw)
+        body = parsed(raw)
     except ValueError:
         return raw[:200].decode("utf-8", errors="replace").strip()
-    for key in ("error", "message", "detail"):
-        if isinstance(body, dict) and body.get(key):
-            found = body[key]
-            return str(found.get("message", found)) if isinstance(found, dict) else str(found)
-    return str(body)[:200]
+    known = fields(body)
+    wrapped = {"error": next(filter(None, (known.get(key) for key in ("error", "message", "detail"))), None)}
+    return fault(wrapped) or shortened(body)

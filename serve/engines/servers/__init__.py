@@ -1,0 +1,1 @@
+"""Models that another program runs: Ollama, and servers that speak OpenAI's protocol."""

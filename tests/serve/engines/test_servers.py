@@ -1,0 +1,495 @@
+"""Servers put any value in any place: each gives an answer or an error in one line, never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_terminal import plain, terminal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from model_servers import ASKED, GREEDY, answered, part, refused, server, streamed
+
+from lorafold.errors import LorafoldError, SystemFault, UsageError
+from lorafold.serve.config import Sampling
+from lorafold.serve.engine import Cancel, Event, Finished
+from lorafold.serve.engines.servers import ollama, openai
+from lorafold.serve.engines.servers.answer import ServerAnswer
+from lorafold.serve.engines.servers.events import ServerEvent, read_events
+from lorafold.serve.engines.servers.ollama import OllamaEngine
+from lorafold.serve.engines.servers.openai import OpenAIEngine
+from lorafold.serve.session import Answer, Session, Turn
+
+MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
+CHAT = "/v1/chat/completions"
+END = part(None, "stop")
+WHOLE = {
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+    "usage": {"completion_tokens": 1},
+}
+
+
+def delta(content: Any, finish: Any = None, **more: Any) -> dict[str, Any]:
+    """A chunk with any content."""
+    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish, **more}]}
+
+
+def events(*lines: Any) -> bytes:
+    """Server-sent events."""
+    return b"".join(
+        b"data: " + (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n\n"
+        for line in lines
+    )
+
+
+# The body of an answer -> text, reasoning, why it ended.
+ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
+    "parts (Mistral)": (
+        events(
+            delta([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+            delta([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]),
+            END,
+        ),
+        "Hello",
+        "hm",
+        "stop",
+    ),
+    "a part with a value (assistants)": (
+        events(delta([{"type": "text", "text": {"value": "Hello", "annotations": []}}]), END),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "parts that are texts": (events(delta(["Hel", "lo"]), END), "Hello", "", "stop"),
+    "one part": (events(delta({"type": "text", "text": "Hello"}), END), "Hello", "", "stop"),
+    "a number": (events(delta(4), END), "4", "", "stop"),
+    "null choices": (
+        events(part("Hello"), {"choices": [None]}, {"choices": None}, {"choices": []}, END),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "another choice between": (
+        events(part("Hel"), {"choices": [{"index": 1, "delta": {"content": "no"}}]}, part("lo"), END),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "halves of an emoji": (events(delta("Hi \ud83d"), delta("\ude00!"), END), "Hi 😀!", "", "stop"),
+    "a half without the other": (
+        events(delta("a\ud83d"), delta("b\udc00c"), END),
+        "a\ufffdb\ufffdc",
+        "",
+        "stop",
+    ),
+    "a half at the end": (events(delta("a\ud83d"), END), "a\ufffd", "", "stop"),
+    "halves in the reasoning": (
+        events(part(None, reasoning="\ud83d"), part(None, reasoning="\ude00"), part("x"), END),
+        "x",
+        "😀",
+        "stop",
+    ),
+    "a whole body": (json.dumps(WHOLE).encode(), "Hello", "", "stop"),
+    "a whole body on many lines": (json.dumps(WHOLE, indent=2).encode(), "Hello", "", "stop"),
+    "a whole body as an event": (events(WHOLE), "Hello", "", "stop"),
+    "whole messages behind the deltas": (
+        events(
+            part("Hello"),
+            {"choices": [{"index": 0, "message": {"content": "Hello"}, "finish_reason": "stop"}]},
+        ),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "an event on two lines": (
+        b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\n',
+        "Hello",
+        "",
+        "stop",
+    ),
+    "no blank lines between": (
+        events(part("Hel"), part("lo"), END).replace(b"\n\n", b"\n"),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "carriage returns alone": (events(part("Hello"), END).replace(b"\n", b"\r"), "Hello", "", "stop"),
+    "a byte order mark": (b"\xef\xbb\xbf" + events(part("Hello"), END), "Hello", "", "stop"),
+    "names and comments": (
+        b": ping\n\nevent: message\nid: 3\nretry: 10\n" + events(part("Hello"), END),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "no reason but the end": (events(part("Hello"), b"[DONE]"), "Hello", "", "stop"),
+    "completions": (
+        events({"choices": [{"text": "Hello"}]}, {"choices": [{"text": "", "finish_reason": "stop"}]}),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "content_filter": (
+        events(part("Hel"), part("", "content_filter"), b"[DONE]"),
+        "Hel",
+        "",
+        "content_filter",
+    ),
+    "a reason in an object": (events(part("Hel"), delta(None, {"type": "max_time"})), "Hel", "", "max_time"),
+    "a refusal": (events({"choices": [{"delta": {"refusal": "No."}}]}, END), "No.", "", "refusal"),
+    "tool calls": (events({"choices": [{"delta": {"tool_calls": [{"id": 1}]}}]}, END), "", "", "tool_calls"),
+    "a word of ours": (events(part("Hel", "failed")), "Hel", "", "failed (the server's word)"),
+    "odd log-probabilities": (
+        events(
+            delta("Hel", logprobs=[]),
+            delta(
+                "lo",
+                logprobs={
+                    "content": [
+                        None,
+                        {"token": None, "logprob": "x"},
+                        {"logprob": 1e999},
+                        {"logprob": 10**400},
+                    ]
+                },
+            ),
+            END,
+        ),
+        "Hello",
+        "",
+        "stop",
+    ),
+}
+
+
+def body(raw: bytes) -> Callable[[Any, Any], None]:
+    """A reply of these bytes."""
+    return refused(200, raw, "text/event-stream")
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_servers_send(name: str) -> None:
+    raw, text, reasoning, reason = ANSWERS[name]
+    with server(MODELS, {CHAT: body(raw)}) as (url, _):
+        answer = answered(OpenAIEngine(url))
+    assert (answer.text, answer.reasoning, answer.reason) == (text, reasoning, reason)
+
+
+FAULTS: dict[str, tuple[bytes, str]] = {
+    "an object error": (
+        events(part("Hel"), {"object": "error", "message": "context length exceeded", "code": 400}),
+        "the server failed: context length exceeded",
+    ),
+    "an event error": (
+        events(part("Hel")) + b'event: error\ndata: {"message":"upstream timeout"}\n\n',
+        "the server failed: upstream timeout",
+    ),
+    "an event error with a text": (b'event: error\ndata: "dead"\n\n', "the server failed: dead"),
+    "an event error without anything": (b"event: error\ndata: {}\n\n", "the server failed: no reason given"),
+    "an error field": (
+        events(part("Hel")) + b'error: {"code":500,"message":"slot unavailable"}\n\n',
+        "the server failed: slot unavailable",
+    ),
+    "an error in a choice": (
+        events({"choices": [{"error": {"code": 502, "message": "provider down"}, "finish_reason": "error"}]}),
+        "the server failed: provider down",
+    ),
+    "the reason error": (events(part("Hel"), part("", "error")), "ended with an error that it does not"),
+    "an error line behind events": (
+        events(part("Hel")) + b'{"error": {"message": "gateway timeout"}}\n',
+        "the server failed: gateway timeout",
+    ),
+    "nothing of an answer": (b'{"code": 401, "msg": "no such user"}', "sent no answer, but .*no such user"),
+    "a page": (b"<html>\n<body>hello</body>\n</html>", "not JSON: b'<html>"),
+    "half a body": (json.dumps(WHOLE, indent=2).encode()[:-20], "not JSON"),
+    "too deep": (b"data: " + b"[" * 100_000 + b"]" * 100_000 + b"\n\n", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_errors_that_servers_send(name: str) -> None:
+    raw, said = FAULTS[name]
+    with (
+        server(MODELS, {CHAT: body(raw)}) as (url, _),
+        pytest.raises(SystemFault, match=said) as caught,
+    ):
+        answered(OpenAIEngine(url))
+    assert caught.value.fix and url in str(caught.value)
+
+
+def test_a_named_model_needs_no_list() -> None:
+    """Gateways that do not list their models, or list them in other ways, are used by name."""
+    for get in (
+        {},
+        {"/v1/models": "hello"},
+        {"/v1/models": {"data": []}},
+        {"/v1/models": {"data": [None, 3]}},
+    ):
+        with server(get, {CHAT: body(events(part("Hello"), END))}) as (url, bodies):
+            engine = OpenAIEngine(f"{url}#org/m")
+            assert answered(engine).text == "Hello" and engine.about.name == "m"
+            assert bodies[0]["model"] == "org/m"
+    with (
+        server({}, {}) as (url, _),
+        pytest.raises(UsageError, match=r"does not list .*404.*fix: append #NAME"),
+    ):
+        OpenAIEngine(url)
+    for listed in ({"models": [{"name": "m"}]}, [{"id": "m"}], {"data": ["m"]}):
+        with server({"/v1/models": listed}, {}) as (url, _):
+            assert OpenAIEngine(url).about.name == "m"
+
+
+def test_a_redirect_is_named() -> None:
+    def elsewhere(handler: Any, _: Any) -> None:
+        handler.send_response(308)
+        handler.send_header("Location", "https://example.org/v1")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with (
+        server(MODELS, {CHAT: elsewhere}) as (url, _),
+        pytest.raises(
+            LorafoldError, match=r"308 and points to https://example\.org/v1; fix: give the address"
+        ),
+    ):
+        answered(OpenAIEngine(url))
+
+
+def test_addresses_and_keys_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("http://[", "http://host/a b", "http://host/ü", "http://ü\ud800"):
+        with pytest.raises(UsageError, match="not the address of a server"):
+            OpenAIEngine(wrong)
+    for key in ("sk-\nsecret", "sk-sécret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UsageError, match="OPENAI_API_KEY: the key has characters") as caught:
+            OpenAIEngine("http://127.0.0.1:1")
+        assert "cret" not in str(caught.value)
+
+
+def test_reasoning_is_no_part_of_the_history() -> None:
+    replies = [events(part(None, reasoning_content="two"), part("4"), END), events(part("5"), END)]
+    with server(MODELS, {CHAT: lambda handler, _: body(replies.pop(0))(handler, _)}) as (url, bodies):
+        engine = OpenAIEngine(url)
+        talk = Session(["m"], GREEDY)
+        for question in ("2 + 2?", "and 1?"):
+            talk.turns.append(Turn(question, {0: Answer()}, order=[0]))
+            for event in engine.stream(talk.messages(0), GREEDY, Cancel()):
+                talk.turns[-1].answers[0].take(event)
+    assert [answer.reasoning for turn in talk.turns for answer in turn.answers.values()] == ["two", ""]
+    assert bodies[1]["messages"] == [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "and 1?"},
+    ]
+    assert talk.turns[0].answers[0].scored is None
+
+
+REASONED = events(part(None, reasoning="two and two"), part("It is 4."), part("", "content_filter"))
+
+
+def test_a_server_at_a_terminal(tmp_path: Path) -> None:
+    """Reasoning is shown and told apart; `/show prompt` shows what was sent; endings are named."""
+    with server(MODELS, {CHAT: body(REASONED)}) as (url, bodies), terminal(tmp_path, url) as talk:
+        shown = talk.type("2 + 2?", "ended by the server: content_filter")
+        assert "(reasoning) two and two It is 4." in re.sub(r"\s+", " ", plain(shown))
+        talk.type("sure?", "content_filter")
+        shown = re.sub(r"\s+", " ", talk.type("/show prompt", "the server builds the prompt)"))
+    assert "[user] 2 + 2? [assistant] It is 4. [user] sure? (these messages were sent;" in shown
+    assert [m["content"] for m in bodies[1]["messages"]] == ["2 + 2?", "It is 4.", "sure?"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "out", "notes"),
+    [
+        (REASONED, "It is 4.\n", ["ended by the server: content_filter"]),
+        (
+            events(part(None, reasoning="hmm"), part(None, "length")),
+            "",
+            ["the answer is empty after 3 characters of reasoning (cut at max_tokens)"],
+        ),
+    ],
+)
+def test_a_pipe_gets_the_answer_alone(raw: bytes, out: str, notes: list[str]) -> None:
+    with server(MODELS, {CHAT: body(raw)}) as (url, _):
+        command = [sys.executable, "-m", "lorafold", "chat", url, "--prompt", "hi"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        told = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    assert ended.stdout == out and all(note in ended.stderr for note in notes)
+    assert json.loads(told.stdout)["answers"][0]["reasoning"] in ("two and two", "hmm")
+
+
+# Any JSON value at any place.
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(alphabet=st.characters(), max_size=8)
+    | st.sampled_from(
+        ["error", "stop", "length", "\ud83d", "\ude00", "text", 0, 1, 10**400, -1, float("nan")]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "error",
+                    "message",
+                    "type",
+                    "text",
+                    "content",
+                    "delta",
+                    "choices",
+                    "thinking",
+                    "object",
+                    "index",
+                ]
+            )
+            | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+LOGPROBS = {"content": [{"token": "He", "logprob": -0.5, "bytes": [72, 101], "top_logprobs": []}]}
+STREAM: list[Any] = [
+    part("", role="assistant"),
+    part(None, reasoning_content="hm"),
+    part("He", logprobs=LOGPROBS),
+    part("llo"),
+    part("", "stop"),
+    {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 4}},
+]
+LINES: list[Any] = [
+    {"message": {"role": "assistant", "content": "", "thinking": "hm"}, "done": False},
+    {"message": {"content": "He"}, "logprobs": LOGPROBS["content"], "done": False},
+    {"message": {"content": "llo"}, "done": False},
+    {
+        "message": {"content": ""},
+        "done": True,
+        "done_reason": "stop",
+        "eval_count": 2,
+        "prompt_eval_count": 1,
+    },
+]
+Read = Callable[[Iterator[ServerEvent], ServerAnswer], Iterator[Event]]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value within a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, item in inner for path in places(item, (*at, key)))]
+
+
+def put(whole: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The whole with another value at a place."""
+    if not path:
+        return value
+    made = copy.deepcopy(whole)
+    there = made
+    for key in path[:-1]:
+        there = there[key]
+    there[path[-1]] = value
+    return made
+
+
+def outcome(read: Read, lines: Iterator[bytes]) -> Answer | LorafoldError:
+    """The answer in lines of a server, checked to be one that can be shown and saved; or the error."""
+    answer, last = Answer(), None
+    try:
+        for event in read(read_events(lines, "http://x"), ServerAnswer("http://x", GREEDY, Cancel())):
+            answer.take(event)
+            last = event
+    except LorafoldError as error:
+        assert "\n" not in str(error) and error.fix
+        return error
+    assert isinstance(last, Finished)
+    (answer.text + answer.reasoning).encode()
+    json.dumps([answer.text, answer.reason, answer.logprobs, answer.tokens, answer.prompt_tokens])
+    assert answer.scored is None or "".join(text for text, _ in answer.scored) == answer.text
+    return answer
+
+
+def sent(values: list[Any], sse: bool) -> Iterator[bytes]:
+    for value in values:
+        yield (b"data: " if sse else b"") + json.dumps(value).encode()
+        yield b""
+
+
+@pytest.mark.parametrize(("read", "stream"), [(openai.read_answer, STREAM), (ollama.read_answer, LINES)])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_value_at_any_place(read: Read, stream: list[Any], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from([path for path in places(stream) if path]))
+    made = put(stream, path, data.draw(ANYTHING))
+    outcome(read, sent(made, sse=data.draw(st.booleans())))
+
+
+@pytest.mark.parametrize("read", [openai.read_answer, ollama.read_answer])
+@given(
+    lines=st.lists(
+        st.binary(max_size=20)
+        | st.sampled_from(
+            [b"data:", b"data: {", b"event: error", b"data: [DONE]", b"{", b"}", b"error: x", b"", b":"]
+        )
+        | ANYTHING.map(lambda value: b"data: " + json.dumps(value).encode()),
+        max_size=6,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_any_lines(read: Read, lines: list[bytes]) -> None:
+    outcome(read, (piece for line in lines for piece in line.splitlines() or [b""]))
+
+
+@given(text=st.text(alphabet=st.characters(), max_size=12), cuts=st.lists(st.integers(0, 24), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_text_is_whole_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
+    """Cut between the UTF-16 units that JSON escapes, as servers do that stream in JavaScript or Java."""
+    units = text.encode("utf-16-le", errors="surrogatepass")
+    at = sorted({0, *(2 * cut for cut in cuts if 2 * cut < len(units)), len(units)})
+    pieces = [units[a:b].decode("utf-16-le", errors="surrogatepass") for a, b in itertools.pairwise(at)]
+    answer = outcome(openai.read_answer, sent([*map(delta, pieces), END], sse=True))
+    assert isinstance(answer, Answer)
+    assert answer.text == units.decode("utf-16-le", errors="replace")
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_in_a_list_of_models(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {"data": [{"id": "m", "max_model_len": 64, "meta": {"ftype": "Q4", "n_ctx": 64}}]}
+    tags = {"models": [{"name": "m:latest", "digest": "sha256:0", "details": {"quantization_level": "Q4"}}]}
+    loaded = {"models": [{"name": "m:latest", "context_length": 64}]}
+    props = {"default_generation_settings": {"n_ctx": 64}}
+    tokens = {"tokens": [1, 2]}
+
+    def odd(value: Any) -> Any:
+        return put(value, data.draw(st.sampled_from(places(value))), data.draw(ANYTHING))
+
+    get = {"/v1/models": odd(listed), "/props": odd(props), "/api/tags": odd(tags), "/api/ps": odd(loaded)}
+    post = {"/tokenize": refused(200, odd(tokens)), "/api/chat": streamed(LINES)}
+    with server(get, post) as (url, _):
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        for open_ in (
+            lambda: OpenAIEngine(url),
+            lambda: OpenAIEngine(f"{url}#m"),
+            lambda: OllamaEngine("ollama:m"),
+        ):
+            try:
+                engine = open_()
+                assert isinstance(engine.about.name + engine.about.quantization, str)
+                assert engine.context is None or engine.context > 0
+                engine.count_tokens("a")
+                if isinstance(engine, OllamaEngine):
+                    list(engine.stream(ASKED, Sampling(seed=0), Cancel()))
+            except LorafoldError as error:
+                assert "\n" not in str(error)
