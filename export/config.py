@@ -100,6 +100,9 @@ class ExportConfig:
     verify: bool = True
     """End with the proof."""
 
+    require_proof: bool = False
+    """Fail, with exit code 6, also if a part of the proof could not be checked."""
+
     split_max_size: int | None = None
     """Split a GGUF into files of at most this many bytes (Ollama imports only whole ones)."""
 
@@ -133,6 +136,10 @@ class ExportConfig:
         self._check_format()
         if not self.quant and self.format == "gguf":
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
+        if self.require_proof and not self.verify:
+            raise UsageError(
+                "there is no proof to require", at="--require-proof", fix="leave out --no-verify"
+            )
         if self.tensors and not self.plan:
             raise UsageError("--tensors lists the tensors of a plan", at="--tensors", fix="add --plan")
         if self.imatrix is not None and self.imatrix_data is not None:

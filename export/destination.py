@@ -1,7 +1,8 @@
-"""What an export may put in the place of: nothing it reads, and with `--force` only an earlier export.
+"""Where an export goes, and what it may replace there: nothing it reads, and with `--force` only an earlier
+export.
 
-In: the config and, once they are known, the inputs. Out: nothing, or an error before the first byte. The new
-folder takes the place of the whole old one, so what lies there is lost: that must be ours to lose.
+The new folder takes the place of the whole old one, so what lies there is lost: that must be ours to lose.
+The same holds for the folders beside `--out` that keep an export whose proof failed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorafold.artifacts import MANIFEST, check_output, read_manifest
+from lorafold.artifacts import MANIFEST, check_output, lock, read_manifest, system_faults
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
+from lorafold.renames import replace_folder, sync_tree
 
 SHOWN = 3  # names of files that an error shows
 
@@ -33,9 +35,38 @@ def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> Non
         files.append(Path(config.chat_template))  # otherwise it is the name of one of ours
     folders = [] if inputs is None else inputs.folders
     read = [*folders, *(path for path in files if path is not None)]
-    check_output(config.out, inputs=read, force=config.force)
-    if config.force and config.out.is_dir():
-        _check_replaceable(config.out)
+    places = [config.out]
+    if config.verify:
+        places.append(aside(config.out, "failed"))
+    if config.require_proof:
+        places.append(aside(config.out, "unproven"))
+    for place in places:
+        check_output(place, inputs=read, force=config.force)
+        if config.force and place.is_dir():
+            _check_replaceable(place)
+
+
+def aside(out: Path, why: str) -> Path:
+    """The folder beside `--out` that keeps an export which did not get that name."""
+    return out.with_name(f"{out.name or out.resolve().name}.{why}")
+
+
+def keep_aside(staging: Path, out: Path, why: str) -> Path:
+    """Give a finished folder a name that says why it is not `--out`.
+
+    Args:
+        staging: the finished folder.
+        out: where it would have gone.
+        why: "failed" or "unproven".
+
+    Returns:
+        Where it is now. An earlier one of that name is replaced: `check_destination` has allowed it.
+    """
+    place = aside(out.resolve(), why)
+    with lock(place), system_faults(place):
+        sync_tree(staging)
+        replace_folder(staging, place)
+    return aside(out, why)
 
 
 def _check_replaceable(out: Path) -> None:

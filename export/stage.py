@@ -1,27 +1,25 @@
 """The export: open, plan, write, prove, commit; and the proof once more for an export that exists.
 
-In: an `ExportConfig`. Out: a folder that holds the artifacts, the Modelfile, `report.md` and the manifest, or
-nothing at all. This module only joins the steps; each has a module of its own.
+This module only joins the steps; each has a module of its own. `--out` becomes a whole export or stays as it
+was. If a check fails, what was written is kept beside it, under a name that says so.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_atomic, write_manifest
-from lorafold.chat.named import NAMED
-from lorafold.errors import InputError
+from lorafold.artifacts import damaged_files, new_folder, read_manifest
+from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.export.config import ExportConfig
-from lorafold.export.destination import check_destination, check_disk
-from lorafold.export.inputs import Inputs, check_weights, open_inputs
-from lorafold.export.outputs.gguf import IMATRIX
-from lorafold.export.outputs.output import FORMATS
+from lorafold.export.destination import check_destination, check_disk, keep_aside
+from lorafold.export.inputs import check_weights, open_inputs
+from lorafold.export.manifest import REPORT, config_of, describe_export
+from lorafold.export.outputs.output import FORMATS, Output
 from lorafold.export.outputs.tensor_list import listing, summary
-from lorafold.export.proof.check import FIXES, Check, Proof
+from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.machine import return_free_memory
 from lorafold.progress import Progress, silent
 from lorafold.stopwatch import Spent
@@ -56,6 +54,9 @@ class ExportResult:
         lines = [("made in", str(self.folder))]
         lines += [(name, f"{size:,} bytes") for name, size in self.files.items()]
         lines += [(check.verdict, f"{check.name}: {check.meaning}") for check in self.proof.checks]
+        lines.append(("proof", self.proof.summary()))
+        if self.proof.unchecked:
+            lines.append(("note", "not everything was checked; --require-proof makes that an error"))
         lines += [("note", note) for note in self.notes]
         lines.append(("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in self.seconds.items())))
         total = sum(spent.wall for spent in self.work.values())
@@ -77,8 +78,10 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         What was made.
 
     Raises:
-        LorafoldError: before the first byte where that can be known; nothing half-written is left behind.
-        NumericError: weights that are no numbers, or a proof that failed.
+        LorafoldError: before the first byte if that can be known; nothing half-written is left behind.
+        NumericError: weights that are no numbers, or a proof that failed. The files of a failed proof are
+        kept in
+            `OUT.failed`, those of one that `require_proof` finds incomplete in `OUT.unproven`.
     """
     clock = _Clock()
     check_destination(config)
@@ -92,25 +95,24 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     with new_folder(config.out, force=config.force) as staging:
         written = output.write(staging, progress)
         clock.lap("write")
-        checks = output.prove(staging, progress) if config.verify else (_UNPROVEN,)
-        proof = Proof(tuple(checks), FIXES[config.format])
-        proof.require()
+        proof = _prove(output, staging, progress) if config.verify else Proof((_LEFT_OUT,))
         clock.lap("prove")
-        write_report(staging, inputs, output.describe(), proof, output.notes)
-        facts = {
-            "name": inputs.name,
-            "config": _resolved(config, inputs),
-            "base": {**inputs.base.identity(), "path": str(inputs.base.folder)},
-            "adapters": [
-                {"folder": str(adapter.folder.resolve()), "weight": weight}
-                for adapter, weight in inputs.adapters
-            ],
-            "folded": dict(inputs.source.touched),
-            "proof": proof.as_json(),
-        }
-        manifest = write_manifest(staging, "export", facts, checksums=written.checksums)
+        manifest = describe_export(
+            staging,
+            config,
+            inputs,
+            proof,
+            made=output.describe(),
+            notes=output.notes,
+            checksums=written.checksums,
+        )
+        try:
+            proof.require(everything=config.require_proof)
+        except NumericError as error:
+            kept = keep_aside(staging, config.out, "failed" if proof.passed is False else "unproven")
+            raise NumericError(f"{error.problem}; the files are kept in {kept}", fix=error.fix) from error
     clock.lap("commit")
-    sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != "report.md"}
+    sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != REPORT}
     return ExportResult(
         folder=config.out,
         files=sizes,
@@ -149,7 +151,7 @@ def verify(
 
     Args:
         folder: the export.
-        base: the base model, where it lies elsewhere now.
+        base: the base model, if it lies elsewhere now.
         chats: held-out chats instead of those of the export.
         progress: told how far it is.
 
@@ -165,7 +167,7 @@ def verify(
         raise InputError(
             f"{', '.join(damaged)} changed since the export (size or sha256)", at=folder, fix="export again"
         )
-    config = _config_of(manifest, folder)
+    config = replace(config_of(manifest, folder), verify=True)
     config = replace(config, chats=chats or config.chats, name=config.name or manifest.get("name"))
     if base is not None:
         # Where no adapter was folded in, the base is what was converted.
@@ -173,10 +175,20 @@ def verify(
     inputs = open_inputs(config, progress)
     output = FORMATS[config.format](inputs, config)
     whole = Check("files", "passed", f"all {len(manifest['files'])} files have their size and sha256")
-    return Proof((whole, *output.prove(folder, progress)))
+    return Proof((whole, *_prove(output, folder, progress).checks))
 
 
-_UNPROVEN = Check("proof", "not checked", "left out with --no-verify; `lorafold verify` makes up for it")
+_LEFT_OUT = Check("proof", "not checked", "left out with --no-verify; `lorafold verify` makes up for it")
+
+
+def _prove(output: Output, folder: Path, progress: Progress) -> Proof:
+    """The proof; what stops it is a check too, so that an hour's work does not vanish with it."""
+    try:
+        return Proof(tuple(output.prove(folder, progress)))
+    except InputError as error:  # llama.cpp does not take the file
+        return Proof((Check("proof", "failed", f"it stopped: {error.problem}", fix=error.fix or AGAIN),))
+    except SystemFault as error:
+        return Proof((Check("proof", "not checked", f"it stopped: {error.problem}"),))
 
 
 class _Clock:
@@ -190,74 +202,3 @@ class _Clock:
         now = time.monotonic()
         self.laps[name] = now - self._last
         self._last = now
-
-
-def _resolved(config: ExportConfig, inputs: Inputs) -> dict[str, Any]:
-    """The config as `verify` needs it: with what was found for each name, so that it works from anywhere.
-
-    A base may stand as a path from the folder that was current then, also in an adapter's own config.
-    """
-    values = asdict(config)
-    for name, value in values.items():
-        if isinstance(value, Path):
-            values[name] = str(value.resolve())
-    base = inputs.base.spec or str(inputs.base.folder)
-    adapters = [f"{adapter.folder.resolve()}={weight!r}" for adapter, weight in inputs.adapters]
-    if adapters:
-        values |= {"source": adapters[0], "adapter": adapters[1:], "base": base}
-    else:
-        values["source"] = base
-    template = config.chat_template
-    if template is not None and template not in NAMED:
-        values["chat_template"] = str(Path(template).resolve())
-    return values
-
-
-def _config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
-    saved = dict(manifest.get("config") or {})
-    known = {field.name for field in fields(ExportConfig)}
-    if not {"source", "out"} <= saved.keys() <= known:
-        raise InputError(
-            "the saved config is not of this version", at=folder / "lorafold.json", fix="export again"
-        )
-    if saved.get("imatrix_data"):  # what was collected then lies beside the files
-        saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
-    for name in ("out", "imatrix", "chats"):
-        saved[name] = None if saved.get(name) is None else Path(saved[name])
-    for name in ("adapter", "quant", "tensor_type"):
-        saved[name] = tuple(saved.get(name) or ())
-    return ExportConfig(**{**saved, "force": True})
-
-
-def write_report(
-    folder: Path, inputs: Inputs, rows: list[tuple[str, str]], proof: Proof, notes: list[str]
-) -> None:
-    """Write the report.
-
-    Args:
-        folder: the export.
-        inputs: what it was made from.
-        rows: label and text of what was made.
-        proof: the checks.
-        notes: what the user should know.
-    """
-    adapters = [f"`{adapter.folder}` × {weight:g}" for adapter, weight in inputs.adapters]
-    lines = [
-        f"# {inputs.name}",
-        "",
-        f"Base: `{inputs.base.id}`. Adapters folded in: {', '.join(adapters) or 'none'}.",
-        "",
-        "## Made",
-        "",
-        *(f"- **{label}**: {text}" for label, text in rows),
-        "",
-        "## Proven",
-        "",
-        "| check | verdict | what it says |",
-        "|---|---|---|",
-        *(f"| {c.name} | {c.verdict} | {c.meaning.replace('|', chr(92) + '|')} |" for c in proof.checks),
-        "",
-    ]
-    if notes:
-        lines += ["## To know", "", *(f"- {note}" for note in notes), ""]
-    write_atomic(folder / "report.md", "\n".join(lines))

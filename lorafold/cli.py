@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
@@ -102,21 +102,25 @@ def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
 
 
 @app.command
-def verify(folder: Path, *, base: str | None = None, chats: Path | None = None) -> None:
+def verify(
+    folder: Path, *, base: str | None = None, chats: Path | None = None, require_proof: bool = False
+) -> None:
     """Repeat the proof of an existing export.
 
     Args:
         folder: The export.
         base: The base model, where it lies elsewhere now.
         chats: Held-out chats, instead of those of the export.
+        require_proof: Fail, with exit code 6, also if a part of the proof could not be checked.
     """
-    from lorafold.console import live_progress, print_table
+    from lorafold.console import live_progress, print_lines, print_table
     from lorafold.export import verify as stage
 
     with live_progress() as progress:
         proof = stage(folder, base=base, chats=chats, progress=progress)
     print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
-    proof.require()
+    print_lines([("proof", proof.summary())])
+    proof.require(everything=require_proof)
 
 
 @app.command(default_parameter=One, usage="Usage: lorafold chat [OPTIONS] MODEL [MODEL …]")
@@ -166,7 +170,6 @@ def inspect(
     layout: LayoutName = "auto",
     system: str | None = None,
     chat_template: str | None = None,
-    control_tokens: Literal["text", "parse"] = "text",
 ) -> None:
     """Say what a folder or file is: base, adapter, export, GGUF, or data for training.
 
@@ -177,7 +180,6 @@ def inspect(
         layout: For data: layout of the records; auto recognises it by the fields.
         system: For data: system message for conversations that have none.
         chat_template: For data: name or Jinja file of a template to use instead of the base's own.
-        control_tokens: For data: control tokens that it writes out are text, or parsed as such.
     """
     from lorafold.console import live_progress, print_lines, print_sample
     from lorafold.inspection import inspect_path
@@ -190,7 +192,6 @@ def inspect(
             layout=layout,
             system=system,
             chat_template=chat_template,
-            control_tokens=control_tokens,
             progress=progress,
         )
     print_lines(found.lines)

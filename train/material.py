@@ -13,7 +13,6 @@ from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import DataSet, load_splits
 from lorafold.train.data.thinking import settle_thinking
-from lorafold.train.data.written import written_controls
 from lorafold.train.model.new_tokens import extend_tokenizer
 from lorafold.train.tokens.tokenize import Tokenized, tokenize
 
@@ -29,7 +28,7 @@ class Material:
         held_out_tokens: of `held_out`.
         tokenizer: with the template that was trained with.
         folder: the tokenizer's files.
-        rows: size of the extended vocabulary; 0 if no tokens were added.
+        rows: tokens in a vocabulary that was extended, 0 where it was not.
         own_template: the template is not the base's own, so it goes with the adapter.
         notes: what the user should know.
     """
@@ -52,7 +51,7 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         config: of the run.
         base: the base's folder.
         work: folder for a tokenizer that has to be made; no other process uses it.
-        progress: told if it lasts.
+        progress: told where it lasts.
 
     Raises:
         InputError: the data, the tokenizer or the template are wrong.
@@ -66,18 +65,16 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         extended = work / "extended"
         rows = extend_tokenizer(folder, extended, config.new_tokens)
         folder = extended
-    tokenizer, settled, said = choose_tokenizer(
-        folder, data, config.chat_template, parse_contents=config.control_tokens == "parse"
-    )
+    tokenizer, settled, said = choose_tokenizer(folder, data, config.chat_template)
     tokens = tokenize(data.examples, tokenizer, config.max_length, progress)
     found = ", ".join(f"{count} {name}" for name, count in data.layouts.items())
-    notes = [f"data: {found}; {tokens.summary()}", *data.notes, *said, *tokens.notes]
+    notes = [f"data: {found}; {tokens.summary()}", *data.notes, *said]
     held_out_tokens = None
     if held_out is not None:
         held_out_tokens = tokenize(
             held_out.examples, tokenizer, config.max_length, progress, may_be_empty=True
         )
-        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes, *held_out_tokens.notes]
+        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes]
         if not held_out_tokens.sequences:
             notes.append(_no_evaluation(config, held_out_tokens))
     progress("read the data", 1, 1, note=tokens.summary())
@@ -95,7 +92,7 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
 
 
 def _no_evaluation(config: TrainConfig, tokens: Tokenized) -> str:
-    """What is said if nothing of the evaluation set is left.
+    """What is said where nothing of the evaluation set is left.
 
     Raises:
         InputError: the run goes by evaluations.
@@ -110,7 +107,7 @@ def _no_evaluation(config: TrainConfig, tokens: Tokenized) -> str:
 
 
 def choose_tokenizer(
-    folder: Path, data: DataSet, chat_template: str | None, *, parse_contents: bool = False
+    folder: Path, data: DataSet, chat_template: str | None
 ) -> tuple[ChatTokenizer, bool, tuple[str, ...]]:
     """The tokenizer with the template that training uses.
 
@@ -118,7 +115,6 @@ def choose_tokenizer(
         folder: with tokenizer.json.
         data: to train on; plain texts need no chat template, so a base without one will do.
         chat_template: the user's choice.
-        parse_contents: control tokens that the data write out count as such.
 
     Returns:
         The tokenizer, whether its template was changed to fit the data, and what the user should know of it.
@@ -128,12 +124,8 @@ def choose_tokenizer(
     """
     if chat_template is None and set(data.layouts) == {"text"}:
         with contextlib.suppress(InputError):
-            plain = ChatTokenizer.from_folder(folder)
-            plain.parse_contents = parse_contents
-            return plain, False, written_controls(data.examples, plain.template, parsed=parse_contents)
+            return ChatTokenizer.from_folder(folder), False, ()
         chat_template = "chatml"
     plain = ChatTokenizer.from_folder(folder, chat_template)
-    plain.parse_contents = parse_contents
     settled, notes = settle_thinking(plain, data.examples)
-    said = written_controls(data.examples, settled.template, parsed=parse_contents)
-    return settled, settled is not plain, (*notes, *said)
+    return settled, settled is not plain, notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,23 +12,25 @@ from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.arch.omissions import describe_omissions
 from lorafold.export.config import ExportConfig
-from lorafold.export.gguf.header import GgufFile
+from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.gguf.plan import describe
 from lorafold.export.gguf.writer import write_gguf_files
 from lorafold.export.imatrix.collect import collected_names
 from lorafold.export.imatrix.data import check_can_collect, collect_importance
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
+from lorafold.export.modelfile.parser import parse as parse_modelfile
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.logits import check_logits
+from lorafold.export.proof.logits import WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
-from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
+from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.workers import Written
+from lorafold.gguf_file.tokens import read_gguf_tokens
 from lorafold.progress import Progress
 
 IMATRIX = "imatrix.gguf"
@@ -47,6 +50,9 @@ class GgufOutput:
             check_can_collect(inputs, config.imatrix_data)
             weighted = collected_names(self._tensors)
         self._prompt = _plan_prompt(inputs, config)
+        # Read before anything is written: a file that cannot be read must not end an hour's work.
+        folders = [adapter.folder for adapter, _ in inputs.adapters]
+        self._chats = proof_chats(config.chats, folders) if config.verify else []
         self.plan, self._vocab = plan_gguf_models(inputs, config, _metadata(self._prompt, inputs), weighted)
         prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
         source = inputs.source
@@ -94,16 +100,21 @@ class GgufOutput:
             progress=progress,
         )
         if self._prompt:
-            for number, file in enumerate(self._models()):
-                name = f"Modelfile-{file.recipe}" if number else "Modelfile"
-                text = write_modelfile(
-                    self._prompt,
-                    f"./{file.joined or file.name}",
-                    system=self._config.system,
-                    comments=_how_to_join(file),
-                )
+            for name, text in self._modelfiles(self._prompt).items():
                 write_atomic(folder / name, text)
         return written
+
+    def _modelfiles(self, prompt: ModelfilePlan) -> dict[str, str]:
+        """Name and text of each model's Modelfile."""
+        return {
+            f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
+                prompt,
+                f"./{file.joined or file.name}",
+                system=self._config.system,
+                comments=_how_to_join(file),
+            )
+            for number, file in enumerate(self._models())
+        }
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama, which a split one must be joined for."""
@@ -119,7 +130,12 @@ class GgufOutput:
         """Tokens, prompts, tensors, answers."""
         inputs, files = self._inputs, self.plan.files
         first = folder / files[0].name
-        checks = [check_tokenizer(first, inputs.tokenizer, self._vocab, probe_texts())]
+        checks = [
+            check_tokenizer(first, inputs.tokenizer, self._vocab, probe_texts()),
+            check_special_tokens(
+                [folder / file.name for file in self._models()], self._vocab, inputs.tokenizer
+            ),
+        ]
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             checks.append(
@@ -128,23 +144,56 @@ class GgufOutput:
                 )
             )
         progress("prove the tensors", len(files), len(files))
-        models = [(file.recipe, folder / file.name) for file in self._models()]
+        models = [
+            WrittenModel(file.recipe, folder / file.name, self._tensors_of(file)) for file in self._models()
+        ]
         readable = (inputs.tokenizer / "tokenizer.json").is_file()
         if self._prompt is None or not readable:
             reason = (
                 "there is no chat template" if readable else "no tokenizer.json cuts the chats into tokens"
             )
-            return checks + [Check(f"logits {path.name}", "not checked", reason) for _, path in models]
-        chats = proof_chats(self._config.chats, [adapter.folder for adapter, _ in inputs.adapters])
+            return checks + [Check(f"logits {model.path.name}", "not checked", reason) for model in models]
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-        checks.append(_prompt_check(self._prompt))
-        questions = [_question(chat) for chat in chats]
+        checks.append(self._check_prompt(folder))
+        questions = [_question(chat) for chat in self._chats]
         checks.append(check_prompt_tokens(first, tokenizer, self._vocab, questions))
-        return checks + check_logits(models, inputs, tokenizer, chats, progress)
+        return checks + check_logits(models, inputs, tokenizer, self._chats, self._imatrix, progress)
+
+    def _check_prompt(self, folder: Path) -> Check:
+        """What Ollama and llama.cpp will build prompts with, read back from what was written."""
+        assert self._prompt is not None
+        prompt, wrong = self._prompt, []
+        for name, text in self._modelfiles(prompt).items():
+            try:
+                same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
+            except (OSError, ValueError, InputError):
+                same = False
+            wrong += [] if same else [name]
+        for file in self._models():
+            if read_gguf_tokens(folder / file.name).chat_template != prompt.contract.template_source:
+                wrong.append(f"the chat template in {file.name}")
+        if wrong:
+            return Check("prompt", "failed", f"{', '.join(wrong)}: not what was proven", {"wrong": wrong})
+        if prompt.proof is None:
+            return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
+        chats, clocks = prompt.proof.conversations, prompt.proof.clocks
+        figures = {"conversations": chats, "clocks": clocks}
+        meaning = (
+            f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
+            f"and {clocks} dates"
+        )
+        return Check("prompt", "passed", meaning, figures)
 
     def _models(self) -> list[GgufFile]:
         """The file that stands for each model: of a split one, the first."""
         return [file for file in self.plan.files if file.first]
+
+    def _tensors_of(self, first: GgufFile) -> tuple[TypedTensor, ...]:
+        """The tensors of a model, of a split one those of all its parts."""
+        files = self.plan.files
+        start = files.index(first)
+        rest = itertools.takewhile(lambda file: not file.first, files[start + 1 :])
+        return tuple(tensor for file in (first, *rest) for tensor in file.tensors)
 
 
 def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
@@ -181,18 +230,6 @@ def _how_to_join(file: GgufFile) -> list[str]:
         "Ollama does not import split GGUF files: before `ollama create`, join them with "
         f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
     ]
-
-
-def _prompt_check(prompt: ModelfilePlan) -> Check:
-    if prompt.proof is None:
-        return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
-    chats, clocks = prompt.proof.conversations, prompt.proof.clocks
-    figures = {"conversations": chats, "clocks": clocks}
-    meaning = (
-        f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
-        f"and {clocks} dates"
-    )
-    return Check("prompt", "passed", meaning, figures)
 
 
 def _question(chat: list[dict[str, str]]) -> list[dict[str, str]]:

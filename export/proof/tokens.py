@@ -1,7 +1,6 @@
 """Proof of the vocabulary: the same texts through Hugging Face's tokenizer and through llama.cpp's.
 
-In: the tokenizer's folder and a written GGUF. llama.cpp loads the file's vocabulary alone, so this is fast
-for a model of any size.
+llama.cpp loads the file's vocabulary alone, so this is fast for a model of any size.
 """
 
 from __future__ import annotations
@@ -9,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import vocabulary
 from lorafold.export.vocab.vocab import Vocab
+from lorafold.llama_library import library, load_weights
 
 
 def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[str]) -> Check:
@@ -51,6 +52,61 @@ def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[
     if aside:
         meaning += f"; {aside.total()} were set aside: " + "; ".join(aside)
     return Check("tokenizer", "passed", meaning, figures)
+
+
+def check_special_tokens(ggufs: Sequence[Path], vocab: Vocab, tokenizer: Path) -> Check:
+    """Compare llama.cpp's BOS and EOS, and whether it puts BOS first, with the tokenizer's files.
+
+    Args:
+        ggufs: the written models.
+        vocab: what the files' vocabulary was made from.
+        tokenizer: the folder of the Hugging Face tokenizer, whose files may name an EOS.
+    """
+    named = _named_eos(tokenizer)
+    c = library()
+    wrong: list[str] = []
+    for path in ggufs:
+        model = load_weights(path, vocab_only=True)
+        try:
+            judge = c.llama_model_get_vocab(model)
+            eos, bos = int(c.llama_vocab_eos(judge)), int(c.llama_vocab_bos(judge))
+            adds = bool(c.llama_vocab_get_add_bos(judge))
+            last = int(c.llama_vocab_n_tokens(judge))
+            ends = [token for token in named if token < last and not c.llama_vocab_is_eog(judge, token)]
+        finally:
+            c.llama_model_free(model)
+        if eos != vocab.special["eos"] or (named and eos not in named):
+            wrong.append(f"{path.name} ends an answer with token {eos}, not {named or vocab.special['eos']}")
+        if ends == named and named:
+            wrong.append(f"{path.name} does not stop at token {named[0]}")
+        if adds != vocab.add_bos or (adds and bos != vocab.special["bos"]):
+            wrong.append(f"{path.name} {'puts token ' + str(bos) if adds else 'puts no token'} first")
+    figures = {"eos": vocab.special["eos"], "named as eos": named, "add_bos": vocab.add_bos}
+    if wrong:
+        return Check("special tokens", "failed", "; ".join(wrong), figures)
+    first = "BOS" if vocab.add_bos else "nothing"
+    meaning = (
+        f"llama.cpp ends an answer at token {vocab.special['eos']} and puts {first} before a prompt, "
+        "as the tokenizer's files say"
+    )
+    return Check("special tokens", "passed", meaning, figures)
+
+
+def _named_eos(folder: Path) -> list[int]:
+    """The ids that the folder's files themselves call EOS."""
+    path = folder / "tokenizer.json"
+    ids: list[int] = []
+    name = read_json(folder / "tokenizer_config.json").get("eos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    if isinstance(name, str) and path.is_file():
+        from tokenizers import Tokenizer
+
+        found = Tokenizer.from_file(str(path)).token_to_id(name)
+        ids += [] if found is None else [found]
+    for file in ("generation_config.json", "config.json"):
+        value = read_json(folder / file).get("eos_token_id")
+        ids += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+    return list(dict.fromkeys(ids))
 
 
 def check_prompt_tokens(

@@ -16,13 +16,13 @@ from adapter_folders import adapter_folder, lora
 from tiny_base import tiny_base
 
 from lorafold.chat.tokenizer import ChatTemplate
+from lorafold.cli import main
 from lorafold.errors import InputError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, plan_export, verify
 from lorafold.export.arch import map_tensors
 from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS, block_rows
 from lorafold.export.inputs import open_inputs
-from lorafold.export.outputs.output import FORMATS
-from lorafold.export.proof.check import FIXES, Check, Proof
+from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.weights import Checkpoint
 
 
@@ -58,13 +58,16 @@ def test_an_export_holds_files_modelfile_report_and_a_passed_proof(exported: Pat
     verdicts = {check["name"]: check["verdict"] for check in manifest["proof"]}
     assert verdicts == {
         "tokenizer": "passed",
+        "special tokens": "passed",
         "tensors tiny-F32.gguf": "passed",
         "tensors tiny-Q8_0.gguf": "passed",
         "prompt": "passed",
         "prompt tokens": "passed",
         "logits tiny-F32.gguf": "passed",
         "logits tiny-Q8_0.gguf": "passed",
+        "effect": "passed",
     }
+    assert manifest["verdict"] == "passed"
     figures = {check["name"]: check["figures"] for check in manifest["proof"]}
     exact, rounded = figures["logits tiny-F32.gguf"], figures["logits tiny-Q8_0.gguf"]
     assert exact["mean KL"] < 1e-5 < rounded["mean KL"] and exact["top-1 agreement"] == 1.0
@@ -225,11 +228,7 @@ def test_weighted_adapters_are_read_from_the_command_line(adapter: str, tmp_path
 
 
 def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
-    base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
-    (base / "chat_template.jinja").unlink(missing_ok=True)
-    settings = json.loads((base / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    base = without_template(tmp_path / "base")
     with pytest.raises(InputError, match=r"--chat-template.*--no-modelfile"):
         export(config(str(base), tmp_path / "out"))
     export(config(str(base), tmp_path / "plain", modelfile=False))
@@ -245,20 +244,129 @@ def test_without_a_modelfile_the_template_is_still_in_the_file(tmp_path: Path) -
     assert template == ChatTemplate.from_folder(tiny_chat.folder()).source
 
 
-def test_a_proof_fails_with_its_sentences() -> None:
+def test_a_proof_fails_with_its_sentences_and_the_cure_of_the_first() -> None:
     checks = (
         Check("a", "passed", "fine"),
-        Check("b", "failed", "rows differ"),
-        Check("c", "not checked", ""),
+        Check("b", "failed", "rows differ", fix="look at b"),
+        Check("c", "not checked", "torch is missing"),
+        Check("d", "failed", "ids differ"),
     )
-    with pytest.raises(NumericError, match="b: rows differ"):
+    with pytest.raises(NumericError, match="b: rows differ; d: ids differ") as caught:
         Proof(checks).require()
+    assert caught.value.fix == "look at b"
+    with pytest.raises(NumericError) as caught:
+        Proof(checks[3:]).require()
+    assert caught.value.fix == AGAIN
     Proof(checks[::2]).require()
-    for kind, fix in FIXES.items():
-        with pytest.raises(NumericError) as caught:
-            Proof(checks, fix).require()
-        assert caught.value.fix == fix and ("--quant" in fix) == (kind == "gguf")
-    assert FIXES.keys() == FORMATS.keys()
+    with pytest.raises(NumericError, match=r"--require-proof.*c: torch is missing") as caught:
+        Proof(checks[::2]).require(everything=True)
+    assert caught.value.exit_code == 6
+    Proof(checks[:1]).require(everything=True)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "passed", "said"),
+    [
+        (["passed", "passed"], True, "all 2 checks passed"),
+        (["passed", "note"], True, "all 1 checks passed"),
+        (["passed", "not checked"], None, "1 checks passed; not checked: check 1"),
+        (["not checked"], None, "0 checks passed; not checked: check 0"),
+        (["note"], None, "0 checks passed; not checked: everything"),
+        ([], None, "0 checks passed; not checked: everything"),
+        (["passed", "failed", "not checked"], False, "check 1 failed; 1 other checks passed"),
+    ],
+)
+def test_only_what_was_checked_is_proven(verdicts: list[Any], passed: bool | None, said: str) -> None:
+    proof = Proof(tuple(Check(f"check {n}", verdict, "") for n, verdict in enumerate(verdicts)))
+    assert proof.passed is passed and proof.summary() == said
+    assert proof.verdict == {True: "passed", False: "failed", None: "not checked"}[passed]
+
+
+def test_an_export_without_a_proof_is_not_proven(adapter: str, tmp_path: Path) -> None:
+    result = export(config(adapter, tmp_path / "out"))
+    assert result.proof.passed is None
+    manifest = json.loads((tmp_path / "out" / "lorafold.json").read_text())
+    assert manifest["verdict"] == "not checked"
+    assert "## Proof: not checked" in (tmp_path / "out" / "report.md").read_text()
+    lines = dict(result.lines())
+    assert lines["proof"] == "0 checks passed; not checked: proof"
+    assert any(label == "note" and "--require-proof" in text for label, text in result.lines())
+    with pytest.raises(UsageError, match=r"there is no proof to require.*--no-verify"):
+        config(adapter, tmp_path / "other", require_proof=True)
+
+
+def without_template(folder: Path) -> Path:
+    base = shutil.copytree(tiny_chat.folder(), folder)
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    return base
+
+
+def test_what_was_not_checked_is_an_error_only_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = without_template(tmp_path / "base")
+    run = ["export", str(base), "--quant", "F32", "--no-modelfile", "--name", "tiny", "--out"]
+    assert main([*run, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "not checked" in said and "logits tiny-F32.gguf: there is no chat template" in said
+    assert main([*run, str(tmp_path / "strict"), "--require-proof"]) == 6
+    said = capsys.readouterr().err
+    assert "--require-proof: not everything was checked: logits tiny-F32.gguf" in said
+    assert f"kept in {tmp_path / 'strict.unproven'}" in said
+    assert not (tmp_path / "strict").exists()
+    assert (tmp_path / "strict.unproven" / "tiny-F32.gguf").is_file()
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert "not checked: logits tiny-F32.gguf" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "out"), "--require-proof"]) == 6
+
+
+def test_a_failed_export_is_kept_under_a_name_that_says_so(
+    adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A config that the base's weights were not made for, which llama.cpp reads and transformers does too.
+
+    The reference is loaded from the folder while the file is written from it: here the config changes between
+    the two, as by another program.
+    """
+    out, kept = tmp_path / "out", tmp_path / "out.failed"
+    base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
+
+    def change(step: str, done: float, total: float | None, note: str = "") -> None:
+        settings = json.loads((base / "config.json").read_text())
+        if step.startswith("prove") and settings["rms_norm_eps"] < 1:
+            (base / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1.0}))
+
+    def run(**changes: Any) -> None:
+        settings = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-6}))
+        export(ExportConfig(str(base), out=out, quant=("F32",), name="tiny", **changes), change)
+
+    with pytest.raises(NumericError, match=r"the proof failed: logits tiny-F32\.gguf") as caught:
+        run()
+    assert str(kept) in str(caught.value) and "please report it" in str(caught.value)
+    assert not out.exists() and (kept / "tiny-F32.gguf").is_file() and (kept / "Modelfile").is_file()
+    assert json.loads((kept / "lorafold.json").read_text())["verdict"] == "failed"
+    assert "## Proof: failed" in (kept / "report.md").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "out.failed"}
+    # The proof can be repeated there, with the same end: the command's fix follows the check that failed.
+    assert main(["verify", str(kept)]) == 6
+    assert "please report it" in capsys.readouterr().err
+    # An earlier one is replaced only with --force, and only if it is an export.
+    with pytest.raises(UsageError, match=r"out\.failed: the output folder is not empty"):
+        run()
+    (kept / "mark").write_text("")
+    with pytest.raises(NumericError):
+        run(force=True)
+    assert not (kept / "mark").exists() and (kept / "tiny-F32.gguf").is_file()
+    shutil.rmtree(kept)
+    kept.mkdir()
+    (kept / "mine").write_text("")
+    with pytest.raises(UsageError, match="--force replaces only an earlier export"):
+        run(force=True)
+    assert (kept / "mine").is_file()
 
 
 def test_it_says_what_the_time_of_writing_went_into(adapter: str, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "proof destination",
         "imatrix",
         "outputs",
+        "manifest",
         "stage",
     ),
     "train": (

@@ -1,0 +1,122 @@
+"""What an export writes down about itself: `lorafold.json` and `report.md`, and the config that `verify`
+reads back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lorafold.artifacts import write_atomic, write_manifest
+from lorafold.chat.named import NAMED
+from lorafold.errors import InputError
+from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import Inputs
+from lorafold.export.outputs.gguf import IMATRIX
+from lorafold.export.proof.check import Proof
+
+REPORT = "report.md"
+
+
+def describe_export(
+    folder: Path,
+    config: ExportConfig,
+    inputs: Inputs,
+    proof: Proof,
+    *,
+    made: Sequence[tuple[str, str]],
+    notes: Sequence[str],
+    checksums: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write the report and the manifest of an export.
+
+    Args:
+        folder: where the artifacts lie.
+        config: what was asked for.
+        inputs: what it was made from.
+        proof: the checks.
+        made: label and text of what was made.
+        notes: what the user should know.
+        checksums: sha256 of files that are known already.
+
+    Returns:
+        The manifest.
+    """
+    _write_report(folder / REPORT, inputs, made, proof, notes)
+    facts = {
+        "name": inputs.name,
+        "config": _resolved(config, inputs),
+        "base": {**inputs.base.identity(), "path": str(inputs.base.folder)},
+        "adapters": [
+            {"folder": str(adapter.folder.resolve()), "weight": weight} for adapter, weight in inputs.adapters
+        ],
+        "folded": dict(inputs.source.touched),
+        "verdict": proof.verdict,
+        "proof": proof.as_json(),
+    }
+    return write_manifest(folder, "export", facts, checksums=checksums)
+
+
+def _resolved(config: ExportConfig, inputs: Inputs) -> dict[str, Any]:
+    """The config as `verify` needs it: with what was found for each name, so that it works from anywhere.
+
+    A base may stand as a path from the folder that was current then, also in an adapter's own config.
+    """
+    values = asdict(config)
+    for name, value in values.items():
+        if isinstance(value, Path):
+            values[name] = str(value.resolve())
+    base = inputs.base.spec or str(inputs.base.folder)
+    adapters = [f"{adapter.folder.resolve()}={weight!r}" for adapter, weight in inputs.adapters]
+    if adapters:
+        values |= {"source": adapters[0], "adapter": adapters[1:], "base": base}
+    else:
+        values["source"] = base
+    template = config.chat_template
+    if template is not None and template not in NAMED:
+        values["chat_template"] = str(Path(template).resolve())
+    return values
+
+
+def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
+    saved = dict(manifest.get("config") or {})
+    known = {field.name for field in fields(ExportConfig)}
+    if not {"source", "out"} <= saved.keys() <= known:
+        raise InputError(
+            "the saved config is not of this version", at=folder / "lorafold.json", fix="export again"
+        )
+    if saved.get("imatrix_data"):  # what was collected then lies beside the files
+        saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
+    for name in ("out", "imatrix", "chats"):
+        saved[name] = None if saved.get(name) is None else Path(saved[name])
+    for name in ("adapter", "quant", "tensor_type"):
+        saved[name] = tuple(saved.get(name) or ())
+    return ExportConfig(**{**saved, "force": True})
+
+
+def _write_report(
+    path: Path, inputs: Inputs, made: Sequence[tuple[str, str]], proof: Proof, notes: Sequence[str]
+) -> None:
+    adapters = [f"`{adapter.folder}` × {weight:g}" for adapter, weight in inputs.adapters]
+    lines = [
+        f"# {inputs.name}",
+        "",
+        f"Base: `{inputs.base.id}`. Adapters folded in: {', '.join(adapters) or 'none'}.",
+        "",
+        "## Made",
+        "",
+        *(f"- **{label}**: {text}" for label, text in made),
+        "",
+        f"## Proof: {proof.verdict}",
+        "",
+        f"{proof.summary()[:1].upper()}{proof.summary()[1:]}.",
+        "",
+        "| check | verdict | what it says |",
+        "|---|---|---|",
+        *(f"| {c.name} | {c.verdict} | {c.meaning.replace('|', chr(92) + '|')} |" for c in proof.checks),
+        "",
+    ]
+    if notes:
+        lines += ["## To know", "", *(f"- {note}" for note in notes), ""]
+    write_atomic(path, "\n".join(lines))

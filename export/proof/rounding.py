@@ -1,0 +1,261 @@
+"""What its types cost a model: the reference, rounded as llama.cpp rounds a file.
+
+Every weight gets the error that its type makes on it, and whatever enters a product is rounded to the type
+that ggml multiplies it with. The weights keep their place in transformers' model, and only the rounding error
+is taken from the fold: weights that are wrong, or in a wrong order in the file, do not make this loss any
+larger.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from lorafold.export.gguf.header import TypedTensor
+from lorafold.export.gguf.parts import RowRange
+from lorafold.export.gguf.rows import RowSource, column_weights
+from lorafold.export.quant import ggml
+from lorafold.export.quant.quantize import quantize
+from lorafold.machine import cores
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 1 << 21  # weights that are rounded at once
+
+# ggml multiplies the rows of a type with activations of another (`vec_dot_type` in ggml-cpu.c): 16-bit types
+# with their own kind, these with Q8_0 or Q8_1 (8 bits, one scale for 32 numbers), all others with Q8_K (one
+# for 256).
+BLOCKS_OF_32 = {Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.IQ4_NL, Type.MXFP4}
+
+Importance = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of one checkpoint tensor that go into one tensor of the file.
+
+    Attributes:
+        typed: the file's tensor.
+        rows: the checkpoint's rows.
+        first: the row of the file's tensor at which they begin.
+    """
+
+    typed: TypedTensor
+    rows: RowRange
+    first: int
+
+    @property
+    def weights(self) -> int:
+        """How many weights these are."""
+        tensor = self.typed.tensor
+        return tensor.rows * tensor.cols if tensor.transpose else self.count * tensor.cols
+
+    @property
+    def count(self) -> int:
+        """Rows of the checkpoint."""
+        return self.rows.stop - self.rows.start
+
+    def blocks(self) -> Iterator[Piece]:
+        """Parts of it that are rounded at once; none reaches over two experts, whose importance differs."""
+        tensor = self.typed.tensor
+        if tensor.transpose:
+            yield self
+            return
+        height = tensor.shape[-2] if len(tensor.shape) > 2 else self.count
+        step = max(BLOCK // tensor.cols, 1)
+        for expert in range(0, self.count, height):
+            for start in range(expert, min(expert + height, self.count), step):
+                stop = min(start + step, expert + height, self.count)
+                begin = self.rows.start
+                rows = RowRange(self.rows.source, begin + start, begin + stop)
+                yield Piece(self.typed, rows, self.first + start)
+
+
+@dataclass(slots=True)
+class Rounding:
+    """What was done to a model, and what is left to do.
+
+    Attributes:
+        model: the model, its weights rounded.
+        weights: how many weights the file rounds.
+        found: how many of them have their place in transformers' model.
+        types: the type of each rounded parameter, by its id.
+    """
+
+    model: torch.nn.Module
+    weights: int = 0
+    found: int = 0
+    types: dict[int, Type] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> float:
+        """The share of the weights that could not be rounded."""
+        return 1 - self.found / self.weights if self.weights else 0.0
+
+    def round_activations(self) -> None:
+        """From now on round also what enters each product."""
+        for module in self.model.modules():
+            # PEFT's layers show their base's weight as their own, so an adapter gets the same input as its
+            # base. A stack of experts holds its weights under names of its own.
+            held = [getattr(module, "weight", None), *module.parameters(recurse=False)]
+            kinds = [self.types[id(each)] for each in held if id(each) in self.types]
+            if kinds and kinds[0] != Type.F32 and "Embedding" not in type(module).__name__:
+                module.register_forward_pre_hook(_rounds_input(kinds[0]))
+
+
+def parameters_of(model: torch.nn.Module) -> dict[str, Any]:
+    """The base's own parameters by name; to be taken before an adapter is put around them."""
+    return dict(model.named_parameters())
+
+
+def round_weights(
+    model: torch.nn.Module,
+    parameters: Mapping[str, Any],
+    tensors: Sequence[TypedTensor],
+    source: RowSource,
+    exact: RowSource,
+    imatrix: Importance | None = None,
+) -> Rounding:
+    """Give a model the error that a file's types make on its weights, in place.
+
+    Args:
+        model: the base, with the adapter beside it if there is one.
+        parameters: what `parameters_of` said of the base.
+        tensors: all tensors of the file.
+        source: what the file was made from.
+        exact: the same without the rounding to 16 bits that `--rounding peft` asks for.
+        imatrix: the importance weights of the export.
+    """
+    done = Rounding(model)
+    strange: list[Piece] = []
+    waiting = []
+    with ThreadPoolExecutor(cores()) as pool:
+        for piece in _pieces(tensors, plain_too=source is not exact):
+            done.weights += piece.weights
+            parameter = _parameter(parameters, piece.rows.source)
+            if parameter is None:
+                strange.append(piece)
+                continue
+            done.found += piece.weights
+            done.types.setdefault(id(parameter), piece.typed.type)
+            values = parameter.data.numpy()
+            waiting += [
+                pool.submit(_round, values, block, source, exact, imatrix) for block in piece.blocks()
+            ]
+        for each in waiting:
+            each.result()
+    _round_stacks(parameters, strange, done)
+    return done
+
+
+def _pieces(tensors: Sequence[TypedTensor], plain_too: bool) -> Iterator[Piece]:
+    """All rows that the file rounds; float32 ones only if they were rounded on the way."""
+    for typed in tensors:
+        if typed.type == Type.F32 and not plain_too:
+            continue
+        first = 0
+        for rows in typed.tensor.sources:
+            yield Piece(typed, rows, first)
+            first += rows.stop - rows.start
+
+
+def _parameter(parameters: Mapping[str, Any], name: str) -> Any:
+    """The parameter of a checkpoint's tensor; one of the two names may have a prefix that the other lacks."""
+    if name in parameters:
+        return parameters[name]
+    near = [p for known, p in parameters.items() if known.endswith(f".{name}") or name.endswith(f".{known}")]
+    return near[0] if len(near) == 1 else None
+
+
+def _round(
+    values: NDArray[np.float32],
+    piece: Piece,
+    source: RowSource,
+    exact: RowSource,
+    imatrix: Importance | None,
+) -> None:
+    """Add a type's error on some rows to a parameter."""
+    part, tensor = piece.rows, piece.typed.tensor
+    wanted = exact.rows(part.source, part.start, part.stop)
+    rows = wanted if source is exact else source.rows(part.source, part.start, part.stop)
+    if tensor.transpose:
+        rows = np.ascontiguousarray(rows.T)
+    written = _there_and_back(rows, piece.typed.type, column_weights(imatrix, tensor, piece.first))
+    error = (written.T if tensor.transpose else written) - wanted
+    # A file may have more tokens than the model, or the reverse.
+    matrix = values.reshape(-1, values.shape[-1])
+    stop = min(part.stop, len(matrix))
+    matrix[part.start : stop] += error[: stop - part.start]
+
+
+def _there_and_back(
+    rows: NDArray[np.float32], type: Type, weights: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    return ggml.dequantize(quantize(rows, type, weights), type, rows.shape[1])
+
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_DOWN = re.compile(r"down|\.w2\b")
+
+
+def _round_stacks(parameters: Mapping[str, Any], strange: Sequence[Piece], done: Rounding) -> None:
+    """Round what transformers holds under another name than the checkpoint: experts that it stacks.
+
+    A stack is known by its layer, its width and which side of the network it is. The values that are rounded
+    are the base's: an adapter changes them too little to change the rounding's size.
+    """
+    for name, parameter in parameters.items():
+        layer = _LAYER.search(name)
+        if parameter.dim() != 3 or layer is None or id(parameter) in done.types:
+            continue
+        own = [
+            piece
+            for piece in strange
+            if piece.typed.tensor.cols == parameter.shape[-1]
+            and (found := _LAYER.search(piece.rows.source)) is not None
+            and found[1] == layer[1]
+            and bool(_DOWN.search(piece.rows.source)) == bool(_DOWN.search(name))
+        ]
+        if sum(piece.weights for piece in own) != parameter.numel():
+            continue
+        kind = own[0].typed.type
+        done.types[id(parameter)] = kind
+        matrix = parameter.data.numpy().reshape(-1, parameter.shape[-1])
+        step = max(BLOCK // matrix.shape[1], 1)
+        for start in range(0, len(matrix), step):
+            matrix[start : start + step] = _there_and_back(matrix[start : start + step], kind)
+        done.found += parameter.numel()
+
+
+def _rounds_input(kind: Type) -> Any:
+    def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not arguments:  # the input has a name: leave it
+            return None
+        return (_rounded(arguments[0], kind), *arguments[1:])
+
+    return hook
+
+
+def _rounded(entering: torch.Tensor, kind: Type) -> torch.Tensor:
+    """Activations as ggml rounds them before it multiplies them with rows of a type."""
+    import torch
+
+    if kind in (Type.F16, Type.BF16):
+        return entering.to(torch.float16 if kind == Type.F16 else torch.bfloat16).to(entering.dtype)
+    width = 32 if kind in BLOCKS_OF_32 else 256
+    if entering.shape[-1] % width:
+        return entering
+    blocks = entering.unflatten(-1, (-1, width))  # (..., blocks, width)
+    scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    whole = (blocks / scale).round()
+    if width == 32:  # Q8_0 keeps its scale in 16 bits, Q8_K in 32
+        scale = scale.to(torch.float16).to(scale.dtype)
+    return (whole * scale).flatten(-2)
