@@ -222,8 +222,8 @@ _QUANTIZED_NAME = re.compile(r"(?:-unsloth)?-bnb-4bit$")
 def _check_precision(base: Base, of_adapter: bool) -> None:
     """Refuse packed weights by the name of their method, before their shapes look like another base's."""
     config = base.config()
-    # MLX writes "quantization", and since 0.20 the other name beside it.
-    for key in ("quantization_config", "quantization"):
+    # MLX writes "quantization", and since 0.20 the other name beside it, without the method's name.
+    for key in ("quantization", "quantization_config"):
         if not (quantized := config.get(key)):
             continue
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized

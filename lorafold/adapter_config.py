@@ -1,14 +1,15 @@
 """What `adapter_config.json` says about an adapter, and which adapters can be folded into weights at all.
 
-In: the folder of a PEFT adapter. Out: an `AdapterConfig` with PEFT's own field names. What no weight matrix
-can express, and what PEFT itself cannot merge, is refused by name with what to do instead (PEFT 0.21).
+`AdapterConfig` has PEFT's own field names (PEFT 0.21). What no weight matrix can express, and what PEFT
+itself cannot merge, is refused by name with what to do instead. Every other field is used, is known to change
+nothing of the weights, or is named in a note.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ MERGE_FIRST = (
     "merge it with PEFT (`PeftModel.from_pretrained(base, adapter).merge_and_unload()"
     ".save_pretrained(DIR)`), then export DIR"
 )
+MLX_AGAIN = "copy the adapter_config.json that mlx-lm saved with the adapter"
 NOT_WEIGHTS = "serve it with PEFT, or train LoRA on the same data: `lorafold train`"
 
 FOLDABLE = ("LORA", "ADALORA", "IA3", "TRAINABLE_TOKENS", "LN_TUNING")
@@ -54,6 +56,69 @@ NOT_FOLDABLE_OPTIONS = {
     ),
 }
 
+# Fields that are read below, or by whoever looks for the base.
+USED = frozenset(
+    (
+        "peft_type",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "r",
+        "init_r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "lora_bias",
+        "bias",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "target_modules",
+        "exclude_modules",
+        "target_parameters",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "trainable_token_indices",
+        "token_indices",
+        "ensure_weight_tying",
+        "use_bdlora",
+        "kasa_config",
+        "feedforward_modules",
+    )
+)
+
+# Fields that say how an adapter was trained or how PEFT runs it, and nothing about what its numbers mean.
+HARMLESS = frozenset(
+    (
+        "task_type",
+        "auto_mapping",
+        "inference_mode",
+        "lora_dropout",
+        "init_ia3_weights",
+        "init_weights",
+        "runtime_config",
+        "megatron_config",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "velora_config",
+        "monteclora_config",
+        "qalora_group_size",
+        "target_r",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "beta1",
+        "beta2",
+        "orth_reg_weight",
+        "total_step",
+    )
+)
+
 RESIDUAL_BASE = (
     "save it converted (`save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL)`), or "
     "give the base that was changed with it (`--base`) and set `init_lora_weights` to true in " + CONFIG
@@ -74,10 +139,12 @@ class AdapterConfig:
     Args:
         path: the file.
         peft_type: one of `FOLDABLE`.
-        r: rank where no pattern matches; the initial one of AdaLoRA; 0 for methods without one.
-        lora_alpha: alpha where no pattern matches.
+        r: rank if no pattern matches; the initial one of AdaLoRA; 0 for methods without one.
+        lora_alpha: alpha if no pattern matches.
         use_rslora: scale by alpha / sqrt(r) instead of alpha / r.
         use_dora: rows (columns of a transposed weight) are rescaled to a trained magnitude.
+        lora_bias: B has a bias of its own.
+        bias: which biases of the base were trained: "none", "all" or "lora_only".
         fan_in_fan_out: the targeted weights are stored as (in, out).
         rank_pattern: regular expression of a module's name: its rank, the first match counts.
         alpha_pattern: the same for alpha.
@@ -94,6 +161,9 @@ class AdapterConfig:
         kasa: KaSA: the base's smallest singular values are dropped, and a diagonal lies between A and B.
         feedforward_modules: (IA)³ modules whose inputs are scaled.
         base_model_name_or_path: what the adapter says its base is.
+        peft_version: of the PEFT that wrote it, since 0.18.0; None if it does not say.
+        mlx: mlx-lm wrote it; see `mlx_adapter`.
+        notes: fields with a value that nothing here knows, to be told.
     """
 
     path: Path
@@ -102,6 +172,8 @@ class AdapterConfig:
     lora_alpha: float
     use_rslora: bool
     use_dora: bool
+    lora_bias: bool
+    bias: str
     fan_in_fan_out: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
@@ -118,6 +190,9 @@ class AdapterConfig:
     kasa: bool
     feedforward_modules: tuple[str, ...] | str
     base_model_name_or_path: str | None
+    peft_version: str | None = None
+    mlx: bool = False
+    notes: tuple[str, ...] = ()
 
     def rank(self, module: str) -> int:
         """The rank of a module, named as in the model ("model.layers.0.self_attn.q_proj")."""
@@ -162,6 +237,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG
     raw = read_object(path)
+    if is_mlx(raw):
+        return _mlx_config(path, raw)
     method = str(raw.get("peft_type")).rpartition(".")[2].upper()
     _check_method(path, method)
     if method == "LORA":
@@ -178,6 +255,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         lora_alpha=field.number("lora_alpha", 8),
         use_rslora=bool(raw.get("use_rslora")),
         use_dora=bool(raw.get("use_dora")),
+        lora_bias=bool(raw.get("lora_bias")),
+        bias=str(raw.get("bias") or "none"),
         fan_in_fan_out=bool(raw.get("fan_in_fan_out")),
         rank_pattern={} if pruned else field.patterns("rank_pattern", least=1, whole=True),
         alpha_pattern=field.patterns("alpha_pattern"),
@@ -194,6 +273,79 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         kasa=bool(raw.get("kasa_config")),
         feedforward_modules=field.modules("feedforward_modules") or (),
         base_model_name_or_path=raw.get("base_model_name_or_path") or None,
+        peft_version=str(raw["peft_version"]) if raw.get("peft_version") else None,
+        notes=tuple(_unknown_fields(raw)),
+    )
+
+
+def _unknown_fields(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What is said of fields that neither this program nor PEFT 0.21 knows, if they hold anything."""
+    for name, value in raw.items():
+        if value and name not in USED | HARMLESS and name not in NOT_FOLDABLE_OPTIONS:
+            yield f"{CONFIG}: {name} is not known here, and was not used (it is {value!r:.60})"
+
+
+def is_mlx(raw: Mapping[str, Any]) -> bool:
+    """Whether an adapter_config.json was written by mlx-lm, which has a format of its own under that name."""
+    return not raw.get("peft_type") and any(key in raw for key in ("fine_tune_type", "lora_parameters"))
+
+
+def _mlx_config(path: Path, raw: Mapping[str, Any]) -> AdapterConfig:
+    """mlx-lm's configuration in PEFT's terms: W + scale · (a b)ᵀ, with DoRA's magnitudes as PEFT has them.
+
+    mlx-lm up to 0.13 multiplied the scale by alpha / rank; later versions ignore an alpha that a recipe still
+    holds. Those can be told apart by their names for the number of layers alone, if they changed it already.
+    """
+    kind = raw.get("fine_tune_type", "dora" if raw.get("use_dora") else "lora")
+    if kind not in ("lora", "dora", "full"):
+        raise InputError(
+            f"got {kind!r}, expected lora, dora or full", at=f"{path}: fine_tune_type", fix=MLX_AGAIN
+        )
+    given = raw.get("lora_parameters")
+    if kind != "full" and not isinstance(given, dict):
+        raise InputError("lora_parameters is missing from mlx-lm's configuration", at=path, fix=MLX_AGAIN)
+    parameters = _Fields(path, given if isinstance(given, dict) else {})
+    rank, scale = 0, 1.0
+    if kind != "full":
+        for name in ("rank", "scale"):
+            if parameters.raw.get(name) is None:
+                raise InputError(f"lora_parameters has no {name}", at=path, fix=MLX_AGAIN)
+        rank = parameters.number("rank", 0, least=1, whole=True)
+        scale = parameters.number("scale", 0)
+        alpha = parameters.number("alpha", rank)
+        if alpha != rank and "num_layers" not in raw and "fine_tune_type" not in raw:
+            raise InputError(
+                f"mlx-lm's scale is {scale:g} by itself, or {scale * alpha / rank:g} if its alpha counts: it "
+                "did up to version 0.13, and does not since",
+                at=f"{path}: lora_parameters",
+                fix="remove alpha; if mlx-lm 0.13 or older wrote it, multiply scale by alpha / rank",
+            )
+    return AdapterConfig(
+        path=path,
+        peft_type="LORA",
+        r=rank,
+        lora_alpha=scale * rank,
+        use_rslora=False,
+        use_dora=kind == "dora",
+        lora_bias=False,
+        bias="none",
+        fan_in_fan_out=False,
+        rank_pattern={},
+        alpha_pattern={},
+        init_lora_weights=True,
+        target_modules=None,
+        exclude_modules=None,
+        target_parameters=(),
+        layers_to_transform=None,
+        layers_pattern=(),
+        modules_to_save=(),
+        trainable_token_indices=None,
+        ensure_weight_tying=False,
+        blocks=None,
+        kasa=False,
+        feedforward_modules=(),
+        base_model_name_or_path=raw.get("model") or None,
+        mlx=True,
     )
 
 

@@ -1,14 +1,16 @@
-"""A PEFT adapter folder: its configuration, and its tensors sorted by the module that they belong to.
+"""An adapter's folder: its configuration, and its tensors sorted by the module that they belong to.
 
-In: a folder with `adapter_config.json` and `adapter_model.safetensors`. Out: an `Adapter`, which says what
-the adapter holds for every module of the model; which weights of a base these modules are is settled in
-`lorafold.export.fold.collect`. No torch; headers alone are read.
+An `Adapter` says what an adapter holds for every module of the model; which weights of a base these modules
+are is settled in `lorafold.export.fold.collect`. No torch; headers alone are read.
 
-A key of the file, as PEFT 0.5 to 0.21 write it, is
+A key of the file, as PEFT 0.4 to 0.21 write it, is
 
     base_model.model. MODULE [.base_layer ...] . PART [. ADAPTER NAME] [. weight | bias]
 
 where PART is one of `PARTS`, or the key names a whole tensor (modules_to_save, saved embeddings, biases).
+What wraps the model while it is trained (torch.compile, DDP, FSDP, TRL) may leave its own name before, behind
+or instead of the prefix: all of it is taken off. The folder of an mlx-lm adapter is read as if PEFT had
+written it (`mlx_adapter`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from types import MappingProxyType
 
 from lorafold.adapter_config import CONFIG, AdapterConfig, read_adapter_config
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.weights import Checkpoint
+from lorafold.mlx_adapter import MlxFactors
+from lorafold.weights import Checkpoint, TensorSource
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -43,8 +46,19 @@ PARTS = (
 TRAINING_ONLY = ("lora_monteclora_sampler", "lora_velora_embed", "lora_velora_initialized", "lora_arrow")
 
 _MODULES_TO_SAVE = ".modules_to_save."
-_PREFIX = re.compile(r"^(?:base_model\.model\.|base_model\.)")
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\.")
+# Names that programs around a model put into the names of its tensors, anywhere, and PEFT's own in front.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module|module)\."
+)
+_PREFIX = re.compile(r"^(?:(?:.*\.)?base_model\.(?:model\.)?|pretrained_model\.)+")
+
+# Heads that training puts beside a language model; no file of one has a place for them.
+FOREIGN_HEADS = {
+    "v_head": "the value head of reinforcement learning",
+    "score": "the head of a classifier or reward model",
+    "classifier": "the head of a classifier",
+    "qa_outputs": "the head of a model that marks answers in a text",
+}
 _PART = re.compile(
     rf"(?P<module>.+?)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"
 )
@@ -99,7 +113,7 @@ class Adapter:
 
     folder: Path
     config: AdapterConfig
-    source: Checkpoint
+    source: TensorSource
     modules: tuple[ModuleTensors, ...]
     saved: tuple[SavedTensor, ...]
 
@@ -123,6 +137,9 @@ class Adapter:
         if not (folder / CONFIG).exists():
             raise InputError(f"no {CONFIG}: not a PEFT adapter", at=folder, fix="give the adapter's folder")
         config = read_adapter_config(folder)
+        if config.mlx:
+            factors = MlxFactors.open(folder)
+            return cls(folder, config, factors, *_sort_keys(config, factors))
         path = folder / WEIGHTS
         if not path.exists():
             if (folder / PICKLE).exists():
@@ -138,13 +155,13 @@ class Adapter:
 
 
 def _sort_keys(
-    config: AdapterConfig, source: Checkpoint
+    config: AdapterConfig, source: TensorSource
 ) -> tuple[tuple[ModuleTensors, ...], tuple[SavedTensor, ...]]:
     """Sort the file's tensors by module and part."""
     modules: dict[tuple[str, int], dict[str, str]] = {}
     saved: dict[str, SavedTensor] = {}
     for key in source.tensors:
-        name = _WRAPPERS.sub("", _PREFIX.sub("", key))
+        name = _in_model(key)
         if any(f".{part}." in f".{name}." for part in TRAINING_ONLY):
             continue
         match = _PART.fullmatch(name)
@@ -155,22 +172,30 @@ def _sort_keys(
             trained = (
                 tensor.endswith(".bias")
                 or config.peft_type == "LN_TUNING"
+                or config.mlx
                 or _MODULES_TO_SAVE in key
                 or _in_modules(tensor, config.modules_to_save)
             )
             entry = SavedTensor(tensor, key, trained)
-            saved[tensor] = _one_of(source, saved[tensor], entry) if tensor in saved else entry
+            saved[tensor] = _one_of(config, saved[tensor], entry) if tensor in saved else entry
             continue
         module, depth = _unwrapped(match["module"].removesuffix(".token_adapter"))
         part = "lora_bias" if (match["part"], match["leaf"]) == ("lora_B", "bias") else match["part"]
         parts = modules.setdefault((module, depth), {})
         if part in parts:
-            raise _twice(source, parts[part], key)
+            raise _twice(config, parts[part], key)
         parts[part] = key
     sorted_modules = tuple(
         ModuleTensors(module, depth, MappingProxyType(parts)) for (module, depth), parts in modules.items()
     )
     return sorted_modules, tuple(saved.values())
+
+
+def _in_model(key: str) -> str:
+    """A key without the names of everything that was wrapped around the model."""
+    while (shorter := _PREFIX.sub("", _WRAPPERS.sub("", key))) != key:
+        key = shorter
+    return key
 
 
 def _whole_tensor(name: str) -> str | None:
@@ -194,18 +219,18 @@ def _in_modules(tensor: str, modules: tuple[str, ...]) -> bool:
     return any(re.match(rf"(^|.*\.){re.escape(module)}($|\..*)", tensor) for module in modules)
 
 
-def _one_of(source: Checkpoint, a: SavedTensor, b: SavedTensor) -> SavedTensor:
+def _one_of(config: AdapterConfig, a: SavedTensor, b: SavedTensor) -> SavedTensor:
     """The entry of two for one tensor: what was trained wins over the plain name that repeats it."""
     first, second = sorted((a, b), key=lambda entry: _MODULES_TO_SAVE not in entry.key)
-    plain = _WRAPPERS.sub("", _PREFIX.sub("", second.key)) == second.tensor
+    plain = _in_model(second.key) == second.tensor
     if a.copy or b.copy or _MODULES_TO_SAVE not in first.key or not plain:
-        raise _twice(source, a.key, b.key)
+        raise _twice(config, a.key, b.key)
     return replace(first, copy=second.key)
 
 
-def _twice(source: Checkpoint, first: str, second: str) -> InputError:
+def _twice(config: AdapterConfig, first: str, second: str) -> InputError:
     return InputError(
         f"{first!r} and {second!r} are the same tensor of two adapters",
-        at=source.folder / WEIGHTS,
+        at=config.path.parent / WEIGHTS,
         fix="save each adapter into its own folder",
     )

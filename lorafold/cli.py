@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
@@ -170,6 +170,7 @@ def inspect(
     layout: LayoutName = "auto",
     system: str | None = None,
     chat_template: str | None = None,
+    control_tokens: Literal["text", "parse"] = "text",
 ) -> None:
     """Say what a folder or file is: base, adapter, export, GGUF, or data for training.
 
@@ -180,6 +181,7 @@ def inspect(
         layout: For data: layout of the records; auto recognises it by the fields.
         system: For data: system message for conversations that have none.
         chat_template: For data: name or Jinja file of a template to use instead of the base's own.
+        control_tokens: For data: control tokens that it writes out are text, or parsed as such.
     """
     from lorafold.console import live_progress, print_lines, print_sample
     from lorafold.inspection import inspect_path
@@ -192,6 +194,7 @@ def inspect(
             layout=layout,
             system=system,
             chat_template=chat_template,
+            control_tokens=control_tokens,
             progress=progress,
         )
     print_lines(found.lines)

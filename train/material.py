@@ -13,6 +13,7 @@ from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import DataSet, load_splits
 from lorafold.train.data.thinking import settle_thinking
+from lorafold.train.data.written import written_controls
 from lorafold.train.model.new_tokens import extend_tokenizer
 from lorafold.train.tokens.tokenize import Tokenized, tokenize
 
@@ -28,7 +29,7 @@ class Material:
         held_out_tokens: of `held_out`.
         tokenizer: with the template that was trained with.
         folder: the tokenizer's files.
-        rows: tokens in a vocabulary that was extended, 0 where it was not.
+        rows: size of the extended vocabulary; 0 if no tokens were added.
         own_template: the template is not the base's own, so it goes with the adapter.
         notes: what the user should know.
     """
@@ -51,7 +52,7 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         config: of the run.
         base: the base's folder.
         work: folder for a tokenizer that has to be made; no other process uses it.
-        progress: told where it lasts.
+        progress: told if it lasts.
 
     Raises:
         InputError: the data, the tokenizer or the template are wrong.
@@ -65,16 +66,18 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         extended = work / "extended"
         rows = extend_tokenizer(folder, extended, config.new_tokens)
         folder = extended
-    tokenizer, settled, said = choose_tokenizer(folder, data, config.chat_template)
+    tokenizer, settled, said = choose_tokenizer(
+        folder, data, config.chat_template, parse_contents=config.control_tokens == "parse"
+    )
     tokens = tokenize(data.examples, tokenizer, config.max_length, progress)
     found = ", ".join(f"{count} {name}" for name, count in data.layouts.items())
-    notes = [f"data: {found}; {tokens.summary()}", *data.notes, *said]
+    notes = [f"data: {found}; {tokens.summary()}", *data.notes, *said, *tokens.notes]
     held_out_tokens = None
     if held_out is not None:
         held_out_tokens = tokenize(
             held_out.examples, tokenizer, config.max_length, progress, may_be_empty=True
         )
-        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes]
+        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes, *held_out_tokens.notes]
         if not held_out_tokens.sequences:
             notes.append(_no_evaluation(config, held_out_tokens))
     progress("read the data", 1, 1, note=tokens.summary())
@@ -92,7 +95,7 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
 
 
 def _no_evaluation(config: TrainConfig, tokens: Tokenized) -> str:
-    """What is said where nothing of the evaluation set is left.
+    """What is said if nothing of the evaluation set is left.
 
     Raises:
         InputError: the run goes by evaluations.
@@ -107,7 +110,7 @@ def _no_evaluation(config: TrainConfig, tokens: Tokenized) -> str:
 
 
 def choose_tokenizer(
-    folder: Path, data: DataSet, chat_template: str | None
+    folder: Path, data: DataSet, chat_template: str | None, *, parse_contents: bool = False
 ) -> tuple[ChatTokenizer, bool, tuple[str, ...]]:
     """The tokenizer with the template that training uses.
 
@@ -115,6 +118,7 @@ def choose_tokenizer(
         folder: with tokenizer.json.
         data: to train on; plain texts need no chat template, so a base without one will do.
         chat_template: the user's choice.
+        parse_contents: control tokens that the data write out count as such.
 
     Returns:
         The tokenizer, whether its template was changed to fit the data, and what the user should know of it.
@@ -124,8 +128,12 @@ def choose_tokenizer(
     """
     if chat_template is None and set(data.layouts) == {"text"}:
         with contextlib.suppress(InputError):
-            return ChatTokenizer.from_folder(folder), False, ()
+            plain = ChatTokenizer.from_folder(folder)
+            plain.parse_contents = parse_contents
+            return plain, False, written_controls(data.examples, plain.template, parsed=parse_contents)
         chat_template = "chatml"
     plain = ChatTokenizer.from_folder(folder, chat_template)
+    plain.parse_contents = parse_contents
     settled, notes = settle_thinking(plain, data.examples)
-    return settled, settled is not plain, notes
+    said = written_controls(data.examples, settled.template, parsed=parse_contents)
+    return settled, settled is not plain, (*notes, *said)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -73,6 +73,19 @@ class AddLowRank:
     start: int
     stop: int
     rounded: str = ""
+
+    def part(self, offset: int, rows: int, start: int) -> AddLowRank:
+        """The step that adds some rows of this product elsewhere.
+
+        Args:
+            offset: first row of the product, counted from its own `start`.
+            rows: how many.
+            start: row of the tensor that the first of them goes to.
+        """
+        left = self.left
+        if offset == 0 and rows == self.stop - self.start:
+            return replace(self, start=start, stop=start + rows)
+        return replace(self, left=lambda a, b: left(offset + a, offset + b), start=start, stop=start + rows)
 
     def apply(self, block: Block, start: int) -> Block:
         first, last = max(start, self.start), min(start + len(block), self.stop)
@@ -193,18 +206,17 @@ class Scale:
 class Dora:
     """Add a low-rank product, then rescale every output to its trained magnitude (arXiv:2402.09353).
 
-    An output of the layer is a row, or a column where the weight is stored transposed (Conv1D, embeddings).
+    An output of the layer is a row, or a column if the weight is stored transposed (Conv1D, embeddings).
     The norm of a row is known with the row; those of columns take one pass over the tensor, made when first
     needed. Sums of squares are taken in float64; PEFT takes them in float32, so the last bit of a factor can
     differ.
 
     Args:
-        product: the low-rank product.
+        product: the low-rank product; its rows are the outputs, if an output is a row.
         magnitude: float32, one value for each output.
         name: of the tensor, for the error.
         by_row: whether an output is a row.
         before: rows [a, b) of the tensor as it is before this step, float32.
-        rows: number of rows of the tensor.
         alone: whether blocks come as `before` gives them, so that a row's norm can be taken from the block;
             behind another adapter they do not, and the norm is still that of the base with this product.
     """
@@ -214,23 +226,24 @@ class Dora:
     name: str
     by_row: bool
     before: Callable[[int, int], Block]
-    rows: int
     alone: bool = True
     _norms: dict[str, Exact] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def apply(self, block: Block, start: int) -> Block:
         block = self.product.apply(block, start)
-        if self.by_row:
-            normed = block
-            if not self.alone:
-                normed = self.product.apply(self.before(start, start + len(block)), start)
-            squares = np.square(normed, dtype=np.float64).sum(axis=1)
-            norms = np.sqrt(squares).astype(np.float32)
-            block *= self._factors(self.magnitude()[start : start + len(block)], norms)[:, None]
-        else:
+        if not self.by_row:
             norms = self._column_norms("float32").astype(np.float32)
             block *= self._factors(self.magnitude(), norms)[None, :]
+            return block
+        zero = self.product.start
+        first, last = max(start, zero), min(start + len(block), self.product.stop)
+        if first < last:
+            outputs = block[first - start : last - start]
+            normed = outputs if self.alone else self.product.apply(self.before(first, last), first)
+            squares = np.square(normed, dtype=np.float64).sum(axis=1)
+            norms = np.sqrt(squares).astype(np.float32)
+            outputs *= self._factors(self.magnitude()[first - zero : last - zero], norms)[:, None]
         return block
 
     def _factors(self, magnitude: Block, norms: Block) -> Block:
@@ -245,14 +258,18 @@ class Dora:
     def exact(self, block: Exact, rows: Rows) -> Exact:
         block = self.product.exact(block, rows)
         magnitude = self.magnitude().astype(np.float64)
-        if self.by_row:
-            normed = block
-            if not self.alone:
-                base = [self.before(row, row + 1) for row in rows.tolist()]
-                normed = self.product.exact(np.concatenate(base).astype(np.float64), rows)
-            block *= (magnitude[rows] / np.linalg.norm(normed, axis=1))[:, None]
-        else:
+        if not self.by_row:
             block *= (magnitude / self._column_norms("float64"))[None, :]
+            return block
+        inside = np.flatnonzero((rows >= self.product.start) & (rows < self.product.stop))
+        if inside.size:
+            numbers = rows[inside]
+            normed = block[inside]
+            if not self.alone:
+                base = [self.before(row, row + 1) for row in numbers.tolist()]
+                normed = self.product.exact(np.concatenate(base).astype(np.float64), numbers)
+            factors = magnitude[numbers - self.product.start] / np.linalg.norm(normed, axis=1)
+            block[inside] *= factors[:, None]
         return block
 
     def _column_norms(self, precision: str) -> Exact:
@@ -260,8 +277,8 @@ class Dora:
         with self._lock:
             if precision not in self._norms:
                 total: Exact | None = None
-                for start in range(0, self.rows, NORM_ROWS):
-                    stop = min(start + NORM_ROWS, self.rows)
+                for start in range(0, self.product.stop, NORM_ROWS):
+                    stop = min(start + NORM_ROWS, self.product.stop)
                     block = self.before(start, stop)
                     if precision == "float32":
                         squares = np.square(self.product.apply(block, start), dtype=np.float64)

@@ -1,27 +1,28 @@
-"""What one adapter does to which tensors of a base.
+"""What one adapter does to which tensors of a base: the steps for each tensor that it touches.
 
-In: an adapter and the names of a base. Out: the steps for each tensor it touches. Every tensor of the adapter
-ends up in a step, or an `InputError` names it.
+Every tensor of the adapter ends up in a step, or an `InputError` names it. What the configuration promises
+and the file lacks is an error too, and so is what the file holds and PEFT would not use.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
-from lorafold.adapters import Adapter, ModuleTensors, SavedTensor
+from lorafold.adapters import FOREIGN_HEADS, Adapter, ModuleTensors, SavedTensor
 from lorafold.errors import InputError
 from lorafold.export.fold import modules as fold_modules
 from lorafold.export.fold.changes import Replace
+from lorafold.export.fold.experts import adapted_experts, saved_experts, stacked_parameter
 from lorafold.export.fold.factors import FactorCache, Factors
-from lorafold.export.fold.modules import adapted_experts, saved_experts, stacked_parameter
-from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, prefix_of, same_rows
+from lorafold.export.fold.names import OTHER_BASE, BaseNames, Piece
+from lorafold.export.fold.promises import check_biases, check_complete, check_copies, check_parts
 from lorafold.export.fold.targets import Targets
 from lorafold.weights import TensorSource
 
-# The parts that a module must have, and what makes steps of it; its other parts go with the first two.
-KINDS: tuple[tuple[frozenset[str], Callable[[Targets, ModuleTensors, str], None]], ...] = (
-    (frozenset({"lora_A", "lora_B"}), fold_modules.linear),
+LINEAR = frozenset({"lora_A", "lora_B"})
+# The parts that a module of another kind must have, and what makes steps of it; its other parts go with them.
+OTHERS: tuple[tuple[frozenset[str], Callable[[Targets, ModuleTensors, str], None]], ...] = (
     (frozenset({"lora_embedding_A", "lora_embedding_B"}), fold_modules.embedding),
     (frozenset({"ia3_l"}), fold_modules.ia3),
     (frozenset({"trainable_tokens_delta"}), fold_modules.tokens),
@@ -46,29 +47,34 @@ def plan_adapter(
     Raises:
         InputError: the adapter does not belong to this base, or is incomplete.
     """
+    check_parts(adapter)
     targets = Targets(adapter, base, names, Factors(adapter.source, cache), rounding)
     unknown = [saved.key for saved in adapter.saved if not _saved(targets, saved)]
     unknown += [
         key for module in adapter.modules if not _module(targets, module) for key in module.parts.values()
     ]
     if unknown:
+        _refuse_foreign_head(adapter, unknown[0])
         raise InputError(
             f"{len(unknown)} of its tensors belong to nothing in the base, the first is {unknown[0]!r}",
             at=adapter.folder,
             fix=OTHER_BASE,
         )
     check_complete(adapter, names, targets.prefixes)
+    check_biases(adapter, names)
     check_copies(adapter)
     return targets
 
 
-# Of a tensor and of a module: False where the base has nothing of that name.
+# Both return False if the base has no tensor or module of that name.
 
 
 def _saved(targets: Targets, saved: SavedTensor) -> bool:
     shape = targets.factors.shape(saved.key)
     tensor = targets.names.find(saved.tensor)
     if tensor is None:
+        if pieces := targets.names.rows_of(saved.tensor):
+            raise _only_lora(targets, saved.key, pieces)
         return saved_experts(targets, saved)
     expected = targets.names.tensors[tensor].shape
     resized = tensor in (targets.names.embedding, targets.names.head) and shape[1:] == expected[1:]
@@ -83,7 +89,7 @@ def _saved(targets: Targets, saved: SavedTensor) -> bool:
 
 def _module(targets: Targets, module: ModuleTensors) -> bool:
     parts = set(module.parts)
-    needed, steps = next((kind for kind in KINDS if kind[0] & parts), KINDS[0])
+    needed, steps = next((kind for kind in OTHERS if kind[0] & parts), (LINEAR, None))
     if not needed <= parts:
         missing = sorted(needed - parts)
         raise InputError(
@@ -95,86 +101,39 @@ def _module(targets: Targets, module: ModuleTensors) -> bool:
     if parameter is not None:
         adapted_experts(targets, module, parameter)
         return True
-    weight = targets.names.find(f"{module.module}.weight")
-    if weight is None:
+    name = f"{module.module}.weight"
+    pieces = targets.names.rows_of(name)
+    if not pieces:
         return False
-    prefix = prefix_of(f"{module.module}.weight", weight)
+    prefix = targets.names.part_of_model(name)
     if prefix is not None:
         targets.prefixes.add(prefix)
+    if steps is None:
+        fold_modules.linear(targets, module, pieces)
+        return True
+    weight = targets.names.find(name)
+    if weight is None:
+        raise _only_lora(targets, module.module, pieces)
     steps(targets, module, weight)
     return True
 
 
-def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]) -> None:
-    """Compare the modules that an adapter targets with those that it has.
-
-    Experts are left out: transformers 5 has no modules for them any more, so their names in `target_modules`
-    may mean nothing.
-
-    Args:
-        adapter: the adapter.
-        names: the base's names.
-        prefixes: of the parts of the model in which it adapts something; see `BaseNames.in_model`. Another
-            part may not have been in the model that it was trained on (a multimodal base's image encoder).
-
-    Raises:
-        InputError: a targeted layer has no tensors, or a module to save was not saved.
-    """
-    config = adapter.config
-    present = {module.module for module in adapter.modules}
-    if config.target_modules and config.target_modules != "all-linear" and prefixes:
-        for tensor, info in names.tensors.items():
-            name = names.in_model(tensor, prefixes)
-            if name is None or not name.endswith(".weight") or len(info.shape) != 2 or ".experts." in name:
-                continue
-            module = name.removesuffix(".weight")
-            if module in present:
-                continue
-            if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
-                continue
-            if _is_targeted(adapter, module):
-                raise _missing(adapter, module, "target_modules")
-    saved = [entry.tensor for entry in adapter.saved]
-    for wanted in config.modules_to_save:
-        if not any(re.match(rf"(^|.*\.){re.escape(wanted)}\.", tensor) for tensor in saved):
-            raise _missing(adapter, wanted, "modules_to_save")
-
-
-def check_copies(adapter: Adapter) -> None:
-    """Compare what the adapter holds under two names; see `SavedTensor.copy`.
-
-    Raises:
-        InputError: they are two different tensors, so one of them is not what was trained.
-    """
-    for saved in adapter.saved:
-        if saved.copy and not same_rows(adapter.source, saved.key, adapter.source, saved.copy):
+def _refuse_foreign_head(adapter: Adapter, key: str) -> None:
+    """Refuse what training puts beside a language model by its name, not as the tensor of another base."""
+    for name, what in FOREIGN_HEADS.items():
+        if re.search(rf"(?:^|\.){name}\.", key):
             raise InputError(
-                f"{saved.key!r} and {saved.copy!r} hold different numbers, expected the same tensor twice",
+                f"{key!r} is {what}, for which a language model's file has no place",
                 at=adapter.folder,
-                fix="save the adapter again with PEFT",
+                fix="export the adapter of a language model, or save this one without it",
             )
 
 
-def _is_targeted(adapter: Adapter, module: str) -> bool:
-    """Whether the configuration targets a module, by the rules of PEFT's `check_target_module_exists`."""
-    config = adapter.config
-    if matches(config.exclude_modules or (), module):
-        return False
-    if any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in config.modules_to_save):
-        return False
-    if not matches(config.target_modules or (), module):
-        return False
-    if isinstance(config.target_modules, str) or config.layers_to_transform is None:
-        return True
-    patterns = config.layers_pattern or (r"[^.]*",)
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
-    match = next((match for match in found if match), None)
-    return match is not None and int(match[1]) in config.layers_to_transform
-
-
-def _missing(adapter: Adapter, module: str, option: str) -> InputError:
+def _only_lora(targets: Targets, name: str, pieces: tuple[Piece, ...]) -> InputError:
+    tensors = ", ".join(dict.fromkeys(piece.tensor for piece in pieces))
     return InputError(
-        f"nothing in it for {module}, which its {option} names",
-        at=adapter.folder,
-        fix=f"save or download the adapter again, or {OTHER_BASE}",
+        f"{name!r} has no tensor of its own in the base, which holds it in {tensors}: only LoRA and DoRA can "
+        "be folded there",
+        at=targets.adapter.folder,
+        fix="merge it with PEFT and export the result",
     )

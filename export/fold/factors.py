@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lorafold.adapters import Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Block
-from lorafold.weights import Checkpoint
+from lorafold.weights import TensorSource
 
 CACHE_BYTES = 48 << 20
 """Most bytes of factors kept. A single larger one is kept too, or it would be read again for every block."""
@@ -70,7 +70,7 @@ class Factors:
         cache: shared by all adapters of a fold.
     """
 
-    source: Checkpoint
+    source: TensorSource
     cache: FactorCache
 
     def shape(self, key: str) -> tuple[int, ...]:

@@ -1,14 +1,13 @@
-"""A base with its adapters folded in, read row block by row block.
+"""A base with its adapters folded in, read row block by row block: `Folded`, a `TensorSource` like the base.
 
-In: the base's weights and any number of adapters, each with a weight. Out: `Folded`, a `TensorSource` like
-the base itself. Nothing is computed before a block is asked for, and nothing of it is kept after.
+Nothing is computed before a block is asked for, and nothing of it is kept after.
 
 Several adapters are folded in one after the other, W ← W + weight · (fold(W) - W), which is what the base
 computes with all of them active, in this order. For LoRA that is the weighted sum of the products, and the
 same as PEFT's `add_weighted_adapter(combination_type="cat")`.
 
-A base with tied embeddings is untied where an adapter changes one side alone: then the output head appears as
-a tensor of its own. PEFT's merge changes both sides there, and with them what the model answers.
+A base with tied embeddings is untied if an adapter changes one side alone: then the output head appears as a
+tensor of its own. PEFT's merge changes both sides there, and with them what the model answers.
 """
 
 from __future__ import annotations
@@ -65,10 +64,10 @@ class Folded:
         adapters: adapters with their weights.
         rounding: "exact": float32 sums; "peft": after every step rounded to the base's own type, as PEFT's
             `merge_and_unload` leaves them.
-        config: the base's config.json; read from the base's folder where it has one.
+        config: the base's config.json; read from the base's folder if it has one.
 
     Attributes:
-        tensors: every tensor of the result. Shapes differ from the base's where the vocabulary was resized.
+        tensors: every tensor of the result. Shapes differ from the base's if the vocabulary was resized.
         config: the base's configuration with `vocab_size` and `tie_word_embeddings` as they are now.
         touched: what was folded into each changed tensor, in words.
 
@@ -93,7 +92,7 @@ class Folded:
         self._origin: dict[str, str] = {}
         tensors = dict(base.tensors)
         if adapters:
-            names = BaseNames.of(tensors, str(self.config.get("model_type")), base, self._says_tied())
+            names = BaseNames.of(tensors, self.config, base, self._says_tied())
             for adapter, weight in adapters:
                 self._fold_in(weight, plan_adapter(adapter, base, names, self._cache, rounding))
             self._settle_tie(names)
@@ -153,10 +152,10 @@ class Folded:
         return block
 
     def low_rank(self, name: str) -> list[AddLowRank] | None:
-        """The products that are added to a tensor, where nothing else is done to it.
+        """The products that are added to a tensor, if nothing else is done to it.
 
         Returns:
-            The products with the adapters' weights in their scales; empty for an unchanged tensor; None where
+            The products with the adapters' weights in their scales; empty for an unchanged tensor; None if
             something else than adding low-rank products is done. A copy of the base's own values, which PEFT
             saves beside an adapted embedding, is nothing.
         """
@@ -198,7 +197,7 @@ class Folded:
                 edits.append(_ready(targets, steps, weight, later=bool(edits)))
 
     def _settle_tie(self, names: BaseNames) -> None:
-        """Keep a tied head tied where both sides changed alike, else give it its own tensor."""
+        """Keep a tied head tied if both sides changed alike, else give it its own tensor."""
         if names.embedding is None or names.head is None or not names.tied:
             return
         embedding, head = self._edits.get(names.embedding, []), self._edits.get(names.head, [])
@@ -240,14 +239,14 @@ class Folded:
         sizes = set(resized.values())
         if not sizes:
             return
-        names = BaseNames.of(self.tensors, "", self.base, tied=False)
+        names = BaseNames.of(self.tensors, {}, self.base, tied=False)
         for side in (names.embedding, names.head):
             if side is not None and sizes != {names.tensors[side].shape[0]}:
                 raise InputError(
                     f"{side} has {names.tensors[side].shape[0]} rows, but the adapter brings "
                     f"{', '.join(f'{name} with {rows}' for name, rows in resized.items())}",
                     at=self._edits[next(iter(resized))][0].adapter,
-                    fix="save it with `save_embedding_layers=True`, so that it brings both sides; where "
+                    fix="save it with `save_embedding_layers=True`, so that it brings both sides; if "
                     "one is in target_modules, PEFT brings the other only if that is there too",
                 )
         holder = self.config.get("text_config")
@@ -274,7 +273,7 @@ def _base_config(base: TensorSource) -> Mapping[str, Any]:
 def _ready(targets: Targets, changes: Sequence[Change], weight: float, later: bool) -> Edit:
     """One adapter's steps for one tensor, as they are carried out.
 
-    A weight goes into the scale where steps only add. A DoRA norm is always that of the base, so behind
+    A weight goes into the scale if steps only add. A DoRA norm is always that of the base, so behind
     another adapter it cannot be taken from the block.
     """
     adapter = targets.adapter.folder

@@ -1,15 +1,16 @@
 """The steps of one adapted module, by its kind: a linear layer, an embedding, IA3's factors, single tokens.
 
-In: the collected `Targets`, a module's tensors and the weight of the base they belong to. Each function adds
-its steps to `targets.changes`, or raises an `InputError` where shapes or ranks do not fit.
+Each function adds its steps to `targets.changes`, or raises an `InputError` if shapes or ranks do not fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from lorafold.adapter_config import RESIDUAL_BASE
-from lorafold.adapters import ModuleTensors, SavedTensor
+from lorafold.adapter_config import RESIDUAL_BASE, AdapterConfig
+from lorafold.adapters import ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import (
     AddLowRank,
@@ -24,19 +25,20 @@ from lorafold.export.fold.changes import (
 from lorafold.export.fold.factors import factor_shapes, initial_part, linear_product, once
 from lorafold.export.fold.names import (
     NO_MODULES_ANY_MORE,
-    OTHER_BASE,
-    PARAMETER_ORDER,
-    TRANSPOSED_EXPERTS,
     Piece,
     matches,
 )
 from lorafold.export.fold.targets import Targets
 
 
-def linear(targets: Targets, module: ModuleTensors, weight: str) -> None:
-    """A linear layer's weight is (out, in) and its product B @ A; of a Conv1D both are transposed."""
+def linear(targets: Targets, module: ModuleTensors, pieces: Sequence[Piece]) -> None:
+    """A linear layer's weight is (out, in) and its product B @ A; of a Conv1D both are transposed.
+
+    The file may hold the weight in several pieces, or as some rows of a larger tensor.
+    """
     a, b = module.parts["lora_A"], module.parts["lora_B"]
-    shape = targets.shape(weight)
+    pieces = targets.resized(pieces)
+    shape = sum(piece.rows for piece in pieces), targets.names.tensors[pieces[0].tensor].cols
     a_shape, b_shape = factor_shapes(targets.adapter, targets.factors, module.module, a, b)
     product_shape = (b_shape[0], a_shape[1])
     config, conv1d = targets.adapter.config, targets.names.is_conv1d(module.module)
@@ -44,7 +46,7 @@ def linear(targets: Targets, module: ModuleTensors, weight: str) -> None:
         conv1d = config.fan_in_fan_out
     transposed = conv1d if product_shape == product_shape[::-1] else shape != product_shape
     if shape != (product_shape[::-1] if transposed else product_shape) or (transposed and not conv1d):
-        raise targets.wrong_shape(f"{b} · {a}", product_shape, weight, shape)
+        raise targets.wrong_shape(f"{b} · {a}", product_shape, pieces[0].tensor, shape)
     rank = targets.rank(module.module, a_shape[0], b_shape[1])
     for part in ("lora_diag", "lora_E"):
         if part in module.parts and targets.factors.shape(module.parts[part])[:1] != (rank,):
@@ -52,63 +54,83 @@ def linear(targets: Targets, module: ModuleTensors, weight: str) -> None:
                 module.parts[part], targets.factors.shape(module.parts[part]), a, a_shape
             )
     scale = config.scale(module.module)
-    steps = targets.changes.setdefault(weight, [])
-    steps += _without_initial(targets, module.module, weight, rank, scale, transposed)
-    step = linear_product(targets.adapter, targets.factors, module, scale, shape[0], transposed)
-    if "lora_magnitude_vector" in module.parts:
-        steps.append(_dora(targets, module, weight, step, by_row=not transposed))
-    elif (
-        config.rounds_product
-        or matches(config.target_parameters, f"{module.module}.weight")
-        or NO_MODULES_ANY_MORE.fullmatch(module.module)
-    ):
-        steps.append(targets.rounded(step, weight))
-    else:
-        steps.append(step)
+    initial = _initial(targets, module.module, pieces, rank, transposed)
+    taken = scale if _method(config) == "olora" else 1.0
+    product = linear_product(targets.adapter, targets.factors, module, scale, shape[0], transposed)
+    for piece in pieces:
+        steps = targets.changes.setdefault(piece.tensor, [])
+        if initial is not None:
+            whole = targets.factors.computed_product(*initial, -taken, shape[0])
+            steps.append(whole.part(piece.offset, piece.rows, piece.first))
+        step = product.part(piece.offset, piece.rows, piece.first)
+        if "lora_magnitude_vector" in module.parts:
+            steps.append(_dora(targets, module, piece, step, shape, by_row=not transposed))
+        elif (
+            config.rounds_product
+            or matches(config.target_parameters, f"{module.module}.weight")
+            or NO_MODULES_ANY_MORE.fullmatch(module.module)
+        ):
+            steps.append(targets.rounded(step, piece.tensor))
+        else:
+            steps.append(step)
     if "lora_bias" in module.parts:
         _bias(targets, module, scale)
 
 
-def _without_initial(
-    targets: Targets, module: str, weight: str, rank: int, scale: float, transposed: bool
-) -> list[AddLowRank]:
-    """The step that takes out what the adapter's initialisation took out of the base before training."""
-    config = targets.adapter.config
-    method = "kasa" if config.kasa else str(config.init_lora_weights).lower()
-    prior = list(targets.changes.get(weight, ()))
-    if method not in ("pissa", "olora", "kasa") or (prior and isinstance(prior[0], Replace)):
-        return []  # a base that was saved with the adapter has lost that part already
+def _method(config: AdapterConfig) -> str:
+    """The initialisation that decides what was taken out of the base."""
+    return "kasa" if config.kasa else str(config.init_lora_weights).lower()
+
+
+def _initial(
+    targets: Targets, module: str, pieces: Sequence[Piece], rank: int, transposed: bool
+) -> tuple[Callable[[], Block], Callable[[], Block]] | None:
+    """Both factors of what the adapter's initialisation took out of the base before training."""
+    method = _method(targets.adapter.config)
+    prior = {piece.tensor: list(targets.changes.get(piece.tensor, ())) for piece in pieces}
+    if method not in ("pissa", "olora", "kasa") or any(
+        steps and isinstance(steps[0], Replace) for steps in prior.values()
+    ):
+        return None  # a base that was saved with the adapter has lost that part already
     if transposed and method != "pissa":
         raise InputError(
             f"{method} of a transposed weight ({module}) cannot be computed again",
             at=targets.adapter.folder,
             fix=RESIDUAL_BASE,
         )
-    rows = targets.shape(weight)[0]
 
     def parts() -> tuple[Block, Block]:
-        whole = read_through(targets.base, weight, prior, 0, rows)
+        blocks = [
+            read_through(targets.base, p.tensor, prior[p.tensor], p.first, p.first + p.rows) for p in pieces
+        ]
+        whole = np.concatenate(blocks)
         left, right = initial_part(method, whole.T if transposed else whole, rank, module)
         return (right.T, left.T) if transposed else (left, right)
 
     pair = once(parts)
-    taken = scale if method == "olora" else 1.0
-    return [targets.factors.computed_product(lambda: pair()[0], lambda: pair()[1], -taken, rows)]
+    return lambda: pair()[0], lambda: pair()[1]
 
 
-def _dora(targets: Targets, module: ModuleTensors, weight: str, step: AddLowRank, *, by_row: bool) -> Dora:
-    key = module.parts["lora_magnitude_vector"]
-    shape = targets.shape(weight)
+def _dora(
+    targets: Targets,
+    module: ModuleTensors,
+    piece: Piece,
+    step: AddLowRank,
+    shape: tuple[int, ...],
+    *,
+    by_row: bool,
+) -> Dora:
+    key, tensor = module.parts["lora_magnitude_vector"], piece.tensor
     if int(np.prod(targets.factors.shape(key))) != (shape[0] if by_row else shape[1]):
-        raise targets.wrong_shape(key, targets.factors.shape(key), weight, shape)
-    prior = list(targets.changes[weight])
+        raise targets.wrong_shape(key, targets.factors.shape(key), tensor, shape)
+    prior = list(targets.changes[tensor])
+    magnitude = targets.factors.vector(key)
     return Dora(
         step,
-        targets.factors.vector(key),
-        weight,
+        (lambda: magnitude()[piece.offset : piece.offset + piece.rows]) if by_row else magnitude,
+        tensor,
         by_row,
-        lambda start, stop: read_through(targets.base, weight, prior, start, stop),
-        step.stop,
+        lambda start, stop: read_through(targets.base, tensor, prior, start, stop),
     )
 
 
@@ -138,7 +160,7 @@ def embedding(targets: Targets, module: ModuleTensors, weight: str) -> None:
         a, b, targets.adapter.config.scale(module.module), shape[0], transposed=True
     )
     if "lora_magnitude_vector" in module.parts:
-        steps.append(_dora(targets, module, weight, step, by_row=False))
+        steps.append(_dora(targets, module, Piece(weight, 0, shape[0]), step, shape, by_row=False))
     else:
         steps.append(targets.rounded(step, weight))
 
@@ -174,7 +196,7 @@ def tokens(targets: Targets, module: ModuleTensors, weight: str) -> None:
             f"{key!r} has the shape {list(targets.factors.shape(key))}, expected one row for each of the "
             f"{len(numbers)} different token indices and {list(shape[1:])} columns",
             at=targets.adapter.folder,
-            fix=OTHER_BASE,
+            fix="use the adapter_config.json that was saved with these weights",
         )
     if len(numbers) and numbers.max() >= shape[0]:
         raise InputError(
@@ -187,64 +209,3 @@ def tokens(targets: Targets, module: ModuleTensors, weight: str) -> None:
     steps.append(step)
     if weight == targets.names.embedding:
         targets.shared.append(step)
-
-
-_PLACES = {leaf: place for place, leaf in enumerate(PARAMETER_ORDER)}
-
-
-def saved_experts(targets: Targets, saved: SavedTensor) -> bool:
-    """Put a parameter that was saved whole in the place of its pieces; False where the base has none."""
-    pieces = targets.names.pieces(saved.tensor)
-    if not pieces:
-        return False
-    shape, expected = targets.factors.shape(saved.key), targets.names.expert_shape(pieces)
-    if shape != expected:
-        raise targets.wrong_shape(saved.key, shape, saved.tensor, expected)
-    for piece in pieces:
-        offset = piece.expert * expected[1] + piece.offset
-        tensor_shape = targets.names.tensors[piece.tensor].shape
-        targets.changes.setdefault(piece.tensor, []).append(
-            Replace(targets.adapter.source, saved.key, tensor_shape, offset)
-        )
-    return True
-
-
-def stacked_parameter(targets: Targets, module: ModuleTensors) -> str | None:
-    """The stacked parameter that a wrapper belongs to, by its place among the wrappers of its module."""
-    found = []
-    for target in targets.adapter.config.target_parameters:
-        name = f"{module.module}.{target.rpartition('.')[2]}"
-        if (name == target or name.endswith(f".{target}")) and targets.names.pieces(name):
-            found.append(name)
-    if not found:
-        return None
-    leaves = [name.rpartition(".")[2] for name in found]
-    order = sorted(dict.fromkeys(leaves), key=lambda leaf: (_PLACES.get(leaf, len(_PLACES)), leaf))
-    if module.depth >= len(order):
-        return None
-    return f"{module.module}.{order[len(order) - 1 - module.depth]}"
-
-
-def adapted_experts(targets: Targets, module: ModuleTensors, parameter: str) -> None:
-    """A product for each expert; PEFT stacks their ranks: A is (experts · rank, …), B (…, rank · experts)."""
-    a, b = module.parts["lora_A"], module.parts["lora_B"]
-    pieces = targets.names.pieces(parameter)
-    experts, rows, cols = targets.names.expert_shape(pieces)
-    a_shape, b_shape = factor_shapes(targets.adapter, targets.factors, module.module, a, b)
-    transposed = targets.names.model_type in TRANSPOSED_EXPERTS
-    expected = (rows, cols) if transposed else (cols, rows)
-    if (a_shape[1], b_shape[0]) != expected or a_shape[0] % experts or b_shape[1] != a_shape[0]:
-        raise targets.wrong_shape(f"{b} · {a}", (b_shape[0], a_shape[1]), parameter, (experts, rows, cols))
-    targets.rank(parameter, a_shape[0] // experts, b_shape[1] // experts)
-    scale = targets.adapter.config.scale(parameter)
-    for piece in pieces:
-        _expert_piece(targets, piece, a, b, scale, experts, transposed)
-
-
-def _expert_piece(
-    targets: Targets, piece: Piece, a: str, b: str, scale: float, experts: int, transposed: bool
-) -> None:
-    step = targets.factors.expert_product(
-        a, b, scale, piece.expert, experts, transposed=transposed, offset=piece.offset, rows=piece.rows
-    )
-    targets.changes.setdefault(piece.tensor, []).append(targets.rounded(step(piece.first), piece.tensor))

@@ -1,17 +1,18 @@
 """The steps of one adapter as they are collected, and what every kind of module asks of them.
 
-Shapes and ranks are compared while a fold is planned, so that it cannot fail on them later.
+Shapes and ranks are compared while a fold is planned, so that the fold itself cannot fail on them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Change, Replace
 from lorafold.export.fold.factors import Factors
-from lorafold.export.fold.names import OTHER_BASE, BaseNames
+from lorafold.export.fold.names import OTHER_BASE, BaseNames, Piece
 from lorafold.weights import TensorSource
 
 
@@ -25,9 +26,10 @@ class Targets:
         names: the base's names.
         factors: the adapter's tensors as factors.
         changes: the result: steps by tensor.
-        rounding: "peft" where products are rounded as PEFT rounds them.
+        rounding: "peft" if products are rounded as PEFT rounds them.
         shared: steps for one side of a tied embedding that hold for the other too.
         prefixes: of the parts of the model in which something is adapted; see `BaseNames.in_model`.
+        swapped: how PEFT stored the factors of square experts, once that is known; see `experts`.
     """
 
     adapter: Adapter
@@ -38,14 +40,23 @@ class Targets:
     changes: dict[str, list[Change]] = field(default_factory=dict)
     shared: list[Change] = field(default_factory=list)
     prefixes: set[tuple[str, str]] = field(default_factory=set)
+    swapped: bool | None = None
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """A tensor's shape as its steps find it: with a resized vocabulary a saved tensor comes first."""
         steps = self.changes.get(weight, ())
         return steps[0].shape if steps and isinstance(steps[0], Replace) else self.names.tensors[weight].shape
 
+    def resized(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """The pieces of a weight as its steps find them: a whole tensor has the rows of a saved one."""
+        first = pieces[0]
+        if len(pieces) > 1 or first.rows != self.names.tensors[first.tensor].rows:
+            return pieces
+        shape = self.shape(first.tensor)
+        return (replace(first, rows=shape[0]),) if len(shape) == 2 else pieces
+
     def rounded(self, step: AddLowRank, tensor: str) -> AddLowRank:
-        """The step as PEFT rounds it where it rounds a product before adding it."""
+        """The step with its product rounded first, as PEFT does in some places."""
         return replace(step, rounded=self.names.tensors[tensor].dtype) if self.rounding == "peft" else step
 
     def rank(self, module: str, a_rank: int, b_rank: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
@@ -15,9 +16,12 @@ from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect
 from lorafold.export.imatrix.file import Imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.chats import read_chats
 from lorafold.export.proof.reference import load_base, why_no_reference, with_adapter
 from lorafold.progress import Progress
+from lorafold.records.chats import read_chats
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
 MOST_CHUNKS = 1000  # more texts hardly move the means any more
@@ -72,22 +76,23 @@ def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:
 
 
 def _texts(inputs: Inputs, data: Path) -> Iterator[list[int]]:
-    """Token ids of every chat, or of the whole plain text."""
-    if data.suffix in (".json", ".jsonl"):
-        tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-        for chat in read_chats(data):
-            yield tokenizer.encode_chat(chat).ids
-        return
+    """Token ids of every chat and every plain text."""
+    chats: ChatTokenizer | None = None
+    plain: Tokenizer | None = None
+    for example in read_chats(data, text="whole"):
+        if example.text is None:
+            chats = chats or ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+            yield chats.encode_chat(list(example.messages)).ids
+        else:
+            plain = plain or _plain_tokenizer(inputs.tokenizer)
+            ids: list[int] = plain.encode(example.text, add_special_tokens=False).ids
+            yield ids
+
+
+def _plain_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    path = inputs.tokenizer / "tokenizer.json"
+    path = folder / "tokenizer.json"
     if not path.is_file():
-        raise InputError(
-            "there is no tokenizer.json to cut the text with", at=inputs.tokenizer, fix="add one"
-        )
-    try:
-        text = data.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", at=data, fix="give a UTF-8 text file") from error
-    ids: list[int] = Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids
-    yield ids
+        raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
+    return Tokenizer.from_file(str(path))

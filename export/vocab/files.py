@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorafold.chat.control_forms import is_converter_special
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
 
@@ -133,23 +134,6 @@ def named_special_texts(settings: Mapping[str, Any]) -> set[str]:
     return {text for text in map(content_of, entries) if text is not None}
 
 
-_CONTROL_BY_NAME = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
-
-
-def looks_special(text: str) -> bool:
-    """Whether a token that is not marked special steers the model all the same, judging by its form.
-
-    Some tokenizers (DeepSeek, Command R, Gemma, fill-in-the-middle tokens of Qwen) do not mark their turn
-    markers; llama.cpp's converter knows them by the same forms.
-    """
-    return (
-        (text.startswith("<|") and text.endswith("|>"))
-        or (text.startswith("<｜") and text.endswith("｜>"))
-        or (text.startswith("<unused") and text.endswith(">"))
-        or text in _CONTROL_BY_NAME
-    )
-
-
 def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, AddedToken]:
     special = named_special_texts(settings)
     added: dict[int, AddedToken] = {}
@@ -167,7 +151,7 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
             token_id,
             AddedToken(
                 content=text,
-                special=bool(flags.get("special")) or text in special or looks_special(text),
+                special=bool(flags.get("special")) or text in special or is_converter_special(text),
                 marked=bool(flags.get("special")),
                 rstrip=bool(flags.get("rstrip")),
                 lstrip=bool(flags.get("lstrip")),

@@ -1,7 +1,4 @@
-"""Control tokens in text: where they stand, and how what people typed is kept from looking like one.
-
-In: texts and messages, and the tokenizer's control tokens. Out: pieces, or messages that hold none.
-"""
+"""Control tokens in text: where they stand, and how what people typed is kept from looking like one."""
 
 from __future__ import annotations
 
@@ -74,14 +71,3 @@ def control_text(messages: Sequence[Message], controls: frozenset[str]) -> list[
         Those in the contents, each once, in order.
     """
     return list(dict.fromkeys(neutralised(messages, controls)[1].values()))
-
-
-# Turn markers and sentence ends of the families in use, for vocabularies that nobody shows us.
-_USUAL = re.compile(
-    r"<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
-)
-
-
-def usual_control_text(text: str) -> list[str]:
-    """What in a text looks like a control token of some model, each once, in order."""
-    return list(dict.fromkeys(_USUAL.findall(text)))

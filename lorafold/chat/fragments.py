@@ -1,8 +1,7 @@
 """A rendered conversation cut into control tokens, text, and what the model is trained on.
 
-In: a `ChatTemplate` and messages. Out: `Fragment`s whose texts joined are the rendering.
-
-What belongs to the template and what to the people talking is found by rendering, not by reading Jinja:
+The texts of the `Fragment`s joined are the rendering. What belongs to the template and what to the people
+talking is found by rendering, not by reading Jinja:
 
 1. *Control tokens.* If no content holds the text of a control token, every control token in the rendering is
    the template's. If one does, that text is replaced by a random word before rendering and put back
@@ -26,6 +25,7 @@ from typing import Any
 
 from lorafold.chat.controls import neutralised, split_controls
 from lorafold.chat.layout import Layout, align, check_nothing_dropped, layout_of, shared_prefix, word
+from lorafold.chat.left_out import left_out
 from lorafold.chat.sandbox import Message
 from lorafold.chat.template import ChatTemplate
 
@@ -48,33 +48,63 @@ class Fragment:
     joined: bool = False
 
 
-def fragments(
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A conversation cut into fragments.
+
+    Attributes:
+        fragments: their texts joined are the rendering.
+        left_out: parts of what was said that the template does not write.
+    """
+
+    fragments: list[Fragment]
+    left_out: list[str]
+
+
+def cut_conversation(
     template: ChatTemplate,
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = False,
+    trained: Sequence[bool] | None = None,
+    parse_contents: bool = False,
     **variables: Any,
-) -> list[Fragment]:
-    """Cut a conversation's rendering into fragments.
+) -> Cut:
+    """Cut a conversation's rendering into fragments, and see what of it the template leaves out.
 
     Args:
         template: the chat template, with the tokenizer's control tokens.
         messages: dicts with "role" and "content" (str).
         add_generation_prompt: end with the head of an assistant's turn.
+        trained: for each message whether it is trained; None for every assistant's turn.
+        parse_contents: control tokens that contents write out count as such. Only for trusted data.
         variables: the template's switches.
-
-    Returns:
-        Fragments; their texts joined are `template.render(...)` wherever no content holds control-token text,
-        and otherwise what it would be if such text were ordinary words.
 
     Raises:
         InputError: the template refuses the conversation or drops one of its messages.
         UnsafeInputError: the template left its sandbox or its limits.
     """
-    safe, words = neutralised(messages, template.controls)
+    safe, words = (list(messages), {}) if parse_contents else neutralised(messages, template.controls)
     text = template.render(safe, add_generation_prompt=add_generation_prompt, **variables)
-    trained = _trained_spans(template, safe, text, add_generation_prompt, variables)
-    return list(_cut(text, trained, template.controls, words))
+    layout = layout_of(template, safe, add_generation_prompt, variables)
+    starts = align(layout, safe, text)
+    marks = [message["role"] == "assistant" for message in safe] if trained is None else trained
+    if starts is None:
+        spans = _differing_spans(template, safe, text, layout, marks, add_generation_prompt, variables)
+    else:
+        spans = _aligned_spans(layout, starts, marks)
+    lost = left_out(safe, layout, text, aligned=starts is not None)
+    return Cut(list(_cut(text, spans, template.controls, words)), [_restored(part, words) for part in lost])
+
+
+def fragments(template: ChatTemplate, messages: Sequence[Message], **options: Any) -> list[Fragment]:
+    """The fragments of `cut_conversation`, which has the same options.
+
+    Returns:
+        Fragments; their texts joined are `template.render(...)` if no content holds control-token text, and
+        otherwise what it would be if such text were ordinary words.
+    """
+    return cut_conversation(template, messages, **options).fragments
 
 
 def prompt_fragments(template: ChatTemplate, messages: Sequence[Message], **variables: Any) -> list[Fragment]:
@@ -113,11 +143,15 @@ def _in_order(parts: Sequence[str], text: str) -> bool:
     return True
 
 
+def _restored(text: str, words: Mapping[str, str]) -> str:
+    """A text with the random words that stand for control tokens put back."""
+    return re.sub("|".join(words), lambda match: words[match[0]], text) if words else text
+
+
 def _cut(
     text: str, trained: Sequence[tuple[int, int]], controls: frozenset[str], words: Mapping[str, str]
 ) -> Iterator[Fragment]:
     """Fragments of a rendering from its trained spans."""
-    restore = re.compile("|".join(words)) if words else None
     spans = sorted(trained)
     begins = [begin for begin, _ in spans]
     reach = [0, *accumulate((end for _, end in spans), max)]  # reach[n]: how far the first n spans go
@@ -128,26 +162,33 @@ def _cut(
         inside = [] if special else bounds[bisect_right(bounds, position) : bisect_left(bounds, end)]
         for number, (start, stop) in enumerate(pairwise((position, *inside, end))):
             part = text[start:stop]
-            if restore is not None and not special:
-                part = restore.sub(lambda match: words[match[0]], part)
+            if not special:
+                part = _restored(part, words)
             yield Fragment(part, special, stop <= reach[bisect_right(begins, start)], number > 0)
         position = end
 
 
-def _trained_spans(
-    template: ChatTemplate, messages: Sequence[Message], text: str, prompt: bool, variables: Mapping[str, Any]
+def _aligned_spans(
+    layout: Layout, starts: Sequence[tuple[int, int]], marks: Sequence[bool]
 ) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand in the rendering, as (start, stop) characters."""
-    layout = layout_of(template, messages, prompt, variables)
-    contents = [message.get("content") for message in messages]
-    starts = align(layout, contents, text)
-    if starts is None:
-        return _differing_spans(template, messages, text, layout, prompt, variables)
-    return [
-        (start - slot.lead, start + length + slot.tail)
-        for slot, (start, length) in zip(layout.slots, starts, strict=True)
-        if messages[slot.message]["role"] == "assistant"
-    ]
+    """Where the trained turns stand in the rendering, as (start, stop) characters.
+
+    What was thought and the answer that follows it are one span, with the literal between them.
+    """
+    spans: list[tuple[int, int]] = []
+    thought: tuple[int, int] | None = None  # message and start of a span that its answer will end
+    for number, (slot, (start, length)) in enumerate(zip(layout.slots, starts, strict=True)):
+        if not marks[slot.message]:
+            continue
+        begin, end = start - slot.lead, start + length + slot.tail
+        if thought is not None and thought[0] == slot.message:
+            begin = thought[1]
+        following = layout.slots[number + 1] if number + 1 < len(layout.slots) else None
+        joins = slot.part == "reasoning" and following is not None and following.message == slot.message
+        thought = (slot.message, begin) if joins else None
+        if not joins:
+            spans.append((begin, end))
+    return spans
 
 
 def _differing_spans(
@@ -155,13 +196,14 @@ def _differing_spans(
     messages: Sequence[Message],
     text: str,
     layout: Layout,
+    marks: Sequence[bool],
     prompt: bool,
     variables: Mapping[str, Any],
 ) -> list[tuple[int, int]]:
-    """Trained spans where contents are rewritten: replace one answer at a time and see what changes."""
+    """Trained spans if contents are rewritten: replace one answer at a time and see what changes."""
     tails = {slot.message: slot.tail for slot in layout.slots}
     spans = []
-    for index in [index for index, message in enumerate(messages) if message["role"] == "assistant"]:
+    for index in [index for index, trained in enumerate(marks) if trained]:
         if index not in tails:
             continue
         other = [*messages[:index], {**messages[index], "content": word(index)}, *messages[index + 1 :]]

@@ -1,8 +1,8 @@
 """What a conversation's shape looks like under a template: the literal text around what is said.
 
-In: a `ChatTemplate` and a conversation. Out: its `Layout`, found by rendering unique words in place of the
-contents, with and without generation prompt, whole and cut short; no Jinja is read. Layouts are remembered
-per template and shape (roles, other keys, switches).
+A `Layout` is found by rendering unique words in place of the contents (and of what was thought before them),
+with and without generation prompt, whole and cut short; no Jinja is read. Layouts are remembered per template
+and shape (roles, other keys, switches).
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lorafold.chat.controls import split_controls
 from lorafold.chat.sandbox import Message, Refusal
-from lorafold.chat.template import ChatTemplate
+from lorafold.chat.template import ChatTemplate, reasoning_of
 from lorafold.errors import InputError
 
-_WORD = re.compile(r"Zq(\d{5})Qz")
+Part = Literal["content", "reasoning"]
+_MARKS: dict[Part, str] = {"content": "q", "reasoning": "r"}
+_PARTS: dict[str, Part] = {mark: part for part, mark in _MARKS.items()}
+_WORD = re.compile(r"Z([qr])(\d{5})Qz")
 LAYOUTS_KEPT = 4096  # shapes remembered per template
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A content's place among the literals.
+    """The place of what a message says among the literals.
 
     Args:
         message: index of the message.
+        part: its content, or what was thought before it.
         lead: characters of the literal before it that are trained (a think block the generation prompt
             lacks).
         tail: characters of the literal after it that are trained (the end of turn).
     """
 
     message: int
+    part: Part = "content"
     lead: int = 0
     tail: int = 0
 
@@ -53,8 +58,8 @@ def trims(content: str) -> list[str]:
     return list(dict.fromkeys((*kinds, content.strip("\n"), content.lstrip("\n"), content.rstrip("\n"))))
 
 
-def align(layout: Layout, contents: Sequence[Any], text: str) -> list[tuple[int, int]] | None:
-    """Find each slot's content in a rendering.
+def align(layout: Layout, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+    """Find what each slot says in a rendering.
 
     Returns:
         (start, length) per slot, or None where the literals and trimmed contents do not make up the text.
@@ -62,13 +67,14 @@ def align(layout: Layout, contents: Sequence[Any], text: str) -> list[tuple[int,
     if not text.startswith(layout.literals[0]):
         return None
     failed: set[tuple[int, int]] = set()
+    said = [spoken(messages[slot.message], slot.part) for slot in layout.slots]
 
     def walk(index: int, position: int) -> list[tuple[int, int]] | None:
         if index == len(layout.slots):
             return [] if position == len(text) else None
         if (index, position) in failed:
             return None
-        for form in trims(contents[layout.slots[index].message]):
+        for form in trims(said[index]):
             if text.startswith(form + layout.literals[index + 1], position):
                 rest = walk(index + 1, position + len(form) + len(layout.literals[index + 1]))
                 if rest is not None:
@@ -76,17 +82,39 @@ def align(layout: Layout, contents: Sequence[Any], text: str) -> list[tuple[int,
         failed.add((index, position))
         return None
 
-    if len(layout.slots) > 400 or not all(isinstance(contents[slot.message], str) for slot in layout.slots):
+    if len(layout.slots) > 400 or not all(isinstance(value, str) for value in said):
         return None
     return walk(0, len(layout.literals[0]))
+
+
+def spoken(message: Message, part: Part) -> Any:
+    """What a message says in one of its parts."""
+    if part == "content":
+        return message.get("content")
+    name = reasoning_of(message)
+    return None if name is None else message[name]
+
+
+def _worded(message: Message, index: int) -> Message:
+    """A message with words in place of what it says."""
+    changed = {"content": word(index)} if str(message.get("content") or "").strip() else {}
+    if name := reasoning_of(message):
+        changed[name] = word(index, "reasoning")
+    return {**message, **changed} if changed else message
+
+
+def _shape(message: Message) -> Message:
+    """A message with whether it says something in place of what it says."""
+    shape = {**message, "content": bool(str(message.get("content") or "").strip())}
+    return {**shape, name: True} if (name := reasoning_of(message)) else shape
 
 
 def layout_of(
     template: ChatTemplate, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]
 ) -> Layout:
     """The layout of this conversation's shape, from the template's cache or by rendering words."""
-    others = [{**message, "content": bool(str(message.get("content") or "").strip())} for message in messages]
-    key = json.dumps([others, prompt, variables], sort_keys=True, default=repr)
+    shapes = [_shape(message) for message in messages]
+    key = json.dumps([shapes, prompt, variables], sort_keys=True, default=repr)
     if key not in template._layouts:
         if len(template._layouts) >= LAYOUTS_KEPT:
             template._layouts.clear()
@@ -119,7 +147,8 @@ def _probe(
                 if head_literal is not None and before.startswith(head_literal)
                 else 0
             )
-            slot = Slot(slot.message, lead, len(ending) if after.startswith(ending) else 0)
+            tail = len(ending) if after.startswith(ending) else 0
+            slot = Slot(slot.message, slot.part, lead, tail)
         placed.append(slot)
     return Layout(tuple(literals), tuple(placed))
 
@@ -141,17 +170,14 @@ def check_nothing_dropped(
     Raises:
         InputError: the template refuses the conversation, or drops a message.
     """
-    chat = [
-        {**message, "content": word(index)} if str(message.get("content") or "").strip() else message
-        for index, message in enumerate(messages)
-    ]
+    chat = [_worded(message, index) for index, message in enumerate(messages)]
     whole = template.render_all([chat], add_generation_prompt=prompt, **variables)[0]
     if isinstance(whole, Refusal):
         raise template.refused(whole)
     literals, slots = _literals(whole)
-    said = {slot.message for slot in slots}
-    for index, message in enumerate(chat):
-        if index not in said and message is not messages[index]:
+    said = {slot.message for slot in slots if slot.part == "content"}
+    for index, message in enumerate(messages):
+        if index not in said and str(message.get("content") or "").strip():
             raise InputError(
                 f"the chat template drops what message {index + 1} says (role {message['role']!r})",
                 at=template.origin,
@@ -160,14 +186,15 @@ def check_nothing_dropped(
     return chat, literals, slots
 
 
-def word(index: int) -> str:
+def word(index: int, part: Part = "content") -> str:
     """The word that stands for what a message says."""
-    return f"Zq{index:05}Qz"
+    return f"Z{_MARKS[part]}{index:05}Qz"
 
 
 def _literals(rendering: str) -> tuple[list[str], list[Slot]]:
     pieces = _WORD.split(rendering)
-    return pieces[::2], [Slot(int(number)) for number in pieces[1::2]]
+    slots = zip(pieces[1::3], pieces[2::3], strict=True)
+    return pieces[::3], [Slot(int(number), _PARTS[mark]) for mark, number in slots]
 
 
 def _last_literal(rendering: str | Refusal) -> str | None:

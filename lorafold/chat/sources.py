@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorafold.chat.control_forms import is_turn_marker
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
 
@@ -114,17 +115,8 @@ def folder_tokens(
                     tokens[name] = text
     data = read_json(folder / "tokenizer.json") if tokenizer is None else tokenizer
     added = data.get("added_tokens") or list((settings.get("added_tokens_decoder") or {}).values())
-    controls = {row["content"] for row in added if row.get("special") or looks_control(row["content"])}
+    controls = {row["content"] for row in added if row.get("special") or is_turn_marker(row["content"])}
     return tokens, frozenset(controls | set(tokens.values()))
-
-
-def looks_control(token: str) -> bool:
-    """Whether an added token is a turn marker by its look, whatever its `special` flag says.
-
-    Fine-tunes often add ChatML's markers without the flag; llama.cpp's converter makes control tokens of them
-    too.
-    """
-    return token.startswith(("<|", "<｜")) and token.endswith(("|>", "｜>")) and len(token) > 4
 
 
 def find_template(adapters: Sequence[Path]) -> tuple[str, str, str] | None:

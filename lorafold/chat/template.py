@@ -1,7 +1,7 @@
 """A chat template: where it comes from, and its rendering as transformers would do it.
 
-In: an HF folder (`chat_sources`), a GGUF's `tokenizer.chat_template`, a Jinja file or a name of
-`chat_templates.NAMED`. Out: text.
+It comes from an HF folder (`sources`), from a GGUF's `tokenizer.chat_template`, from a Jinja file, or from
+the table `named.NAMED`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorafold.errors import InputError
 if TYPE_CHECKING:
     from lorafold.gguf_file.header import GgufHeader
 
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
+REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class ChatTemplate:
     controls: frozenset[str] = frozenset()
     origin: str = "chat template"
     clock: str | None = None
-    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # chat_layout's cache
+    _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of `layout.layout_of`
 
     @classmethod
     def from_folder(
@@ -196,14 +196,20 @@ class ChatTemplate:
         )
 
 
+def reasoning_of(message: Message) -> str | None:
+    """The name under which a message tells what was thought before it; None if nothing was."""
+    return next((key for key in REASONING if str(message.get(key) or "").strip()), None)
+
+
 def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
     """Messages as the template sees them: reasoning under all its names, text as content parts where
     asked."""
     ready = []
     for message in messages:
-        reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+        reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
         if reasoning is not None:
-            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+            names = dict.fromkeys(REASONING, reasoning)
+            message = {**names, **message, "reasoning_content": reasoning}
         if parts and isinstance(message.get("content"), str):
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         ready.append(message)

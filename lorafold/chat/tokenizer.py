@@ -1,9 +1,8 @@
 """The one place where a conversation becomes tokens: for training, for the proof of an export, and for chat.
 
-In: an HF folder's `tokenizer.json` and chat template, and messages. Out: token ids and the loss mask.
 Text in a content that looks like a control token stays text: only what the template itself writes is parsed
-as one (see `chat_fragments.py`). For ordinary contents the ids are those of transformers'
-`apply_chat_template`.
+as one (see `fragments.py`), unless data that are trusted are to be parsed too. For ordinary contents the ids
+are those of transformers' `apply_chat_template`.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.control_forms import is_turn_marker
 from lorafold.chat.controls import control_text, split_controls
-from lorafold.chat.fragments import Fragment, fragments, prompt_fragments
+from lorafold.chat.fragments import Fragment, cut_conversation, fragments, prompt_fragments
 from lorafold.chat.layout import end_of_turn
 from lorafold.chat.sandbox import Message
-from lorafold.chat.sources import folder_tokens, looks_control, read_json
+from lorafold.chat.sources import folder_tokens, read_json
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
 
@@ -44,10 +44,17 @@ SHORT, SHORT_KEPT = 64, 4096  # characters of a text whose ids are remembered, a
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of a conversation, and which of them the model is trained on (True), one flag per id."""
+    """A conversation as the model sees it.
+
+    Attributes:
+        ids: token ids.
+        mask: for each id whether the model is trained on it.
+        left_out: tokens of what was said that the template does not write.
+    """
 
     ids: list[int]
     mask: list[bool]
+    left_out: int = 0
 
 
 def encode(pieces: Iterable[Fragment], tokenize: Callable[[str, bool], list[int]]) -> Encoded:
@@ -107,6 +114,7 @@ class ChatTokenizer:
         eos_ids: ids that end an answer.
         strips: control tokens that swallow whitespace: token -> (to the left, to the right).
         pad_id: id for padding, or None.
+        parse_contents: control tokens that contents write out count as such. Only for trusted data.
     """
 
     def __init__(
@@ -117,12 +125,14 @@ class ChatTokenizer:
         eos_ids: tuple[int, ...],
         strips: dict[str, tuple[bool, bool]],
         pad_id: int | None,
+        parse_contents: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.inner = inner
         self.template = template
         self.eos_ids = eos_ids
         self.pad_id = pad_id
+        self.parse_contents = parse_contents
         self._strips = strips
         # A template's own literals come again and again; they are half of all pieces.
         self._short: dict[tuple[str, bool], list[int]] = {}
@@ -162,7 +172,7 @@ class ChatTokenizer:
             for row in added
             if row.get("lstrip") or row.get("rstrip")
         }
-        unmarked = [row for row in added if looks_control(row["content"]) and not row.get("special")]
+        unmarked = [row for row in added if is_turn_marker(row["content"]) and not row.get("special")]
         for row in unmarked:
             row["special"] = True
         tokenizer = _load(json.dumps(data) if unmarked else path.read_text(encoding="utf-8"), path)
@@ -181,25 +191,54 @@ class ChatTokenizer:
         )
 
     def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        trained: Sequence[bool] | None = None,
+        **variables: Any,
     ) -> Encoded:
         """Encode a conversation.
 
         Args:
             messages: dicts with "role" and "content" (str).
             add_generation_prompt: end with the head of an assistant's turn.
+            trained: for each message whether it is trained; None for every assistant's turn.
             variables: the template's switches.
 
         Returns:
-            Ids and mask, the mask True over every assistant's turn with the token that ends it.
+            Ids and mask, the mask True over every trained turn with the token that ends it.
 
         Raises:
             InputError: the template refuses the conversation or drops one of its messages.
             UnsafeInputError: the template left its sandbox or its limits.
         """
-        return self._encoded(
-            fragments(self.template, messages, add_generation_prompt=add_generation_prompt, **variables)
+        cut = cut_conversation(
+            self.template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            trained=trained,
+            parse_contents=self.parse_contents,
+            **variables,
         )
+        lost = sum(len(self.tokenize(part, False)) for part in cut.left_out)
+        return replace(self._encoded(cut.fragments), left_out=lost)
+
+    def encode_written(self, *parts: tuple[str, bool]) -> Encoded:
+        """Encode a text that already carries its control tokens.
+
+        Args:
+            parts: the text in order, cut where training begins or ends; (text, trained).
+
+        Returns:
+            Ids and mask, with every control token that is written out parsed as such, and nothing added.
+        """
+        pieces: list[Fragment] = []
+        for text, trained in parts:
+            for piece, special in split_controls(text, self.template.controls):
+                joined = bool(pieces) and not special and not pieces[-1].special
+                pieces.append(Fragment(piece, special, trained, joined))
+        return self._encoded(pieces)
 
     def encode_prompt(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """The ids of `encode_chat(..., add_generation_prompt=True)` without the mask, which takes longer.

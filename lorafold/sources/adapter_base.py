@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorafold.adapter_config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
@@ -53,6 +54,8 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
     config = read_object(folder / ADAPTER)
     at = f"{folder / ADAPTER}: {NAMED}"
     named, revision = config.get(NAMED), config.get("revision")
+    if named is None and is_mlx(config):
+        named, at = config.get("model"), f"{folder / ADAPTER}: model"
     if identity.get("id"):
         named, revision = identity["id"], identity.get("revision")
     if not isinstance(named, str) or not named:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from lorafold.chat.controls import control_text, usual_control_text
+from lorafold.chat.control_forms import usual_control_text
+from lorafold.chat.controls import control_text
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
 from lorafold.serve.engine import Cancel, Engine, Thought

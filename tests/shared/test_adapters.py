@@ -58,6 +58,42 @@ def test_names_of_adapters_and_wrappers_in_keys(tmp_path: Path) -> None:
     assert [(entry.tensor, entry.trained) for entry in adapter.saved] == [("lm_head.weight", True)]
 
 
+# What programs around a model leave in the names of its tensors: before the prefix, behind it, or instead.
+WRAPPED = [
+    "_orig_mod.{prefix}{name}",
+    "module.{prefix}{name}",
+    "_fsdp_wrapped_module.{prefix}{name}",
+    "module._orig_mod.{prefix}{name}",
+    "{prefix}_orig_mod.{name}",
+    "{prefix}module._fsdp_wrapped_module.{name}",
+    "pretrained_model.{prefix}{name}",
+    "{prefix}{prefix}{name}",
+    "module.{prefix}_orig_mod.{prefix}module.{name}",
+    "model.{prefix}{name}",  # a LightningModule's attribute
+    "_forward_module.model.{prefix}{name}",
+    "base_model.{name}",
+    "{name}",
+    "pretrained_model.{name}",
+]
+
+
+@pytest.mark.parametrize("pattern", WRAPPED)
+def test_wrappers_are_taken_off_until_nothing_changes(pattern: str, tmp_path: Path) -> None:
+    wanted = fold(tmp_path).rows(f"{Q.format(1)}.weight", 0, 8)
+    plain = lora(Q.format(0)) | lora(Q.format(1))
+    tensors = {
+        pattern.format(prefix=PREFIX, name=key.removeprefix(PREFIX)): value for key, value in plain.items()
+    }
+    folded = fold(tmp_path, tensors)
+    assert np.array_equal(folded.rows(f"{Q.format(1)}.weight", 0, 8), wanted)
+    assert len(folded.touched) == 2
+
+
+def test_two_wrapped_names_of_one_tensor(tmp_path: Path) -> None:
+    more = {f"module.{key}": value for key, value in lora(Q.format(0)).items()}
+    refused(lambda: fold(tmp_path, lora(Q.format(0)) | lora(Q.format(1)) | more), "the same tensor of two")
+
+
 def test_patterns_and_scales(tmp_path: Path) -> None:
     config = Adapter.open(
         adapter_folder(
@@ -227,7 +263,7 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "one dimension": (
         {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(0)}},
-        "expected two dimensions; fix: gather sharded weights",
+        r"holds nothing \(its shape is \[0\]\), expected two dimensions; fix: gather sharded weights",
     ),
     "saved with another shape": (
         {"tensors": {**without(""), f"{PREFIX}lm_head.weight": zeros(10, 5)}, "modules_to_save": ["lm_head"]},
@@ -238,11 +274,23 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         "nothing in it for lm_head, which its modules_to_save names",
     ),
     "no bias": (
-        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_B.bias": zeros(8)}, "lora_bias": True},
+        {
+            "tensors": {
+                **without(""),
+                **{f"{PREFIX}{Q.format(layer)}.lora_B.bias": zeros(8) for layer in (0, 1)},
+            },
+            "lora_bias": True,
+        },
         "the base has no bias there",
     ),
     "magnitude": (
-        {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_magnitude_vector": zeros(6)}},
+        {
+            "tensors": {
+                **without(""),
+                **{f"{PREFIX}{Q.format(layer)}.lora_magnitude_vector": zeros(6) for layer in (0, 1)},
+            },
+            "use_dora": True,
+        },
         "made for another base: .*magnitude",
     ),
     "tokens beyond": (

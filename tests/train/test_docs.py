@@ -7,13 +7,22 @@ from dataclasses import fields
 
 from oracles import REPOSITORY
 
+from lorafold.records.layouts import LAYOUTS
 from lorafold.train import TrainConfig
-from lorafold.train.data.layouts import LAYOUTS
 from lorafold.train.methods import METHODS
 
 TEXT = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
-# Flags of torchrun and accelerate, of the command line itself, and of no command.
-OTHERS = {"nproc-per-node", "multi_gpu", "num_processes", "recipe", "help"}
+# Flags of torchrun and accelerate, of the command line itself, and of other commands.
+OTHERS = {
+    "prompts",
+    "chats",
+    "imatrix-data",
+    "nproc-per-node",
+    "multi_gpu",
+    "num_processes",
+    "recipe",
+    "help",
+}
 
 
 def test_every_flag_is_a_field() -> None:

@@ -19,7 +19,7 @@ from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.tokenizer.folder import with_tokenizer_json
-from lorafold.train import describe_data, train
+from lorafold.train import TrainConfig, describe_data, train
 from recipes import recipe
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
@@ -95,7 +95,7 @@ def test_inspect_counts_its_tokens_without_running_its_code(base: Path, tmp_path
     for name in ("config.json", "modeling_index.py"):
         shutil.copyfile(base / name, bare / name)
     before = sorted(bare.iterdir())
-    report = describe_data([str(data)], str(bare), chat_template="index")
+    report = describe_data(TrainConfig(data=(str(data),), base=str(bare), chat_template="index"))
     pieces = report.samples[0].pieces
     assert [text for text, trained in pieces if trained] == ["我是甄嬛。</s>"]
     assert sorted(bare.iterdir()) == before

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 
 HELD_OUT = "heldout.jsonl"  # the name that export looks for
 MOST = 64  # conversations; a proof asks a dozen

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer, Message
 from lorafold.errors import LorafoldError
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 
 _TRIED = 20  # conversations looked at; those of a data set are alike
 

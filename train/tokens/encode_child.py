@@ -1,8 +1,8 @@
 """The child of `encode_many.py` that encodes examples: `python -m lorafold.train.tokens.encode_child`.
 
-In, on standard input: a pickled ChatTokenizer, then pickled lists of examples. Out, on standard output: for
-each list a pickled list of (ids, mask), or None where an example cannot be encoded. Both pipes are the
-parent's own; it ends with its input.
+It reads a pickled ChatTokenizer from standard input, then pickled lists of examples. For each list it writes
+a pickled list of (ids, mask, tokens left out) to standard output, or None if an example cannot be encoded.
+Both pipes are the parent's own; it ends with its input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
             return
         try:
             found = [encode_example(example, tokenizer) for example in examples]
-            encoded = [(one.ids, one.mask) for one in found]
+            encoded = [(one.ids, one.mask, one.left_out) for one in found]
         except LorafoldError:
             encoded = None
         pickle.dump(encoded, answers, pickle.HIGHEST_PROTOCOL)

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.machine import cores, memory_available
 from lorafold.progress import Progress, silent
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 from lorafold.train.tokens.encode_one import encode_example
 
 CHUNK = 64  # examples sent to a process at once
@@ -96,8 +96,8 @@ class _Encoder:
         )
         self.greeting = tokenizer
 
-    def ask(self, examples: Sequence[Example]) -> list[tuple[list[int], list[bool]]] | None:
-        """Ids and masks; None where an example cannot be encoded.
+    def ask(self, examples: Sequence[Example]) -> list[tuple[list[int], list[bool], int]] | None:
+        """The fields of each `Encoded`; None if an example cannot be encoded.
 
         Raises:
             OSError, EOFError, pickle.UnpicklingError: the process has died.
@@ -107,7 +107,7 @@ class _Encoder:
         self.greeting = b""
         pickle.dump(examples, self.process.stdin, pickle.HIGHEST_PROTOCOL)
         self.process.stdin.flush()
-        answer: list[tuple[list[int], list[bool]]] | None = pickle.load(self.process.stdout)
+        answer: list[tuple[list[int], list[bool], int]] | None = pickle.load(self.process.stdout)
         return answer
 
     def stop(self) -> None:
@@ -137,7 +137,7 @@ def _encode_apart(
             encoder = None
         try:
             if answer is not None:
-                return [Encoded(ids, mask) for ids, mask in answer]
+                return [Encoded(*one) for one in answer]
             return [encode_example(example, tokenizer) for example in chunk]  # or its error
         finally:
             free.put(encoder)

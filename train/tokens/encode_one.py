@@ -1,18 +1,22 @@
-"""One example → its token ids, with the mask of trained tokens.
+"""One example -> its token ids, with the mask of trained tokens.
 
 A conversation goes through `lorafold.chat.tokenizer`, so the tokens are those that chat and an export will
-send; every assistant turn is trained with the token that ends it. A plain text begins with what the tokenizer
-itself puts before a text (a beginning of sequence token, or nothing), is trained whole and ends with the end
-of sequence token.
+send; the turns that its example marks are trained, each with the token that ends it. A plain text begins with
+what the tokenizer itself puts before a text (a beginning of sequence token, or nothing), is trained whole and
+ends with the end of sequence token.
+
+If the tokenizer parses what contents write out, a text (or a prompt and its completion) that already went
+through a chat template is taken as it is: nothing is put around it that it brings itself.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
 
+from lorafold.chat.control_forms import written_markers
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 
 
 def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
@@ -21,24 +25,59 @@ def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
     Raises:
         InputError: the template refuses the conversation; the example's place is named.
     """
-    if example.text is not None:
+    if example.text is not None and not tokenizer.parse_contents:
         ids = [*beginning(tokenizer), *tokenizer.tokenize(example.text, False), end_of_text(tokenizer)]
         return Encoded(ids, [True] * len(ids))
+    if (written := _written(example, tokenizer)) is not None:
+        return _completed(tokenizer.encode_written(*written), tokenizer, whole=example.text is not None)
     try:
-        whole = tokenizer.encode_chat(list(example.messages))
+        whole = tokenizer.encode_chat(list(example.messages), trained=example.marks)
     except InputError as error:
         raise type(error)(error.problem, at=example.place, fix=error.fix) from error
     last = next((token for token, on in zip(whole.ids[::-1], whole.mask[::-1], strict=True) if on), None)
     if last is None or last in tokenizer.eos_ids or not _answered(example):
         return whole
     # A template without an end of turn (Index): the answer still has to end, or chat would never stop.
-    return Encoded([*whole.ids, end_of_text(tokenizer)], [*whole.mask, True])
+    return Encoded([*whole.ids, end_of_text(tokenizer)], [*whole.mask, True], whole.left_out)
+
+
+def _written(example: Example, tokenizer: ChatTokenizer) -> list[tuple[str, bool]] | None:
+    """The parts of a text that went through a chat template before; None for a conversation to render."""
+    if example.text is not None:
+        return [(example.text, True)]
+    *before, asked, answer = example.messages if len(example.messages) > 1 else (*example.messages, {}, {})
+    if not (tokenizer.parse_contents and example.layout == "prompt" and len(before) < 2):
+        return None
+    if (asked.get("role"), answer.get("role")) != ("user", "assistant"):
+        return None
+    if not written_markers(asked["content"], tokenizer.template.controls):
+        return None
+    if before:
+        problem = "the prompt already carries its chat template, so a system message has no place in it"
+        raise InputError(problem, at=example.place, fix="write it into the prompt, or leave it out")
+    return [(asked["content"], False), (answer["content"], True)]
+
+
+def _completed(written: Encoded, tokenizer: ChatTokenizer, *, whole: bool) -> Encoded:
+    """Written tokens with the beginning and the end that they lack."""
+    ids, mask = list(written.ids), list(written.mask)
+    first = beginning(tokenizer)
+    if ids[: len(first)] != first:
+        ids, mask = [*first, *ids], [*([whole] * len(first)), *mask]
+    if not _ends(ids, tokenizer):
+        ids, mask = [*ids, end_of_text(tokenizer)], [*mask, True]
+    return Encoded(ids, mask)
+
+
+def _ends(ids: list[int], tokenizer: ChatTokenizer) -> bool:
+    """Whether the last thing in a text, white space aside, is a token that ends an answer."""
+    ending = [index for index, token in enumerate(ids) if token in tokenizer.eos_ids]
+    return bool(ending) and not tokenizer.decode(ids[ending[-1] + 1 :], skip_special=False).strip()
 
 
 def _answered(example: Example) -> bool:
-    """Whether the last turn is an answer with something to train; the tokenizer trains no blank one."""
-    turn = example.messages[-1]
-    return turn["role"] == "assistant" and bool(turn["content"].strip())
+    """Whether the last turn is trained and says something; the tokenizer trains no blank one."""
+    return example.marks[-1] and bool(example.messages[-1]["content"].strip())
 
 
 def beginning(tokenizer: ChatTokenizer) -> list[int]:

@@ -1,6 +1,6 @@
-"""Examples → token ids with the mask of trained tokens, cut to length, with a count of everything lost.
+"""Examples -> token ids with the mask of trained tokens, cut to length, with a count of everything lost.
 
-A conversation loses its end where it is longer than `max_length`; a plain text is split there instead.
+A conversation loses its end if it is longer than `max_length`; a plain text is split there instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.progress import Progress, silent
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 from lorafold.train.tokens.encode_many import encode_all
 
 
@@ -24,8 +24,11 @@ class Tokenized:
         places: where each sequence came from.
         cut: number of examples whose end was cut off.
         dropped: places of examples with no trained token left.
-        blank: how many of these had none before anything was cut: their answers are empty.
+        blank: how many of these had none before anything was cut: no answer of theirs says anything, or all
+            are marked as not trained.
         lost_tokens: tokens that were cut off or dropped.
+        left_out: (examples, tokens) of which the chat template does not write all that is said.
+        left_out_first: where the first of these was read.
     """
 
     sequences: tuple[Encoded, ...]
@@ -34,6 +37,8 @@ class Tokenized:
     dropped: tuple[str, ...]
     lost_tokens: int
     blank: int = 0
+    left_out: tuple[int, int] = (0, 0)
+    left_out_first: str = ""
 
     @property
     def tokens(self) -> int:
@@ -53,8 +58,19 @@ class Tokenized:
         if self.dropped:
             text += f"; {len(self.dropped)} dropped, nothing left to learn ({self.dropped[0]})"
         if self.blank:
-            text += f", {self.blank} of them without an answer"
+            text += f", {self.blank} of them without an answer to train"
         return text
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the tokens beside their number."""
+        examples, tokens = self.left_out
+        if not examples:
+            return ()
+        return (
+            f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples say, "
+            f"as a rule reasoning; they are not trained (first: {self.left_out_first})",
+        )
 
 
 def tokenize(
@@ -72,9 +88,9 @@ def tokenize(
         examples: of `data.load_data`.
         tokenizer: of the base.
         max_length: longest sequence in tokens.
-        progress: told where it lasts longer than a second.
+        progress: told if it lasts longer than a second.
         processes: that share the work; None for as many as pay.
-        may_be_empty: it is no error where no example has a trained token left (an evaluation set).
+        may_be_empty: it is no error if no example has a trained token left (an evaluation set).
 
     Raises:
         InputError: the template refuses a conversation, or no example has a trained token left.
@@ -82,7 +98,8 @@ def tokenize(
     sequences: list[Encoded] = []
     places: list[str] = []
     dropped: list[str] = []
-    cut = lost = blank = 0
+    cut = lost = blank = left_out = unwritten = 0
+    first = ""
     encoded = encode_all(examples, tokenizer, progress, processes)
     for example, whole in zip(examples, encoded, strict=True):
         kept = 0
@@ -92,6 +109,10 @@ def tokenize(
                 places.append(example.place)
                 kept += len(piece.ids)
         lost += len(whole.ids) - kept
+        if whole.left_out:
+            first = first or example.place
+            left_out += 1
+            unwritten += whole.left_out
         if not kept:
             dropped.append(example.place)
             blank += not any(whole.mask[1:])
@@ -99,13 +120,23 @@ def tokenize(
             cut += 1
     if not sequences and not may_be_empty:
         raise _nothing_left(dropped, blank, max_length)
-    return Tokenized(tuple(sequences), tuple(places), cut, tuple(dropped), lost, blank)
+    return Tokenized(
+        tuple(sequences),
+        tuple(places),
+        cut,
+        tuple(dropped),
+        lost,
+        blank,
+        left_out=(left_out, unwritten),
+        left_out_first=first,
+    )
 
 
 def _nothing_left(dropped: Sequence[str], blank: int, max_length: int) -> InputError:
     at = dropped[0] if dropped else None
     if blank == len(dropped):
-        return InputError("every answer is empty, so there is nothing to learn", at=at, fix="add answers")
+        problem = "every answer is empty or marked as not trained, so there is nothing to learn"
+        return InputError(problem, at=at, fix="add answers")
     problem = f"no example has a trained token left within --max-length {max_length}"
     return InputError(problem, at=at, fix="raise --max-length")
 

@@ -110,7 +110,7 @@ def wide_base(folder: Path) -> Path:
 def test_what_cannot_be_collected_is_known_before_any_work(chats: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    for data, says in ((empty, "there is no text in it"), (tmp_path / "absent.txt", "cannot be read")):
+    for data, says in ((empty, "there is no text in it"), (tmp_path / "absent.txt", "there is no such file")):
         with pytest.raises(InputError, match=says):
             plan_export(settings(tmp_path / "out", data))
     with pytest.raises(InputError, match=r"several weighted adapters.*--imatrix"):

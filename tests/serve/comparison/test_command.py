@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,15 @@ def test_all_outputs_and_what_is_told(home: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_same_command_goes_on_after_a_signal(number: signal.Signals, code: int, home: Path) -> None:
-    slow = [True]
+    asked: list[str] = []
+    go_on = threading.Event()
 
     def reply(handler: Any, body: Any) -> None:
         asked.append(body["messages"][-1]["content"])
-        if slow[0] and asked[-1] == "three":
-            time.sleep(3)
+        if asked[-1] == "three":
+            go_on.wait(60)
         FINE(handler, body)
 
-    asked: list[str] = []
     with server(MODELS, {"/v1/chat/completions": reply}) as (url, _):
         command = ["--prompts", "q.txt", "--out", "r.md", url, str(tiny_chat.gguf())]
         process = start(home, *command)
@@ -87,7 +88,7 @@ def test_the_same_command_goes_on_after_a_signal(number: signal.Signals, code: i
         said = "note: 2 of 3 questions asked; the same command goes on at question 3\n"
         assert process.returncode == code and "Traceback" not in err
         assert said in err and not (home / "r.md").exists() and not list(home.glob("*.lock"))
-        slow[0] = False
+        go_on.set()
         asked.clear()
         done, _, told = run(home, *command)
     assert done == 0 and asked == ["three"]

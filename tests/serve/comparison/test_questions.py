@@ -34,20 +34,24 @@ def test_question_files(name: str, tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.txt", b"\n\n", "no question in it"),
-        ("a.txt", b"\xff\xfe", "not UTF-8 at byte 0"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"prompt"', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"colour": "x"}', "a.jsonl:1: no question"),
-        ("a.jsonl", b"3", "expected an object, got int"),
-        ("a.jsonl", b'{"messages": [{"role": "judge", "content": "x"}]}', "without a known role"),
-        ("a.jsonl", b'{"messages": [{"role": "system", "content": "x"}]}', "no question at its end"),
-        ("a.json", b"[", "not JSON"),
-        ("a.json", b"[" * 100_000, "not JSON"),
-        ("a.jsonl", b'{"messages":' + b"[" * 100_000, "a.jsonl:1: not JSON"),
-        ("a.jsonl", b'{"prompt": "a\\ud800"}', "a.jsonl:1: half of a character"),
+        ("a.txt", b"\xff\xfe", "a.txt:1: invalid UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt"', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"colour": "x"}', "a.jsonl:1: no known layout has the fields 'colour'"),
+        ("a.jsonl", b"3", "expected an object, got a number"),
+        ("a.jsonl", b'{"messages": [{"role": "judge", "content": "x"}]}', "unknown role 'judge'"),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "system", "content": "x"}]}',
+            "no user turn, so there is no question",
+        ),
+        ("a.json", b"[", "not valid JSON"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.jsonl", b'{"messages":' + b"[" * 100_000, "a.jsonl:1: nested too deeply"),
+        ("a.jsonl", b'{"prompt": "a\\ud800"}', "a.jsonl:1: prompt: holds half of a surrogate pair"),
         ("a.jsonl", b'{"prompt": "\\u001b\\u0007"}', "a.jsonl:1: an empty question"),
-        ("a.csv", b"system,output\nx,y\n", "no column of questions among system, output"),
-        ("a.csv", b"a,b\n1,2\n", "no column of questions among a, b"),
-        ("a.csv", b'"prompt\nx', "a.csv:1: not CSV"),
+        ("a.csv", b"system,output\nx,y\n", "the field 'instruction' is missing"),
+        ("a.csv", b"a,b\n1,2\n", "no known layout has the fields 'a', 'b'"),
+        ("a.csv", b'"prompt\nx', "a.csv:1: not valid CSV"),
     ],
 )
 def test_question_files_that_are_wrong(name: str, text: bytes, said: str, tmp_path: Path) -> None:
@@ -55,7 +59,7 @@ def test_question_files_that_are_wrong(name: str, text: bytes, said: str, tmp_pa
     path.write_bytes(text)
     with pytest.raises(InputError, match=said):
         read_prompts(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="there is no such file"):
         read_prompts(tmp_path / "none")
 
 

@@ -13,20 +13,27 @@ from lorafold.serve.engines.lanes import Lane, thread_count
 
 
 class Meter:
-    """Work that notes how many threads compute at a time, and in which order."""
+    """Work that notes how many threads compute at a time, and in which order.
 
-    def __init__(self) -> None:
+    Args:
+        full: threads that will compute at once; the first work waits until they do.
+    """
+
+    def __init__(self, full: int = 0) -> None:
         self.lock = threading.Lock()
         self.now = self.most = 0
+        self.full, self.reached = full, threading.Event()
         self.told: list[tuple[str, int]] = []
 
-    def work(self, name: str, seconds: float = 0.005) -> Callable[[int], None]:
+    def work(self, name: str) -> Callable[[int], None]:
         def run(threads: int) -> None:
             with self.lock:
                 self.now += threads
                 self.most = max(self.most, self.now)
                 self.told.append((name, threads))
-            time.sleep(seconds)
+                if self.now >= self.full:
+                    self.reached.set()
+            self.reached.wait(10)
             with self.lock:
                 self.now -= threads
 
@@ -55,11 +62,11 @@ def together(meter: Meter, lanes: dict[str, Lane], rounds: int = 20) -> None:
     ("models", "limit", "share"), [(2, 2, 1), (2, 4, 2), (3, 2, 1), (2, 1, 1), (1, 3, 3)]
 )
 def test_threads_are_shared(models: int, limit: int, share: int) -> None:
-    meter = Meter()
+    meter = Meter(full=min(limit, models * share))
     lanes = {f"m{number}": Lane(limit) for number in range(models)}
     together(meter, lanes)
     assert {threads for _, threads in meter.told} == {share}
-    assert meter.most == min(limit, models * share)
+    assert meter.most == meter.full
     # When the others have ended, one has all threads again.
     lanes["m0"].run(meter.work("alone"))
     assert meter.told[-1] == ("alone", limit)
@@ -111,10 +118,16 @@ def test_nothing_is_computed_once_a_lane_is_closed() -> None:
 
 def test_first_come_first_served() -> None:
     """While one computes, others queue up; each gets its turn in that order."""
-    go, meter = threading.Event(), Meter()
+    begun, go, meter = threading.Event(), threading.Event(), Meter()
+
+    def hold(_: int) -> None:
+        begun.set()
+        go.wait(10)
+
     lanes = {name: Lane(1) for name in "abcd"}
-    first = threading.Thread(target=lanes["a"].run, args=(lambda _: go.wait(10),))
+    first = threading.Thread(target=lanes["a"].run, args=(hold,))
     first.start()
+    begun.wait(10)
     waiting = []
     for number, name in enumerate("cbd", 1):
         thread = threading.Thread(target=lanes[name].run, args=(meter.work(name),))

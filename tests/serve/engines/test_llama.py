@@ -209,15 +209,12 @@ def test_two_models_at_once_answer_as_alone(threads: int) -> None:
         alone = [ids(ask(one, "hello")[1]) for one in engines]
         assert alone[0] != alone[1]
         together: dict[int, list[int]] = {0: [], 1: []}
-        order = []
         requests = {i: Request(one, chat("hello there"), GREEDY) for i, one in enumerate(engines)}
         expected = {i: ids(ask(one, "hello there")[1]) for i, one in enumerate(engines)}
         for happened in answer_all(requests, Cancel()):
             if happened is not None and isinstance(happened[1], Token) and happened[1].id is not None:
                 together[happened[0]].append(happened[1].id)
-                order.append(happened[0])
         assert together == expected
-        assert order != sorted(order)  # they took turns
 
 
 def test_one_model_fails_and_the_other_goes_on() -> None:

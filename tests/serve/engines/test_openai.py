@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import tiny_chat
-from model_servers import ASKED, GREEDY, answered, free_port, part, refused, server, streamed
+from model_servers import ASKED, GREEDY, answered, cancelled, free_port, part, refused, server, streamed
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import ChatConfig
-from lorafold.serve.engine import Cancel, Finished, Started, Token
+from lorafold.serve.engine import Cancel, Started, Token
 from lorafold.serve.engines.open import opened
 from lorafold.serve.engines.servers.openai import OpenAIEngine
 from lorafold.serve.session import Answer
@@ -235,21 +235,22 @@ def test_addresses_that_are_none() -> None:
 
 
 def test_cancelled_while_it_is_silent() -> None:
-    with server(GET, {CHAT: streamed(LINES, sse=True, pause=20)}) as (url, _):
-        cancel = Cancel()
-        stream = OpenAIEngine(url).stream(ASKED, GREEDY, cancel)
-        assert isinstance(next(stream), Started)
-        threading.Timer(0.2, cancel.set).start()
-        begin = time.monotonic()
-        last = list(stream)[-1]
-        assert isinstance(last, Finished) and last.reason == "cancelled" and time.monotonic() - begin < 5
+    gate = threading.Event()
+    with server(GET, {CHAT: streamed(LINES, sse=True, gate=gate)}) as (url, _):
+        text, last = cancelled(OpenAIEngine(url))
+        gate.set()
+    assert (text, last.reason) == ("", "cancelled")  # it did not wait for the next word
 
 
 def test_tokens_arrive_one_by_one() -> None:
-    with server(GET, {CHAT: streamed(LINES, sse=True, pause=0.1)}) as (url, _):
-        events = list(OpenAIEngine(url).stream(ASKED, GREEDY, Cancel()))
-        times = [event.elapsed for event in events if isinstance(event, Token)]
-        assert len(times) == 2 and times[1] - times[0] > 0.05
+    gate = threading.Event()  # the server says the second word when the first one has come
+    with server(GET, {CHAT: streamed(LINES[1:], sse=True, gate=gate)}) as (url, _):
+        stream = OpenAIEngine(url).stream(ASKED, GREEDY, Cancel())
+        assert isinstance(next(stream), Started)
+        first = next(stream)
+        assert isinstance(first, Token) and first.text == "Ray"
+        gate.set()
+        assert "".join(event.text for event in stream if isinstance(event, Token)) == "leigh ö"
 
 
 def test_a_local_model_looks_at_a_servers_answer() -> None:

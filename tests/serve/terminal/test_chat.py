@@ -133,7 +133,7 @@ def test_every_command_is_tried() -> None:
 
 def test_the_last_question_can_be_edited(two: Terminal, home: Path) -> None:
     two.child.send("/edit\r")
-    time.sleep(0.5)
+    two.read("//slash")  # the question, to be changed
     two.type(" and more", "8 tokens")
     two.type("/save edited.json", "saved 1 turns")
     saved = json.loads((home / "edited.json").read_text())
@@ -142,13 +142,13 @@ def test_the_last_question_can_be_edited(two: Terminal, home: Path) -> None:
 
 def test_completion(two: Terminal) -> None:
     two.child.send("/mod\t")
-    time.sleep(0.5)
+    two.read("/models")
     two.type("", "llama.cpp")
     two.child.send("/vote \t")  # the letters of the models, and no others
     assert re.findall(r"\b[a-f]\b", two.read("tie")) == ["a", "b"]
     two.child.sendintr()
     two.child.send("/help bl\t")
-    time.sleep(0.5)
+    two.read("/help blind")
     two.type("", "hide the names and shuffle the sides")
 
 
@@ -166,7 +166,8 @@ def test_control_text_in_a_question_is_said(two: Terminal) -> None:
 def test_a_paste_is_one_message_and_a_forged_end_sends_nothing(two: Terminal, home: Path) -> None:
     two.type("/reset", "a new conversation")
     two.child.send("\x1b[200~first\nsecond\x00\x1b]0;x\x07\x1b[201~\r/quit\r")
-    time.sleep(1.0)
+    two.read("/quit")
+    time.sleep(0.3)  # an Enter right behind a paste belongs to it
     two.type("", "control characters taken out")
     two.read("8 tokens")
     two.type("/save paste.json", "saved 1 turns")

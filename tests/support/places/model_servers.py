@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Engine
+from lorafold.serve.engine import Cancel, Engine, Finished, Started, Token
 from lorafold.serve.session import Answer
 
 ASKED = [{"role": "user", "content": "why is the sky blue?"}]
@@ -94,6 +94,7 @@ def streamed(
     lines: list[Any],
     *,
     sse: bool = False,
+    gate: threading.Event | None = None,
     pause: float = 0.0,
     cut: int | None = None,
     size: int | None = None,
@@ -103,6 +104,7 @@ def streamed(
     Args:
         lines: objects, or bytes to be sent as they are.
         sse: as server-sent events instead of JSON lines.
+        gate: what follows the first line waits for it, at most a minute.
         pause: seconds between the lines.
         cut: the connection breaks after so many bytes.
         size: of the chunks, which then end anywhere; a line each otherwise.
@@ -128,6 +130,8 @@ def streamed(
         for piece in pieces:
             handler.chunk(piece)
             time.sleep(pause)
+            if gate is not None:
+                gate.wait(60)
         handler.wfile.write(b"0\r\n\r\n")
 
     return reply
@@ -153,6 +157,18 @@ def answered(engine: Engine, cancel: Cancel | None = None) -> Answer:
     for event in engine.stream(ASKED, GREEDY, cancel or Cancel()):
         answer.take(event)
     return answer
+
+
+def cancelled(engine: Engine) -> tuple[str, Finished]:
+    """What an engine says whose answer is cancelled while its server is silent, and how that ends."""
+    cancel, text = Cancel(), ""
+    stream = engine.stream(ASKED, GREEDY, cancel)
+    assert isinstance(next(stream), Started)
+    threading.Timer(0.2, cancel.set).start()
+    for event in stream:
+        text += event.text if isinstance(event, Token) else ""
+    assert isinstance(event, Finished)
+    return text, event
 
 
 def free_port() -> int:

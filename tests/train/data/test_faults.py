@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lorafold.cli import main
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError
-from lorafold.train.data.jsontext import MAX_RECORD
+from lorafold.records.jsontext import MAX_RECORD
 from lorafold.train.data.load import load_data
 
 
@@ -150,7 +150,7 @@ def test_hub_id_offline() -> None:
 
 
 def test_folder_that_is_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not a folder that `datasets` saved"):
+    with pytest.raises(InputError, match=r"no data file is in it \(not read: it is empty\)"):
         load_data([str(tmp_path)])
 
 

@@ -12,9 +12,9 @@ from tiny_base import tiny_tokenizer
 from lorafold.errors import InputError
 from lorafold.export.proof.chats import GENERAL, proof_chats
 from lorafold.progress import silent
+from lorafold.records.layouts import Example
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.held_out import MOST, write_held_out
-from lorafold.train.data.layouts import Example
 from lorafold.train.material import Material, read_material
 
 

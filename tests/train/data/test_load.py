@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import InputError, UnsafeInputError
+from lorafold.records.jsontext import CHUNK
 from lorafold.train.config import TrainConfig
-from lorafold.train.data.jsontext import CHUNK
 from lorafold.train.data.load import load_data, load_splits
 
 RECORDS = [

@@ -13,8 +13,8 @@ from tiny_base import tiny_base, tiny_tokenizer
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.inspection import inspect_path
+from lorafold.records.layouts import Example
 from lorafold.train import TrainConfig, train
-from lorafold.train.data.layouts import Example
 from lorafold.train.data.thinking import settle_thinking
 from lorafold.train.tokens.encode_one import encode_example
 

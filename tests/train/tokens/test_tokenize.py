@@ -17,7 +17,7 @@ from tiny_base import CHATML, tiny_tokenizer
 
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 from lorafold.train.tokens.collate import IGNORED, make_batch, plan_epoch
 from lorafold.train.tokens.encode_many import encode_all
 from lorafold.train.tokens.encode_one import encode_example, end_of_text
@@ -87,7 +87,7 @@ def test_a_blank_last_answer_adds_no_end_and_is_not_trained(name: str, blank: st
     assert sum(encoded.mask) == whole.trained - bool(FAMILIES[name][3])
     some = tokenize([alone, Example("x:2", TURNS[:3])], ours, 4096)
     assert (some.dropped, some.blank, some.sequences) == (("x:1",), 1, whole.sequences)
-    assert some.summary().endswith("1 dropped, nothing left to learn (x:1), 1 of them without an answer")
+    assert some.summary().endswith("nothing left to learn (x:1), 1 of them without an answer to train")
     with pytest.raises(InputError, match="x:1: every answer is empty"):
         tokenize([alone], ours, 4096)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError
 from lorafold.models import require
-from lorafold.train.data.jsontext import Placed
+from lorafold.records.jsontext import Placed
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -23,22 +23,18 @@ def is_hub_id(spec: str) -> bool:
     return _ID.fullmatch(spec) is not None
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made a folder."""
+    several, *single = (folder / name for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
+    return several.is_file() or all(file.is_file() for file in single)
+
+
 def read_saved(folder: Path) -> Iterator[Placed]:
-    """Read a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made.
+    """Read a folder that the `datasets` library saved.
 
     Raises:
-        InputError: it is no such folder, or damaged.
-        UnsafeInputError: it holds a loading script instead.
+        InputError: it is damaged.
     """
-    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        if any(folder.glob("*.py")):
-            raise UnsafeInputError(
-                "a folder with a loading script; scripts are not run",
-                at=folder,
-                fix="run it yourself and give the data file it makes",
-            )
-        problem = "not a folder that `datasets` saved (no dataset_info.json)"
-        raise InputError(problem, at=folder, fix="give the data files themselves")
     require("datasets", extra="train")
     import datasets
 

@@ -1,0 +1,200 @@
+"""What an adapter's configuration promises, against what its file holds.
+
+Half of what was trained may be missing: filtered out by whoever copied the tensors, not gathered from the
+machines of a training, or ignored because a flag was edited away. Each side without the other is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from lorafold.adapter_config import AdapterConfig
+from lorafold.adapters import Adapter, ModuleTensors
+from lorafold.errors import InputError
+from lorafold.export.fold.conversions import model_types, renamed
+from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
+
+AGAIN = "save or download the adapter again"
+GATHER = "gather sharded weights (DeepSpeed ZeRO-3, FSDP) before saving"
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """A part that modules have if, and only if, an option is set.
+
+    Attributes:
+        part: of a module, one of `adapters.PARTS` or "lora_bias".
+        option: in adapter_config.json, as it is written for messages.
+        is_set: whether a configuration sets it.
+        beside: the part of a module that tells whether the promise concerns it.
+    """
+
+    part: str
+    option: str
+    is_set: Callable[[AdapterConfig], bool]
+    beside: tuple[str, ...] = ("lora_A",)
+
+
+PROMISES = (
+    _Promise("lora_magnitude_vector", "use_dora", lambda c: c.use_dora, ("lora_A", "lora_embedding_A")),
+    _Promise("lora_bias", "lora_bias", lambda c: c.lora_bias),
+    _Promise("lora_diag", "kasa_config", lambda c: c.kasa),
+    _Promise("lora_E", "peft_type ADALORA", lambda c: c.peft_type == "ADALORA"),
+)
+
+
+def check_parts(adapter: Adapter) -> None:
+    """Compare the parts of each module, and the tensors that were saved whole, with the options.
+
+    Raises:
+        InputError: a part is promised and missing, or there and not promised, or a tensor is empty.
+    """
+    config = adapter.config
+    for key, info in adapter.source.tensors.items():
+        if 0 in info.shape:
+            raise InputError(
+                f"{key!r} holds nothing (its shape is {list(info.shape)}), expected two dimensions",
+                at=adapter.folder,
+                fix=GATHER,
+            )
+    for module in adapter.modules:
+        for promise in PROMISES:
+            _check_promise(adapter, module, promise)
+    for entry in adapter.saved:
+        if ".modules_to_save." in entry.key and not _named(config.modules_to_save, entry.tensor):
+            raise _not_promised(adapter, entry.key, "modules_to_save")
+    has_tokens = any("trainable_tokens_delta" in module.parts for module in adapter.modules)
+    if config.trainable_token_indices and not has_tokens:
+        raise InputError(
+            "no trained tokens in it, which its trainable_token_indices name", at=adapter.folder, fix=AGAIN
+        )
+    if has_tokens and config.trainable_token_indices is None:
+        raise _not_promised(adapter, "trainable_tokens_delta", "trainable_token_indices")
+
+
+def _check_promise(adapter: Adapter, module: ModuleTensors, promise: _Promise) -> None:
+    # PEFT adapts parameters of experts by none of these options.
+    if not set(promise.beside) & set(module.parts) or (module.depth and adapter.config.target_parameters):
+        return
+    is_there, is_set = promise.part in module.parts, promise.is_set(adapter.config)
+    if is_there and not is_set:
+        raise _not_promised(adapter, module.parts[promise.part], promise.option)
+    if is_set and not is_there and not _is_parameter(adapter.config, module.module):
+        raise InputError(
+            f"{module.module} has no {promise.part}, which {promise.option} in adapter_config.json promises",
+            at=adapter.folder,
+            fix=f"{AGAIN}: without it half of what was trained is lost",
+        )
+
+
+def _is_parameter(config: AdapterConfig, module: str) -> bool:
+    """Whether a module is only the holder of parameters that were adapted without one."""
+    return any(f".{module}.".endswith(f".{name.rpartition('.')[0]}.") for name in config.target_parameters)
+
+
+def _named(modules: Collection[str], tensor: str) -> bool:
+    """Whether a tensor belongs to one of these modules."""
+    return any(re.match(rf"(^|.*\.){re.escape(module)}\.", tensor) for module in modules)
+
+
+def _not_promised(adapter: Adapter, key: str, option: str) -> InputError:
+    return InputError(
+        f"{key!r} is in the file, but adapter_config.json does not set {option}, so that PEFT ignores it",
+        at=adapter.folder,
+        fix=f"set {option} as it was in the training, or save the adapter again without that tensor",
+    )
+
+
+def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]) -> None:
+    """Compare the modules that an adapter targets with those that it has.
+
+    Experts are left out: transformers 5 has no modules for them any more, so their names in `target_modules`
+    may mean nothing. So is what transformers does not load: no adapter can have anything for it.
+
+    Args:
+        adapter: the adapter.
+        names: the base's names.
+        prefixes: of the parts of the model in which it adapts something; see `BaseNames.in_model`. Another
+            part may not have been in the model that it was trained on (a multimodal base's image encoder).
+
+    Raises:
+        InputError: a targeted layer has no tensors, or a module to save was not saved.
+    """
+    config, types = adapter.config, model_types(names.config)
+    present = {renamed(module.module, types) for module in adapter.modules}
+    if config.target_modules and config.target_modules != "all-linear" and prefixes:
+        for name, tensor, info in names.in_model(prefixes):
+            if not name.endswith(".weight") or len(info.shape) != 2 or ".experts." in name:
+                continue
+            module = name.removesuffix(".weight")
+            if module in present:
+                continue
+            if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
+                continue
+            if _is_targeted(adapter, module):
+                raise _missing(adapter, module, "target_modules")
+    saved = [entry.tensor for entry in adapter.saved]
+    for wanted in config.modules_to_save:
+        if not any(_named((wanted,), tensor) for tensor in saved):
+            raise _missing(adapter, wanted, "modules_to_save")
+
+
+def check_biases(adapter: Adapter, names: BaseNames) -> None:
+    """Look for the biases that were trained with the adapted modules; PEFT 0.6 to 0.9 forgot to save some.
+
+    Raises:
+        InputError: the base has a bias where the configuration says that one was trained, and it is missing.
+    """
+    if adapter.config.bias not in ("all", "lora_only"):
+        return
+    saved = {names.find(entry.tensor) for entry in adapter.saved}
+    for module in adapter.modules:
+        bias = names.find(f"{module.module}.bias")
+        if bias is not None and bias not in saved:
+            raise InputError(
+                f"no bias of {module.module} in it, which bias {adapter.config.bias!r} says was trained",
+                at=adapter.folder,
+                fix=f'{AGAIN}; if no bias was trained, set "bias" to "none" in adapter_config.json',
+            )
+
+
+def check_copies(adapter: Adapter) -> None:
+    """Compare what the adapter holds under two names; see `SavedTensor.copy`.
+
+    Raises:
+        InputError: they are two different tensors, so one of them is not what was trained.
+    """
+    for saved in adapter.saved:
+        if saved.copy and not same_rows(adapter.source, saved.key, adapter.source, saved.copy):
+            raise InputError(
+                f"{saved.key!r} and {saved.copy!r} hold different numbers, expected the same tensor twice",
+                at=adapter.folder,
+                fix="save the adapter again with PEFT",
+            )
+
+
+def _is_targeted(adapter: Adapter, module: str) -> bool:
+    """Whether the configuration targets a module, by the rules of PEFT's `check_target_module_exists`."""
+    config = adapter.config
+    if matches(config.exclude_modules or (), module):
+        return False
+    if any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in config.modules_to_save):
+        return False
+    if not matches(config.target_modules or (), module):
+        return False
+    if isinstance(config.target_modules, str) or config.layers_to_transform is None:
+        return True
+    patterns = config.layers_pattern or (r"[^.]*",)
+    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+    match = next((match for match in found if match), None)
+    return match is not None and int(match[1]) in config.layers_to_transform
+
+
+def _missing(adapter: Adapter, module: str, option: str) -> InputError:
+    return InputError(
+        f"nothing in it for {module}, which its {option} names",
+        at=adapter.folder,
+        fix=f"{AGAIN}, or {OTHER_BASE}",
+    )

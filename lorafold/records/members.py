@@ -1,0 +1,132 @@
+"""Archives and folders of data files: every member is read, named as left out, or refused.
+
+Members are read where they are, nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from lorafold.errors import InputError, UnsafeInputError
+from lorafold.records.packed import kind_of, unpacked
+
+ARCHIVES = (".zip", ".tar")
+CODE = (".py", ".ipynb")
+# Texts that tell about the data beside them; a file of such a name is never data itself.
+_ABOUT = {"readme", "license", "licence", "copying", "copyright", "notice", "changelog", "changes", "authors"}
+_ABOUT |= {"citation", "contributing"}
+_METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of an archive or folder.
+
+    Attributes:
+        name: its path inside.
+        open: its bytes; None for what is no plain file (a link, a device).
+    """
+
+    name: str
+    open: Callable[[], IO[bytes]] | None
+
+
+@contextmanager
+def opened_members(path: Path) -> Iterator[list[Member]]:
+    """The files of a folder or an archive, readable until the block ends.
+
+    Raises:
+        InputError: it is not a readable archive.
+        UnsafeInputError: a member's path leaves the archive.
+    """
+    if path.is_dir():
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        yield [Member(file.relative_to(path).as_posix(), partial(_bytes_of, file)) for file in files]
+        return
+    kind, packed = kind_of(path.name)
+    with open(path, "rb") as file, unpacked(file, packed, path.name) as content:
+        yield from (_zip if kind == ".zip" else _tar)(content, path)
+
+
+def _bytes_of(file: Path) -> IO[bytes]:
+    return open(file, "rb")
+
+
+def _zip(file: IO[bytes], path: Path) -> Iterator[list[Member]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = [info for info in archive.infolist() if not info.is_dir()]
+            _stay_inside((info.filename for info in inside), path)
+            yield [Member(info.filename, partial(archive.open, info)) for info in inside]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"not a readable zip archive ({error})", at=path, fix="pack it again") from error
+
+
+def _tar(file: IO[bytes], path: Path) -> Iterator[list[Member]]:
+    try:
+        with tarfile.open(fileobj=file) as archive:
+            inside = [info for info in archive.getmembers() if not info.isdir()]
+            _stay_inside((info.name for info in inside), path)
+
+            def content(info: tarfile.TarInfo) -> IO[bytes]:
+                found = archive.extractfile(info)
+                assert found is not None, "only regular files are opened"
+                return found
+
+            yield [Member(info.name, partial(content, info) if info.isreg() else None) for info in inside]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        problem = f"not a readable tar archive ({type(error).__name__})"
+        raise InputError(problem, at=path, fix="pack it again") from error
+
+
+def _stay_inside(names: Iterator[str], archive: Path) -> None:
+    for name in names:
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts:
+            problem = f"the member {name!r} leaves the archive's folder"
+            raise UnsafeInputError(problem, at=archive, fix="do not use this archive")
+
+
+def sort_out(members: Sequence[Member], known: frozenset[str]) -> tuple[list[Member], dict[str, str]]:
+    """Which members are data.
+
+    Plain texts are data if there is nothing else; beside tables of records they tell about them.
+
+    Args:
+        members: of `opened_members`.
+        known: file types that have a reader.
+
+    Returns:
+        The members to read, and name -> reason of those that are left out.
+    """
+    left_out = {member.name: reason for member in members if (reason := _no_data(member, known))}
+    data = [member for member in members if member.name not in left_out]
+    if any(kind_of(member.name)[0] != ".txt" for member in data):
+        texts = [member.name for member in data if kind_of(member.name)[0] == ".txt"]
+        left_out |= dict.fromkeys(texts, "a text beside records")
+        data = [member for member in data if member.name not in left_out]
+    return data, left_out
+
+
+def _no_data(member: Member, known: frozenset[str]) -> str | None:
+    """Why a member cannot be data, or None."""
+    pure = PurePosixPath(member.name.replace("\\", "/"))
+    kind, _ = kind_of(pure.name)
+    if member.open is None:
+        return "not a plain file"
+    if any(part.startswith(".") or part == "__MACOSX" for part in pure.parts):
+        return "hidden"
+    if pure.name.lower() in _METADATA or pure.name.lower().partition(".")[0] in _ABOUT:
+        return "about the data"
+    if kind in ARCHIVES:
+        return "an archive within"
+    if kind in CODE:
+        return "code"
+    return None if kind in known else "no reader for this type"

@@ -1,0 +1,112 @@
+"""Tables and texts -> records: CSV and TSV, Parquet, pickled DataFrames, and plain text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Literal
+
+from lorafold.errors import InputError, UnsafeInputError
+from lorafold.models import require
+from lorafold.records.jsontext import MAX_RECORD, Placed, lines
+
+TextUnit = Literal["paragraph", "line", "whole"]
+
+
+def read_table(file: IO[bytes], name: str, delimiter: str) -> Iterator[Placed]:
+    """Rows under a header, as objects of texts."""
+    csv.field_size_limit(MAX_RECORD)
+    rows = csv.reader((line for _, line in lines(file, name)), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise InputError("a column name occurs twice", at=f"{name}:1", fix="rename one")
+        start = rows.line_num + 1
+        for row in rows:
+            place, start = f"{name}:{start}", rows.line_num + 1
+            if row and len(row) != len(header):
+                problem = f"expected {len(header)} columns, got {len(row)}"
+                raise InputError(problem, at=place, fix="quote fields that hold the separator")
+            if row:
+                yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InputError(f"not valid CSV ({error})", at=f"{name}:{start}", fix="correct the row") from error
+
+
+def read_text(file: IO[bytes], name: str, unit: TextUnit) -> Iterator[Placed]:
+    """Plain text: a record for each paragraph (lines up to an empty one), for each line, or for the file."""
+    if unit == "line":
+        for number, line in lines(file, name):
+            if line.strip():
+                yield f"{name}:{number}", {"text": line.strip()}
+    elif unit == "whole":
+        text = "".join(line for _, line in lines(file, name))
+        if text.strip():
+            yield name, {"text": text}
+    else:
+        yield from _paragraphs(file, name)
+
+
+def _paragraphs(file: IO[bytes], name: str) -> Iterator[Placed]:
+    start, paragraph, size = 1, list[str](), 0
+    for number, line in lines(file, name):
+        if not line.strip():
+            if paragraph:
+                yield f"{name}:{start}", {"text": "".join(paragraph).strip("\r\n")}
+            start, paragraph, size = number + 1, [], 0
+            continue
+        size += len(line)
+        if size > MAX_RECORD:
+            problem = f"a paragraph is longer than {MAX_RECORD >> 20} MiB"
+            raise InputError(problem, at=f"{name}:{start}", fix="put empty lines between texts")
+        paragraph.append(line)
+    if paragraph:
+        yield f"{name}:{start}", {"text": "".join(paragraph).strip("\r\n")}
+
+
+def read_parquet(file: IO[bytes], name: str) -> Iterator[Placed]:
+    """Rows of a Parquet file, group by group."""
+    require("pyarrow", extra="data")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name}: row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        problem = f"not a readable parquet file ({reason})"
+        raise InputError(problem, at=name, fix="download it again") from error
+
+
+def read_pickle(path: Path, allowed: bool) -> Iterator[Placed]:
+    """Rows of a pickled DataFrame, which is code: only with leave."""
+    if not allowed:
+        raise UnsafeInputError(
+            "a pickle can run any code",
+            at=path,
+            fix="save it as parquet, or pass --allow-pickle to `train` if you made it",
+        )
+    require("pandas", extra="train")
+    import pandas
+
+    try:
+        frame = pandas.read_pickle(path)
+    except Exception as error:  # unpickling can raise anything
+        problem = f"not a readable pickle ({type(error).__name__})"
+        raise InputError(problem, at=path, fix="save it as parquet") from error
+    if not isinstance(frame, pandas.DataFrame):
+        problem = f"expected a pickled DataFrame, got {type(frame).__name__}"
+        raise InputError(problem, at=path, fix="save a DataFrame")
+    for number, row in enumerate(frame.to_dict(orient="records"), 1):
+        # pandas writes a missing value as NaN, whatever the column holds.
+        missing = (
+            key for key, value in row.items() if pandas.api.types.is_scalar(value) and pandas.isna(value)
+        )
+        yield f"{path.name}: row {number}", row | dict.fromkeys(missing)
