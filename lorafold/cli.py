@@ -69,12 +69,22 @@ def demo(
 @app.command
 def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> int:  # noqa: B008 - frozen
     """Train an adapter from examples."""
-    from lorafold.console import live_progress, print_lines
+    from lorafold.console import live_progress, print_lines, sanitize
+    from lorafold.train import plan_training
     from lorafold.train import train as stage
     from lorafold.train.workers import place
 
+    def say(line: str) -> None:
+        print(sanitize(line, keep=""), file=sys.stderr, flush=True)
+
     with live_progress() as progress:
-        result = stage(config, progress)
+        if config.plan:
+            lines = plan_training(config, progress)
+        else:
+            result = stage(config, progress, say)
+    if config.plan:
+        print_lines(lines)
+        return 0
     if place().first:  # of several workers one speaks
         print_lines(result.lines())
     return 0 if result.stopped_by is None else 128 + result.stopped_by

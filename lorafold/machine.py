@@ -96,6 +96,15 @@ def memory_available() -> int:
     return 0
 
 
+def memory_held() -> int:
+    """Bytes of memory that this process holds; 0 if the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def return_free_memory() -> None:
     """Give freed memory back to the system, where the C library would keep it (glibc).
 

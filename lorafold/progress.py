@@ -21,3 +21,7 @@ class Progress(Protocol):
 
 def silent(step: str, done: float, total: float | None, note: str = "") -> None:
     """The `Progress` of a caller who does not look."""
+
+
+def unheard(line: str) -> None:
+    """Where the lines go that a stage says while it works, if its caller does not listen."""

@@ -1,7 +1,6 @@
 """The ways of training that `bench_train.py` measures: the tutorials', ours, and those between.
 
-In: a config, a base and tokenized examples. Out: a `Run`, filled in: tokens per second, memory, losses. All
-ways see the same examples in the same steps from the same adapter.
+All ways see the same examples in the same steps from the same adapter.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import torch
 from lorafold.chat.tokenizer import Encoded
 from lorafold.models import Base
 from lorafold.train import TrainConfig
-from lorafold.train.build import build
+from lorafold.train.build import Lessons, build
 from lorafold.train.fast.speed import restored_modules
-from lorafold.train.loop import peak_memory, run_steps
+from lorafold.train.loop import Hooks, peak_memory, run_steps
 from lorafold.train.saved.checkpoints import RunState
 from lorafold.train.signals import StopRequest
 from lorafold.train.tokens.batches import StepPlan
@@ -164,12 +163,9 @@ def our_way(task: Task, run: Run) -> None:
         built = build(
             task.config,
             task.base,
-            task.sequences,
-            (),
-            pad_id=0,
-            rows=0,
-            metrics=Path(scratch) / "metrics.jsonl",
-            workers=task.workers,
+            Lessons(task.sequences),
+            Path(scratch) / "metrics.jsonl",
+            task.workers,
         )
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what the choice itself took is not part of the steps
@@ -177,14 +173,8 @@ def our_way(task: Task, run: Run) -> None:
         run.line = "; ".join([built.speed.line(), *built.notes])
 
         def go() -> None:
-            run_steps(
-                built.trainer,
-                RunState(),
-                StopRequest(),
-                save=lambda: None,
-                save_best=lambda: None,
-                progress=lambda *arguments, **more: clock.step(),
-            )
+            hooks = Hooks(progress=lambda *arguments, **more: clock.step())
+            run_steps(built.trainer, RunState(), StopRequest(), hooks)
 
         profiled(go) if task.profile else go()
         plan = built.trainer.plan

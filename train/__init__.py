@@ -1,4 +1,4 @@
-"""examples → adapter: the training stage.
+"""The training stage: from examples to an adapter.
 
 `lorafold.train(TrainConfig(...))` is the entry; `describe_data` is what `lorafold inspect` shows of a data
 file. Neither torch nor transformers is imported before it is needed.
@@ -13,12 +13,19 @@ from lorafold.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from lorafold.train.describe import DataReport, describe_data
-    from lorafold.train.run import train
+    from lorafold.train.plan import plan_training
     from lorafold.train.saved.result import TrainResult
+    from lorafold.train.stage import train
 
-__all__ = ["DataReport", "TrainConfig", "TrainResult", "describe_data", "train"]
+__all__ = ["DataReport", "TrainConfig", "TrainResult", "describe_data", "plan_training", "train"]
 
 make_stage(
     __name__,
-    {"train": "run", "TrainResult": "saved.result", "describe_data": "describe", "DataReport": "describe"},
+    {
+        "train": "stage",
+        "plan_training": "plan",
+        "TrainResult": "saved.result",
+        "describe_data": "describe",
+        "DataReport": "describe",
+    },
 )

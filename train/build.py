@@ -1,4 +1,4 @@
-"""Config and tokens → what the loop works with: a model with its adapter, called the fastest right way."""
+"""Builds what the loop works with: the base with its adapter, computed in the fastest way that is right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, Method, linear_names
-from lorafold.train.model.adapter import initial_adapter, trainable, widen_trained
+from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
 from lorafold.train.model.base import load_model, pick_device, pick_dtype, quiet_transformers
 from lorafold.train.model.new_tokens import make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What came of building.
+    """A run that is ready for its first step.
 
     Attributes:
         trainer: for the loop.
-        initial: the adapter before the first step, for methods that take their start out of the base.
+        initial: the adapter before the first step, for methods that start from a part of the base.
         speed: what the run computes with.
         notes: what the user should know.
     """
@@ -48,45 +48,54 @@ class Built:
     notes: list[str]
 
 
-def build(
-    config: TrainConfig,
-    base: Base,
-    sequences: Sequence[Encoded],
-    evaluation: Sequence[Encoded],
-    *,
-    pad_id: int,
-    rows: int,
-    metrics: Path,
-    workers: Workers,
-) -> Built:
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """The tokens of a run.
+
+    Attributes:
+        sequences: to train on.
+        held_out: to evaluate on, may be empty.
+        pad_id: id for padded positions; they are masked, so any will do.
+        vocabulary: size of the extended vocabulary; 0 if no tokens were added.
+    """
+
+    sequences: Sequence[Encoded]
+    held_out: Sequence[Encoded] = ()
+    pad_id: int = 0
+    vocabulary: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example to train on."""
+        return max(len(sequence.ids) for sequence in self.sequences)
+
+
+def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, workers: Workers) -> Built:
     """Load the base, put the adapter on it, choose how to compute, and set up the optimizer.
 
     Args:
         config: of the run.
-        base: to train on.
-        sequences: to train on.
-        evaluation: held out.
-        pad_id: any id.
-        rows: tokens in a vocabulary that was extended, 0 where it was not.
+        base: the model to train.
+        lessons: what it is trained on.
         metrics: file that gets a line of JSON per logged step.
         workers: the place of this one.
 
     Raises:
-        UsageError: the method cannot be had on this base or machine.
+        UsageError: this base or machine does not allow the method.
     """
     import torch
 
     method, device = METHODS[config.method], pick_device()
     if config.method == "dora" and config.load_in_8bit and device.type != "cuda":
         problem = "DoRA on an 8-bit base needs a CUDA GPU"
-        raise UsageError(problem, at="--load-in-8bit", fix="use --load-in-4bit")
+        raise UsageError(problem, at="--load-in-8bit", fix="choose --load-in-4bit")
     notes: list[str] = []
     initial: dict[str, Any] = {}
 
     def load() -> Any:
         torch.manual_seed(config.seed)
         model = load_model(base, config, method, device)
-        adapted = make_room(model, rows, config) if rows else config
+        adapted = make_room(model, lessons.vocabulary, config) if lessons.vocabulary else config
         if method.peft is not None:
             model = _add_adapter(model, adapted, method)
             if method.mutates_base:
@@ -100,14 +109,14 @@ def build(
         memory.round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
-    forward, speed, why = _forward(config, method, model, device, sequences, load, pad_id, workers)
+    forward, speed, why = _forward(config, model, device, lessons, load, workers)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
-    tokens = sum(len(sequence.ids) for sequence in sequences) / len(sequences) * _examples(config)
-    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype, tokens))
-    speed = _fit(config, speed, forward, sequences, workers)
+    mean = sum(len(sequence.ids) for sequence in lessons.sequences) / len(lessons.sequences)
+    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype, mean * _examples(config)))
+    speed = _fit(config, speed, forward, lessons, workers)
     if speed.graphs:
-        forward.graphs = _graphs(config, forward, sequences, workers)
+        forward.graphs = _graphs(config, forward, lessons, workers)
     if config.torch_compile:
         for layer in causal_model(forward.model).base_model.layers:
             layer.compile(dynamic=True)
@@ -115,7 +124,8 @@ def build(
     notes += [note] if note else []
     speed = dataclasses.replace(speed, dtype=str(dtype).removeprefix("torch."), optimizer=optimizer_name)
     optimizer = build_optimizer(forward.model, config, device)
-    plan = StepPlan(config, sequences, evaluation, pad_id, speed.capacity if speed.packing else 0, workers)
+    capacity = speed.capacity if speed.packing else 0
+    plan = StepPlan(config, lessons.sequences, lessons.held_out, lessons.pad_id, capacity, workers)
     schedule = build_schedule(optimizer, config, plan.total_steps)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     return Built(Trainer(forward, plan, optimizer, schedule, scaler, metrics), initial, speed, notes)
@@ -134,38 +144,46 @@ def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
         reason = str(error).strip().splitlines()[0][:300]
         problem = f"peft refuses this adapter ({reason})"
         raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
-    widen_trained(adapted)
+    keep_in_float32(adapted)
     return adapted
 
 
 def _forward(
     config: TrainConfig,
-    method: Method,
     model: Any,
     device: torch.device,
-    sequences: Sequence[Encoded],
+    lessons: Lessons,
     load: Callable[[], Any],
-    pad_id: int,
     workers: Workers,
 ) -> tuple[Forward, Speed, str]:
-    """The fastest forward pass that gives what the plain one gives, and what is to be said of it."""
+    """The fastest forward pass that gives what the plain one gives, and why it is the plain one, if it is.
+
+    Args:
+        config: of the run.
+        model: with the adapter in place.
+        device: of the model.
+        lessons: a few of them are computed both ways.
+        load: makes the model once more, if the fast way has changed it and is wrong.
+        workers: all of them take the same way.
+    """
     import torch
 
+    method = METHODS[config.method]
     dtype = pick_dtype(config.dtype, device)
     wide = method.peft is None and device.type == "cuda" and dtype != torch.float32
     slow = Forward(model, device, method.prompt, dtype if wide else None)
     speed = choose(config, method, model, device)
     if not speed.fast:
         return slow, _checkpointed(config, speed, model), ""
-    examples = sample(sequences)
+    examples = sample(lessons.sequences)
     # Without an adapter all weights are trained: there is no room for a second gradient of them.
     checked = method.peft is not None
-    expected = measure(slow, make_batch(examples, pad_id)) if checked else None
+    expected = measure(slow, make_batch(examples, lessons.pad_id)) if checked else None
     speed = _checkpointed(config, apply(speed, model, device), model)
     fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct)
     if expected is None:
         return fast, speed, ""
-    found = measure(fast, make_pack(examples) if speed.packing else make_batch(examples, pad_id))
+    found = measure(fast, make_pack(examples) if speed.packing else make_batch(examples, lessons.pad_id))
     off = difference(expected, found)
     # All go the same way: with `--fsdp` they compute each layer together.
     if workers.least(0 if off else 1):
@@ -177,19 +195,18 @@ def _forward(
     return slow, _checkpointed(config, plain, slow.model), why
 
 
-def _graphs(config: TrainConfig, forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> Any:
+def _graphs(config: TrainConfig, forward: Forward, lessons: Lessons, workers: Workers) -> Any:
     import torch
 
     from lorafold.train.fast import graphs
 
     examples = _examples(config) * workers.count
-    longest = max(len(sequence.ids) for sequence in sequences)
     decoder = causal_model(forward.model).base_model
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
     for parameter in trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
     budget = int(graphs.SHARE * torch.cuda.mem_get_info(forward.device)[0])
-    return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, longest, budget)
+    return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, lessons.longest, budget)
 
 
 def _examples(config: TrainConfig) -> int:
@@ -198,30 +215,28 @@ def _examples(config: TrainConfig) -> int:
 
 
 def _checkpointed(config: TrainConfig, speed: Speed, model: Any) -> Speed:
-    """Switch gradient checkpointing on where the user asks for it."""
+    """Switch gradient checkpointing on if the user asks for it."""
     if not config.gradient_checkpointing:
         return speed
     causal_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return dataclasses.replace(speed, checkpointing=True)
 
 
-def _fit(
-    config: TrainConfig, speed: Speed, forward: Forward, sequences: Sequence[Encoded], workers: Workers
-) -> Speed:
-    """Choose the length of packs, and gradient checkpointing where memory demands it."""
+def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, workers: Workers) -> Speed:
+    """Choose the length of packs, and gradient checkpointing if memory is short."""
     from lorafold.train.fast import graphs
 
-    longest = max(len(sequence.ids) for sequence in sequences)
+    longest = lessons.longest
     if not speed.packing:
         return speed
     if config.packing_length or forward.device.type != "cuda":
         wanted = config.packing_length or memory.ON_CPU
         return dataclasses.replace(speed, capacity=max(wanted, longest))
-    fits = memory.tokens_that_fit(forward, sequences, workers)
+    fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     if fits < max(longest, memory.LEAST) and config.gradient_checkpointing is None:
         short = dataclasses.replace(config, gradient_checkpointing=True)
         speed = dataclasses.replace(_checkpointed(short, speed, forward.model), graphs=False)
-        fits = memory.tokens_that_fit(forward, sequences, workers)
+        fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     if speed.graphs:
         fits = int(fits * graphs.SHARE)
     return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST), longest))

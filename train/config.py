@@ -73,6 +73,8 @@ class TrainConfig:
     """Go on from the newest whole checkpoint of an interrupted run into `out`."""
     force: bool = False
     """Replace what is in `out`, and discard an unfinished run."""
+    plan: bool = False
+    """Train nothing: say what the run is, whether it fits in memory, and how long it takes."""
     offline: bool = False
     """Never connect to a hub."""
     trust_remote_code: bool = False
@@ -189,6 +191,8 @@ class TrainConfig:
     """Checkpoints that are kept."""
     eval_steps: int = 0
     """Steps between evaluations; 0: once an epoch."""
+    sample_answers: int = 3
+    """Held-out questions that the model answers at each evaluation, for metrics.jsonl and the card."""
     early_stopping_patience: int = 0
     """Stop after this many evaluations without a lower loss; 0 never stops early."""
     load_best_model_at_end: bool = False
@@ -202,7 +206,7 @@ class TrainConfig:
         Raises:
             UsageError: naming the field, what was got and what was expected.
         """
-        for name in ("base", "data", "out"):
+        for name in ("base", "data") if self.plan else ("base", "data", "out"):
             if not getattr(self, name):
                 raise UsageError("it is required", at=f"--{name}", fix=f"give --{name}")
         for name, (low, high, wanted) in _RANGES.items():
@@ -286,6 +290,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "save_total_limit": (1, _ANY, "1 or more"),
     "eval_steps": (0, _ANY, "0 or more"),
     "early_stopping_patience": (0, _ANY, "0 or more"),
+    "sample_answers": (0, _ANY, "0 or more"),
 }
 
 

@@ -12,6 +12,7 @@ L = 1/N · sum over batches and trained positions i of -log p(token[i+1] | token
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -23,11 +24,13 @@ from typing import Any
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
-from lorafold.progress import Progress
+from lorafold.progress import Progress, silent
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.forward import Forward, seed_pass
 from lorafold.train.model.adapter import trainable
-from lorafold.train.saved.checkpoints import RunState
+from lorafold.train.model.answers import Answer
+from lorafold.train.saved.checkpoints import Learner, RunState
+from lorafold.train.saved.curve import rise_note, risen
 from lorafold.train.signals import StopRequest
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import Batch
@@ -63,21 +66,37 @@ class Trainer:
         """The model with the adapter in place."""
         return self.forward.model
 
+    @property
+    def learner(self) -> Learner:
+        """What a checkpoint holds of it."""
+        return Learner(self.model, self.optimizer, self.schedule)
 
-def run_steps(
-    trainer: Trainer,
-    state: RunState,
-    stop: StopRequest,
-    save: Callable[[], None],
-    save_best: Callable[[], None],
-    progress: Progress,
-) -> str:
-    """Train from `state` to the end, to a stop request, or to an early stop.
 
-    Args:
+def _nothing(*_: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop calls on its way.
+
+    Attributes:
+        progress: told about every step.
+        say: told what the user should know at once, in one line.
         save: writes a checkpoint of the current state; of the last one too, since writing the result may
             fail (a full disk) when all steps are done.
         save_best: keeps the current parameters as the best so far.
+        answers: sample answers of the model as it is; asked at each evaluation.
+    """
+
+    progress: Progress = silent
+    say: Callable[[str], None] = _nothing
+    save: Callable[[], None] = _nothing
+    save_best: Callable[[], None] = _nothing
+    answers: Callable[[], list[Answer]] = list
+
+
+def run_steps(trainer: Trainer, state: RunState, stop: StopRequest, hooks: Hooks) -> str:
+    """Train from `state` to the end, to a stop request, or to an early stop.
 
     Returns:
         Why it ended: "done", "stopped" or "early".
@@ -93,6 +112,8 @@ def run_steps(
     if early or (state.step and state.step == total):
         prove(trainer, state.step)
         return "early" if early else "done"
+    losses: list[float] = []
+    warned = False
     recent = deque([(time.monotonic(), state.tokens, state.step)], maxlen=_WINDOW + 1)
     while state.step < total:
         figures = train_step(trainer, state, stop)
@@ -110,9 +131,13 @@ def run_steps(
             "memory_gib": round(peak_memory() / 2**30, 3),
         }
         left = seconds / (state.step - step) * (total - state.step)
-        progress("train", state.step, total, note=_note(record, left))
+        hooks.progress("train", state.step, total, note=_note(record, left))
+        losses.append(figures.loss)
+        if not warned and (rise := risen(losses)) is not None:
+            warned = True
+            hooks.say(f"note: {rise_note(rise)}")
         due = state.step % evaluate_every == 0 or state.step == total
-        evaluated = _evaluate(trainer, state, save_best, progress) if plan.evaluation and due else None
+        evaluated = _evaluate(trainer, state, hooks) if plan.evaluation and due else None
         early = _patience_is_out(config, state)
         ended = early or state.step == total
         alone = plan.workers.count == 1  # several agree to stop at the end of the next step
@@ -120,12 +145,12 @@ def run_steps(
         if ended or stopped or state.step % config.logging_steps == 0:
             log(trainer, record)
         if evaluated is not None:
-            log(trainer, {"step": state.step, "eval_loss": evaluated})
+            log(trainer, {"step": state.step, **evaluated})
         saves = stopped or (config.save_steps and (ended or state.step % config.save_steps == 0))
         if saves or ended:
             prove(trainer, state.step)
         if saves:
-            save()
+            hooks.save()
         if stopped or early:
             return "stopped" if stopped else "early"
     return "done"
@@ -237,18 +262,22 @@ def _loss(trainer: Trainer, batches: Iterable[Batch]) -> float:
     return float(trainer.plan.workers.total(summed))
 
 
-def _evaluate(trainer: Trainer, state: RunState, save_best: Callable[[], None], progress: Progress) -> float:
-    """Evaluate, count it, keep the best."""
+def _evaluate(trainer: Trainer, state: RunState, hooks: Hooks) -> dict[str, Any]:
+    """Evaluate, count it, keep the best, ask the sample questions; the record of it."""
     loss = evaluate(trainer)
     if not math.isfinite(loss):
         raise _not_finite("evaluation loss", loss, f"step {state.step}")
-    progress("train", state.step, trainer.plan.total_steps, note=f"evaluation loss {loss:.4f}")
+    hooks.progress("train", state.step, trainer.plan.total_steps, note=f"evaluation loss {loss:.4f}")
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss, state.best_step, state.worse = loss, state.step, 0
-        save_best()
+        hooks.save_best()
     else:
         state.worse += 1
-    return loss
+    record: dict[str, Any] = {"eval_loss": loss}
+    if answers := hooks.answers():
+        record["samples"] = [dataclasses.asdict(answer) for answer in answers]
+        hooks.say(f"step {state.step}, evaluation loss {loss:.4f}: {answers[0].line()}")
+    return record
 
 
 def log(trainer: Trainer, record: dict[str, Any]) -> None:

@@ -42,9 +42,9 @@ ORDER: dict[str, tuple[str, ...]] = {
         "tokens",
         "fast saved",
         "material loop",
-        "describe build",
-        "session",
-        "run demo",
+        "describe build estimate",
+        "run",
+        "stage plan demo",
     ),
     "serve": (
         "config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,34 @@ def test_errors_are_one_line(folder: Path, flags: tuple[str, ...], code: int, sa
     assert "Traceback" not in err and not any(line.startswith("error") for line in progress)
 
 
+# A line of progress (`console._LineProgress`), or one that the run says.
+OURS = re.compile(
+    r"[a-z ]+ …|[a-z ]+( \d+%|: [\d.]+ s).*|data: .*|model: .*|note: .*|step \d+, evaluation loss .*"
+)
+
+
+@pytest.mark.slow
+def test_nothing_but_our_own_lines_on_standard_error(folder: Path) -> None:
+    code, _, err = run(folder, "--max-steps", "2", "--eval-split", "0.1", "--out", "quiet")
+    assert code == 0, err
+    assert len(err.splitlines()) > 5
+    assert not [line for line in err.splitlines() if not OURS.fullmatch(line)]
+
+
+@pytest.mark.slow
+def test_a_plan_by_the_command(folder: Path) -> None:
+    code, out, err = run(folder, "--plan")
+    assert code == 0, err
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
+        "data",
+        "run",
+        "trained",
+        "memory",
+        "time",
+        "how",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_exit(folder: Path, number: signal.Signals, code: int) -> None:
@@ -79,5 +108,6 @@ def test_signals_save_and_exit(folder: Path, number: signal.Signals, code: int) 
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert "go on with --resume" in out and "Traceback" not in err
+    assert "\nstopping after this step; Ctrl-C again stops now\n" in err
     (checkpoint,) = (folder / f"{name}.run").glob("checkpoint-*")
     assert (checkpoint / "lorafold.json").is_file() and not (folder / name).exists()

@@ -12,7 +12,7 @@ from lorafold.train import TrainConfig
 from lorafold.train.methods import METHODS
 
 TEXT = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
-# Flags of torchrun and accelerate, of the command line itself, and of other commands.
+# Flags of torchrun, accelerate and docker, of the command line itself, and of other commands.
 OTHERS = {
     "prompts",
     "chats",
@@ -20,6 +20,7 @@ OTHERS = {
     "nproc-per-node",
     "multi_gpu",
     "num_processes",
+    "cpus",
     "recipe",
     "help",
 }

@@ -7,8 +7,9 @@ transformers' implementations confine attention to each example by the position 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,19 @@ def register_varlen() -> None:
 
     AttentionInterface.register(VARLEN, _attend)
     AttentionMaskInterface.register(VARLEN, lambda *args, **kwargs: None)
+
+
+@contextlib.contextmanager
+def with_cache(model: Any) -> Iterator[None]:
+    """Let a causal model generate for the length of the block: varlen attention knows no cache, SDPA does."""
+    if model.config._attn_implementation != VARLEN:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(VARLEN)
 
 
 def packed_inputs(

@@ -14,12 +14,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.artifacts import (
-    write_atomic,
-)
+from lorafold.artifacts import write_atomic
 from lorafold.models import Base
 from lorafold.train.methods import Method
 from lorafold.train.model.tensorfiles import save_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 # What chat and export need of the base's tokenizer.
 TOKENIZER_FILES = (
@@ -124,12 +125,10 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-if TYPE_CHECKING:
-    import torch
+def keep_in_float32(model: Any) -> int:
+    """Hold every trained parameter in float32, in place; its module still computes in the base's type.
 
-
-def widen_trained(model: Any) -> int:
-    """Make every trained parameter float32, in place.
+    Steps are smaller than a 16-bit weight can tell apart.
 
     Args:
         model: with peft's adapter, on its device.

@@ -65,7 +65,7 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
     Checkpoint.open(base.folder)
     in_4bit = config.load_in_4bit or (method.quantized and not config.load_in_8bit)
     quantized = in_4bit or config.load_in_8bit
-    # All that is trained is float32: every weight, or what is added to a base of any type (`widen.py`).
+    # All that is trained is float32: every weight, or what is added to a base of any type.
     dtype = pick_dtype("float32" if method.peft is None else config.dtype, device)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     if config.attn_implementation:

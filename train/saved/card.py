@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
+from lorafold.console import sanitize
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 
@@ -37,7 +40,14 @@ _SHOWN = (
 )
 
 
-def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve: bool) -> str:
+def model_card(
+    config: TrainConfig,
+    facts: dict[str, Any],
+    title: str,
+    *,
+    curve: bool,
+    samples: Sequence[dict[str, str]] | None = None,
+) -> str:
     """Write the card.
 
     Args:
@@ -45,6 +55,7 @@ def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve:
         facts: what goes into lorafold.json.
         title: heading of the card.
         curve: whether loss.png is there.
+        samples: question, expected and answer of the last evaluation.
 
     Returns:
         Markdown.
@@ -77,7 +88,21 @@ def model_card(config: TrainConfig, facts: dict[str, Any], title: str, *, curve:
     if training["eval_loss"] is not None:
         text += f", evaluation loss {training['eval_loss']:.4f}"
     text += f".\n\n| setting | value |\n|---|---|\n{rows}\n"
-    return text + ("\n![loss](loss.png)\n" if curve else "")
+    text += "\n![loss](loss.png)\n" if curve else ""
+    if samples:
+        text += (
+            "\n## Sample answers\n\nHeld-out questions, always the likeliest token, at the last evaluation.\n"
+        )
+        text += "\n| question | answer | in the data |\n|---|---|---|\n"
+        keys = ("question", "answer", "expected")
+        text += "".join(f"| {' | '.join(_quoted(row[key]) for key in keys)} |\n" for row in samples)
+    return text
+
+
+def _quoted(text: str) -> str:
+    """A model's or a file's text in a table's cell, with nothing in it that Markdown or HTML would obey."""
+    plain = " ".join(sanitize(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&$])", r"\\\1", plain)
 
 
 def _cell(value: Any) -> str:

@@ -52,12 +52,25 @@ class RunState:
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What a step changes, beside the counters.
+
+    Attributes:
+        model: with the adapter in place.
+        optimizer: over the trained parameters.
+        schedule: of the learning rate.
+    """
+
+    model: Any
+    optimizer: Any
+    schedule: Any
+
+
 def save_checkpoint(
     run: Path,
     state: RunState,
-    model: Any,
-    optimizer: Any,
-    schedule: Any,
+    learner: Learner,
     facts: dict[str, Any],
     *,
     keep: int,
@@ -67,6 +80,8 @@ def save_checkpoint(
 
     Args:
         run: folder of the run.
+        state: the counters at this step.
+        learner: as it is after this step.
         facts: what a resumed run must agree with (config, data, base, versions), as JSON values.
         keep: checkpoints that stay.
         save_adapter: writes PEFT's files into a folder.
@@ -76,14 +91,14 @@ def save_checkpoint(
     """
     import torch
 
-    skeleton, tensors = flatten_state({"optimizer": optimizer.state_dict()})
+    skeleton, tensors = flatten_state({"optimizer": learner.optimizer.state_dict()})
     counters = {name: getattr(state, name) for name in RunState.__slots__}
     target = run / f"checkpoint-{state.step}"
     with new_folder(target, force=True) as staging:
         save_adapter(staging)
-        save_tensors(staging / "trainable.safetensors", trainable(model))
+        save_tensors(staging / "trainable.safetensors", trainable(learner.model))
         save_tensors(staging / "optimizer.safetensors", tensors)
-        record = {"counters": counters, "schedule": schedule.state_dict(), "state": skeleton}
+        record = {"counters": counters, "schedule": learner.schedule.state_dict(), "state": skeleton}
         (staging / "state.json").write_text(json.dumps(record), encoding="utf-8")
         write_manifest(staging, "checkpoint", {"torch": torch.__version__, **facts})
     with system_faults(run):
@@ -115,17 +130,17 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     return None, notes
 
 
-def load_checkpoint(path: Path, model: Any, optimizer: Any, schedule: Any) -> RunState:
+def load_checkpoint(path: Path, learner: Learner) -> RunState:
     """Put a run back to where it was; the caller has checked that the checkpoint is whole and its own.
 
     Raises:
         InputError: the checkpoint holds other parameters than the model.
     """
-    restore_parameters(model, path / "trainable.safetensors")
+    restore_parameters(learner.model, path / "trainable.safetensors")
     record = json.loads((path / "state.json").read_text(encoding="utf-8"))
     whole = restore_state(record["state"], load_tensors(path / "optimizer.safetensors"))
-    optimizer.load_state_dict(whole["optimizer"])
-    schedule.load_state_dict(record["schedule"])
+    learner.optimizer.load_state_dict(whole["optimizer"])
+    learner.schedule.load_state_dict(record["schedule"])
     return RunState(**record["counters"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,23 @@ def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, flo
         "eval_loss": [(float(row["step"]), float(row["eval_loss"])) for row in records if "eval_loss" in row],
     }
     return {name: points for name, points in found.items() if points}
+
+
+def risen(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The first loss and the latest, if the run is diverging; else None.
+
+    The first loss is that of the untouched model. Single steps jump, so the latest is the median of the last
+    quarter, of ten steps at most. It counts as a rise if it is half as much again, and a nat more.
+    """
+    if len(losses) < 4:
+        return None
+    latest = statistics.median(losses[-min(10, len(losses) // 4 + 1) :])
+    return (losses[0], latest) if latest > max(1.5 * losses[0], losses[0] + 1) else None
+
+
+def rise_note(rise: tuple[float, float]) -> str:
+    """What the user should know of a rise."""
+    return f"the loss rose from {rise[0]:.2f} to {rise[1]:.2f}: lower --learning-rate"
 
 
 def smooth(points: Points, weight: float = 0.9) -> list[tuple[float, float]]:
@@ -136,7 +154,7 @@ def event_writer(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     def write(record: dict[str, Any]) -> None:
         for name, value in record.items():
-            if name != "step":
+            if name not in ("step", "samples"):
                 writer.add_scalar(f"train/{name}", value, record["step"])
 
     try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorafold.train.config import TrainConfig
+from lorafold.train.methods import METHODS
 from lorafold.train.saved.curve import curves, text_curve
+
+CURVE = "loss.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class TrainResult:
         stopped_by: the signal that stopped it, None if it finished; the exit code is 128 + signal.
         notes: what the user should know: examples lost, fallbacks, limits of the method.
         records: the lines of metrics.jsonl.
+        holds: what is in the folder, with sizes.
+        next: commands that go on from here.
     """
 
     folder: Path
@@ -36,6 +43,8 @@ class TrainResult:
     stopped_by: signal.Signals | None
     notes: tuple[str, ...]
     records: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    holds: str = ""
+    next: tuple[str, ...] = ()
 
     def lines(self) -> list[tuple[str, str]]:
         """What the command line prints: label and text; the loss curve has no label."""
@@ -44,17 +53,57 @@ class TrainResult:
             verdict += f", evaluation loss {self.eval_loss:.4f}"
         minutes, seconds = divmod(round(self.seconds), 60)
         rows = [("note", note) for note in self.notes]
+        for sample in last_value(self.records, "samples") or ():
+            rows.append(("asked", _line(sample["question"])))
+            rows.append(("answered", _line(sample["answer"])))
         rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
         spent = f"{minutes}:{seconds:02}"
         rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
         if self.stopped_by is None:
-            rows.append(("adapter", str(self.folder)))
+            rows.append(("adapter", f"{self.folder}: {self.holds}" if self.holds else str(self.folder)))
+            if (self.folder / CURVE).is_file():
+                rows.append(("loss curve", str(self.folder / CURVE)))
+            for number, command in enumerate(self.next):
+                rows.append(("next" if number == 0 else "", command))
         else:
             text = f"by {self.stopped_by.name}, saved in {self.folder}; go on with --resume"
             rows.append(("stopped", text))
         return rows
 
 
-def last_value(records: Sequence[dict[str, Any]], key: str) -> float | None:
+def what_it_holds(folder: Path) -> str:
+    """The adapter's or model's size, and the checkpoints with theirs, in one line."""
+    weights = [path for path in folder.glob("*.safetensors") if path.is_file()]
+    parts = [f"{len(weights)} files, {_size(weights)}" if len(weights) > 1 else _size(weights)]
+    kept = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if kept:
+        size = _size([path for one in kept for path in one.rglob("*") if path.is_file()])
+        parts.append(f"{', '.join(path.name for path in kept)} ({size}) may be deleted")
+    return "; ".join(parts)
+
+
+def _size(paths: Sequence[Path]) -> str:
+    count = sum(path.stat().st_size for path in paths)
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def next_commands(config: TrainConfig, folder: Path) -> tuple[str, ...]:
+    """What can be done with a result, as commands for the shell."""
+    method, named = METHODS[config.method], shlex.quote(str(folder))
+    export = f"lorafold export {named} --out {shlex.quote(f'{folder}-gguf')}"
+    base = Path(config.base).expanduser()
+    spec = str(base) if base.is_dir() else config.base
+    # An adapter's folder alone names its base too; a + in a path would be taken for the sign between two.
+    alone = method.peft is None or "+" in f"{spec}{folder}"
+    chat = f"lorafold chat {named if alone else shlex.quote(f'{spec}+{folder}')}"
+    return (chat,) if method.prompt else (export, chat)
+
+
+def _line(text: str) -> str:
+    plain = " ".join(str(text).split())
+    return plain if len(plain) <= 200 else plain[:199] + "…"
+
+
+def last_value(records: Sequence[dict[str, Any]], key: str) -> Any:
     """The newest value of a figure, None where there is none."""
     return next((row[key] for row in reversed(records) if key in row), None)

@@ -20,7 +20,15 @@ from lorafold.version import __version__
 
 # Fields that may differ between a run and its resumption: they do not touch what is computed.
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
-_FREE |= {"trust_remote_code", "logging_steps", "save_steps", "save_total_limit", "report_to"}
+_FREE |= {
+    "plan",
+    "sample_answers",
+    "trust_remote_code",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+}
 
 # Fields that change only how fast it is computed, and its last bits.
 _SPEED = {"packing", "packing_length", "attn_implementation", "use_liger_kernel", "fused_kernels"}

@@ -1,0 +1,128 @@
+"""`lorafold train --plan`: what a run would be, whether it fits, and how long it takes, without training.
+
+The model is loaded and a few steps are taken for their time and memory; nothing is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from lorafold.errors import SystemFault, UsageError
+from lorafold.models import Base, require, resolve_base
+from lorafold.progress import Progress, silent, unheard
+from lorafold.train.config import TrainConfig
+from lorafold.train.estimate import Estimate, device_room, memory_line
+from lorafold.train.fast.speed import restored_modules
+from lorafold.train.loop import evaluate, peak_memory, train_step
+from lorafold.train.material import read_material
+from lorafold.train.methods import METHODS
+from lorafold.train.model.base import memory_faults, pick_device, pick_dtype
+from lorafold.train.run import Order, Run, begin, facts_of
+from lorafold.train.signals import StopRequest
+from lorafold.train.workers import place
+from lorafold.weights import Checkpoint
+
+_TIMED = 3  # steps after the first, which is slower
+_SMALLER = "choose --method qlora, or lower --per-device-train-batch-size or --max-length"
+_4BIT = 0.6  # bytes a weight in 4 bit, its scales and what stays in 16 bit included
+
+Lines = list[tuple[str, str]]
+
+
+def plan_training(config: TrainConfig, progress: Progress = silent) -> Lines:
+    """Say what a run would be.
+
+    Args:
+        config: of the run; `out` may be left out.
+        progress: told about every step.
+
+    Returns:
+        Label and text of each line.
+
+    Raises:
+        LorafoldError: as `train` raises it; that memory is short is no error here but a line.
+    """
+    config.check()
+    require("torch", "transformers", "peft", extra="train")
+    if place().count > 1:
+        raise UsageError("a plan is made by one process", at="--plan", fix="start it without torchrun")
+    base = resolve_base(config.base, offline=config.offline, trust_remote_code=config.trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix="lorafold-plan-") as work:
+        order = Order(config, base, Path(work) / "out", Path(work), place(), progress, unheard)
+        with memory_faults():
+            material = read_material(config, base.folder, order.folder, progress)
+        tokens = material.tokens
+        lines: Lines = [("data", tokens.summary()), *(("note", note) for note in material.notes[1:])]
+        least, room, where = _least_memory(config, base)
+        if room and least > room:
+            says = memory_line(least, room, where)
+            return [*lines, ("memory", f"{says} (the base's weights alone)"), ("fix", _SMALLER)]
+        try:
+            with memory_faults(), restored_modules():
+                run = begin(order, material, facts_of(order, material), None, [])
+                seconds, taken = _measure(run, progress)
+        except SystemFault as error:
+            if error.problem != "out of memory":
+                raise
+            return [
+                *lines,
+                ("memory", f"more than the {room / 2**30:.1f} GiB on {where}: does not fit"),
+                ("fix", _SMALLER),
+            ]
+        return [*lines, *_told(run.size, run.notes[-1], seconds, taken)]
+
+
+def _told(size: Estimate, computed: str, seconds: float, taken: int) -> Lines:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    long = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return [
+        ("run", size.course()),
+        ("trained", size.model()),
+        ("memory", memory_line(peak_memory(), size.room, size.place, measured=True)),
+        ("time", f"about {long} for all steps, by {taken} timed ones"),
+        ("how", computed),
+    ]
+
+
+def _least_memory(config: TrainConfig, base: Base) -> tuple[int, int, str]:
+    """Bytes of the base's weights by their headers, bytes that there are, and where."""
+    method, device = METHODS[config.method], pick_device()
+    weights = sum(math.prod(info.shape) for info in Checkpoint.open(base.folder).tensors.values())
+    each: float = pick_dtype("float32" if method.peft is None else config.dtype, device).itemsize
+    if method.quantized or config.load_in_4bit:
+        each = _4BIT
+    elif config.load_in_8bit:
+        each = 1
+    return int(weights * each), device_room(device)[1], device.type
+
+
+def _measure(run: Run, progress: Progress) -> tuple[float, int]:
+    """Take a few steps; seconds that the whole run will take, and how many steps were timed."""
+    trainer, state, plan = run.trainer, run.state, run.trainer.plan
+    total = min(1 + _TIMED, plan.total_steps)
+    began, before = time.monotonic(), 0
+    trainer.model.train()
+    for done in range(total):
+        progress("time a few steps", done, total)
+        train_step(trainer, state, StopRequest())
+        if done == 0 and total > 1:
+            began, before = time.monotonic(), state.tokens
+    seconds = (time.monotonic() - began) / max(state.tokens - before, 1)  # of a token
+    progress("time a few steps", total, total)
+    tokens = plan.total_steps * sum(map(len, (one.ids for one in plan.sequences))) / plan.steps_per_epoch
+    return seconds * tokens + _evaluations(run), max(total - 1, 1)
+
+
+def _evaluations(run: Run) -> float:
+    """Seconds that all evaluations of a run will take, by one that is timed."""
+    plan = run.trainer.plan
+    if not plan.evaluation:
+        return 0.0
+    began = time.monotonic()
+    evaluate(run.trainer)
+    run.answers()
+    count = math.ceil(plan.total_steps / (plan.config.eval_steps or plan.steps_per_epoch))
+    return count * (time.monotonic() - began)
