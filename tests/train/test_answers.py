@@ -11,8 +11,8 @@ import torch
 from tiny_run import same_files, steady, tiny_run
 
 from lorafold.chat.tokenizer import ChatTokenizer
+from lorafold.records.layouts import Example
 from lorafold.train import TrainConfig, train
-from lorafold.train.data.layouts import Example
 from lorafold.train.model.answers import MOST_TOKENS, answer_all, choose_questions
 from lorafold.train.saved.card import model_card
 

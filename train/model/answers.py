@@ -13,7 +13,7 @@ from typing import Any
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
-from lorafold.train.data.layouts import Example
+from lorafold.records.layouts import Example
 from lorafold.train.model.base import quiet_transformers
 
 MOST_TOKENS = 40  # of an answer
