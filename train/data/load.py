@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorafold.errors import InputError
 from lorafold.records.files import Part, Reading, read_parts, shown
 from lorafold.records.layouts import Example, build_example, recognise, unread
+from lorafold.records.misread import misread_note
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.split import draw_split, leak_note
 
@@ -72,7 +73,17 @@ def load_data(
                 notes.append(f"{part.name}: there is no record in it")
         if len(examples) == before:
             raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
+    if (misread := misread_note(_texts(examples))) is not None:
+        notes.append(misread)
     return _data_set(examples, notes)
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
+    """Place and text of everything that is said in the examples."""
+    for example in examples:
+        whole = (example.text,) if example.text is not None else ()
+        for text in (*whole, *(turn["content"] for turn in example.messages)):
+            yield example.place, text
 
 
 def _examples(part: Part, layout: str, system: str | None) -> tuple[list[Example], list[str]]:
