@@ -1,7 +1,7 @@
 """The command line: one handler per command builds a config, calls one stage function and prints its result.
 
-cyclopts makes the flags from the configs' fields and their docstrings. A recipe (`--recipe FILE.yaml`) gives
-the values that flags do not; its unknown keys are errors. Only this module turns an error into one line and
+cyclopts makes the flags from the configs' fields and their docstrings. A recipe (`--recipe NAME`) gives the
+values that flags do not; its unknown keys are errors. Only this module turns an error into one line and
 an exit code; whatever else escapes is a bug and keeps its traceback.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict
+from cyclopts import CycloptsError, Parameter
 
-from lorafold.arguments import misused, take_recipe
+from lorafold.commandline.flags import COMMANDS, EXAMPLES, CommandLine, HelpText
+from lorafold.commandline.hints import misused
+from lorafold.commandline.recipes import answers
 from lorafold.errors import InputError, LorafoldError
 from lorafold.export.config import ExportConfig, ModelfileConfig
 from lorafold.interrupts import Terminated, signals_raise
@@ -33,17 +34,51 @@ Flat = Parameter(name="*")
 # An option takes one value and is repeated for more, so that models may follow it.
 One = Parameter(consume_multiple=False)
 
-app = App(
+RecipeName = Annotated[
+    str | None,
+    Parameter(help="Settings by the name of a known recipe (`lorafold recipes`) or a YAML file; flags win."),
+]
+
+
+def version_line() -> str:
+    """Name and version."""
+    return f"lorafold {__version__}"
+
+
+app = CommandLine(
     name="lorafold",
-    help="Train a LoRA adapter, fold it into its base, ship it to llama.cpp and Ollama, see what changed.",
-    version=__version__,
+    help="Train a LoRA adapter, merge it into its base, take it to llama.cpp and Ollama, see what changed.",
+    help_epilogue="Start with `lorafold demo`; `lorafold COMMAND --help` has examples of each.",
+    version=version_line,
+    version_flags=("--version", "-V"),
+    config=(answers,),
+    help_formatter=HelpText(),
     default_parameter=Parameter(consume_multiple=True, negative_iterable=(), show_env_var=False),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
 
 
-@app.command
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+def command(name: str, **options: Any) -> Callable[[Handler], Handler]:
+    """Make a function a command, in its place of the help text and with its examples."""
+
+    def register(handler: Handler) -> Handler:
+        app.command(handler, name=name, **_shown(name), **options)
+        return handler
+
+    return register
+
+
+def _shown(name: str) -> dict[str, Any]:
+    examples = "\n\n".join(f"  {example}" for example in EXAMPLES.get(name, ()))
+    epilogue = f"Examples:\n\n{examples}" if examples else ""
+    return {"sort_key": COMMANDS.index(name), "help_epilogue": epilogue}
+
+
+@command("demo")
 def demo(
     *,
     out: Path = Path("lorafold-demo"),
@@ -66,8 +101,8 @@ def demo(
     run_demo(out, base=base, max_steps=max_steps, limit=limit, force=force)
 
 
-@app.command
-def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> int:  # noqa: B008 - frozen
+@command("train")
+def train(config: Annotated[TrainConfig, Flat] = TrainConfig(), *, recipe: RecipeName = None) -> int:  # noqa: B008
     """Train an adapter from examples."""
     from lorafold.console import live_progress, print_lines, sanitize
     from lorafold.train import plan_training
@@ -90,8 +125,8 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig()) -> int:  # noqa:
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
-@app.command
-def export(config: Annotated[ExportConfig, Flat]) -> None:
+@command("export")
+def export(config: Annotated[ExportConfig, Flat], *, recipe: RecipeName = None) -> None:
     """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
     from lorafold.console import live_progress, print_lines
     from lorafold.export import export as stage
@@ -102,8 +137,8 @@ def export(config: Annotated[ExportConfig, Flat]) -> None:
     print_lines(lines)
 
 
-@app.command
-def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
+@command("modelfile")
+def modelfile(config: Annotated[ModelfileConfig, Flat], *, recipe: RecipeName = None) -> None:
     """Write the proven Ollama Modelfile of any Hugging Face folder or GGUF."""
     from lorafold.console import print_lines
     from lorafold.export import make_modelfile
@@ -111,7 +146,7 @@ def modelfile(config: Annotated[ModelfileConfig, Flat]) -> None:
     print_lines(make_modelfile(config).lines())
 
 
-@app.command
+@command("verify")
 def verify(
     folder: Path, *, base: str | None = None, chats: Path | None = None, require_proof: bool = False
 ) -> None:
@@ -133,18 +168,20 @@ def verify(
     proof.require(everything=require_proof)
 
 
-@app.command(default_parameter=One, usage="Usage: lorafold chat [OPTIONS] MODEL [MODEL …]")
-def chat(config: Annotated[ChatConfig, Flat]) -> int:
+@command("chat", default_parameter=One, usage="Usage: lorafold chat [OPTIONS] MODEL [MODEL …]")
+def chat(config: Annotated[ChatConfig, Flat], *, recipe: RecipeName = None) -> int:
     """Talk to one model, or to several side by side."""
     from lorafold.serve import chat as stage
 
     return stage(config)
 
 
-@app.command(
-    default_parameter=One, usage="Usage: lorafold compare --prompts FILE [OPTIONS] MODEL MODEL [MODEL …]"
+@command(
+    "compare",
+    default_parameter=One,
+    usage="Usage: lorafold compare --prompts FILE [OPTIONS] MODEL MODEL [MODEL …]",
 )
-def compare(config: Annotated[CompareConfig, Flat]) -> int:
+def compare(config: Annotated[CompareConfig, Flat], *, recipe: RecipeName = None) -> int:
     """Ask several models the same questions and save the answers side by side.
 
     Ends with 3 if a model failed at every question; the others' answers are saved all the same.
@@ -171,7 +208,7 @@ def compare(config: Annotated[CompareConfig, Flat]) -> int:
     return InputError.exit_code if any(failure.whole for failure in result.failures) else 0
 
 
-@app.command
+@command("inspect")
 def inspect(
     path: str,
     *,
@@ -212,7 +249,36 @@ def inspect(
         print_sample(place, pieces)
 
 
-@app.command
+recipes = CommandLine(
+    name="recipes", help="List the known recipes, or show one to begin your own with.", **_shown("recipes")
+)
+app.command(recipes)
+
+
+@recipes.default
+def list_recipes() -> None:
+    """List the known recipes."""
+    from lorafold.commandline.recipes import known_recipes
+    from lorafold.console import print_lines
+
+    print_lines(
+        [(found.name, f"{found.values.get('base', 'any base')}: {found.about}") for found in known_recipes()]
+    )
+
+
+@recipes.command(name="show")
+def show_recipe(name: str) -> None:
+    """Print a recipe.
+
+    Args:
+        name: Of a known recipe, or a file.
+    """
+    from lorafold.commandline.recipes import find_recipe
+
+    print(find_recipe(name).text, end="")
+
+
+@command("doctor")
 def doctor() -> None:
     """Say what this machine can do, what is missing, and what to install."""
     from lorafold.console import print_table
@@ -239,9 +305,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(tokens: list[str]) -> int:
     try:
-        tokens, recipe = take_recipe(tokens)
-        # cyclopts looks under the command's name; every command may find itself there.
-        app.config = (Dict(dict.fromkeys(app, recipe.values), source=str(recipe.path)),) if recipe else ()
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -249,7 +312,7 @@ def _run(tokens: list[str]) -> int:
         _print_error(str(error))
         return error.exit_code
     except CycloptsError as error:
-        _print_error(misused(error, tokens, list(app)))
+        _print_error(misused(error, tokens, app))
         return 2
     except KeyboardInterrupt:
         _print_error("interrupted")

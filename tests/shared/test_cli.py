@@ -22,9 +22,9 @@ RUN = [sys.executable, "-m", "lorafold"]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nope"], 2, "Unknown command"),
+        (["nope"], 2, "there is no command 'nope'"),
         (["export"], 2, "SOURCE is missing"),
-        (["exprot", "x"], 2, "fix: lorafold --help"),
+        (["exprot", "x"], 2, "fix: here it is export"),
         (["export", "x"], 2, "--out is missing"),
         (["export", "--out", "OUT", "--quant", "Q8_0", "F16", "ADA"], 2, "--quant took all of Q8_0 F16 ADA"),
         (
@@ -40,7 +40,7 @@ RUN = [sys.executable, "-m", "lorafold"]
             3,
             "no.gguf: no such file",
         ),
-        (["export", "x", "--out", "y", "--nope"], 2, "Unknown option"),
+        (["export", "x", "--out", "y", "--nope"], 2, "--nope: lorafold export has no such option"),
         (
             ["export", "/no/where", "--out", "OUT"],
             3,
@@ -50,7 +50,7 @@ RUN = [sys.executable, "-m", "lorafold"]
         (["export", "BASE", "--out", "BASE/inner"], 2, "overlaps the input"),
         (["export", "BASE", "--out", "FULL"], 2, "not empty"),
         (["export", "BASE", "--out", "OUT", "--threads", "-1"], 2, "threads"),
-        (["train", "--base", "BASE"], 2, "--data"),
+        (["train", "--base", "BASE"], 2, "--data is missing"),
         (["train", "--base", "BASE", "--data", "x.jsonl", "--out", "OUT", "--r", "0"], 2, "--r"),
         (["train", "--recipe", "no.yaml"], 3, "no such recipe"),
         (["inspect", "/no/where"], 3, "no such file or folder"),

@@ -72,7 +72,8 @@ def tiny_base(
         rows = max([*data["model"]["vocab"].values(), *(row["id"] for row in data["added_tokens"])]) + 1
     torch.manual_seed(seed)
     values = {"vocab_size": rows, **SHAPE, **shape}
-    config = getattr(transformers, f"{family}Config")(**values, bos_token_id=None, eos_token_id=None)
+    kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
+    config = kind(**values, bos_token_id=None, eos_token_id=None)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     model.generation_config = transformers.GenerationConfig()
     model.save_pretrained(folder)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from known_recipes import recipe
 from oracles import llama_logits
 from tiny_index import index_tokenizer, tiny_index
 from tiny_tokenizers import sentencepiece_model
@@ -20,7 +21,6 @@ from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.train import TrainConfig, describe_data, train
-from recipes import recipe
 
 PAIRS = [("你是谁？", "我是甄嬛。"), ("几岁了？", "十七岁。"), ("喝什么？", "喝茶。")]
 SYSTEM = "现在你要扮演皇帝身边的女人--甄嬛"

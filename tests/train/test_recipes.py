@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from known_recipes import RECIPES, recipe
 from oracles import shared
 from tiny_base import tiny_base
 from tiny_index import tiny_index
 
 from lorafold.errors import UnsafeInputError
 from lorafold.train import train
-from recipes import RECIPES, recipe
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -31,8 +32,42 @@ KNOWN: dict[str, tuple[str, str, str | None, dict[str, Any]]] = {
 }
 
 
+# Recipes for whole families: classes of a tiny model.
+FAMILIES = {"qwen3": "Qwen3", "llama3": "Llama", "gemma3": "Gemma3", "mistral": "Mistral", "any": "Qwen2"}
+WAYS = ("lora", "qlora")
+
+
 def test_every_recipe_is_tested() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(KNOWN)
+    of_families = {f"{name}-{way}" for name in FAMILIES for way in WAYS}
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(KNOWN) | of_families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_two_ways_of_a_family_differ_in_what_a_4_bit_base_needs(name: str) -> None:
+    plain, in_4bit = (recipe(f"{name}-{way}") for way in WAYS)
+    assert {
+        field.name
+        for field in dataclasses.fields(plain)
+        if getattr(plain, field.name) != getattr(in_4bit, field.name)
+    } == {"method", "optim"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_s_recipe_runs(name: str, way: str, tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base", family=FAMILIES[name])
+    data = tmp_path / "data.jsonl"
+    rows = [{"instruction": f"Question {i}?", "output": f"Answer {i}."} for i in range(24)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = recipe(
+        f"{name}-{way}", base=str(base), data=(str(data),), out=tmp_path / "out", num_train_epochs=1
+    )
+    result = train(config)
+    assert result.steps == 2 and 0 < result.loss < 20
+    settings = json.loads((result.folder / "adapter_config.json").read_text())
+    assert settings["r"] == 16 and any(name.endswith("q_proj") for name in settings["target_modules"])
+    assert (result.folder / "heldout.jsonl").is_file()
 
 
 @pytest.mark.parametrize("name", KNOWN)

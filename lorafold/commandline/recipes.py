@@ -1,0 +1,106 @@
+"""Recipes: known settings as YAML, found by name or by path, that answer for the flags that are not given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from cyclopts.config import Dict
+
+from lorafold.errors import InputError, UsageError
+
+FIX = "`lorafold recipes` lists the known ones; a file of your own is given by its path"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe.
+
+    Attributes:
+        name: of its file, without .yaml.
+        text: the YAML.
+        values: by flag name, without the dashes before it.
+    """
+
+    name: str
+    text: str
+    values: dict[str, Any]
+
+    @property
+    def about(self) -> str:
+        """The first sentence of the comment that it begins with."""
+        lines = []
+        for line in self.text.splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(line.lstrip("# "))
+        return " ".join(lines).partition(". ")[0].rstrip(".")
+
+
+def known_recipes() -> list[Recipe]:
+    """The recipes that come with the program, by name."""
+    found = sorted(_folder().iterdir(), key=lambda path: path.name)
+    return [_parse(path, _stem(path)) for path in found if path.name.endswith(".yaml")]
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by the name of one that comes with the program, or by the path of a file.
+
+    Raises:
+        InputError: there is no such file, or it is not YAML of keys and values.
+        UsageError: no name is given.
+    """
+    if not name:
+        raise UsageError("--recipe needs a name or a file", fix=FIX)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _parse(path, str(path))
+    if (found := _folder() / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
+        return _parse(found, _stem(found))
+    raise InputError("no such recipe", at=name, fix=FIX)
+
+
+def answers(app: Any, commands: tuple[str, ...], arguments: Any) -> None:
+    """Fill the flags that were not given from the recipe that was: one of cyclopts' configuration sources.
+
+    Args:
+        app: of the command line.
+        commands: the command's name.
+        arguments: what cyclopts read from the words; filled in place.
+
+    Raises:
+        InputError: as `find_recipe`.
+    """
+    argument = next((found for found in arguments if found.field_info.name == "recipe"), None)
+    if argument is None or not argument.tokens:
+        return
+    recipe = find_recipe(argument.tokens[-1].value)
+    source: Callable[..., None] = Dict(dict.fromkeys(commands, recipe.values), source=recipe.name)
+    source(app, commands, arguments)
+
+
+def _folder() -> Traversable:
+    return files("lorafold.recipes")
+
+
+def _stem(path: Traversable) -> str:
+    return path.name.removesuffix(".yaml")
+
+
+def _parse(path: Traversable | Path, name: str) -> Recipe:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        loaded = yaml.safe_load(text)  # safe: builds no objects
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problem = f"not readable as YAML ({' '.join(str(error).split())})"
+        raise InputError(problem, at=name, fix="correct the file") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=name)
+    values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
+    return Recipe(name, text, values)

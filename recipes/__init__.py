@@ -1,0 +1,1 @@
+"""Known set-ups as YAML: `lorafold recipes` lists them, `--recipe NAME` uses one."""
