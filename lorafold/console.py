@@ -31,7 +31,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.segment import ControlType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lorafold.interrupts import interruptible
@@ -105,8 +105,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         *columns, title=Text(title), title_justify="left", show_lines=any("\n" in c for r in rows for c in r)
     )
     for row in rows:
-        table.add_row(*(Text(sanitize(cell)) for cell in row))
+        table.add_row(*(Text(sanitize(cell), style=VERDICTS.get(cell, "")) for cell in row))
     stdout().print(table)
+
+
+WIDE = 100  # columns of a terminal from which a progress bar may be long
 
 
 class _Amount(ProgressColumn):
@@ -142,15 +145,18 @@ def _drawn() -> Iterator[Progress]:
     if not console.is_terminal:
         yield _LineProgress()
         return
+    # Figures keep their columns on any width; what is too long is the note, and it is cut.
+    figure = Column(no_wrap=True, justify="right")
     bars = Bars(
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        _Amount(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=24 if console.width >= WIDE else 10, table_column=Column(no_wrap=True)),
+        _Amount(table_column=figure),
+        TimeElapsedColumn(table_column=figure),
+        TimeRemainingColumn(compact=True, table_column=figure),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         console=console,
+        expand=True,
     )
     tasks: dict[str, TaskID] = {}
 
@@ -168,6 +174,7 @@ class _LineProgress:
 
     def __init__(self) -> None:
         self.started: dict[str, float] = {}
+        self.begun: dict[str, float] = {}  # what was done when the step began: a resumed run starts late
         self.said: dict[str, float] = {}
         self.ended: set[str] = set()
 
@@ -177,6 +184,7 @@ class _LineProgress:
         first = step not in self.started
         if first:
             self.started[step] = self.said[step] = now
+            self.begun[step] = done
             if not ended:
                 print(f"{sanitize(step)} …", file=sys.stderr, flush=True)
         if ended and step not in self.ended:
@@ -188,16 +196,43 @@ class _LineProgress:
             )
         elif not first and not ended and now - self.said[step] >= 30:
             self.said[step] = now
-            share = f" {done / total:.0%}" if total else ""
+            share = f" {done / total:.0%}{self._left(step, done, total, now)}" if total else ""
             print(f"{sanitize(step)}{share} {sanitize(note)}".rstrip(), file=sys.stderr, flush=True)
+
+    def _left(self, step: str, done: float, total: float, now: float) -> str:
+        """The time left at the pace so far."""
+        gained = done - self.begun[step]
+        if gained <= 0:
+            return ""
+        minutes, seconds = divmod(round((now - self.started[step]) * (total - done) / gained), 60)
+        return f", {minutes}:{seconds:02} left,"
 
 
 def print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts to standard output, the texts aligned."""
-    width = max((len(label) for label, _ in lines), default=0)
+    """Print labels and texts to standard output, the texts aligned; at a terminal long ones stay aligned."""
     console = stdout()
+    if not console.is_terminal:  # one line each, for the next program
+        width = max((len(label) for label, _ in lines), default=0)
+        for label, text in lines:
+            console.print(Text(f"{label:<{width}}  {sanitize(text)}"))
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for label, text in lines:
-        console.print(Text(f"{label:<{width}}  ", style="bold") + Text(sanitize(text)))
+        grid.add_row(Text(label, style=f"bold {VERDICTS.get(label, '')}".strip()), Text(sanitize(text)))
+    console.print(grid)
+
+
+# What a line's label means for whoever looks at it first.
+VERDICTS = {
+    "passed": "green",
+    "failed": "red",
+    "refused": "red",
+    "not checked": "yellow",
+    "note": "yellow",
+    "warning": "yellow",
+}
 
 
 def print_sample(place: str, pieces: Sequence[tuple[str, bool]]) -> None:

@@ -114,11 +114,11 @@ def run_steps(trainer: Trainer, state: RunState, stop: StopRequest, hooks: Hooks
         return "early" if early else "done"
     losses: list[float] = []
     warned = False
-    recent = deque([(time.monotonic(), state.tokens, state.step)], maxlen=_WINDOW + 1)
+    recent = deque([(time.monotonic(), state.tokens)], maxlen=_WINDOW + 1)
     while state.step < total:
         figures = train_step(trainer, state, stop)
-        recent.append((time.monotonic(), state.tokens, state.step))
-        (then, tokens, step), (now, _, _) = recent[0], recent[-1]
+        recent.append((time.monotonic(), state.tokens))
+        (then, tokens), (now, _) = recent[0], recent[-1]
         seconds = max(now - then, 1e-9)
         record = {
             "step": state.step,
@@ -130,8 +130,7 @@ def run_steps(trainer: Trainer, state: RunState, stop: StopRequest, hooks: Hooks
             "tokens_per_second": round((state.tokens - tokens) / seconds, 1),
             "memory_gib": round(peak_memory() / 2**30, 3),
         }
-        left = seconds / (state.step - step) * (total - state.step)
-        hooks.progress("train", state.step, total, note=_note(record, left))
+        hooks.progress("train", state.step, total, note=_note(record))
         losses.append(figures.loss)
         if not warned and (rise := risen(losses)) is not None:
             warned = True
@@ -310,10 +309,6 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _note(record: dict[str, Any], left: float) -> str:
-    minutes, seconds = divmod(round(left), 60)
+def _note(record: dict[str, Any]) -> str:
     speed, memory = record["tokens_per_second"], record["memory_gib"]
-    return (
-        f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {speed:.0f} tok/s, "
-        f"{memory:.1f} GiB, {minutes}:{seconds:02} left"
-    )
+    return f"loss {record['loss']:.3f}, lr {record['learning_rate']:.1e}, {speed:.0f} tok/s, {memory:.1f} GiB"
