@@ -32,6 +32,7 @@ _GRANITE = _rules(
 # By `model_type`, of the whole model or of its text part, or by the class that `architectures` names: what is
 # found anywhere in a tensor's name is replaced once, in this order.
 RENAMES: Mapping[str, tuple[Rule, ...]] = {
+    "axk1": _rules((r"post_mlp_layernorm", "mlp.post_mlp_layernorm")),
     "aria_text": _rules(
         (r"mlp\.experts\.fc1\.weight", "mlp.experts.gate_up_proj"),
         (r"mlp\.experts\.fc2\.weight", "mlp.experts.down_proj"),
@@ -44,6 +45,28 @@ RENAMES: Mapping[str, tuple[Rule, ...]] = {
         (r"\.attention\.", ".self_attn."),
         (r"self_attn\.f_proj\.", "self_attn.forget_gate.f_proj."),
         (r"\.self_attn\.dense\.", ".self_attn.o_proj."),
+    ),
+    "deepseek_v4": _rules(
+        (r"\.attn\.", ".self_attn."),
+        (r"\.ffn\.", ".mlp."),
+        (r"\.indexer\.compressor\.", ".compressor.indexer."),
+        (r"^embed\.", "embed_tokens."),
+        (r"^head\.", "lm_head."),
+        (r"\.attn_norm\.", ".input_layernorm."),
+        (r"\.ffn_norm\.", ".post_attention_layernorm."),
+        (r"\.indexer\.weights_proj\b", ".compressor.indexer.scorer.weights_proj"),
+        (r"\.indexer\.wq_b\b", ".compressor.indexer.q_b_proj"),
+        (r"\.norm\.", ".kv_norm."),
+        (r"\.wq_a\b", ".q_a_proj"),
+        (r"\.self_attn\.wq_b\b", ".self_attn.q_b_proj"),
+        (r"\.wkv\b", ".kv_proj"),
+        (r"\.wgate\b", ".gate_proj"),
+        (r"\.wo_a\b", ".o_a_proj"),
+        (r"\.wo_b\b", ".o_b_proj"),
+        (r"\.q_norm\.", ".q_a_norm."),
+        (r"\.shared_experts\.w1\b", ".shared_experts.gate_proj"),
+        (r"\.shared_experts\.w2\b", ".shared_experts.down_proj"),
+        (r"\.shared_experts\.w3\b", ".shared_experts.up_proj"),
     ),
     "glm5_next": _rules(
         (r"self_attn\.f_a_proj\.", "self_attn.forget_gate.f_a_proj."),
@@ -58,12 +81,31 @@ RENAMES: Mapping[str, tuple[Rule, ...]] = {
         (r"mlp\.router\.gate\b", "mlp.gate"),
         (r"mlp\.shared_mlp\.", "mlp.shared_experts."),
     ),
+    "hy_v4": _rules((r"\.linear_gate", ".gate_proj")),
+    "inkling2_text": _rules(
+        (r"model\.llm\.unembed\b", "lm_head"),
+        (r"model\.llm\.", "model."),
+        (r"\bembed\.weight", "embed_tokens.weight"),
+        (r"attn\.wq_du", "self_attn.q_proj"),
+        (r"attn\.wk_dv", "self_attn.k_proj"),
+        (r"attn\.wv_dv", "self_attn.v_proj"),
+        (r"attn\.wr_du", "self_attn.r_proj"),
+        (r"attn\.wo_ud", "self_attn.o_proj"),
+        (r"attn\.gate_attn", "self_attn.gate_proj"),
+        (r"attn\.attn_sink_proj", "self_attn.sink_proj"),
+        (r"mlp_norm", "post_attention_layernorm"),
+        (r"attn_norm", "input_layernorm"),
+        (r"([qkv])_input_norm", r"\1_input_layernorm"),
+    ),
     "kimi_linear": (
         *_rules(
             (r"self_attn\.f_a_proj\.", "self_attn.forget_gate.f_a_proj."),
             (r"self_attn\.f_b_proj\.", "self_attn.forget_gate.f_b_proj."),
         ),
         *_SPARSE,
+    ),
+    "kolibri1": _rules(
+        (r"post_attn_norm", "post_self_attn_layernorm"), (r"post_ffn_norm", "post_mlp_layernorm")
     ),
     "laguna": _rules((r"mlp\.shared_expert\.", "mlp.shared_experts.")),
     "lfm3": _rules((r"\.self_attn\.gate_proj\.", ".self_attn.g_proj.")),
