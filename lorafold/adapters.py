@@ -45,6 +45,7 @@ PARTS = (
 # Left by samplers and statistics that only training uses; PEFT's merge does not read them.
 TRAINING_ONLY = ("lora_monteclora_sampler", "lora_velora_embed", "lora_velora_initialized", "lora_arrow")
 
+PEFT_PREFIX = "base_model.model."
 _MODULES_TO_SAVE = ".modules_to_save."
 # Names that programs around a model put into the names of its tensors, anywhere, and PEFT's own in front.
 _WRAPPERS = re.compile(
@@ -161,7 +162,7 @@ def _sort_keys(
     modules: dict[tuple[str, int], dict[str, str]] = {}
     saved: dict[str, SavedTensor] = {}
     for key in source.tensors:
-        name = _in_model(key)
+        name = in_model(key)
         if any(f".{part}." in f".{name}." for part in TRAINING_ONLY):
             continue
         match = _PART.fullmatch(name)
@@ -191,7 +192,7 @@ def _sort_keys(
     return sorted_modules, tuple(saved.values())
 
 
-def _in_model(key: str) -> str:
+def in_model(key: str) -> str:
     """A key without the names of everything that was wrapped around the model."""
     while (shorter := _PREFIX.sub("", _WRAPPERS.sub("", key))) != key:
         key = shorter
@@ -222,7 +223,7 @@ def _in_modules(tensor: str, modules: tuple[str, ...]) -> bool:
 def _one_of(config: AdapterConfig, a: SavedTensor, b: SavedTensor) -> SavedTensor:
     """The entry of two for one tensor: what was trained wins over the plain name that repeats it."""
     first, second = sorted((a, b), key=lambda entry: _MODULES_TO_SAVE not in entry.key)
-    plain = _in_model(second.key) == second.tensor
+    plain = in_model(second.key) == second.tensor
     if a.copy or b.copy or _MODULES_TO_SAVE not in first.key or not plain:
         raise _twice(config, a.key, b.key)
     return replace(first, copy=second.key)

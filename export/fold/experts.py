@@ -29,7 +29,8 @@ What else changed its meaning between PEFT 0.4 and 0.21, and what decides:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lorafold.adapters import ModuleTensors, SavedTensor
 from lorafold.errors import InputError
@@ -96,10 +97,14 @@ def adapted_experts(targets: Targets, module: ModuleTensors, parameter: str) -> 
     experts = shape[0]
     a_shape, b_shape = factor_shapes(targets.adapter, targets.factors, module.module, a, b)
     swapped = _swapped(a_shape, b_shape, shape)
+    if experts == 1:
+        swapped &= {True}  # PEFT takes a single one for a linear layer: B A, whatever the version
     if not swapped or a_shape[0] % experts or b_shape[1] != a_shape[0]:
         raise targets.wrong_shape(f"{b} · {a}", (b_shape[0], a_shape[1]), parameter, shape)
     targets.rank(parameter, a_shape[0] // experts, b_shape[1] // experts)
     is_swapped = swapped.pop() if len(swapped) == 1 else _decide(targets, parameter)
+    if experts > 1:
+        targets.experts[a] = is_swapped, experts
     scale = targets.adapter.config.scale(parameter)
     for piece in pieces:
         step = targets.factors.expert_product(
@@ -113,6 +118,11 @@ def adapted_experts(targets: Targets, module: ModuleTensors, parameter: str) -> 
             rows=piece.rows,
         )
         targets.changes.setdefault(piece.tensor, []).append(targets.rounded(step(piece.first), piece.tensor))
+
+
+def is_transposed(config: Mapping[str, Any]) -> bool:
+    """Whether the experts' modules of a base with this config.json are transposed, in PEFT's sense."""
+    return not set(IS_TRANSPOSED).isdisjoint(model_types(config))
 
 
 def _swapped(a_shape: tuple[int, ...], b_shape: tuple[int, ...], shape: tuple[int, int, int]) -> set[bool]:
@@ -150,16 +160,15 @@ def _by_version(targets: Targets, parameter: str) -> bool:
         InputError: it is not known, or is one of a development between two rules.
     """
     written = targets.adapter.config.peft_version
-    is_transposed = not set(IS_TRANSPOSED).isdisjoint(model_types(targets.names.config))
     match = re.match(r"(\d+)\.(\d+)\.(\d+)(\.?dev)?", written or "")
     if match is not None:
         version, is_dev = (int(match[1]), int(match[2]), int(match[3])), match[4] is not None
         if version < NOT_SWAPPED_UNTIL or (version == NOT_SWAPPED_UNTIL and not is_dev):
             return False
         if version == SWAPPED_THE_OTHER_WAY and not is_dev:
-            return is_transposed
+            return is_transposed(targets.names.config)
         if version > SWAPPED_SINCE or (version == SWAPPED_SINCE and not is_dev):
-            return not is_transposed
+            return not is_transposed(targets.names.config)
     size = targets.names.expert_shape(targets.names.pieces(parameter))[1]
     raise InputError(
         f"{parameter} is square ({size} x {size}), and PEFT stored the factors of experts one way round up "

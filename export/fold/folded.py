@@ -70,6 +70,7 @@ class Folded:
         tensors: every tensor of the result. Shapes differ from the base's if the vocabulary was resized.
         config: the base's configuration with `vocab_size` and `tie_word_embeddings` as they are now.
         touched: what was folded into each changed tensor, in words.
+        plans: what each adapter does, in the order of the adapters.
 
     Raises:
         InputError: an adapter does not belong to this base, or not all of it can be folded.
@@ -90,16 +91,19 @@ class Folded:
         self._cache = FactorCache()
         self._edits: dict[str, list[Edit]] = {}
         self._origin: dict[str, str] = {}
-        tensors = dict(base.tensors)
+        tensors, plans = dict(base.tensors), list[Targets]()
         if adapters:
             names = BaseNames.of(tensors, self.config, base, self._says_tied())
             for adapter, weight in adapters:
-                self._fold_in(weight, plan_adapter(adapter, base, names, self._cache, rounding))
+                plan = plan_adapter(adapter, base, names, self._cache, rounding)
+                self._fold_in(weight, plan)
+                plans.append(plan)
             self._settle_tie(names)
             tensors = {name: names.tensors[name] for name in names.tensors if self._is_there(name, names)}
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {name: self._resized(info) for name, info in tensors.items()}
         )
+        self.plans: Sequence[Targets] = tuple(plans)
         self.touched: Mapping[str, str] = {
             name: "; ".join(edit.words for edit in edits) for name, edits in self._edits.items()
         }

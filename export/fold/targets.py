@@ -30,6 +30,7 @@ class Targets:
         shared: steps for one side of a tied embedding that hold for the other too.
         prefixes: of the parts of the model in which something is adapted; see `BaseNames.in_model`.
         swapped: how PEFT stored the factors of square experts, once that is known; see `experts`.
+        experts: how it stored those of each stacked parameter, and of how many experts, by the key of A.
     """
 
     adapter: Adapter
@@ -41,6 +42,7 @@ class Targets:
     shared: list[Change] = field(default_factory=list)
     prefixes: set[tuple[str, str]] = field(default_factory=set)
     swapped: bool | None = None
+    experts: dict[str, tuple[bool, int]] = field(default_factory=dict)
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """A tensor's shape as its steps find it: with a resized vocabulary a saved tensor comes first."""

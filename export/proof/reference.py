@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import vocabulary_size
+from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
 from lorafold.export.inputs import Inputs
 from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.machine import memory_available
@@ -75,11 +77,15 @@ def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
     """
     if not inputs.adapters:
         return model
-    folder = inputs.adapters[0][0].folder
-    with _refusals(folder):
+    folder, plan = inputs.adapters[0][0].folder, inputs.source.plans[0]
+    with _refusals(folder), tempfile.TemporaryDirectory() as rewritten:
         from peft import PeftModel
 
-        tuned: torch.nn.Module = PeftModel.from_pretrained(model, folder)
+        if differs_for_peft(plan):
+            write_for_peft(plan, Path(rewritten))
+            tuned: torch.nn.Module = PeftModel.from_pretrained(model, rewritten)
+        else:
+            tuned = PeftModel.from_pretrained(model, folder)
         return tuned.eval()
 
 

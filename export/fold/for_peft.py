@@ -1,0 +1,118 @@
+"""An adapter as today's PEFT reads it, for whoever loads it there to compare.
+
+PEFT takes no tensor whose name it does not expect, and says little about it; it reads the factors of square
+experts by its own rule, whichever version wrote them; it knows nothing of mlx-lm. Each of these adapters
+would be another one in PEFT, without an error. Here the same numbers are put under the names and into the
+order that PEFT 0.21 expects, so that what it computes with them is what the adapter's author computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorafold.adapter_config import CONFIG
+from lorafold.adapters import PEFT_PREFIX, WEIGHTS, ModuleTensors, in_model
+from lorafold.export.fold.experts import is_transposed
+from lorafold.export.fold.targets import Targets
+from lorafold.jsonfile import read_object
+
+# How PEFT ends the names of parts; the others are parameters, without an end of their own.
+_ENDS = {
+    "lora_A": "lora_A.weight",
+    "lora_B": "lora_B.weight",
+    "lora_bias": "lora_B.bias",
+    "trainable_tokens_delta": "token_adapter.trainable_tokens_delta",
+}
+
+
+def differs_for_peft(targets: Targets) -> str | None:
+    """Why today's PEFT would read another adapter from this folder; None if it reads this one.
+
+    Args:
+        targets: the adapter, as it was planned for its base; see `Folded.plans`.
+    """
+    adapter = targets.adapter
+    if adapter.config.mlx:
+        return "it is an mlx-lm adapter"
+    if any(_turned(targets, key) for key in targets.experts):
+        version = adapter.config.peft_version or "of its time"
+        return f"PEFT {version} stored the factors of experts the other way round"
+    if any(name != key for name, key, _ in _names(targets)):
+        return "its tensors carry the names of wrappers"
+    return None
+
+
+def write_for_peft(targets: Targets, folder: Path) -> None:
+    """Write the adapter so that today's PEFT reads it.
+
+    Args:
+        targets: the adapter, as it was planned for its base; see `Folded.plans`.
+        folder: an empty folder.
+    """
+    from safetensors.numpy import save_file
+
+    source = targets.adapter.source
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, key, _ in _names(targets):
+        info = source.tensors[key]
+        tensors[name] = source.rows(key, 0, info.rows).reshape(info.shape)
+    for module in targets.adapter.modules:
+        key = module.parts.get("lora_A", "")
+        if _turned(targets, key):
+            a, b = _name(module, "lora_A"), _name(module, "lora_B")
+            tensors[a], tensors[b] = _swap(tensors[a], tensors[b], targets.experts[key][1])
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(_config(targets)), encoding="utf-8")
+
+
+def _names(targets: Targets) -> Iterator[tuple[str, str, str]]:
+    """Every tensor's name in PEFT, its key in the file, and its part."""
+    for module in targets.adapter.modules:
+        for part, key in module.parts.items():
+            yield _name(module, part), key, part
+    for entry in targets.adapter.saved:
+        yield PEFT_PREFIX + in_model(entry.key), entry.key, ""
+
+
+def _name(module: ModuleTensors, part: str) -> str:
+    return f"{PEFT_PREFIX}{module.module}{'.base_layer' * module.depth}.{_ENDS.get(part, part)}"
+
+
+def _turned(targets: Targets, key: str) -> bool:
+    """Whether an A and its B are of experts, and lie otherwise than today's PEFT would store them."""
+    swapped = targets.experts.get(key)
+    return swapped is not None and swapped[0] == is_transposed(targets.names.config)
+
+
+def _swap(
+    a: NDArray[np.float32], b: NDArray[np.float32], experts: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The factors of the transposed products: A (E · r, a), B (b, r · E) become (E · r, b), (a, r · E)."""
+    rank = a.shape[0] // experts
+    by_expert = b.reshape(len(b), rank, experts).transpose(2, 1, 0)  # (E, r, b)
+    by_rank = a.reshape(experts, rank, -1).transpose(2, 1, 0)  # (a, r, E)
+    return (
+        np.ascontiguousarray(by_expert.reshape(experts * rank, -1)),
+        np.ascontiguousarray(by_rank.reshape(-1, rank * experts)),
+    )
+
+
+def _config(targets: Targets) -> dict[str, Any]:
+    config = targets.adapter.config
+    if not config.mlx:
+        return read_object(config.path)
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "use_dora": config.use_dora,
+        "target_modules": [module.module for module in targets.adapter.modules],
+        "base_model_name_or_path": config.base_model_name_or_path,
+    }

@@ -1,0 +1,79 @@
+"""Adapters that today's PEFT would misread without an error, rewritten for it: the proof's reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from peft_models import all_rows, base_model, load, make_adapter, merged_by_peft
+
+from lorafold.adapters import Adapter
+from lorafold.export.fold.folded import Folded
+from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
+from lorafold.weights import Checkpoint
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+
+def rewritten(base: Path, adapter: Path, folder: Path) -> tuple[Folded, str | None]:
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
+    folder.mkdir()
+    write_for_peft(folded.plans[0], folder)
+    return folded, differs_for_peft(folded.plans[0])
+
+
+FEATURES = {
+    "dora": {"r": 4, "target_modules": ["q_proj"], "use_dora": True},
+    "saved and tokens": {
+        "r": 4,
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head"],
+        "trainable_token_indices": [3, 7],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["dora", pytest.param("saved and tokens", marks=pytest.mark.slow)])
+def test_wrappers_hide_an_adapter_from_peft(name: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    base = base_model(tmp_path / "base", "llama", "float32", tie_word_embeddings=False)
+    adapter = make_adapter(base, tmp_path / "a", "float32", peft.LoraConfig(**FEATURES[name]))
+    right = merged_by_peft(base, adapter, tmp_path / "right", "float32")
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
+    assert differs_for_peft(folded.plans[0]) is None
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in tensors.items()}, weights)
+    _, reason = rewritten(base, adapter, tmp_path / "b")
+    assert reason == "its tensors carry the names of wrappers"
+    assert load_file(tmp_path / "b" / "adapter_model.safetensors").keys() == tensors.keys()
+    merged = merged_by_peft(base, tmp_path / "b", tmp_path / "merged", "float32")
+    for tensor in right.tensors:
+        assert np.array_equal(all_rows(merged, tensor), all_rows(right, tensor)), tensor
+
+
+@pytest.mark.slow
+def test_an_mlx_adapter_in_peft(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    base = base_model(tmp_path / "base", "llama", "float32")
+    random, tensors = np.random.default_rng(0), {}
+    for layer in (1, 2):
+        module = f"model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{module}.lora_a"] = random.standard_normal((64, 4)).astype(np.float32)
+        tensors[f"{module}.lora_b"] = random.standard_normal((4, 64)).astype(np.float32)
+    (tmp_path / "a").mkdir()
+    save_file(tensors, tmp_path / "a" / "adapters.safetensors")
+    settings = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.5, "dropout": 0.0}}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(settings))
+    folded, reason = rewritten(base, tmp_path / "a", tmp_path / "b")
+    assert reason == "it is an mlx-lm adapter"
+    merged = peft.PeftModel.from_pretrained(load(base, "float32"), tmp_path / "b").merge_and_unload()
+    state = merged.state_dict()
+    assert len(folded.touched) == 2
+    for tensor in folded.touched:
+        assert np.abs(all_rows(folded, tensor) - state[tensor].numpy()).max() <= 1e-5, tensor
