@@ -143,7 +143,7 @@ def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
     except ValueError as error:
         reason = str(error).strip().splitlines()[0][:300]
         problem = f"peft refuses this adapter ({reason})"
-        raise UsageError(problem, at="--target-modules", fix="name modules that the base has") from error
+        raise UsageError(problem, at="--target-modules", fix="choose modules that the base has") from error
     keep_in_float32(adapted)
     return adapted
 

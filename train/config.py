@@ -1,4 +1,4 @@
-"""The training stage's configuration: every knob, under the name that TrainingArguments and peft give it.
+"""The training stage's configuration, under the names that TrainingArguments and peft give each setting.
 
 cyclopts builds the flags of `lorafold train` from this class and the texts below its fields; recipes (YAML)
 set the same names. The resolved config is saved in the adapter's `lorafold.json`.
@@ -68,20 +68,20 @@ class TrainConfig:
     out: Path | None = None
     """Folder for the adapter."""
     method: MethodName = "lora"
-    """What is trained and how it starts."""
+    """What is trained and how it starts: see the table of methods in docs/training.md."""
     resume: bool = False
-    """Go on from the newest whole checkpoint of an interrupted run into `out`."""
+    """Continue an interrupted run into `out` from its latest complete checkpoint."""
     force: bool = False
-    """Replace what is in `out`, and discard an unfinished run."""
+    """Start over: replace what is in `out`, and discard an unfinished run."""
     plan: bool = False
     """Train nothing: say what the run is, whether it fits in memory, and how long it takes."""
     offline: bool = False
     """Never connect to a hub."""
     trust_remote_code: bool = False
-    """Run Python code that the base model brings (Index, for example, needs it). Read it first."""
+    """Run Python code that comes with the base model (Index needs it, for example). Read it first."""
 
     layout: LayoutName = "auto"
-    """Layout of the records; auto recognises it by the fields."""
+    """Layout of the records; auto: recognised by their fields."""
     chat_template: str | None = None
     """Name or Jinja file of a chat template to use instead of the base's own."""
     system: str | None = None
@@ -89,28 +89,28 @@ class TrainConfig:
     control_tokens: Literal["text", "parse"] = "text"
     """Control tokens that data write out: text like any other, or parsed (only for data that you trust)."""
     max_length: int = 1024
-    """Longest example in tokens; longer ones are cut at the end (text is split)."""
+    """Maximum tokens per example; a longer one is cut at the end (a plain text is split)."""
     allow_pickle: bool = False
     """Read pickled DataFrames. A pickle can run any code: only for files that you made."""
     eval_data: tuple[str, ...] = ()
     """Data for evaluation, like `data`."""
     eval_split: float = 0.0
-    """Share of the examples held out for evaluation where there is no eval_data (0 to 0.5)."""
+    """Share of the examples held out for evaluation if there is no eval_data (0 to 0.5)."""
 
     r: int = 8
-    """Rank."""
+    """Rank of the adapter."""
     lora_alpha: float = 16.0
-    """Numerator of the scale: alpha / r, or alpha / sqrt(r) with rslora."""
+    """Alpha; the adapter is scaled by alpha / r, or by alpha / sqrt(r) with rslora."""
     lora_dropout: float = 0.0
-    """Probability of zeroing an adapter's input while training."""
+    """Dropout probability of the adapter's input while training."""
     target_modules: tuple[str, ...] = ("all-linear",)
-    """Modules that get an adapter: all-linear, names, or one regular expression for the whole path."""
+    """Modules that get an adapter: all-linear, names, or one regular expression for the full path."""
     modules_to_save: tuple[str, ...] = ()
-    """Modules trained and saved whole beside the adapter."""
+    """Modules that are trained and saved in full beside the adapter."""
     layers_to_transform: tuple[int, ...] = ()
-    """Numbers of the layers that get an adapter; none means all."""
+    """Numbers of the layers that get an adapter; default: all."""
     loraplus_lr_ratio: float = 16.0
-    """loraplus: learning rate of B divided by that of A."""
+    """loraplus: the learning rate of B divided by the learning rate of A."""
     num_virtual_tokens: int = 20
     """ptuning, prompt, prefix: length of the trained prompt in tokens."""
     new_tokens: tuple[str, ...] = ()
@@ -125,24 +125,24 @@ class TrainConfig:
     bnb_4bit_use_double_quant: bool = True
     """Quantize the scales of the 4-bit blocks too."""
     bnb_4bit_compute_dtype: DtypeName = "auto"
-    """Type in which 4-bit weights are multiplied."""
+    """Type in which 4-bit weights are multiplied; auto: as for dtype."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
     lr_scheduler_type: ScheduleName = "cosine"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after the warm-up."""
     warmup_steps: int = 0
-    """Steps from 0 to the peak learning rate."""
+    """Steps in which the learning rate rises from 0 to its peak."""
     warmup_ratio: float = 0.0
-    """The same as a share of all steps, where warmup_steps is 0."""
+    """The same as a share of all steps, if warmup_steps is 0."""
     per_device_train_batch_size: int = 4
     """Examples in one forward pass."""
     gradient_accumulation_steps: int = 1
-    """Forward passes in one optimizer step."""
+    """Forward passes that are summed up into one optimizer step."""
     num_train_epochs: float = 3.0
     """Passes over the data."""
     max_steps: int = 0
-    """Optimizer steps; where not 0 it replaces num_train_epochs."""
+    """Optimizer steps; if it is not 0, it replaces num_train_epochs."""
     optim: OptimName = "auto"
     """Optimizer; auto: AdamW, fused on a GPU."""
     weight_decay: float = 0.0
@@ -154,94 +154,94 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
+    """Gradients are scaled down to this norm; 0: not at all."""
     group_by_length: bool = True
-    """Put examples of similar length into one batch, which saves padding."""
+    """Put examples of similar length into one batch, to save padding."""
     dtype: DtypeName = "auto"
-    """Type of the base's weights; auto: bfloat16 or float16 where the device is fast at it, else float32."""
+    """Type of the base's weights; auto: bfloat16 or float16 if the device is fast at it, else float32."""
     device_map: str | None = None
-    """Where the base goes: none for one device, or auto, balanced, cpu, cuda:0."""
+    """Placement of the base: auto, balanced, cpu, cuda:0; default: one device."""
     fsdp: bool = False
-    """Cut the base's weights up among the GPUs (started by torchrun), where one cannot hold them."""
+    """Shard the base's weights across the GPUs (started by torchrun), if one cannot hold them."""
 
     packing: bool | None = None
-    """Lay the examples of a step end to end instead of padding them; by default on a GPU."""
+    """Lay the examples of a step end to end instead of padding them; default: on a GPU."""
     packing_length: int = 0
-    """Most tokens in a pack; 0: as many as fit in memory, up to 16,384."""
+    """Maximum tokens per pack; 0: as many as fit in memory, up to 16,384."""
     attn_implementation: str | None = None
-    """Attention of transformers: sdpa, eager, flex_attention, flash_attention_2; by default the best here."""
+    """Attention of transformers (sdpa, eager, flex_attention, flash_attention_2); default: the fastest."""
     use_liger_kernel: bool | None = None
-    """Liger's kernels for norms, rotary embedding and gated layers; by default where installed on a GPU."""
+    """Liger's kernels for norms, rotary embedding and gated layers; default: on a GPU, if installed."""
     fused_kernels: bool | None = None
-    """Our own kernels for LoRA layers and the loss; by default on a GPU."""
+    """Our own kernels for LoRA layers and the loss; default: on a GPU."""
     cuda_graphs: bool | None = None
-    """Replay the decoder's launches as CUDA graphs; by default on a GPU, where everything else allows it."""
+    """Replay the decoder's launches as CUDA graphs; default: on a GPU, if everything else allows it."""
     gradient_checkpointing: bool | None = None
-    """Compute activations twice instead of keeping them; by default only where memory is short."""
+    """Compute activations twice instead of keeping them; default: only if memory is short."""
     torch_compile: bool = False
     """Compile the decoder's layers with torch, instead of Liger's kernels, ours and CUDA graphs."""
     seed: int = 42
     """Seed of initial weights, order and dropout."""
 
     logging_steps: int = 1
-    """Steps between lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl."""
     save_steps: int = 100
-    """Steps between checkpoints, the last step having one too; 0: only where the run is interrupted."""
+    """Steps between checkpoints; the last step has one too. 0: only if the run is interrupted."""
     save_total_limit: int = 2
-    """Checkpoints that are kept."""
+    """Number of checkpoints that are kept."""
     eval_steps: int = 0
     """Steps between evaluations; 0: once an epoch."""
     sample_answers: int = 3
     """Held-out questions that the model answers at each evaluation, for metrics.jsonl and the card."""
     early_stopping_patience: int = 0
-    """Stop after this many evaluations without a lower loss; 0 never stops early."""
+    """Stop after this many evaluations without a lower loss; 0: never."""
     load_best_model_at_end: bool = False
-    """Write the adapter of the evaluation with the lowest loss instead of the last."""
+    """Write the adapter of the evaluation with the lowest loss instead of the last one."""
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the figures for TensorBoard, under `runs` in the adapter's folder."""
 
     def check(self) -> None:
-        """Refuse values that cannot be meant.
+        """Refuse values that make no sense, or exclude each other.
 
         Raises:
             UsageError: naming the field, what was got and what was expected.
         """
         for name in ("base", "data") if self.plan else ("base", "data", "out"):
             if not getattr(self, name):
-                raise UsageError("it is required", at=f"--{name}", fix=f"give --{name}")
+                raise UsageError(f"{_REQUIRED[name]} is required", at=f"--{name}", fix=f"pass --{name}")
         for name, (low, high, wanted) in _RANGES.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
-                raise UsageError(f"expected {wanted}, got {value}", at=_flag(name), fix=f"give {wanted}")
+                raise UsageError(f"expected {wanted}, got {value}", at=_flag(name), fix=f"pass {wanted}")
         if self.load_in_4bit and self.load_in_8bit:
             raise UsageError("4 bit and 8 bit exclude each other", at="--load-in-8bit", fix="choose one")
         if (self.load_best_model_at_end or self.early_stopping_patience) and not self.evaluates:
             name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
-            raise UsageError("there is nothing to evaluate on", at=_flag(name), fix="give --eval-split 0.1")
+            raise UsageError("there is nothing to evaluate on", at=_flag(name), fix="pass --eval-split 0.1")
         if 0 < self.packing_length < self.max_length:
             problem = f"a pack of {self.packing_length} tokens cannot hold an example of {self.max_length}"
             raise UsageError(problem, at="--packing-length", fix="raise it, or lower --max-length")
         if self.fsdp and self.method == "full":
-            problem = "it cuts up frozen weights, and here all are trained"
-            raise UsageError(problem, at="--fsdp", fix="use --method lora, or leave --fsdp out")
+            problem = "it shards frozen weights, and here all are trained"
+            raise UsageError(problem, at="--fsdp", fix="choose --method lora, or leave --fsdp out")
         if self.fsdp and self.device_map:
             raise UsageError("--device-map excludes it", at="--fsdp", fix="choose one")
         if self.lr_scheduler_type == "polynomial" and self.learning_rate <= _POLYNOMIAL_END:
             problem = (
                 f"the polynomial schedule ends at {_POLYNOMIAL_END}, got {self.learning_rate} to begin with"
             )
-            raise UsageError(problem, at="--learning-rate", fix="raise it, or use another schedule")
+            raise UsageError(problem, at="--learning-rate", fix="raise it, or choose another schedule")
         if self.method == "prefix" and self.gradient_checkpointing:
-            problem = "a trained prefix lies in the cache, which checkpointing does without"
+            problem = "a trained prefix lies in the cache, and checkpointing has none"
             raise UsageError(
-                problem, at="--gradient-checkpointing", fix="leave it out, or use --method ptuning"
+                problem, at="--gradient-checkpointing", fix="leave it out, or choose --method ptuning"
             )
         if self.method == "full" and (self.load_in_4bit or self.load_in_8bit):
             problem = "quantized weights cannot be trained themselves"
-            raise UsageError(problem, at="--method full", fix="use --method qlora")
+            raise UsageError(problem, at="--method full", fix="choose --method qlora")
         if self.method == "pissa" and (self.load_in_4bit or self.load_in_8bit):
-            problem = "it starts from a part of the weights, which quantized ones do not give up"
-            raise UsageError(problem, at="--method pissa", fix="use --method olora or qlora")
+            problem = "it starts from a part of the weights, which cannot be taken out of quantized ones"
+            raise UsageError(problem, at="--method pissa", fix="choose --method olora or qlora")
 
     @property
     def evaluates(self) -> bool:
@@ -260,6 +260,7 @@ class TrainConfig:
         return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
+_REQUIRED = {"base": "a model folder, a hub id or `demo`", "data": "a data file", "out": "an output folder"}
 _POLYNOMIAL_END = 1e-7  # of transformers' `get_polynomial_decay_schedule_with_warmup`
 
 _ANY = math.inf

@@ -21,7 +21,7 @@ def held_out_questions() -> list[str]:
 
 
 def demo_config(out: Path) -> TrainConfig:
-    """The demo's settings; chosen by the answers to the held-out questions within the time."""
+    """The demo's settings, chosen by the answers to the held-out questions within two minutes."""
     return TrainConfig(
         base="demo",
         data=(str(persona_file()),),

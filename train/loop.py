@@ -1,4 +1,4 @@
-"""The training loop: examples in, a trained model and its figures out, the same to the last bit when resumed.
+"""The training loop; a resumed run takes the same steps to the last bit.
 
 Why not transformers' Trainer: its checkpoints are not written as a whole and are read back as pickles, a
 missing or damaged part of one resumes silently with other results, and NaN weights train "successfully". Here
@@ -108,7 +108,7 @@ def run_steps(trainer: Trainer, state: RunState, stop: StopRequest, hooks: Hooks
     total = plan.total_steps
     evaluate_every = config.eval_steps or plan.steps_per_epoch
     trainer.model.train()
-    early = _patience_is_out(config, state)  # resumed from the last checkpoint of a run that stopped early
+    early = _patience_is_out(config, state)  # this run was resumed from one that had stopped early
     if early or (state.step and state.step == total):
         prove(trainer, state.step)
         return "early" if early else "done"
@@ -161,13 +161,13 @@ def _patience_is_out(config: TrainConfig, state: RunState) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """What a step came to, over all workers.
+    """The figures of a step, over all workers.
 
     Attributes:
         loss: mean per trained token.
         norm: of the gradient, before clipping.
         learning_rate: of this step.
-        stop: some worker was asked to stop.
+        stop: a worker was asked to stop.
     """
 
     loss: float
@@ -189,7 +189,7 @@ def train_step(trainer: Trainer, state: RunState, stop: StopRequest) -> StepFigu
     # Loss and stop request, summed over the workers in one message; read once, when the step is done.
     sums = torch.zeros(2, dtype=torch.float64, device=trainer.forward.device)
     sums[1] = float(stop.signal is not None)
-    # A graph's gradients are added to what is there, and must not take its place (`build._graphs`).
+    # A graph adds its gradients to the memory that is there, which must stay the same (`build._graphs`).
     trainer.optimizer.zero_grad(set_to_none=trainer.forward.graphs is None)
     for number, batch in enumerate(step.batches):
         seed_pass(config.seed, state.step, number, workers.rank)
@@ -222,11 +222,11 @@ def train_step(trainer: Trainer, state: RunState, stop: StopRequest) -> StepFigu
 
 
 def prove(trainer: Trainer, step: int) -> None:
-    """Refuse weights that are no numbers, or with which the model no longer gives one.
+    """Refuse weights that are not finite, or with which the loss is not finite any more.
 
     A step's own loss comes from the weights before it: a single step can ruin them and leave no trace but in
     the next loss. So before weights are written they answer for the first batch of the step that made them,
-    which fits in memory, as it did a moment ago.
+    which fits in memory, since it did a moment ago.
 
     Raises:
         NumericError: a trained parameter, or the loss, is NaN or infinite.
@@ -297,7 +297,7 @@ def _not_finite(what: str, value: float | str, at: str) -> NumericError:
 
 
 def peak_memory() -> int:
-    """Most memory this process has held, in bytes: of the GPU where there is one, else resident."""
+    """Most memory this process has held, in bytes: of the GPU if there is one, else resident."""
     import resource
     import sys
 

@@ -20,7 +20,7 @@ class Method:
     Attributes:
         name: what `--method` calls it.
         peft: config to peft's config; None trains all weights.
-        quantized: the base is loaded in 4 bit without being asked.
+        quantized: the base is loaded in 4 bit even if the config does not ask for it.
         mutates_base: the start changes the base's weights in memory (PiSSA, OLoRA).
         prompt: it trains a prompt instead of weights, so logits have extra columns and nothing folds.
         warning: what export cannot do with it.
@@ -53,7 +53,7 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
 
 
 def linear_names(model: Any) -> tuple[str, ...]:
-    """Last names of the linear layers, the output head left out: what "all-linear" means, as a list.
+    """Last names of the linear layers without the output head: what "all-linear" means, as a list.
 
     peft takes `layers_to_transform` only together with a list.
     """
@@ -82,7 +82,7 @@ def _targets(config: TrainConfig) -> str | list[str]:
 def _ia3(config: TrainConfig) -> Any:
     from peft import IA3Config
 
-    # Without names peft knows the modules of each architecture; all-linear is no choice of its.
+    # Without names peft knows the modules of each architecture; it does not accept all-linear here.
     chosen = None if config.target_modules == ("all-linear",) else _targets(config)
     save = list(config.modules_to_save) or None
     return IA3Config(target_modules=chosen, modules_to_save=save, task_type="CAUSAL_LM")

@@ -31,7 +31,7 @@ _BITSANDBYTES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def resolve_optimizer(name: str, device: torch.device) -> tuple[str, str]:
-    """The optimizer that runs on this device, and a note where it is another one than was asked for.
+    """The optimizer that runs on this device, and a note if it is not the one that was asked for.
 
     "auto" is AdamW, fused into one kernel on a GPU.
 
@@ -75,7 +75,7 @@ def build_optimizer(model: Any, config: TrainConfig, device: torch.device) -> An
     if config.method == "loraplus":
         from peft.optimizers import create_loraplus_optimizer
 
-        # peft sets the decay of each group by a name of its own, 0 where that is not given.
+        # peft reads the decay of each group under a name of its own, and takes 0 without it.
         return create_loraplus_optimizer(
             model,
             factory,
@@ -87,7 +87,7 @@ def build_optimizer(model: Any, config: TrainConfig, device: torch.device) -> An
 
 
 def build_schedule(optimizer: Any, config: TrainConfig, total_steps: int) -> Any:
-    """The learning rate's course; its state is the number of the step."""
+    """The learning-rate schedule; its state is the number of the step."""
     from transformers import get_scheduler
 
     return get_scheduler(

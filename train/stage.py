@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import check_output, lock, system_faults
+from lorafold.errors import UsageError
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent, unheard
 from lorafold.renames import restore_folder
@@ -43,6 +44,9 @@ def train(
         SystemFault: disk, memory, network or a package.
     """
     config.check()
+    if config.plan:
+        problem = "a plan is asked for, and this trains"
+        raise UsageError(problem, at="plan", fix="call lorafold.train.plan_training(config)")
     require("torch", "transformers", "peft", extra="train")
     with system_faults(config.output):
         out = config.output.resolve()  # once: the working folder and symlinks may be replaced on the way

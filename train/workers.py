@@ -1,12 +1,12 @@
-"""Several processes that train one adapter: started by `torchrun` or `accelerate launch`, one process a GPU.
+"""Several processes that train one adapter, one per GPU, started by `torchrun` or `accelerate launch`.
 
 Both tell each process its place in the same environment variables. Every worker reads the same data and plans
 the same steps, so what is exchanged is little: the gradients of the adapter, summed, and a few figures. Only
 the first worker shows progress, writes files, and answers for the run.
 
-The base's weights are copied to every GPU, or with `--fsdp` cut up among them: torch's `fully_shard` collects
-a layer's weights when they are needed. The adapter is small and stays whole on every worker, so checkpoints
-and resuming are the same in all cases.
+The base's weights are copied to every GPU, or with `--fsdp` sharded: torch's `fully_shard` collects a layer's
+weights when they are needed. The adapter is small and stays whole on every worker, so checkpoints and
+resuming are the same in all cases.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # The first worker may read and tokenize for long before the others hear of it.
 _PATIENCE = timedelta(hours=2)
-_HEAD_START = 20.0  # seconds that the first has to say what all have met
-# What every worker meets alike; the first one says it.
+_HEAD_START = 20.0  # seconds that the first has to say an error that all have met
+# Errors that every worker meets in the same way; the first one says them.
 _SHARED = (UsageError, InputError, UnsafeInputError, NumericError, BusyError, SystemFault)
 
 
@@ -38,7 +38,7 @@ class Workers:
 
     Attributes:
         rank: number of this worker, from 0.
-        count: number of workers; 1 where training is not distributed.
+        count: number of workers; 1 if training is not distributed.
         local_rank: number of this worker on its machine: its GPU.
     """
 
@@ -103,11 +103,11 @@ class Workers:
             offset = stop
 
     def shard(self, model: Any, device: torch.device) -> None:
-        """Cut the frozen weights of each decoder layer up among the workers, in place.
+        """Shard the frozen weights of each decoder layer across the workers, in place.
 
         Args:
             model: a causal language model with peft's adapter; trained parameters stay whole.
-            device: of this worker; what is not cut up moves there.
+            device: of this worker; what is not sharded moves there.
 
         Raises:
             UsageError: there is one worker, or the weights themselves are trained.
@@ -116,7 +116,7 @@ class Workers:
         from torch.distributed.fsdp import fully_shard
 
         if self.count == 1:
-            problem = "there is one worker, nothing to share"
+            problem = "there is only one worker"
             raise UsageError(problem, at="--fsdp", fix="start it with torchrun")
         mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (self.count,))
         causal = model.get_base_model()
@@ -135,10 +135,10 @@ class Workers:
 
 
 def _plain_parameters(layer: Any) -> None:
-    """4-bit weights as plain tensors: bitsandbytes' own type cannot be cut up and put together again.
+    """Hold 4-bit weights as plain tensors: bitsandbytes' own type cannot be sharded.
 
-    Their bytes go by the name of bfloat16, as with bitsandbytes' own `quant_storage`, since torch 2.11 cuts
-    up floating-point weights only. What reads them takes the layer's `quant_state`.
+    Their bytes are labelled bfloat16, as with bitsandbytes' own `quant_storage`, since torch 2.11 shards
+    floating-point weights only. The code that reads them takes the layer's `quant_state`.
     """
     import torch
 
@@ -203,12 +203,12 @@ def _take_gpu(workers: Workers) -> None:
         if workers.local_rank > count:
             time.sleep(_HEAD_START)
         problem = f"worker {workers.local_rank} has no GPU, this machine has {count}"
-        raise UsageError(problem, at="--nproc-per-node", fix=f"start {count} workers a machine")
+        raise UsageError(problem, at="--nproc-per-node", fix=f"pass {count}, one worker for each GPU")
     torch.cuda.set_device(workers.local_rank)
 
 
 def _own_memory(error: BaseException) -> bool:
-    """Whether this worker's own GPU is full, of which the others may know nothing."""
+    """Whether this worker's own GPU is full; the others may not know of it."""
     import torch
 
     return isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError)

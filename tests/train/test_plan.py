@@ -77,6 +77,11 @@ def test_a_plan_needs_base_and_data() -> None:
         plan_training(TrainConfig(base="demo", plan=True))
 
 
+def test_training_is_no_plan(config: TrainConfig) -> None:
+    with pytest.raises(UsageError, match=r"fix: call lorafold\.train\.plan_training"):
+        train(dataclasses.replace(config, plan=True))
+
+
 def test_a_plan_is_made_by_one(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="a plan is made by one process; fix: start it without torchrun"):

@@ -1,7 +1,7 @@
-"""Attention for packed batches: which implementation runs here, and torch's FlashAttention for transformers.
+"""Attention for packed batches: chooses what runs here, and gives transformers torch's FlashAttention.
 
 `varlen` is `torch.nn.attention.varlen` (torch 2.11 and later): FlashAttention over sequences of different
-lengths that lie end to end, with no package to install and no mask in memory. Where it cannot run,
+lengths that lie end to end, with no package to install and no mask in memory. If it cannot run,
 transformers' implementations confine attention to each example by the position ids.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-VARLEN = "lorafold_varlen"  # under this name transformers knows it
+VARLEN = "lorafold_varlen"  # its name in transformers' registry
 _MAX_HEAD = 256  # FlashAttention 2's largest head dimension
 _AMPERE = (8, 0)  # compute capability that FlashAttention 2 needs
 
@@ -97,8 +97,8 @@ def packed_inputs(
 ) -> dict[str, Any]:
     """The model's keywords for a packed batch, beside the ids.
 
-    Position ids that begin anew tell transformers' own masks where the examples end; FlashAttention takes
-    their bounds.
+    Position ids that start again from 0 tell transformers' own masks that a new example begins;
+    FlashAttention takes the bounds.
 
     Args:
         position_ids: (1, tokens).

@@ -1,9 +1,9 @@
-"""The fast way to compute held against the plain one, before the first step, on the run's own examples.
+"""Holds the fast way to compute against the plain one, before the first step, on the run's own examples.
 
 The plain way is peft's layers, transformers' attention, padding, all logits. Loss and gradient of a few
-examples are compared with the adapter moved off zero for the moment; where they differ by more than rounding,
-the run takes the plain way. So a model whose attention leaks between packed examples, or whose logits are
-more than a product, costs speed and never correctness.
+examples are compared, with noise added to the adapter meanwhile. If they differ by more than rounding, the
+run takes the plain way. So a model whose attention leaks between packed examples, or whose logits are more
+than a product, costs speed and never correctness.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def measure(forward: Forward, batch: Batch) -> Measured:
 
 
 def difference(plain: Measured, fast: Measured) -> str:
-    """By how much the fast way is off, in words; empty where it is rounding."""
+    """By how much the fast way is off, in words; empty if it is only rounding."""
     import torch
 
     off = abs(fast.loss - plain.loss) / max(abs(plain.loss), 1e-9)

@@ -1,4 +1,4 @@
-"""A batch → its summed loss: the forward pass, by whichever way a run has chosen."""
+"""The forward pass: the summed loss of a batch, in the way that the run has chosen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def causal_model(model: Any) -> Any:
 
 
 def seed_pass(seed: int, step: int, number: int, worker: int) -> None:
-    """Seed torch's generators for one forward pass, the only place where a run draws from them (dropout).
+    """Seed torch's generators for one forward pass, the only place that draws from them (dropout).
 
     So a run that goes on draws what it would have drawn, without any state to keep, and no two workers drop
     the same.
@@ -48,7 +48,7 @@ class Forward:
         model: with the adapter in place.
         device: where batches go.
         prompt: the method trains a prompt, so logits begin with columns of its own.
-        autocast: type to compute in where the weights are of another, or None.
+        autocast: type to compute in if the weights have another, or None.
         attention: name of the attention implementation, for packed batches.
         direct: go from the decoder's hidden states to the loss without logits in between.
         graphs: of the decoder, for packs in training; None launches its kernels one by one.
@@ -87,8 +87,10 @@ class Forward:
         return head_loss(hidden, causal.get_output_embeddings(), batch.targets)
 
     def _by_logits(self, batch: Batch) -> torch.Tensor:
-        """By the model's own logits, at the positions that some row trains where it can do that: of a large
-        vocabulary they are most of the memory."""
+        """By the model's own logits, if the model allows it only at positions that a row trains.
+
+        With a large vocabulary logits are most of the memory.
+        """
         import torch
 
         inputs, targets = self._inputs(batch), batch.targets

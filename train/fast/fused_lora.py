@@ -1,8 +1,8 @@
-"""LoRA layers in one piece: peft's modules keep their parameters, their arithmetic is done here.
+"""Computes each LoRA layer in one piece; its parameters stay in peft's modules.
 
 peft computes y = W x + s·B(A(D(x))) in separate steps, in float32 beside a 16-bit base: most of a step's time
-is then spent moving activations. Here a layer is one autograd function that reads them as few times as it
-can (`lora_kernels`), keeps no copy of them beyond its input, and unpacks a 4-bit base on the way.
+is then spent moving activations. Here a layer is one autograd function that reads them as rarely as possible
+(`lora_kernels`), keeps only its input, and unpacks a 4-bit base on the way.
 
 Only plain LoRA on linear layers is taken over; every other layer stays peft's own.
 """
@@ -95,7 +95,7 @@ class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
         base: the frozen layer.
         scale: s.
         p: probability of D to drop.
-        seed: of D, None where nothing is dropped.
+        seed: of D, None if nothing is dropped.
         products: `lora_kernels`, or functions of the same meaning.
         """
         flat = x.reshape(-1, x.shape[-1])

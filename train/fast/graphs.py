@@ -7,8 +7,8 @@ attends to and nothing is trained on. A size is captured when it comes for the s
 A graph's memory is its own, beside that of passes launched in the ordinary way, so graphs are for short steps
 (`SHORT`) and stop being made when they hold their share of the memory (`SHARE`).
 
-Only the decoder is captured: the loss works on the trained positions alone, whose number changes. Where a
-capture fails the run goes on without graphs.
+Only the decoder is captured: the loss works on the trained positions alone, whose number changes. If a
+capture fails, the run goes on without graphs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class DecoderGraphs:
     _pool: Any = None
 
     def hidden(self, batch: Batch) -> torch.Tensor | None:
-        """The decoder's output (1, size, width) for a pack, or None where this size has no graph.
+        """The decoder's output (1, size, width) for a pack, or None if this size has no graph.
 
         The result is overwritten by the next call.
         """

@@ -1,4 +1,4 @@
-"""Hidden states → summed cross entropy, without the logits of all positions ever being in memory.
+"""The summed cross entropy of hidden states, without the logits of all positions in memory.
 
 The logits of a vocabulary of 150,000 tokens are most of the memory of a training step and all of them are
 used once. Here the positions that are trained are taken out first, and a few thousand of them at a time go
@@ -37,7 +37,7 @@ def head_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.T
     Args:
         hidden: (rows, cols, width), the decoder's output.
         head: the output layer: weight (vocabulary, width).
-        targets: (rows, cols) in the CPU's memory, `IGNORED` where nothing is trained; a single row may be
+        targets: (rows, cols) in the CPU's memory, `IGNORED` if nothing is trained; a single row may be
             shorter than `hidden`, whose rest is then filling.
 
     Returns:
@@ -59,7 +59,7 @@ def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _recomputed(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:
-    """The sum by chunks whose logits are computed again for the gradient: for a head that is trained."""
+    """The sum in chunks, for a head that is trained: the gradient computes a chunk's logits again."""
     from torch.utils.checkpoint import checkpoint
 
     def loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

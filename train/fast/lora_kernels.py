@@ -169,7 +169,7 @@ def project(
         x: (tokens, width), contiguous.
         a: (rank, width), any strides and type.
         scale: of the product.
-        seed: int32, one number in the GPU's memory; None where nothing is dropped.
+        seed: int32, one number in the GPU's memory; None if nothing is dropped.
         p: probability of dropping; 0 keeps all.
 
     Returns:

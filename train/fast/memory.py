@@ -1,6 +1,4 @@
-"""The GPU's memory: how many tokens fit at once, measured with the run's own model and data, and blocks that
-packs of every length can use again.
-"""
+"""Measures how many tokens fit into the GPU's memory, and lets packs of every length reuse its blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ _STATE = 12  # bytes a trained parameter: gradient and two moments in float32
 
 
 def round_blocks() -> None:
-    """Let torch round what it gives out from now on up to an eighth of a power of two.
+    """Let torch round the sizes of blocks up to an eighth of a power of two from now on.
 
     No two packs have the same length, and of blocks that almost fitted the next one torch piled up the whole
     card (docs/log.md). What the user has set in the environment stays. A torch that cannot be told goes on
@@ -51,7 +49,7 @@ def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Wor
         workers: all measure, and agree.
 
     Returns:
-        Tokens, not limited by anything but memory; 0 where not even the smaller pass fits.
+        Tokens, limited by memory alone; 0 if not even the smaller pass fits.
     """
     import torch
 
@@ -91,7 +89,7 @@ def _room(device: torch.device) -> int:
 
 
 def _about(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:
-    """Sequences of so many tokens together, taken again from the beginning where there are too few."""
+    """Sequences of so many tokens together, taken again from the beginning if there are too few."""
     chosen: list[Encoded] = []
     total = 0
     while total < tokens:

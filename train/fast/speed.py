@@ -1,6 +1,6 @@
-"""What a run computes with: chosen for the machine and the model, said in one line.
+"""Chooses what a run computes with, for the machine and the model, and says it in one line.
 
-Each piece is off where it cannot run or was switched off, with the reason. `check.py` then holds the whole
+A piece is off if it cannot run or was switched off, and the reason is kept. `check.py` then holds the whole
 against the plain way.
 """
 
@@ -39,7 +39,7 @@ class Speed:
         direct: the loss is computed from hidden states, without all logits.
         graphs: the decoder's launches are replayed as CUDA graphs.
         checkpointing: activations are computed twice instead of kept.
-        capacity: most tokens in a pack.
+        capacity: maximum tokens per pack.
         reasons: why a piece is off, in words.
         dtype: that is computed in.
         optimizer: its name.
@@ -92,7 +92,7 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
     reasons: list[str] = []
 
     def use(wanted: bool | None, conditions: Sequence[tuple[bool, str]]) -> bool:
-        """On unless switched off or impossible; what was asked for and cannot be is said."""
+        """On unless switched off or impossible; the reason is kept if the user asked for it."""
         if wanted is False:
             return False
         missing = next((reason for possible, reason in conditions if not possible), None)

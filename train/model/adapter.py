@@ -1,8 +1,8 @@
-"""A trained model → files: PEFT's adapter folder, or a whole model's after full fine-tuning.
+"""Saves a trained model: as PEFT's adapter folder, or as a whole model after full fine-tuning.
 
 PiSSA and OLoRA train a part of the base that they first took out of it. What they add to the untouched base
 is s·(B·A - B0·A0), which is again a LoRA, of rank 2r: B' = [B, -B0], A' = [A; A0], and alpha' such that the
-scale s stays (peft's `subtract_mutated_init` does the same). It is saved so, and folds like any other.
+scale s stays (peft's `subtract_mutated_init` does the same). It is saved so, and merges like any other.
 """
 
 from __future__ import annotations

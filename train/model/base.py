@@ -1,4 +1,4 @@
-"""A base folder → a model in memory, in the type and place that the config asks for, checked before use.
+"""Loads a base for training, in the type and on the device that the config asks for, and checks it.
 
 Only safetensors are read. Headers are validated by `lorafold.weights` before transformers sees the folder,
 and a tensor that is missing or of another shape is an error here, not a random initialisation.
@@ -92,7 +92,9 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         problem = f"transformers cannot load this base ({reason})"
-        raise InputError(problem, at=base.folder, fix="check config.json against the weights") from error
+        raise InputError(
+            problem, at=base.folder, fix="correct config.json, or download the model again"
+        ) from error
     _check_loaded(base.folder, info)
     model.config.use_cache = False
     # peft's `prepare_model_for_kbit_training` would also widen embeddings and norms to float32: 1.6 GiB more
@@ -123,12 +125,12 @@ def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
         names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ())
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise InputError(f"{what}: {shown}", at=folder, fix="fetch the model again")
+            raise InputError(f"{what}: {shown}", at=folder, fix="download the model again")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and no warnings of transformers on the terminal, which belongs to the caller."""
+    """Keep transformers' bars and warnings off the terminal, which belongs to the caller."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -157,8 +159,8 @@ def memory_faults() -> Iterator[None]:
             raise
         raise SystemFault(
             "out of memory",
-            fix="lower --per-device-train-batch-size or --max-length, or use --gradient-checkpointing, "
-            "--method qlora",
+            fix="lower --per-device-train-batch-size or --max-length, or pass --gradient-checkpointing "
+            "or --method qlora",
         ) from error
 
 
@@ -173,7 +175,7 @@ def _is_memory_fault(error: Exception) -> bool:
 
 
 def base_dtype(base: Base) -> torch.dtype:
-    """The type in which the base's weights are stored, float32 where config.json does not say."""
+    """The type in which the base's weights are stored; float32 if config.json does not say."""
     import torch
 
     config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))

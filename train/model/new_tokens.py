@@ -1,7 +1,7 @@
-"""Tokens added to a vocabulary: the tokenizer's files with them, and a model with rows for them.
+"""Adds tokens to a vocabulary: to the tokenizer's files, and as new rows to the model.
 
-The new rows are trained by training and saving the embedding and the head whole (peft's `modules_to_save`),
-which is what every tool that reads PEFT's folders understands.
+To train the new rows, embedding and head are trained and saved in full (peft's `modules_to_save`). Every tool
+that reads PEFT's folders understands that.
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ def extend_tokenizer(base: Path, folder: Path, tokens: Sequence[str]) -> int:
 
 
 def make_room(model: Any, rows: int, config: TrainConfig) -> TrainConfig:
-    """Give the model rows for the new tokens, and have embedding and head trained whole.
+    """Give the model rows for the new tokens, and let embedding and head be trained in full.
+
+    Args:
+        model: transformers' causal language model, changed in place.
+        rows: size of the extended vocabulary.
+        config: of the run.
+
+    Returns:
+        The config, with embedding and head among its `modules_to_save`.
 
     Raises:
         UsageError: the method trains a prompt, which cannot hold new rows.
@@ -49,7 +57,7 @@ def make_room(model: Any, rows: int, config: TrainConfig) -> TrainConfig:
     method = METHODS[config.method]
     if method.prompt:
         problem = f"{config.method} cannot train the embeddings of new tokens"
-        raise UsageError(problem, at="--new-tokens", fix="use --method lora")
+        raise UsageError(problem, at="--new-tokens", fix="choose --method lora")
     if rows > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
     if method.peft is None:

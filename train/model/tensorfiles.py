@@ -1,4 +1,4 @@
-"""Nested state (an optimizer's, a generator's) ↔ safetensors and JSON: exact, and without pickles.
+"""Writes nested state (an optimizer's) as safetensors and JSON and reads it back: exact, without pickles.
 
 Every tensor in a nest of dicts and lists is moved into a flat file under a number; the rest stays as JSON
 with {"tensor": number} in its place. Keys that are numbers (an optimizer numbers its parameters) stay

@@ -12,7 +12,7 @@ from lorafold.console import sanitize
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 
-# The hub's tag of a method, where it is not LoRA or one of its kind.
+# The hub's tag of a method, if it is not LoRA or one of its variants.
 _TAGS = {
     "full": None,
     "ia3": "ia3",

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that decides how a run goes on, whole or not at all.
+"""Checkpoints: everything that decides how a run goes on, complete or not at all.
 
     checkpoint-100/
         adapter_model.safetensors, adapter_config.json   PEFT's own files: the adapter as it was
@@ -35,7 +35,7 @@ class RunState:
 
     Attributes:
         step: optimizer steps done.
-        loss: mean per trained token of the last one; None where an older version did not keep it.
+        loss: mean per trained token of the last one; None if an older version did not keep it.
         tokens: tokens seen, padding not counted.
         best_loss: lowest evaluation loss, None before the first evaluation.
         best_step: the step of it.
@@ -156,7 +156,7 @@ def restore_parameters(model: Any, path: Path) -> None:
     odd = sorted(set(saved) ^ set(live)) or [name for name in live if saved[name].shape != live[name].shape]
     if odd:
         problem = f"it holds other parameters than this model ({odd[0]})"
-        raise InputError(problem, at=path, fix="resume with the same configuration and versions")
+        raise InputError(problem, at=path, fix="pass the same flags, and install the versions that made it")
     with torch.no_grad():
         for name, value in live.items():
             value.copy_(saved[name])

@@ -1,4 +1,4 @@
-"""The course of a run: `metrics.jsonl` → a loss curve, as a PNG and as plain text for a terminal."""
+"""The loss of a run over its steps: read from metrics.jsonl, drawn as a PNG and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def curves(records: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """(step, loss) of training, and of evaluation where there was one."""
+    """(step, loss) of training, and of evaluation if there was one."""
     found = {
         "loss": [(float(row["step"]), float(row["loss"])) for row in records if "loss" in row],
         "eval_loss": [(float(row["step"]), float(row["eval_loss"])) for row in records if "eval_loss" in row],
@@ -106,7 +106,7 @@ def draw_png(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     """Draw the loss curve into a PNG file.
 
     Returns:
-        False where there is nothing to draw or matplotlib is not installed: the curve is a nicety.
+        False if there is nothing to draw or matplotlib is not installed: a run does not fail for its picture.
     """
     found = curves(records)
     if not found:

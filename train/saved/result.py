@@ -21,9 +21,9 @@ class TrainResult:
     """What a run made.
 
     Attributes:
-        folder: the adapter's folder; the run's folder where it was stopped.
+        folder: the adapter's folder; the run's folder if it was stopped.
         steps: optimizer steps done.
-        loss: mean loss per trained token of the last step; NaN where an older version did not keep it.
+        loss: mean loss per trained token of the last step; NaN if an older version did not keep it.
         eval_loss: of the last (or best, if that was kept) evaluation, None without one.
         tokens: tokens seen.
         seconds: wall time of this session.
@@ -105,5 +105,5 @@ def _line(text: str) -> str:
 
 
 def last_value(records: Sequence[dict[str, Any]], key: str) -> Any:
-    """The newest value of a figure, None where there is none."""
+    """The newest value of a field, None if there is none."""
     return next((row[key] for row in reversed(records) if key in row), None)

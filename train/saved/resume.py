@@ -1,4 +1,4 @@
-"""May a run go on from a checkpoint? Only with the data, the base and the configuration it began with."""
+"""Decides if a run may go on from a checkpoint: only with the data, base and configuration it began with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorafold.train.saved.checkpoints import newest_whole
 from lorafold.train.tokens.tokenize import Tokenized
 from lorafold.version import __version__
 
-# Fields that may differ between a run and its resumption: they do not touch what is computed.
+# Fields that may differ between a run and its resumption: they do not change what is computed.
 _FREE = {"base", "out", "resume", "force", "offline", "data", "eval_data", "allow_pickle"}
 _FREE |= {
     "plan",
@@ -56,7 +56,7 @@ def agreed_facts(
         held_out: to evaluate on, or None.
         identity: of the base, with its chat template.
         workers: number of processes, which decides how many examples a step sees.
-        tokens: of both sets: a template that tells the date makes other ones on another day.
+        tokens: of both sets; a template that prints the date makes other ones on another day.
     """
     import torch
 

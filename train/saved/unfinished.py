@@ -1,10 +1,10 @@
-"""The folder of a run that is not finished, `OUT.run` beside its target: who made it, and what becomes of it.
+"""The folder of an unfinished run, `OUT.run` beside its target: made, recognised, and removed.
 
     out.run/
         metrics.jsonl, checkpoint-100/, best/, runs/   what the run has so far
         tokenizer/, extended/, worker-1/               files that it works with
 
-Nothing else in it is ours. A folder of that name that holds other things is somebody's, and is let be.
+Nothing else in it is ours. If such a folder holds other things, it belongs to the user and is left alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run_folder(out: Path) -> Path:
 
 
 def prepare(run: Path, config: TrainConfig) -> None:
-    """Make the run's folder, or make sure that it can be gone on with.
+    """Make the run's folder, or make sure that the run in it can be continued.
 
     Raises:
         UsageError: it holds an unfinished run or things that are not ours, and the config does not say
@@ -52,9 +52,9 @@ def prepare(run: Path, config: TrainConfig) -> None:
         )
     if checkpoints.list_checkpoints(run) and not (config.resume or config.force):
         raise UsageError(
-            "an unfinished run with checkpoints lies there",
+            "there is an unfinished run with checkpoints",
             at=run,
-            fix="pass --resume to go on with it, or --force to discard it",
+            fix="pass --resume to continue it, or --force to discard it",
         )
     with system_faults(run):
         if run.exists() and not config.resume:
@@ -69,7 +69,7 @@ def _strangers(run: Path) -> list[str]:
 
 
 def forget(run: Path) -> None:
-    """Remove the course of a run that cannot be gone on with: its metrics would mix with the new ones."""
+    """Remove checkpoints and metrics that the run does not go on from: they would mix with the new ones."""
     with system_faults(run):
         for path in (run / "metrics.jsonl", *checkpoints.list_checkpoints(run)):
             _remove(path)

@@ -1,1 +1,1 @@
-"""Examples -> token ids -> batches."""
+"""Examples as token ids, and token ids as the batches of each step."""

@@ -42,14 +42,14 @@ class Step:
 
 @dataclass(slots=True)
 class StepPlan:
-    """The course of a run over its examples.
+    """Which examples each step of a run sees.
 
     Attributes:
         config: resolved.
         sequences: to train on.
         evaluation: held out, may be empty.
-        pad_id: any id.
-        capacity: most tokens in a pack; 0 where batches are padded.
+        pad_id: id for padded positions; they are masked, so any will do.
+        capacity: maximum tokens per pack; 0 if batches are padded.
         workers: the place of this worker.
     """
 
@@ -121,7 +121,7 @@ class StepPlan:
         )
 
     def _batch(self, sequences: Sequence[Encoded], idle: Encoded) -> Batch:
-        """A batch; where a worker has nothing to do, one that counts nothing keeps it in step."""
+        """A batch; a worker without examples gets one that counts nothing, to stay in step."""
         chosen = sequences or [idle]
         batch = make_pack(chosen) if self.capacity else make_batch(chosen, self.pad_id)
         if not sequences:

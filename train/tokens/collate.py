@@ -1,4 +1,4 @@
-"""Sequences → batches: a deterministic order of examples, and padding.
+"""The order of the examples of an epoch, and padded batches of them.
 
 The order of an epoch follows from seed and epoch alone, so a resumed run needs no stored position but the
 number of its step.
@@ -26,11 +26,11 @@ class Batch:
 
     Attributes:
         input_ids: int64 (rows, cols), padded on the right; a packed batch has one row and no padding.
-        attention_mask: int64 (rows, cols), 0 at padding; None where packed.
-        targets: int64 (rows, cols): the token to predict at each position, `IGNORED` where none is trained.
+        attention_mask: int64 (rows, cols), 0 at padding; None if packed.
+        targets: int64 (rows, cols): the token to predict at each position, `IGNORED` if none is trained.
         tokens: number of tokens that are not padding.
         trained: number of targets.
-        position_ids: int64 (1, cols), from 0 in each example of a packed batch; None where padded.
+        position_ids: int64 (1, cols), from 0 in each example of a packed batch; None if padded.
         bounds: int32 (examples + 1,): where each example of a packed batch begins and the last one ends.
         longest: tokens of the longest example.
     """
@@ -87,7 +87,7 @@ def make_batch(sequences: Sequence[Encoded], pad_id: int) -> Batch:
 
     Args:
         sequences: ids and masks.
-        pad_id: any id; padding is neither attended to nor trained.
+        pad_id: id for padded positions; they are masked, so any will do.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Many examples → token ids, in order, by as many processes as pay.
+"""Encodes many examples, in order, with as many processes as are worth their start.
 
-Encoding is Python and a template's rendering by halves, so threads gain little. Child processes cost about a
-second each to start: this process begins, and calls for them where what is left would last longer.
-They are started by name and fed through pipes, since a fork would copy threads in the middle of their work
-and multiprocessing's other ways run the user's own script again.
+Half of the time is Python and half a template's rendering, so threads gain little. A child process takes
+about a second to start: this process begins alone, and starts them if the rest would last longer. They are
+started by name and fed through pipes, since a fork would copy threads in the middle of their work, and
+multiprocessing's other ways run the user's own script again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lorafold.records.layouts import Example
 from lorafold.train.tokens.encode_one import encode_example
 
 CHUNK = 64  # examples sent to a process at once
-ALONE = 1.0  # seconds that this process works alone before it looks at what is left
-WORTH = 4.0  # seconds of work left for which processes are started
+ALONE = 1.0  # seconds that this process works alone before it looks at the rest
+WORTH = 4.0  # seconds of remaining work from which processes are started
 SHARE = 1 << 29  # bytes of free memory that a process must find: a large vocabulary takes about half of it
 
 
@@ -41,8 +41,8 @@ def encode_all(
     Args:
         examples: of `data.load_data`.
         tokenizer: of the base.
-        progress: told where it lasts longer than a second.
-        processes: so many from the start; None begins alone and takes the free cores where that pays.
+        progress: told if it lasts longer than a second.
+        processes: so many from the start; None begins alone and takes the free cores if that is faster.
 
     Yields:
         Ids and mask of each example, in order.

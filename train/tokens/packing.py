@@ -25,11 +25,11 @@ def pack_step(
     Args:
         indices: examples of the step.
         lengths: tokens of every example, by index.
-        capacity: most tokens in a pack; an example that is longer gets a pack of its own.
+        capacity: maximum tokens per pack; a longer example gets a pack of its own.
         multiple: the number of packs is a multiple of this (GPUs that share the step).
 
     Returns:
-        Packs of indices, in a deterministic order; packs may be empty where examples are too few.
+        Packs of indices, in a deterministic order; packs may be empty if there are too few examples.
     """
     ordered = sorted(indices, key=lambda index: (-lengths[index], index))
     total = sum(lengths[index] for index in indices)
