@@ -106,7 +106,10 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         tokenizer=tokenizer,
         template=chosen,
         name=config.name or _name(base, folders[0] if folders else base.folder),
-        notes=tuple(_notes(base, source, prompt, folders, template)),
+        notes=(
+            *(note for adapter, _ in adapters for note in adapter.config.notes),
+            *_notes(base, source, prompt, folders, template),
+        ),
     )
 
 

@@ -38,7 +38,7 @@ NOT_IN_WEIGHTS = {
     "CPT": "context-aware prompt tuning puts trained vectors before the input",
     "CARTRIDGE": "a cartridge is a trained key-value cache",
     "ADAPTION_PROMPT": "LLaMA-Adapter adds gated attention to trained vectors",
-    "XLORA": "X-LoRA mixes its adapters anew for every token",
+    "XLORA": "X-LoRA mixes its adapters again for every token",
     "POLY": "Poly routes between its adapters by task",
 }
 

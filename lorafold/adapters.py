@@ -105,7 +105,7 @@ class Adapter:
     """An adapter, checked as far as it can be without its base. Use `Adapter.open`.
 
     Args:
-        folder: where it lies.
+        folder: its folder.
         config: its configuration.
         source: its tensors.
         modules: what it holds for each module, in the file's order.
@@ -147,7 +147,7 @@ class Adapter:
                 raise UnsafeInputError(
                     f"weights only as a pickle, which can run code when loaded: {PICKLE}",
                     at=folder,
-                    fix="load it with PEFT where you trust it, and `save_pretrained` it again",
+                    fix="load it with PEFT if you trust it, and `save_pretrained` it again",
                 )
             raise InputError(f"no {WEIGHTS}", at=folder, fix="download or save the adapter again")
         source = Checkpoint.of_files(folder, [path])

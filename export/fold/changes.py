@@ -38,7 +38,7 @@ class Change(Protocol):
     """One step of a fold."""
 
     def apply(self, block: Block, start: int) -> Block:
-        """Change rows [start, start + n) and return them, in place where possible."""
+        """Change rows [start, start + n) and return them, in place if possible."""
 
     def exact(self, block: Exact, rows: Rows) -> Exact:
         """The same for the rows of these numbers, in float64."""
@@ -297,7 +297,7 @@ def read_through(
     """Rows [start, stop) of a base tensor after these steps.
 
     Args:
-        base: where the tensor lies; it is not read where the first step replaces it.
+        base: where the tensor lies; it is not read if the first step replaces it.
         name: the tensor.
         changes: the steps, in order.
         start: first row.
@@ -323,7 +323,7 @@ def round_to(dtype: str, block: Block) -> Block:
     """
     if dtype == "BF16":
         bits = block.view(np.uint32)
-        # Half of the 16 bits that go, less one where the last bit that stays is 0: ties go to even.
+        # Half of the 16 bits that go, less one if the last bit that stays is 0: ties go to even.
         bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
         bits &= np.uint32(0xFFFF0000)
     elif dtype == "F16":

@@ -1,8 +1,8 @@
 """The factors of an adapter, brought into the shape that a fold adds: left (rows, rank), right (rank, cols).
 
-In: the adapter's tensors. Out: functions that deliver a factor when a block needs it, so that an adapter is
-never in memory as a whole. Rows of a plain `lora_B` are read straight from the file; what has to be
-transposed, cut or computed is made once and kept in a cache of bounded size.
+A factor is delivered when a block needs it, so that an adapter is never in memory as a whole. Rows of a
+plain `lora_B` are read straight from the file; what has to be transposed, cut or computed is made once and
+kept in a cache of bounded size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FactorCache:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, build: Callable[[], Block]) -> Block:
-        """The factor of this key, built where it is not kept. Two threads may build it; both get the same."""
+        """The factor of this key, built if it is not kept. Two threads may build it; both get the same."""
         with self._lock:
             self._requests += 1
             if key in self._kept:

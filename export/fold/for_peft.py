@@ -71,6 +71,16 @@ def write_for_peft(targets: Targets, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(_config(targets)), encoding="utf-8")
 
 
+def empty_products(targets: Targets) -> int:
+    """How many of the adapter's products are zero, because their B is."""
+    source, count = targets.adapter.source, 0
+    for module in targets.adapter.modules:
+        for key in (module.parts.get("lora_B"), module.parts.get("lora_embedding_B")):
+            if key is not None:
+                count += not source.rows(key, 0, source.tensors[key].rows).any()
+    return count
+
+
 def _names(targets: Targets) -> Iterator[tuple[str, str, str]]:
     """Every tensor's name in PEFT, its key in the file, and its part."""
     for module in targets.adapter.modules:

@@ -8,6 +8,7 @@ them stacked. `BaseNames.rows_of` finds a weight whichever of these lies between
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -226,7 +227,7 @@ class BaseNames:
     def _find(self, name: str) -> tuple[str, tuple[Piece, ...]]:
         """The name in `loaded` and the rows; ("", ()) if there is nothing of that name."""
         if name not in self._found:
-            ways = (self._as_loaded, self._in_stack, self._joined)
+            ways = (self._as_loaded, self._by_other_leaf, self._in_stack, self._joined)
             self._found[name] = next((found for way in ways if (found := way(name))[1]), ("", ()))
         return self._found[name]
 
@@ -236,6 +237,18 @@ class BaseNames:
             for spelling in dict.fromkeys((other, renamed(other, types))):
                 if spelling in self.loaded:
                     return spelling, self.loaded[spelling]
+        return "", ()
+
+    def _by_other_leaf(self, name: str) -> tuple[str, tuple[Piece, ...]]:
+        """An expert's module that the file calls by the other set of names: w1 for gate_proj."""
+        match = _EXPERT.fullmatch(name)
+        for alternatives in EXPERT_PIECES.values() if match else ():
+            for names, others in itertools.permutations(alternatives, 2):
+                if match and match["leaf"] in names:
+                    other = others[names.index(match["leaf"])]
+                    found = self._as_loaded(f"{match['experts']}.{match['number']}.{other}.weight")
+                    if found[1]:
+                        return found
         return "", ()
 
     def _in_stack(self, name: str) -> tuple[str, tuple[Piece, ...]]:

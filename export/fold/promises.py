@@ -145,7 +145,7 @@ def check_biases(adapter: Adapter, names: BaseNames) -> None:
     """Look for the biases that were trained with the adapted modules; PEFT 0.6 to 0.9 forgot to save some.
 
     Raises:
-        InputError: the base has a bias where the configuration says that one was trained, and it is missing.
+        InputError: a bias of the base was trained, as the configuration says, and is missing.
     """
     if adapter.config.bias not in ("all", "lora_only"):
         return

@@ -1,8 +1,7 @@
 """The output head of a base whose embeddings are tied: which steps it gets, and whether it is still tied.
 
-In: the steps of an adapter. Out: those of the output head. PEFT wraps the two sides of a tied embedding one
-by one, and while the adapter is active each side sees its own changes alone; only trained tokens and an
-embedding that was resized before the training hold for both.
+PEFT wraps the two sides of a tied embedding one by one, and while the adapter is active each side sees its
+own changes alone; only trained tokens and an embedding that was resized before the training hold for both.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def settle_embedding(targets: Targets) -> list[Change]:
         targets: an adapter's steps.
 
     Returns:
-        Those that the adapter has for it; before them the resized embedding, where an adapter of the head
+        Those that the adapter has for it; before them the resized embedding, if an adapter of the head
         alone brings it under the head's name.
     """
     names = targets.names

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import vocabulary_size
-from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
+from lorafold.export.fold.for_peft import differs_for_peft, empty_products, write_for_peft
 from lorafold.export.inputs import Inputs
 from lorafold.libraries.quiet import quiet_bitsandbytes
 from lorafold.machine import memory_available
@@ -69,6 +70,9 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
         return evaluated
 
 
+_IS_B = re.compile(r"\.lora_(?:embedding_)?B\.")
+
+
 def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
     """The base with the adapter beside it, not merged; the base itself where there is none.
 
@@ -86,6 +90,11 @@ def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
             tuned: torch.nn.Module = PeftModel.from_pretrained(model, rewritten)
         else:
             tuned = PeftModel.from_pretrained(model, folder)
+        # What PEFT does not find in the file it leaves as it was made: with a B of zeros.
+        products = [value for name, value in tuned.named_parameters() if _IS_B.search(name)]
+        lost = sum(not bool(value.any()) for value in products) - empty_products(plan)
+        if lost > 0:
+            raise ValueError(f"PEFT leaves {lost} of the adapter's products out, by a wrong renaming")
         return tuned.eval()
 
 

@@ -122,6 +122,92 @@ def test_another_parameter_tells_what_a_square_one_does_not(swapped: bool, tmp_p
         assert np.allclose(rows, products(*pair, swapped).reshape(rows.shape), atol=1e-6), name
 
 
+ONE_BY_ONE = {"qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj")}
+ONE_BY_ONE["mixtral"] = ("block_sparse_moe", "w1", "w3", "w2")
+
+
+def one_by_one(model_type: str, seed: int = 3) -> dict[str, tuple[Any, Any]]:
+    """A and B of every expert's modules, by name, as transformers 4 had them: widths 4 and 6."""
+    block, gate, up, down = ONE_BY_ONE[model_type]
+    random, made = np.random.default_rng(seed), {}
+    for expert in range(EXPERTS):
+        for leaf, inputs, outputs in ((gate, SIZE, 6), (up, SIZE, 6), (down, 6, SIZE)):
+            a, b = random.standard_normal((RANK, inputs)), random.standard_normal((outputs, RANK))
+            name = f"model.layers.0.{block}.experts.{expert}.{leaf}"
+            made[name] = a.astype(np.float32), b.astype(np.float32)
+    return made
+
+
+def adapter_one_by_one(folder: Path, made: dict[str, tuple[Any, Any]], **options: Any) -> Adapter:
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["w1"], **options}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = {f"{PREFIX}{name}.lora_A.weight": a for name, (a, _) in made.items()}
+    tensors |= {f"{PREFIX}{name}.lora_B.weight": b for name, (_, b) in made.items()}
+    if options.get("use_dora"):
+        tensors |= {
+            f"{PREFIX}{name}.lora_magnitude_vector": np.ones(len(b), np.float32)
+            for name, (_, b) in made.items()
+        }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return Adapter.open(folder)
+
+
+def fused_base(folder: Path, model_type: str, gate_up: tuple[int, ...] = (EXPERTS, 12, SIZE)) -> Checkpoint:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    shapes = {GATE_UP: gate_up, DOWN: (EXPERTS, SIZE, 6)}
+    tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("model_type", ONE_BY_ONE)
+def test_experts_named_one_by_one_on_a_base_that_stacks_them(
+    model_type: str, use_dora: bool, tmp_path: Path
+) -> None:
+    made = one_by_one(model_type)
+    base = fused_base(tmp_path / "base", model_type)
+    adapter = adapter_one_by_one(tmp_path / "a", made, use_dora=use_dora)
+    folded = Folded(base, [(adapter, 1.0)])
+    deltas = {name: b @ a for name, (a, b) in made.items()}
+    block, gate, up, down = ONE_BY_ONE[model_type]
+    for tensor, leaves in ((GATE_UP, (gate, up)), (DOWN, (down,))):
+        experts = [f"model.layers.0.{block}.experts.{expert}" for expert in range(EXPERTS)]
+        delta = np.concatenate([deltas[f"{expert}.{leaf}"] for expert in experts for leaf in leaves])
+        wanted = base.rows(tensor, 0, len(delta)) + delta
+        if use_dora:
+            wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+        assert np.allclose(folded.rows(tensor, 0, len(wanted)), wanted, atol=1e-5)
+        rows = [7, 1, len(wanted) - 1]
+        assert np.allclose(folded.exact_rows(tensor, rows), wanted[rows], atol=1e-5)
+        assert np.allclose(folded.rows(tensor, 5, 9), wanted[5:9], atol=1e-5)  # a block across two modules
+
+
+def test_experts_by_the_other_set_of_names(tmp_path: Path) -> None:
+    """mlx-lm calls Mixtral's w1 gate_proj, whatever the file does."""
+    made = one_by_one("mixtral")
+    files = {f"{name}.weight": np.zeros((len(b), a.shape[1]), np.float32) for name, (a, b) in made.items()}
+    (tmp_path / "base").mkdir()
+    save_file(files, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
+    others = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    called = {f"{name.rpartition('.')[0]}.{others[name[-2:]]}": pair for name, pair in made.items()}
+    adapter = adapter_one_by_one(tmp_path / "a", called)
+    folded = Folded(Checkpoint.open(tmp_path / "base"), [(adapter, 1.0)])
+    for name, (a, b) in made.items():
+        assert np.allclose(folded.rows(f"{name}.weight", 0, len(b)), b @ a, atol=1e-6)
+
+
+def test_experts_one_by_one_are_not_put_into_a_transposed_stack(tmp_path: Path) -> None:
+    """gpt-oss interleaves gate and up in columns: rows of the stack are nobody's module."""
+    base = fused_base(tmp_path / "base", "gpt_oss")
+    with pytest.raises(InputError, match="belong to nothing in the base"):
+        Folded(base, [(adapter_one_by_one(tmp_path / "a", one_by_one("qwen3_moe")), 1.0)])
+
+
 def test_experts_that_fit_neither_way_are_of_another_base(tmp_path: Path) -> None:
     a, b = factors(SIZE + 1, SIZE, 0)
     tensors = {f"{DOWN.rpartition('.')[0]}.lora_{x}.weight": factor for x, factor in (("A", a), ("B", b))}

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from peft_models import all_rows, base_model, load, make_adapter, merged_by_peft
+from tiny_base import tiny_tokenizer
 
 from lorafold.adapters import Adapter
+from lorafold.errors import InputError
+from lorafold.export import ExportConfig
 from lorafold.export.fold.folded import Folded
 from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
+from lorafold.export.inputs import open_inputs
+from lorafold.export.proof.reference import load_base, with_adapter
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")
@@ -77,3 +83,54 @@ def test_an_mlx_adapter_in_peft(tmp_path: Path) -> None:
     assert len(folded.touched) == 2
     for tensor in folded.touched:
         assert np.abs(all_rows(folded, tensor) - state[tensor].numpy()).max() <= 1e-5, tensor
+
+
+def _logits(base: Path, adapter: Path) -> Any:
+    """What the proof compares an export with."""
+    tokenizer = base / "tokenizer.json"
+    if not tokenizer.exists():
+        tiny_tokenizer(base)
+    config = ExportConfig(str(adapter), out=adapter.parent / "out", base=str(base), offline=True)
+    inputs = open_inputs(config)
+    with torch.no_grad():
+        model = with_adapter(load_base(inputs), inputs)
+        return model(torch.arange(10, 40)[None]).logits
+
+
+@pytest.mark.slow
+def test_the_reference_is_the_adapter_and_not_the_base_alone(tmp_path: Path) -> None:
+    """A wrapper's name hides an adapter from PEFT: the reference would be the plain base."""
+    from safetensors.numpy import load_file, save_file
+
+    base = base_model(tmp_path / "base", "llama", "float32")
+    adapter = make_adapter(base, tmp_path / "a", "float32", peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    right = _logits(base, adapter)
+    weights = adapter / "adapter_model.safetensors"
+    save_file({f"module.{key}": tensor for key, tensor in load_file(weights).items()}, weights)
+    assert torch.equal(_logits(base, adapter), right)
+
+
+@pytest.mark.slow
+def test_a_product_that_peft_leaves_out_is_no_reference(tmp_path: Path) -> None:
+    """PEFT 0.21 renames Laguna's shared experts once too often, and loads zeros in their place."""
+    import transformers
+    from peft_models import draw
+    from tiny_models import SIZES, write_model
+
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "num_hidden_layers": 2,
+    }
+    experts |= {
+        "shared_expert_intermediate_size": 32,
+        "head_dim": 16,
+        "pad_token_id": 0,
+        "num_hidden_layers": 2,
+    }
+    base = write_model(transformers.LagunaConfig(**(SIZES | experts)), tmp_path / "base", "float32", 0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
+    draw(peft.get_peft_model(load(base, "float32"), config)).save_pretrained(tmp_path / "a")
+    with pytest.raises(InputError, match=r"PEFT leaves 1 of the adapter's products out"):
+        _logits(base, tmp_path / "a")
