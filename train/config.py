@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorafold.errors import UsageError
+from lorafold.settle import settle
 
 MethodName = Literal[
     "lora",
@@ -199,6 +200,9 @@ class TrainConfig:
     """Write the adapter of the evaluation with the lowest loss instead of the last one."""
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the figures for TensorBoard, under `runs` in the adapter's folder."""
+
+    def __post_init__(self) -> None:
+        settle(self, lists=("target_modules", "modules_to_save"))
 
     def check(self) -> None:
         """Refuse values that make no sense, or exclude each other.

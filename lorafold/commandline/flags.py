@@ -164,7 +164,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 SHORT = {"out": "-o", "quant": "-q", "prompt": "-p", "force": "-f", "base": "-b", "data": "-d"}
 
 # What a command cannot do without, though its config has a default (a recipe may give it).
-REQUIRED = {"train": ("base", "data", "out")}
+REQUIRED = {"train": ("base", "data")}
 
 EXAMPLES = {
     "train": (
