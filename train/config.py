@@ -67,7 +67,7 @@ class TrainConfig:
     data: tuple[str, ...] = ()
     """Data: files (json, jsonl, csv, tsv, txt, parquet), archives or folders of them, or hub ids."""
     out: Path | None = None
-    """Folder for the adapter."""
+    """Folder for the adapter; only --plan does without."""
     method: MethodName = "lora"
     """What is trained and how it starts: see the table of methods in docs/training.md."""
     resume: bool = False
