@@ -35,5 +35,4 @@ make_stage(
         "ModelfileResult": "modelfile.plan",
         "make_modelfile": "modelfile.plan",
     },
-    ExportConfig,
 )

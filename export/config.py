@@ -9,12 +9,11 @@ from typing import Literal
 
 from lorafold.errors import UsageError
 from lorafold.machine import cores
-from lorafold.settle import settle
 
 # Options that only some formats have a use for.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
-    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
+    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "ollama_path"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "rounding": ("gguf", "folder"),
@@ -87,13 +86,16 @@ class ExportConfig:
     """A system message for the Modelfile."""
 
     thinking: Literal["on", "off"] | None = None
-    """Fix the template's thinking switch; Ollama's own switch decides where not given."""
+    """Fix the template's thinking switch; default: Ollama's own switch decides."""
+
+    ollama_path: Literal["template", "jinja"] | None = None
+    """What writes the prompt in Ollama 0.30+; default: the GGUF's Jinja if it has tools and is proven."""
 
     modelfile: bool = True
     """Write a Modelfile; without it a model needs no chat template."""
 
     allow_embedded_jinja: bool = False
-    """Where the template cannot be expressed for Ollama, rely on the Jinja template inside the GGUF."""
+    """If the template cannot be expressed for Ollama, rely on the Jinja template inside the GGUF."""
 
     chats: Path | None = None
     """Held-out chats for the proof (jsonl, json or txt); the adapter's own where it has some."""
@@ -132,7 +134,6 @@ class ExportConfig:
     """Allow a base whose repository brings Python code (it is not run by the export)."""
 
     def __post_init__(self) -> None:
-        settle(self, lists=("quant",))
         if self.threads < 0:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
         self._check_format()
@@ -193,13 +194,13 @@ class ModelfileConfig:
     _: KW_ONLY
 
     out: Path | None = None
-    """The file to write; standard: `Modelfile` beside a GGUF or in the folder."""
+    """The file to write; default: `Modelfile` beside a GGUF or in the folder."""
 
     from_name: str | None = None
-    """What FROM shall name; standard: the GGUF, or `.` for a folder."""
+    """What FROM shall name; default: the GGUF, or `.` for a folder."""
 
     adapter: str | None = None
-    """An adapter GGUF for ADAPTER."""
+    """An adapter GGUF for ADAPTER, which Ollama 0.34.1 and later refuse."""
 
     chat_template: str | None = None
     """A Jinja file, or the name of a template (chatml, llama-2, …), instead of the model's own."""
@@ -208,10 +209,13 @@ class ModelfileConfig:
     """A system text for chats that bring none."""
 
     thinking: Literal["on", "off"] | None = None
-    """Fix the template's thinking switch; standard: Ollama's own switch decides."""
+    """Fix the template's thinking switch; default: Ollama's own switch decides."""
 
     num_ctx: int | None = None
-    """Context length in tokens; standard: what the model was made for."""
+    """Context length in tokens; default: what the model was made for."""
+
+    ollama_path: Literal["template", "jinja"] | None = None
+    """What writes the prompt in Ollama 0.30+; default: the GGUF's Jinja if it has tools and is proven."""
 
     conversations: int = 300
     """Random conversations that Jinja and the TEMPLATE are compared on."""
@@ -221,6 +225,3 @@ class ModelfileConfig:
 
     force: bool = False
     """Replace an existing file."""
-
-    def __post_init__(self) -> None:
-        settle(self)

@@ -10,19 +10,15 @@ from lorafold.stages import make_stage
 if TYPE_CHECKING:
     from lorafold.serve.comparison.compare import compare
     from lorafold.serve.comparison.result import CompareResult
-    from lorafold.serve.loaded import Model, load
     from lorafold.serve.terminal.chat import chat
 
-__all__ = ["ChatConfig", "CompareConfig", "CompareResult", "Model", "chat", "compare", "load"]
+__all__ = ["ChatConfig", "CompareConfig", "CompareResult", "chat", "compare"]
 
 make_stage(
     __name__,
     {
         "chat": "terminal.chat",
         "compare": "comparison.compare",
-        "CompareResult": "comparison.result",
-        "Model": "loaded",
-        "load": "loaded",
+        "CompareResult": "comparison.compare",
     },
-    ChatConfig,
 )

@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from lorafold.errors import UsageError
-from lorafold.settle import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,6 @@ class ChatConfig:
     """A conversation saved with /save, to go on with; settings given beside it replace the saved ones."""
 
     def __post_init__(self) -> None:
-        settle(self)
         check_models(self.models, self.context, self.threads)
         sampling_of(self)
         if self.blind and len(self.models) < 2:
@@ -198,7 +196,6 @@ class CompareConfig:
     """Replace an existing file."""
 
     def __post_init__(self) -> None:
-        settle(self)
         check_models(self.models, self.context, self.threads)
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"expected at least 1, got {self.limit}", at="--limit")

@@ -28,5 +28,4 @@ make_stage(
         "describe_data": "describe",
         "DataReport": "describe",
     },
-    TrainConfig,
 )

@@ -1,13 +1,13 @@
 """What the prompt asks of a Modelfile and of a GGUF: BOS, end of turn, stops, sampling parameters.
 
-In: a chat template with its derived format, and a model's configuration files. Out: a `PromptContract`,
-which the GGUF writer, the merged folder and the Modelfile all follow, so that they cannot disagree.
+The GGUF writer, the merged folder and the Modelfile all follow one `PromptContract`, so that they cannot
+disagree.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class PromptContract:
         add_bos: `tokenizer.ggml.add_bos_token`: True where every prompt starts with BOS (the TEMPLATE leaves
             it out), False where the template writes none or writes it itself.
         parameters: the other PARAMETERs.
+        parser: PARSER, or None.
     """
 
     template_source: str
@@ -55,6 +56,7 @@ class PromptContract:
     eot: str | None
     add_bos: bool
     parameters: Mapping[str, Parameter]
+    parser: str | None = None
 
 
 def generation_parameters(settings: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -109,34 +111,52 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def find_stops(template: ChatTemplate, form: ChatFormat | None) -> tuple[str | None, tuple[str, ...]]:
+def find_stops(
+    template: ChatTemplate, form: ChatFormat | None, answers: Sequence[str] = ()
+) -> tuple[str | None, tuple[str, ...], list[str]]:
     """What ends an answer.
 
     Args:
         template: the template with the tokenizer's control tokens.
         form: its format, where it has one.
+        answers: what the model learnt to say; a plain text that occurs in it ends no answer.
 
     Returns:
-        The control token that ends a turn (or None), and the stops: that token, the EOS, and the control
-        token that begins the next turn; or, where turns end in plain text, the text that begins the next
-        user's turn.
+        The control token that ends a turn (or None); the stops; and notes on what is no stop. Stops are that
+        token, the EOS, and the control token that begins the next turn. If turns end in plain text, the text
+        that begins the next user's turn is one, with its line breaks, unless it would cut ordinary answers.
     """
     ending = end_of_turn(template)
     controls = [piece for piece, special in split_controls(ending, template.controls) if special]
     eot = controls[-1] if controls else None
     stops = [token for token in (eot, template.tokens.get("eos_token")) if token]
-    if form is not None:
-        for head in sorted(_later_heads(form)):
-            pieces = split_controls(
-                (form.assistant_suffix + head).removeprefix(ending).lstrip(), template.controls
-            )
-            if pieces and pieces[0][1]:
-                stops.append(pieces[0][0])
-            elif eot is None and pieces and pieces[0][0].strip():
-                stops.append(pieces[0][0].strip())
-    if not stops and ending.strip():
-        stops.append(ending.strip())
-    return eot, tuple(dict.fromkeys(stop for stop in stops if expressible(stop)))
+    plain: list[str] = []
+    for head in sorted(_later_heads(form)) if form is not None else ():
+        following = (form.assistant_suffix + head).removeprefix(ending) if form is not None else ""
+        pieces = split_controls(following, template.controls)
+        pieces = pieces[1:] if len(pieces) > 1 and not pieces[0][0].strip() else pieces
+        if pieces and pieces[0][1]:
+            stops.append(pieces[0][0])
+        elif eot is None and pieces and pieces[0][0].strip():
+            plain.append(pieces[0][0].rstrip(" "))
+    if not stops and not plain and ending.strip():
+        plain.append(ending)
+    notes = []
+    for text in plain:
+        if why := _cuts(text, answers):
+            rest = "the EOS ends answers" if stops else "answers may not end"
+            notes.append(f"the text {text!r} between turns is no stop, for {why}: {rest}")
+        else:
+            stops.append(text)
+    return eot, tuple(dict.fromkeys(stop for stop in stops if expressible(stop))), notes
+
+
+def _cuts(text: str, answers: Sequence[str]) -> str | None:
+    """Why a plain text would cut ordinary answers."""
+    if text.strip().isalnum() and "\n" not in text:
+        return "it is an ordinary word"
+    count = sum(text in answer for answer in answers)
+    return f"{count} of the answers at hand have it" if count else None
 
 
 def _later_heads(form: ChatFormat) -> set[str]:

@@ -1,6 +1,6 @@
 """Ollama's Modelfile: its commands, written so that Ollama's parser reads back what was meant.
 
-In: values. Out: the file's text; and the other way round, by the rules of Ollama's `parser/parser.go` (0.33):
+The rules are those of Ollama's `parser/parser.go` (0.33):
 - a command is a word, blanks and a value; `#` begins a comment line; `PARAMETER` has a name before its value;
 - a value ends at a line break unless a quote is open; quotes are `"` or three of them, without escapes;
 - runes that Go calls not printable are dropped outside of blanks and line breaks, without a word;
@@ -21,7 +21,7 @@ Parameter = int | float | bool
 COMMANDS = frozenset(
     (
         *("adapter", "draft", "from", "license", "message", "parameter", "parser", "renderer"),
-        *("requires", "system", "template"),
+        *("requires", "system", "template", "capability"),
     )
 )
 ROLES = frozenset(("system", "user", "assistant"))
@@ -47,7 +47,9 @@ class Modelfile:
         system: SYSTEM, or None.
         stops: PARAMETER stop, one each.
         parameters: the other PARAMETERs.
-        requires: REQUIRES: the oldest Ollama version that can run this, or None.
+        parser: PARSER: who reads the answer, or None. With any, Ollama renders the prompt by the TEMPLATE.
+        requires: REQUIRES: the oldest Ollama version that can run this, or None. Ollama shows it and runs the
+            model all the same.
         comments: lines at the top, without their `#`.
     """
 
@@ -57,6 +59,7 @@ class Modelfile:
     system: str | None = None
     stops: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parser: str | None = None
     requires: str | None = None
     comments: tuple[str, ...] = field(default=(), compare=False)
 
@@ -75,6 +78,8 @@ class Modelfile:
             lines.append(_command("ADAPTER", self.adapter))
         if self.requires is not None:
             lines.append(_command("REQUIRES", self.requires))
+        if self.parser is not None:
+            lines.append(_command("PARSER", self.parser))
         if self.template is not None:
             lines.append(_command("TEMPLATE", self.template))
         if self.system is not None:
@@ -146,7 +151,7 @@ def parse(text: str) -> Modelfile:
         text: the file.
 
     Returns:
-        What it says; MESSAGE, LICENSE, RENDERER, PARSER and DRAFT are not kept.
+        What it says; MESSAGE, LICENSE, CAPABILITY, RENDERER and DRAFT are not kept.
 
     Raises:
         InputError: Ollama would refuse it.
@@ -170,6 +175,7 @@ def parse(text: str) -> Modelfile:
         system=single.get("system"),
         stops=tuple(stops),
         parameters=parameters,
+        parser=single.get("parser"),
         requires=single.get("requires"),
     )
 

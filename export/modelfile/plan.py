@@ -1,10 +1,9 @@
 """The Modelfile of a model: planned, proven, written.
 
-In: an HF folder or a GGUF, with its own chat template or a chosen one. Out: a `ModelfilePlan`, whose
-`PromptContract` says what the GGUF's metadata and the Modelfile must hold so that llama.cpp,
-llama-cpp-python, LM Studio and Ollama build the prompt that the model was trained on; and the Modelfile's
-text. Nothing is guessed: the TEMPLATE is derived from the Jinja template by probing and proven on random
-conversations, and refused where it cannot be both. Method and limits: docs/modelfile.md.
+A `ModelfilePlan` holds the `PromptContract`: what the GGUF's metadata and the Modelfile must say so that
+llama.cpp, llama-cpp-python, LM Studio and Ollama build the prompt that the model was trained on. Nothing is
+guessed: the TEMPLATE is derived from the Jinja template by probing and proven on random conversations, and
+refused if it cannot be both. Method and limits: docs/modelfile.md.
 """
 
 from __future__ import annotations
@@ -29,10 +28,14 @@ from lorafold.export.modelfile.contract import (
     starts_with_bos,
     warnings,
 )
+from lorafold.export.modelfile.native import Native, find_thinking, prove_native, write_native, writes_tools
 from lorafold.export.modelfile.parser import Modelfile, Parameter, expressible
-from lorafold.export.modelfile.probe import find_switches
+from lorafold.export.modelfile.probe import Reference, find_reference, find_switches
 from lorafold.export.modelfile.proof import PromptProof, prove
 from lorafold.export.modelfile.template import to_go
+from lorafold.export.modelfile.way import Asked, Route, choose, thoughts
+from lorafold.export.ollama.rules import guessable, template_abilities
+from lorafold.gguf_file.read import read_gguf_header
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
 JINJA_SINCE = "0.30.0"  # the first Ollama whose runner renders a GGUF's own chat template
@@ -47,6 +50,8 @@ class ModelfilePlan:
         contract: what it comes to.
         form: the derived format, or None where it was refused.
         proof: what was compared, or None where it was refused.
+        route: the way that the prompt goes in Ollama 0.30 and later, and what it needs.
+        native: what is known of the Jinja way, or None.
         seconds: wall time of the derivation, without the proof.
         notes: what the user should know.
     """
@@ -55,24 +60,27 @@ class ModelfilePlan:
     contract: PromptContract
     form: ChatFormat | None
     proof: PromptProof | None
+    route: Route
+    native: Native | None
     seconds: float
     notes: tuple[str, ...] = ()
 
+    @property
+    def thinks(self) -> bool:
+        """Whether Ollama sees that the TEMPLATE can think."""
+        return "thinking" in template_abilities(self.contract.go_template or "")
+
     def paths(self) -> list[tuple[str, str]]:
-        """Which way each Ollama version takes, for the report: (versions, way)."""
-        if self.contract.go_template is None:
-            return [
-                ("Ollama before 0.30", "cannot run it: there is no TEMPLATE, and Jinja is not read"),
-                ("Ollama 0.30 and later", "the GGUF's own Jinja template"),
-            ]
-        dated = ", where Ollama knows currentDate" if "currentDate" in self.contract.go_template else ""
-        return [
-            ("Ollama before 0.30", f"the TEMPLATE{dated}"),
-            (
-                "Ollama 0.30 and later",
-                "the TEMPLATE, or the GGUF's own Jinja template where that can do more (tools, thinking)",
-            ),
-        ]
+        """Which way each Ollama version takes, and what the other way would do: (versions, way)."""
+        written = self.contract.go_template
+        if written is None:
+            older = "cannot run it: there is no TEMPLATE, and Jinja is not read"
+        elif self.route.parser is not None:
+            older = "the TEMPLATE, from 0.12 on: older ones do not know PARSER"
+        else:
+            older = "the TEMPLATE" + (", if Ollama knows currentDate" if "currentDate" in written else "")
+        rows = [("Ollama before 0.30", older), ("Ollama 0.30 and later", self.route.says)]
+        return rows + ([("to choose", self.route.other)] if self.route.other else [])
 
 
 def plan_modelfile(
@@ -83,8 +91,12 @@ def plan_modelfile(
     conversations: int = 300,
     parameters: Mapping[str, Parameter] | None = None,
     allow_embedded_jinja: bool = False,
+    path: Asked | None = None,
+    writable: bool = False,
+    system: str | None = None,
+    answers: Sequence[str] = (),
 ) -> ModelfilePlan:
-    """Derive and prove the prompt of a model.
+    """Derive and prove the prompt of a model, and choose its way.
 
     Args:
         source: an HF folder, or a GGUF file.
@@ -93,6 +105,10 @@ def plan_modelfile(
         conversations: how many random conversations the proof compares.
         parameters: PARAMETERs that go before those of the model's generation_config.json.
         allow_embedded_jinja: return a plan without TEMPLATE where it is refused, instead of raising.
+        path: the way that the prompt shall go; None chooses.
+        writable: the GGUF is still to be written, and may carry another Jinja than the model's.
+        system: the text that SYSTEM will hold.
+        answers: what the model learnt to say: no stop may occur in it.
 
     Returns:
         The plan.
@@ -102,7 +118,8 @@ def plan_modelfile(
             counterexample.
         UnsafeInputError: the template left its sandbox or its limits.
     """
-    template, model_parameters, engine_bos = _read_source(source, chat_template)
+    model = _read_source(source, chat_template)
+    template = model.template
     if thinking is not None:
         template = template.fixed(**dict.fromkeys(find_switches(template.source), thinking))
     begun = time.perf_counter()
@@ -111,8 +128,8 @@ def plan_modelfile(
     go_template = refusal = None
     notes: list[str] = []
     try:
-        form = derive(template, thinking, engine_bos=engine_bos)
-        written = to_go(form)
+        form = derive(template, thinking, engine_bos=model.adds_bos)
+        written = to_go(form, thoughts=_thoughts(template, form, thinking))
         seconds = time.perf_counter() - begun
         proof = prove(template, written, form, conversations=conversations)
         if not proof.passed:
@@ -125,18 +142,62 @@ def plan_modelfile(
         seconds = time.perf_counter() - begun
         refusal, form = error.problem, None
         notes.append(f"no TEMPLATE: {refusal}")
-    eot, stops = find_stops(template, form)
-    notes += warnings(template, form, stops)
+    native = _native(template, min(conversations, NATIVE_CONVERSATIONS), writable)
+    route = choose(
+        path,
+        jinja=template.source,
+        template=go_template,
+        native=native,
+        writable=writable,
+        tools=writes_tools(template),
+        architecture=model.architecture,
+        plain_system=not system or expressible(system),
+    )
+    if route.template is None and not writable and guessable(route.jinja):
+        notes.append(
+            "without a TEMPLATE `ollama create` may take one of its own that this Jinja template resembles: "
+            "`ollama show --modelfile NAME` tells; `lorafold export` writes a GGUF that it cannot mistake"
+        )
+    eot, stops, left_out = find_stops(template, form, answers)
+    notes += left_out + warnings(template, form, stops)
     contract = PromptContract(
-        template_source=template.source,
-        go_template=go_template,
+        template_source=route.jinja,
+        go_template=route.template,
         refusal=refusal,
         stops=stops,
         eot=eot,
-        add_bos=engine_bos and starts_with_bos(template, form),
-        parameters={**model_parameters, **(parameters or {})},
+        add_bos=model.adds_bos and starts_with_bos(template, form),
+        parameters={**model.parameters, **(parameters or {})},
+        parser=route.parser,
     )
-    return ModelfilePlan(template, contract, form, proof, seconds, tuple(notes))
+    return ModelfilePlan(template, contract, form, proof, route, native, seconds, tuple(notes))
+
+
+NATIVE_CONVERSATIONS = 100  # random conversations that the Jinja way is compared on, under each setting
+
+
+def _thoughts(template: ChatTemplate, form: ChatFormat, fixed: bool | None) -> tuple[str, str] | None:
+    """Tags for a TEMPLATE whose thinking Ollama may turn on by itself; None where it must not.
+
+    Ollama turns thinking on where nothing is said and the TEMPLATE can think. That is right only if the chat
+    template, too, thinks where nothing is said.
+    """
+    found = find_thinking(Reference(template, form.system))
+    derived = fixed is not None or any(variant.think for variant in form.variants)
+    thinks = found.switches and derived and found.unset_is_on and (fixed is True or not found.unset_is_off)
+    return thoughts(template.source) if thinks else None
+
+
+def _native(template: ChatTemplate, conversations: int, writable: bool) -> Native | None:
+    """What is known of the Jinja way; None if the template renders no ordinary chat."""
+    try:
+        if writable:
+            return write_native(template, conversations)
+        reference = find_reference(template, {})
+        found = find_thinking(reference)
+        return prove_native(template, template.source, reference, found, conversations)
+    except InputError:
+        return None
 
 
 def _not_proven(template: ChatTemplate, proof: PromptProof) -> InputError:
@@ -152,26 +213,41 @@ def _not_proven(template: ChatTemplate, proof: PromptProof) -> InputError:
     )
 
 
-def _read_source(
-    source: Path, chosen: str | ChatTemplate | None
-) -> tuple[ChatTemplate, dict[str, Parameter], bool]:
-    """The template with the model's tokens, its PARAMETERs, and whether its tokenizer puts BOS first."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is read of a model: its template with its tokens, and what goes around a prompt."""
+
+    template: ChatTemplate
+    parameters: dict[str, Parameter]
+    adds_bos: bool
+    architecture: str
+
+
+def _read_source(source: Path, chosen: str | ChatTemplate | None) -> _Source:
     parameters: dict[str, Parameter] = {}
     name = None if isinstance(chosen, ChatTemplate) else chosen
     if source.is_dir():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_folder(source, name)
         parameters = generation_parameters(read_json(source / "generation_config.json"))
-        context = context_length(read_json(source / "config.json"))
+        config = read_json(source / "config.json")
+        context, architecture = context_length(config), str(config.get("model_type", ""))
         engine_bos = adds_bos(source, template.tokens.get("bos_token"))
     elif source.is_file():
-        template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(source, name)
-        found = read_gguf_tokens(source)
+        header = read_gguf_header(source)
+        template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(header, name)
+        found = read_gguf_tokens(header)
         context, engine_bos = found.context_length, found.add_bos
+        architecture = header.text("general.architecture") or ""
     else:
         raise InputError("no such folder or file", at=source, fix="give a Hugging Face folder or a GGUF")
     if context:
         parameters["num_ctx"] = context
-    return template, parameters, engine_bos
+    return _Source(template, parameters, engine_bos, architecture)
+
+
+ADAPTER_NOTE = (
+    "Ollama 0.34.1 and later refuse ADAPTER: fold the adapter for those (lorafold export --format gguf)."
+)
 
 
 def write_modelfile(
@@ -199,20 +275,29 @@ def write_modelfile(
         InputError: a value cannot be written.
     """
     contract = plan.contract
+    if adapter is not None:
+        comments = (*comments, ADAPTER_NOTE)
     modelfile = Modelfile(
         model=from_name,
         adapter=adapter,
+        parser=contract.parser,
         template=contract.go_template,
         system=system or None,
         stops=contract.stops,
         parameters=contract.parameters,
-        comments=(*comments, *(f"{versions}: {way}." for versions, way in plan.paths())),
+        comments=(*comments, *(f"{versions}: {way}." for versions, way in plan.paths()[:2])),
     )
+    if system and not expressible(system) and plan.route.way == "jinja":
+        raise InputError(
+            "this system text cannot stand in a Modelfile, and the Jinja way has no other place for it",
+            at="--system",
+            fix="choose --ollama-path template, or other characters",
+        )
     if contract.go_template is None:
         modelfile = replace(modelfile, requires=JINJA_SINCE)
     elif system and not expressible(system):
         assert plan.form is not None
-        template = to_go(plan.form, system)
+        template = to_go(plan.form, system, thoughts(plan.template.source) if plan.thinks else None)
         proof = prove(plan.template, template, plan.form, conversations=100, default_system=system)
         if not proof.passed:
             raise _not_proven(plan.template, proof)
@@ -277,9 +362,11 @@ def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
         conversations=config.conversations,
         parameters=chosen,
         allow_embedded_jinja=config.allow_embedded_jinja,
+        path=config.ollama_path,
+        system=config.system,
     )
     if config.chat_template is not None:
-        if plan.contract.go_template is None:
+        if plan.contract.go_template is None or plan.route.way == "jinja":
             raise UsageError(
                 "without a TEMPLATE Ollama takes the model's own Jinja template, not the chosen one",
                 at="--allow-embedded-jinja",

@@ -1,6 +1,6 @@
 """Segments -> a Go text/template that Ollama renders to the same text as the Jinja template.
 
-In: a `ChatFormat`. Out: the TEMPLATE's source. Language: https://pkg.go.dev/text/template; data and functions
+Language: https://pkg.go.dev/text/template; data and functions
 are Ollama's (`.System`, `.Messages` with `.Role` and `.Content`, `.IsThinkSet`, `.Think`, `currentDate`).
 Go templates have neither arithmetic nor trim: "first" and "second" come from a text that grows by one letter
 a turn, "last" from the length of the rest of the messages, `len (slice . 1)` is one less than `len .`, and
@@ -18,7 +18,6 @@ from lorafold.export.modelfile.chat_format import ChatFormat
 from lorafold.export.modelfile.pieces import CONDITIONS, Choice, Key, Tokens
 from lorafold.export.modelfile.probe import DATE, SYSTEM, Trim
 
-# %B in the C locale; %b is the first three letters
 MONTHS = (  # %B in the C locale; %b is the first three letters
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -91,21 +90,37 @@ def _dropped(character: str) -> bool:
     return character not in "\n\t" and not printable(character)
 
 
-def to_go(form: ChatFormat, default_system: str | None = None) -> str:
+# Tags around an assistant's thoughts, the commonest first.
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+)
+
+
+def to_go(
+    form: ChatFormat, default_system: str | None = None, thoughts: tuple[str, str] | None = None
+) -> str:
     """Write a format as a Go template.
 
     Args:
         form: the derived format.
         default_system: a system text for chats that bring none, written into the template.
+        thoughts: tags by which Ollama sees that the model can think, in a part that is never printed; None
+            if `$.Think` is never to be true.
 
     Returns:
         The TEMPLATE's source, without characters that a Modelfile drops.
     """
-    return _Writer(form, default_system).source()
+    return _Writer(form, default_system, thoughts).source()
 
 
 class _Writer:
-    def __init__(self, form: ChatFormat, default_system: str | None) -> None:
+    def __init__(
+        self, form: ChatFormat, default_system: str | None, thoughts: tuple[str, str] | None
+    ) -> None:
+        self.thoughts = thoughts
         self.form = form
         self.default_system = default_system
         self.system = "$.System" if default_system is None else "$system"
@@ -141,7 +156,7 @@ class _Writer:
             *(['{{- $turn := "" -}}'] if counts else []),
             *self.default(),
             start,
-            "{{- range $i, $message := $.Messages -}}",
+            *self.loop(),
             '{{- if eq .Role "user" -}}',
             *(['{{- $turn = print $turn "u" -}}'] if counts else []),
             *user,
@@ -151,6 +166,14 @@ class _Writer:
             "{{- end -}}",
         ]
         return _joined(lines)
+
+    def loop(self) -> list[str]:
+        if self.thoughts is None:
+            return ["{{- range $i, $message := $.Messages -}}"]
+        begin, end = self.thoughts
+        # Ollama looks for a loop over `.Messages`, and there for the texts around `.Thinking`.
+        never = f"{{{{- if false -}}}}{begin}{{{{ .Thinking }}}}{end}{{{{- end -}}}}"
+        return ["{{- range $i, $message := .Messages -}}", never]
 
     def default(self) -> list[str]:
         if self.default_system is None:

@@ -182,6 +182,9 @@ class GgufOutput:
             f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
             f"and {clocks} dates"
         )
+        native = prompt.native
+        if prompt.route.way == "jinja" and native is not None and native.difference is None:
+            meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
         return Check("prompt", "passed", meaning, figures)
 
     def _models(self) -> list[GgufFile]:
@@ -209,7 +212,17 @@ def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
         chat_template=template,
         thinking=None if config.thinking is None else config.thinking == "on",
         allow_embedded_jinja=config.allow_embedded_jinja,
+        path=config.ollama_path,
+        writable=True,
+        system=config.system,
+        answers=_answers(config, inputs),
     )
+
+
+def _answers(config: ExportConfig, inputs: Inputs) -> list[str]:
+    """What the model learnt to say, as far as the proof's chats tell."""
+    chats = proof_chats(config.chats, [adapter.folder for adapter, _ in inputs.adapters])
+    return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
 
 
 def _metadata(prompt: ModelfilePlan | None, inputs: Inputs) -> PromptMetadata:

@@ -117,6 +117,7 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("system", {"format": "folder", "system": "x"}),
     ("thinking", {"format": "adapter", "thinking": "on"}),
     ("allow_embedded_jinja", {"format": "folder", "allow_embedded_jinja": True}),
+    ("ollama_path", {"format": "folder", "ollama_path": "jinja"}),
     ("dtype", {"dtype": "bf16"}),
     ("shard_max_size", {"shard_max_size": 200_000}),
     ("rounding", {"format": "adapter", "rounding": "peft"}),

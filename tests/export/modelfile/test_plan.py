@@ -270,7 +270,7 @@ def test_stops_come_from_the_template(name: str, eot: str | None, stops: tuple[s
     from lorafold.export.modelfile.chat_format import derive
 
     template = ChatTemplate.named(name)
-    assert find_stops(template, derive(template)) == (eot, stops)
+    assert find_stops(template, derive(template)) == (eot, stops, [])
 
 
 def test_parameters_of_a_generation_config() -> None:

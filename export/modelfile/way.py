@@ -1,0 +1,135 @@
+"""Which way a model's prompt goes in Ollama 0.30 and later, and what each way costs.
+
+A TEMPLATE is proven exactly but has no tools. The GGUF's own Jinja has them; it is taken if it is proven to
+write the same prompts. `--ollama-path` turns the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lorafold.export.modelfile.native import STATES, Native, guarded, state_name
+from lorafold.export.modelfile.template import THOUGHTS
+from lorafold.export.ollama.rules import (
+    NEWEST,
+    PASSTHROUGH,
+    Refused,
+    Way,
+    guessable,
+    select,
+    template_abilities,
+    think_of,
+)
+
+Asked = Literal["template", "jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way, and what has to be written so that Ollama goes it.
+
+    Attributes:
+        way: what writes the prompt.
+        jinja: the Jinja for the GGUF.
+        template: TEMPLATE, or None where there is none or it would win over the Jinja.
+        parser: PARSER, or None.
+        says: what the way does, in one sentence.
+        other: what the other way would do, in one sentence; None where there is no other.
+        equal: the settings of `think` under which the prompt is the training's.
+    """
+
+    way: Way
+    jinja: str
+    template: str | None
+    parser: str | None
+    says: str
+    other: str | None
+    equal: tuple[bool | None, ...]
+
+
+def choose(
+    asked: Asked | None,
+    *,
+    jinja: str,
+    template: str | None,
+    native: Native | None,
+    writable: bool,
+    tools: bool,
+    architecture: str = "",
+    plain_system: bool = True,
+) -> Route:
+    """Choose the way of a model's prompt.
+
+    Args:
+        asked: what the user wants; None: the Jinja where it has tools and is proven, else the TEMPLATE.
+        jinja: the model's chat template.
+        template: the proven TEMPLATE, or None where it was refused.
+        native: the Jinja as the GGUF may carry it, with its proof; None where nothing could be compared.
+        writable: whether the GGUF is ours to write, so that it can carry another Jinja than the model's.
+        tools: whether the chat template writes tools into the prompt.
+        architecture: the GGUF's architecture, for those that Ollama has renderers of its own for.
+        plain_system: whether the system text can stand in a Modelfile; if not it goes into the TEMPLATE.
+    """
+    if select(jinja, template, architecture=architecture) == "renderer":
+        return _by_renderer(jinja, template, architecture)
+    by_template = None if template is None else _by_template(jinja, template, tools)
+    by_jinja = _by_jinja(jinja, template, native, writable, tools)
+    if by_template is None:
+        return by_jinja
+    proven = native is not None and native.difference is None and plain_system
+    take_jinja = asked == "jinja" or (asked is None and tools and proven)
+    chosen, other, turn = (
+        (by_jinja, by_template, "template") if take_jinja else (by_template, by_jinja, "jinja")
+    )
+    said = f"`--ollama-path {turn}` takes {other.says}"
+    return Route(chosen.way, chosen.jinja, chosen.template, chosen.parser, chosen.says, said, chosen.equal)
+
+
+def _by_template(jinja: str, template: str, tools: bool) -> Route:
+    parser = None if select(jinja, template) == "template" else PASSTHROUGH
+    thinks = "thinking" in template_abilities(template)
+    equal = tuple(state for state in STATES if not isinstance(think_of(thinks, state), Refused))
+    refused = [state for state in STATES if state not in equal]
+    lost = [f"think {_listed(tuple(refused))}"] * bool(refused) + ["tools"] * tools
+    says = f"the TEMPLATE: think {_listed(equal)} write the training's prompt"
+    says += f"; Ollama refuses {' and '.join(lost)} (HTTP 400)" if lost else ""
+    return Route("template", jinja, template, parser, says, None, equal)
+
+
+def _by_jinja(jinja: str, template: str | None, native: Native | None, writable: bool, tools: bool) -> Route:
+    carried = native.source if native is not None and writable else jinja
+    beside = template if template is not None and select(carried, template) == "jinja" else None
+    if beside is None and writable and guessable(carried):
+        carried = guarded(carried)
+    equal: tuple[bool | None, ...] = ()
+    if native is None:
+        says = "the GGUF's own Jinja template; its prompt was not compared"
+    else:
+        equal = tuple(state for state, why in native.answers.items() if why is None)
+        says = "the GGUF's own Jinja template" + (", with tools" if tools else "")
+        says += f": think {_listed(equal)} write the training's prompt" if equal else ""
+        if native.difference is not None:
+            says += f"; another prompt for {native.difference}"
+        if native.refused:
+            says += f"; Ollama refuses think {_listed(native.refused)} (HTTP 400)"
+    return Route("jinja", carried, beside, None, says, None, equal)
+
+
+def _by_renderer(jinja: str, template: str | None, architecture: str) -> Route:
+    name = NEWEST.renderers[architecture]
+    says = (
+        f"Ollama's own renderer {name!r}, which it takes for every model of the architecture {architecture}: "
+        "what that writes is not known here"
+    )
+    return Route("renderer", jinja, template, None, says, None, ())
+
+
+def _listed(states: tuple[bool | None, ...]) -> str:
+    names = [state_name(state) for state in states]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def thoughts(jinja: str) -> tuple[str, str]:
+    """The tags around thoughts that a chat template writes or knows of."""
+    return next((tags for tags in THOUGHTS if all(tag in jinja for tag in tags)), THOUGHTS[0])

@@ -1,0 +1,1 @@
+"""Ollama as it behaves: its rules on prompts, version by version, and the client of its API."""
