@@ -35,4 +35,5 @@ make_stage(
         "ModelfileResult": "modelfile.plan",
         "make_modelfile": "modelfile.plan",
     },
+    ExportConfig,
 )

@@ -9,6 +9,7 @@ from typing import Literal
 
 from lorafold.errors import UsageError
 from lorafold.machine import cores
+from lorafold.settle import settle
 
 # Options that only some formats have a use for.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
@@ -134,6 +135,7 @@ class ExportConfig:
     """Allow a base whose repository brings Python code (it is not run by the export)."""
 
     def __post_init__(self) -> None:
+        settle(self, lists=("quant",))
         if self.threads < 0:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
         self._check_format()
@@ -225,3 +227,6 @@ class ModelfileConfig:
 
     force: bool = False
     """Replace an existing file."""
+
+    def __post_init__(self) -> None:
+        settle(self)

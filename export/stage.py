@@ -21,6 +21,7 @@ from lorafold.export.outputs.output import FORMATS, Output
 from lorafold.export.outputs.tensor_list import listing, summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.machine import return_free_memory
+from lorafold.notebook import lines_as_html, lines_as_text
 from lorafold.progress import Progress, silent
 from lorafold.stopwatch import Spent
 
@@ -48,6 +49,12 @@ class ExportResult:
     work: Mapping[str, Spent]
     notes: tuple[str, ...] = ()
     next_steps: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return lines_as_text(self.lines())
+
+    def _repr_html_(self) -> str:
+        return lines_as_html(self.lines())
 
     def lines(self) -> Lines:
         """Label and text of what was made and proven, and how to go on."""

@@ -1,7 +1,8 @@
 """lorafold: train an adapter, fold it into its base, ship it to llama.cpp and Ollama, see what changed.
 
-`lorafold.train(TrainConfig(…))`, `lorafold.export(ExportConfig(…))`, `lorafold.compare(CompareConfig(…))`
-are the command line's stages; their configs are in `lorafold.train`, `lorafold.export`, `lorafold.serve`.
+`lorafold.train(base="demo", data="d.jsonl", out="ad")` and `lorafold.export("ad", out="gg", quant="Q8_0")`
+are the command line's stages, with its flags as arguments; a config of `lorafold.train` or `lorafold.export`
+will do as well, and `lorafold.compare` takes a `CompareConfig`. `lorafold.load("gg").ask("…")` asks a model.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from lorafold.version import __version__
 
 if TYPE_CHECKING:
     from lorafold import export, train
-    from lorafold.serve import compare
+    from lorafold.serve import compare, load
 
-__all__ = ["__version__", "compare", "export", "train"]
+__all__ = ["__version__", "compare", "export", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,6 @@ def __getattr__(name: str) -> Any:
 
     if name in ("train", "export", "serve"):
         return import_module(f"lorafold.{name}")
-    if name == "compare":
-        return import_module("lorafold.serve").compare
+    if name in ("compare", "load"):
+        return getattr(import_module("lorafold.serve"), name)
     raise AttributeError(f"module 'lorafold' has no attribute {name!r}")

@@ -104,13 +104,10 @@ def demo(
 @command("train")
 def train(config: Annotated[TrainConfig, Flat] = TrainConfig(), *, recipe: RecipeName = None) -> int:  # noqa: B008
     """Train an adapter from examples."""
-    from lorafold.console import live_progress, print_lines, sanitize
+    from lorafold.console import live_progress, print_lines, say
     from lorafold.train import plan_training
     from lorafold.train import train as stage
     from lorafold.train.workers import place
-
-    def say(line: str) -> None:
-        print(sanitize(line, keep=""), file=sys.stderr, flush=True)
 
     with live_progress() as progress:
         if config.plan:

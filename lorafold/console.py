@@ -94,6 +94,11 @@ def stderr() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
+def say(line: str) -> None:
+    """Print a line that a stage says while it works; live bars go on below it."""
+    print(sanitize(line, keep=""), file=sys.stderr, flush=True)
+
+
 def print_error(message: str) -> None:
     """Print the one line of a failure."""
     print("error: " + sanitize(message, keep=""), file=sys.stderr)

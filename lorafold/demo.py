@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.artifacts import MANIFEST, damaged_files, read_manifest, system_faults, write_atomic
-from lorafold.console import live_progress, print_lines, print_table
+from lorafold.console import live_progress, print_lines, print_table, say
 from lorafold.errors import InputError, UsageError
 from lorafold.interrupts import EXCEPTIONS
 from lorafold.models import require, resolve_base
@@ -110,7 +110,7 @@ def run_demo(
 def _train(config: TrainConfig, progress: Progress) -> None:
     from lorafold.train import train
 
-    result = train(config, progress)
+    result = train(config, progress, say)
     if result.stopped_by is not None:  # the step was finished and saved; the rest of the demo is left out
         raise EXCEPTIONS[result.stopped_by]
 

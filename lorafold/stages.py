@@ -8,7 +8,8 @@ It also imports a stage's functions when they are first used: `lorafold --help` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ class Stage(ModuleType):
     """A package whose public names live in its modules, and whose call is the function of its own name."""
 
     _homes: Mapping[str, str]
+    _config: Callable[..., Any]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._homes:
@@ -25,17 +27,27 @@ class Stage(ModuleType):
         return getattr(import_module(f"{self.__name__}.{self._homes[name]}"), name)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the stage function."""
-        return getattr(self, self.__name__.rpartition(".")[2])(*arguments, **named)
+        """Call the stage function with a config, or with what makes one.
+
+        Args:
+            arguments: a config, or its positional fields.
+            named: `progress`, and the config's other fields if `arguments` is no config.
+        """
+        function = getattr(self, self.__name__.rpartition(".")[2])
+        if arguments and is_dataclass(arguments[0]):
+            return function(*arguments, **named)
+        progress = {"progress": named.pop("progress")} if "progress" in named else {}
+        return function(self._config(*arguments, **named), **progress)
 
 
-def make_stage(package: str, homes: Mapping[str, str]) -> None:
+def make_stage(package: str, homes: Mapping[str, str], config: Callable[..., Any]) -> None:
     """Turn a package that is being imported into a `Stage`.
 
     Args:
         package: the package's `__name__`.
         homes: module by public name.
+        config: class of the stage's config.
     """
     module = sys.modules[package]
     module.__class__ = Stage
-    module.__dict__["_homes"] = homes
+    module.__dict__.update(_homes=homes, _config=config)

@@ -10,15 +10,19 @@ from lorafold.stages import make_stage
 if TYPE_CHECKING:
     from lorafold.serve.comparison.compare import compare
     from lorafold.serve.comparison.result import CompareResult
+    from lorafold.serve.loaded import Model, load
     from lorafold.serve.terminal.chat import chat
 
-__all__ = ["ChatConfig", "CompareConfig", "CompareResult", "chat", "compare"]
+__all__ = ["ChatConfig", "CompareConfig", "CompareResult", "Model", "chat", "compare", "load"]
 
 make_stage(
     __name__,
     {
         "chat": "terminal.chat",
         "compare": "comparison.compare",
-        "CompareResult": "comparison.compare",
+        "CompareResult": "comparison.result",
+        "Model": "loaded",
+        "load": "loaded",
     },
+    ChatConfig,
 )

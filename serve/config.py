@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from lorafold.errors import UsageError
+from lorafold.settle import settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class ChatConfig:
     """A conversation saved with /save, to go on with; settings given beside it replace the saved ones."""
 
     def __post_init__(self) -> None:
+        settle(self)
         check_models(self.models, self.context, self.threads)
         sampling_of(self)
         if self.blind and len(self.models) < 2:
@@ -196,6 +198,7 @@ class CompareConfig:
     """Replace an existing file."""
 
     def __post_init__(self) -> None:
+        settle(self)
         check_models(self.models, self.context, self.threads)
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"expected at least 1, got {self.limit}", at="--limit")

@@ -28,4 +28,5 @@ make_stage(
         "describe_data": "describe",
         "DataReport": "describe",
     },
+    TrainConfig,
 )

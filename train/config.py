@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorafold.errors import UsageError
+from lorafold.settle import settle
 
 MethodName = Literal[
     "lora",
@@ -66,7 +67,7 @@ class TrainConfig:
     data: tuple[str, ...] = ()
     """Data: files (json, jsonl, csv, tsv, txt, parquet), archives or folders of them, or hub ids."""
     out: Path | None = None
-    """Folder for the adapter."""
+    """Folder for the adapter; only --plan does without."""
     method: MethodName = "lora"
     """What is trained and how it starts: see the table of methods in docs/training.md."""
     resume: bool = False
@@ -199,6 +200,9 @@ class TrainConfig:
     """Write the adapter of the evaluation with the lowest loss instead of the last one."""
     report_to: Literal["none", "tensorboard"] = "none"
     """Also write the figures for TensorBoard, under `runs` in the adapter's folder."""
+
+    def __post_init__(self) -> None:
+        settle(self, lists=("target_modules", "modules_to_save"))
 
     def check(self) -> None:
         """Refuse values that make no sense, or exclude each other.

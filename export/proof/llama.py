@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import SystemFault
-from lorafold.llama_library import complaint, library, load_weights
-from lorafold.llama_library import tokenize as ids_of
+from lorafold.libraries.llama import complaint, library, load_weights
+from lorafold.libraries.llama import tokenize as ids_of
 from lorafold.machine import idle_cores
 
 GGML_TYPE_F32 = 0  # ggml_type

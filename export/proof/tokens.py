@@ -13,7 +13,7 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import vocabulary
 from lorafold.export.vocab.vocab import Vocab
-from lorafold.llama_library import library, load_weights
+from lorafold.libraries.llama import library, load_weights
 
 
 def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[str]) -> Check:

@@ -163,8 +163,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 # Short names of the flags that are typed daily.
 SHORT = {"out": "-o", "quant": "-q", "prompt": "-p", "force": "-f", "base": "-b", "data": "-d"}
 
-# What a command cannot do without, though its config has a default (a recipe may give it).
-REQUIRED = {"train": ("base", "data", "out")}
+# What a command cannot do without, though its config has a default (a recipe may give it). `--plan` needs no
+# `--out`, so the config itself asks for that one.
+REQUIRED = {"train": ("base", "data")}
 
 EXAMPLES = {
     "train": (

@@ -1,9 +1,9 @@
 """How the threads of torch and llama.cpp wait for each other, and how many they are.
 
 Both compute with OpenMP. A thread that has finished its part waits by spinning: GNU's library (libgomp) goes
-round 300,000 times, about 17 ms, before it sleeps. On an idle machine that is the fastest way. If other work
-is there, the core that spins is the core that the others wait for: training became 14 times slower at a load
-of 10. A short wait keeps nearly all of the first and avoids the second (figures: docs/log.md).
+round 300,000 times, which takes milliseconds, before it sleeps. If the machine has other work to do, the core
+that spins is the core that the other threads need: training became several times slower. A hundredth of that
+still outlasts the gap between two operations (figures: docs/log.md; `tools/bench_load.py` measures them).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 
 from lorafold.machine import cores, cores_seen
 
-SPINS = 3000  # rounds of libgomp's waiting loop, some 0.1 ms: longer than the gaps between two operations
+SPINS = 3000  # rounds of libgomp's waiting loop: 0.03 ms, where 300,000 take 3.4 ms
 # What a user may have set, by which the question is settled.
 _SET_BY_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

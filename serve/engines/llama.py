@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Message
 from lorafold.errors import InputError
-from lorafold.llama_library import complaint, look
+from lorafold.libraries.llama import complaint, look
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.engine import About, Cancel, Event, context_of
 from lorafold.serve.engines.digests import weights_sha256

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import NumericError, SystemFault
-from lorafold.llama_library import complaint
+from lorafold.libraries.llama import complaint
 from lorafold.serve.engines.generate import BATCH, OUTPUTS
 from lorafold.serve.engines.llama_model import LlamaModel
 

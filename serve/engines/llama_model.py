@@ -12,7 +12,7 @@ from lorafold.chat.controls import split_controls
 from lorafold.chat.sandbox import start_worker
 from lorafold.chat.tokenizer import ChatTemplate, Message, encode, end_of_turn, prompt_fragments
 from lorafold.gguf_file.header import GgufArray
-from lorafold.llama_library import library, load_weights, look, tokenize
+from lorafold.libraries.llama import library, load_weights, look, tokenize
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
 _REMEMBERED = 1_000_000  # characters of text whose ids are remembered

@@ -51,7 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "config",
         "engine",
         "engines session lens answers",
-        "answer_row",
+        "answer_row loaded",
         "comparison",
         "terminal",
     ),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorafold.notebook import lines_as_html, lines_as_text
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.saved.curve import curves, text_curve
@@ -45,6 +46,12 @@ class TrainResult:
     records: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     holds: str = ""
     next: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return lines_as_text(self.lines())
+
+    def _repr_html_(self) -> str:
+        return lines_as_html(self.lines())
 
     def lines(self) -> list[tuple[str, str]]:
         """What the command line prints: label and text; the loss curve has no label."""
