@@ -196,6 +196,8 @@ class AdapterConfig:
 
     def rank(self, module: str) -> int:
         """The rank of a module, named as in the model ("model.layers.0.self_attn.q_proj")."""
+        if self._is_before_0_14:
+            return int(self.rank_pattern.get(self._shared_pattern(module), self.r))
         return int(_first_match(self.rank_pattern, module, self.r))
 
     def scale(self, module: str) -> float:
@@ -205,8 +207,38 @@ class AdapterConfig:
         """
         if self.peft_type == "ADALORA":
             return (self.lora_alpha if self.lora_alpha > 0 else self.r) / (self.r + 1e-5)
-        alpha, rank = _first_match(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        alpha, rank = self._alpha(module), self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def _alpha(self, module: str) -> float:
+        """The alpha of a module.
+
+        PEFT up to 0.13 looked for the first pattern that matches among those of ranks and alphas together,
+        and took the alpha of that one; since 0.14 each has its own. The file names the version since 0.18.
+
+        Raises:
+            InputError: the two rules differ here, and the file does not say which PEFT wrote it.
+        """
+        today = _first_match(self.alpha_pattern, module, self.lora_alpha)
+        before = self.alpha_pattern.get(self._shared_pattern(module), self.lora_alpha)
+        if today != before and self.peft_version is None:
+            raise InputError(
+                f"alpha of {module} is {before:g} by the rule of PEFT 0.13 and older, and {today:g} since "
+                "0.14; the file has no peft_version",
+                at=f"{self.path}: alpha_pattern",
+                fix='set "peft_version" in it to the version of PEFT that saved this adapter',
+            )
+        return before if self._is_before_0_14 else today
+
+    def _shared_pattern(self, module: str) -> str:
+        """The one pattern that PEFT up to 0.13 found for a module; its own name if none matched."""
+        patterns = (*self.rank_pattern, *self.alpha_pattern)
+        return next((pattern for pattern in patterns if re.match(rf".*\.{pattern}$", module)), module)
+
+    @property
+    def _is_before_0_14(self) -> bool:
+        match = re.match(r"(\d+)\.(\d+)", self.peft_version or "")
+        return match is not None and (int(match[1]), int(match[2])) < (0, 14)
 
     @property
     def rounds_product(self) -> bool:

@@ -68,7 +68,9 @@ class MlxFactors:
                     at=folder,
                     fix="load it with mlx-lm 0.10 or later, and save it again",
                 )
-            raise InputError(missing, at=folder, fix=AGAIN)
+            saved = sorted(folder.glob(f"*_{MLX_WEIGHTS}"))  # NUMBER_adapters.safetensors, while it trains
+            fix = f"copy {saved[-1].name} to {MLX_WEIGHTS}" if saved else AGAIN
+            raise InputError(missing, at=folder, fix=fix)
         file = Checkpoint.of_files(folder, [path])
         tensors: dict[str, TensorInfo] = {}
         views: dict[str, _View] = {}

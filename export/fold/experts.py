@@ -21,6 +21,7 @@ What else changed its meaning between PEFT 0.4 and 0.21, and what decides:
     whole modules       up to 0.5 with an untrained copy, `original_module`     the name; `adapters`
     `.base_layer`       since 0.6 in the names of what is wrapped               the name; `adapters`
     DoRA magnitudes     `lora_magnitude_vector`, with ".weight" in 0.11         the name; `adapters`
+    alpha_pattern       up to 0.13 one pattern decided rank and alpha           the version; `adapter_config`
     AdaLoRA's ranks     the tensors are cut to them, `rank_pattern` holds masks the shapes; `adapter_config`
     experts one by one  modules up to transformers 4, stacks since 5            the name; `names`
     names of modules    transformers 4 saw those of the file                    the name; `conversions`

@@ -103,6 +103,7 @@ def test_patterns_and_scales(tmp_path: Path) -> None:
             use_rslora=True,
             rank_pattern={"layers.1.*": 16, "q_proj": 9},
             alpha_pattern={"^.*k_proj": 3},
+            peft_version="0.18.0",
         )
     ).config
     assert config.rank("model.layers.1.self_attn.q_proj") == 16  # the first pattern that matches
@@ -110,6 +111,30 @@ def test_patterns_and_scales(tmp_path: Path) -> None:
     assert config.rank("model.layers.0.self_attn.my_q_proj") == 4  # whole parts of names only
     assert config.scale("model.layers.0.self_attn.q_proj") == 8 / 3
     assert config.scale("model.layers.0.self_attn.k_proj") == 3 / 2
+
+
+@pytest.mark.parametrize("version", ["0.13.2", "0.14.0", "0.21.2", None])
+def test_one_pattern_for_rank_and_alpha_or_one_for_each(version: str | None, tmp_path: Path) -> None:
+    """PEFT 0.13: `next(key for key in [*rank_pattern, *alpha_pattern] if ...)`, then both looked up by it."""
+    folder = adapter_folder(
+        tmp_path / "a",
+        r=4,
+        lora_alpha=8,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"self_attn.q_proj": 20, "v_proj": 12, "model.layers.0.self_attn.k_proj": 2},
+        peft_version=version,
+    )
+    config = Adapter.open(folder).config
+    assert config.scale("model.layers.0.self_attn.v_proj") == 12 / 4  # the same by both rules
+    assert config.scale("model.layers.0.self_attn.k_proj") == 2 / 4
+    module = "model.layers.0.self_attn.q_proj"
+    if version is None:
+        error = refused(
+            lambda: config.scale(module), "alpha of .* is 8 by .* 0.13 and older, and 20 since 0.14"
+        )
+        assert 'set "peft_version"' in str(error)
+    else:
+        assert config.scale(module) == (8 if version == "0.13.2" else 20) / 2
 
 
 @pytest.mark.parametrize("method", NOT_IN_WEIGHTS)

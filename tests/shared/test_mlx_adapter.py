@@ -127,6 +127,9 @@ def test_an_alpha_that_changes_nothing_or_is_ignored(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_folded(tmp_path: Path) -> None:
     config(tmp_path / "a")
     refused(lambda: Adapter.open(tmp_path / "a"), "an mlx-lm adapter without adapters.safetensors")
+    (tmp_path / "a" / "0000200_adapters.safetensors").write_bytes(b"")
+    error = refused(lambda: Adapter.open(tmp_path / "a"), "an mlx-lm adapter without")
+    assert error.fix == "copy 0000200_adapters.safetensors to adapters.safetensors"
     (tmp_path / "a" / "adapters.npz").write_bytes(b"")
     refused(lambda: Adapter.open(tmp_path / "a"), "only with the older adapters.npz")
     embedding = {"model.embed_tokens.lora_a": drawn(10, 2), "model.embed_tokens.lora_b": drawn(2, 6)}

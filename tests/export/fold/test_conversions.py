@@ -168,6 +168,34 @@ def test_layers_that_are_not_loaded_do_not_make_an_adapter_incomplete(tmp_path: 
     assert f"{Q.format(2)}.weight" in Folded(Checkpoint.open(base), [(adapter, 1.0)]).touched
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_module_that_the_file_holds_as_two(use_dora: bool, tmp_path: Path) -> None:
+    """MiniMax M3 joins gate_proj and up_proj when it is loaded: an adapter has one module for both."""
+    from safetensors.numpy import load_file, save_file
+
+    base, random = base_folder(tmp_path / "base").folder, np.random.default_rng(0)
+    name = "model.layers.0.mlp.{}_proj"
+    tensors = load_file(base / "model.safetensors")
+    weights = [random.standard_normal((8, 6)).astype(np.float32) for _ in range(2)]
+    tensors |= {
+        f"{name.format(leaf)}.weight": weight for leaf, weight in zip(("gate", "up"), weights, strict=True)
+    }
+    save_file(tensors, base / "model.safetensors")
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 6), (16, 2)))
+    magnitude = random.uniform(0.5, 2, 16).astype(np.float32)
+    made = {f"{name.format('gate_up')}.lora_A.weight": a, f"{name.format('gate_up')}.lora_B.weight": b}
+    if use_dora:
+        made[f"{name.format('gate_up')}.lora_magnitude_vector"] = magnitude
+    folder = adapter_folder(tmp_path / "a", made, target_modules=["gate_up_proj"], use_dora=use_dora)
+    folded = Folded(Checkpoint.open(base), [(Adapter.open(folder), 1.0)])
+    wanted = np.concatenate(weights) + 2 * b @ a
+    if use_dora:
+        wanted *= (magnitude / np.linalg.norm(wanted, axis=1))[:, None]
+    for leaf, rows in (("gate", wanted[:8]), ("up", wanted[8:])):
+        assert np.allclose(folded.rows(f"{name.format(leaf)}.weight", 0, 8), rows, atol=1e-5)
+        assert np.allclose(folded.exact_rows(f"{name.format(leaf)}.weight", [5]), rows[[5]], atol=1e-5)
+
+
 MOE = {"num_experts_per_tok": 2, "num_hidden_layers": 2}
 LOCAL, EXPERTS = MOE | {"num_local_experts": 4}, MOE | {"num_experts": 4, "moe_intermediate_size": 32}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
