@@ -281,7 +281,9 @@ def doctor() -> None:
     from lorafold.console import print_table
     from lorafold.doctor import examine
 
-    print_table("This machine", ("part", "found", "note"), examine())
+    jobs, parts = examine()
+    print_table("What can be done here", ("job", "can", "note"), jobs)
+    print_table("What there is", ("part", "found", "note"), parts)
 
 
 def _rows(checks: Sequence[Check]) -> list[tuple[str, str, str]]:

@@ -231,6 +231,9 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
 
 # What a line's label means for whoever looks at it first.
 VERDICTS = {
+    "yes": "green",
+    "partly": "yellow",
+    "no": "red",
     "passed": "green",
     "failed": "red",
     "refused": "red",

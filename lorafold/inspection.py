@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.progress import Progress, silent
 from lorafold.records.files import holds_data
+from lorafold.sources.adapter_base import base_of
 from lorafold.sources.recognize import instead
 from lorafold.weights import Checkpoint
 
@@ -66,11 +68,11 @@ def inspect_path(
     if not place.exists():
         raise InputError("no such file or folder", at=path)
     if place.is_file() and place.suffix == ".gguf":
-        return Inspection(_gguf(place))
+        return Inspection([*_gguf(place), *_next_steps(_of_gguf(place))])
     if place.is_dir():
-        for name, describe in _FOLDERS.items():
+        for name, (describe, follow) in _FOLDERS.items():
             if (place / name).exists():
-                return Inspection(describe(place))
+                return Inspection([*describe(place), *_next_steps(follow(place))])
         wrong = instead(place, "a model, adapter or export folder")
         if wrong or not holds_data(place):
             problem, fix = wrong or (
@@ -90,7 +92,10 @@ def inspect_path(
         control_tokens=control_tokens,
     )
     report = describe_data(config, progress=progress)
-    return _data(place, report, max_length)
+    found = _data(place, report, max_length)
+    named = shlex.quote(base) if base else "BASE"
+    command = f"lorafold train --base {named} --data {shlex.quote(path)} --out my-adapter"
+    return replace(found, lines=[*found.lines, *_next_steps([command])])
 
 
 def _data(path: Path, report: DataReport, max_length: int) -> Inspection:
@@ -126,6 +131,7 @@ def _adapter(folder: Path) -> Lines:
     lines: Lines = [
         ("adapter", str(folder)),
         ("method", f"{config.peft_type}, {len(adapter.modules)} modules, {weights:,} weights"),
+        ("base", config.base_model_name_or_path or "not named"),
     ]
     manifest = read_manifest(folder)
     if manifest is None:
@@ -148,7 +154,18 @@ def _base(folder: Path) -> Lines:
         ("types", ", ".join(f"{name} × {count}" for name, count in types.most_common())),
         ("vocabulary", f"{config.get('vocab_size', 'unknown')} rows"),
         ("context", f"{config.get('max_position_embeddings', 'unknown')} tokens"),
+        ("becomes a GGUF", _exportable(config)),
     ]
+
+
+def _exportable(config: dict[str, Any]) -> str:
+    """Whether the export knows the architecture."""
+    from lorafold.export.arch.table import find
+
+    try:
+        return f"yes, as {find(config).gguf}"
+    except InputError as error:
+        return f"no: {error.problem.partition(' (')[0]}; {error.fix}"
 
 
 def _gguf(path: Path) -> Lines:
@@ -183,9 +200,56 @@ def _manifest(manifest: dict[str, Any]) -> Lines:
     return lines
 
 
-# The file that tells what a folder is; the first that is found decides.
-_FOLDERS: dict[str, Callable[[Path], Lines]] = {
-    "adapter_config.json": _adapter,
-    "config.json": _base,
-    "lorafold.json": _export,
+def _next_steps(commands: list[str]) -> Lines:
+    return [("next" if number == 0 else "", command) for number, command in enumerate(commands)]
+
+
+def _of_adapter(folder: Path) -> list[str]:
+    given = shlex.quote(str(folder))
+    commands = [f"lorafold export {given} --out {_beside(folder, 'gguf')} --quant Q4_K_M"]
+    try:
+        base = base_of(folder).spec
+    except InputError:
+        return [f"{commands[0]} --base BASE"]
+    return [*commands, f"lorafold chat {shlex.quote(base + '+' + str(folder))}"]
+
+
+def _of_base(folder: Path) -> list[str]:
+    given = shlex.quote(str(folder))
+    return [
+        f"lorafold train --base {given} --data DATA --out my-adapter",
+        f"lorafold export {given} --out {_beside(folder, 'gguf')} --quant Q4_K_M",
+        f"lorafold chat {given}",
+    ]
+
+
+def _of_export(folder: Path) -> list[str]:
+    given = shlex.quote(str(folder))
+    ggufs = sorted(folder.glob("*.gguf"))
+    commands = [f"lorafold verify {given}"]
+    commands += [f"lorafold chat {shlex.quote(str(path))}" for path in ggufs[:1]]
+    if (folder / "Modelfile").is_file():
+        commands.append(
+            f"ollama create {folder.resolve().name.lower()} -f {shlex.quote(str(folder / 'Modelfile'))}"
+        )
+    return commands
+
+
+def _of_gguf(path: Path) -> list[str]:
+    given = shlex.quote(str(path))
+    if read_gguf_header(path).text("general.type") == "adapter":
+        return [f"lorafold chat BASE.gguf+{given}"]
+    return [f"lorafold chat {given}", f"lorafold modelfile {given}"]
+
+
+def _beside(folder: Path, kind: str) -> str:
+    return shlex.quote(f"{folder.resolve().name}-{kind}")
+
+
+# The file that tells what a folder is, how it is described, and what can be done with it; the first that is
+# found decides.
+_FOLDERS: dict[str, tuple[Callable[[Path], Lines], Callable[[Path], list[str]]]] = {
+    "adapter_config.json": (_adapter, _of_adapter),
+    "config.json": (_base, _of_base),
+    "lorafold.json": (_export, _of_export),
 }

