@@ -40,9 +40,7 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
     (tmp_path / "a-Q4_K_M.gguf").touch()
     with pytest.raises(InputError, match=r"with GGUF files; fix: .*take the file: .*/a-Q4_K_M\.gguf$"):
         resolve_base(str(tmp_path))
-    with pytest.raises(
-        InputError, match="this is a GGUF file, not a model .*; fix: give the Hugging Face folder"
-    ):
+    with pytest.raises(InputError, match=r"this is a GGUF file, not a model .*Hugging Face folder"):
         resolve_base(str(tmp_path / "a-Q4_K_M.gguf"))
 
 
