@@ -28,7 +28,7 @@ from lorafold.export.fold.names import (
     Piece,
     matches,
 )
-from lorafold.export.fold.targets import Targets
+from lorafold.export.fold.targets import RESIZED, Targets
 
 
 def linear(targets: Targets, module: ModuleTensors, pieces: Sequence[Piece]) -> None:
@@ -202,8 +202,7 @@ def tokens(targets: Targets, module: ModuleTensors, weight: str) -> None:
         raise InputError(
             f"token {numbers.max()} was trained, but {weight} has {shape[0]} rows",
             at=targets.adapter.folder,
-            fix="give the base with its embedding resized, or save the adapter with its embeddings "
-            "(`save_embedding_layers=True`)",
+            fix=RESIZED,
         )
     step = ReplaceRows(targets.adapter.source, key, numbers)
     steps.append(step)

@@ -15,6 +15,11 @@ from lorafold.export.fold.factors import Factors
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, Piece
 from lorafold.weights import TensorSource
 
+RESIZED = (
+    "give the base with its embedding resized, or save the adapter with its embeddings "
+    "(`save_embedding_layers=True`)"
+)
+
 
 @dataclass(slots=True)
 class Targets:
@@ -81,6 +86,13 @@ class Targets:
         self, key: str, shape: tuple[int, ...], tensor: str, expected: tuple[int, ...]
     ) -> InputError:
         """That one of the adapter's tensors does not go with one of the base's."""
+        if tensor in (self.names.embedding, self.names.head) and shape[1:] == expected[1:]:
+            return InputError(
+                f"{key!r} was trained with a vocabulary of {shape[0]} tokens, {tensor} of the base has "
+                f"{expected[0]}",
+                at=self.adapter.folder,
+                fix=RESIZED,
+            )
         return InputError(
             f"made for another base: {key!r} has the shape {list(shape)}, {tensor} of the base has "
             f"{list(expected)}",

@@ -318,6 +318,16 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "made for another base: .*magnitude",
     ),
+    "more tokens": (
+        {
+            "tensors": {
+                **without(""),
+                f"{PREFIX}model.embed_tokens.lora_embedding_A": zeros(2, 12),
+                f"{PREFIX}model.embed_tokens.lora_embedding_B": zeros(6, 2),
+            }
+        },
+        "with a vocabulary of 12 tokens, model.embed_tokens.weight of the base has 10; fix: give the base",
+    ),
     "tokens beyond": (
         {
             "tensors": {
