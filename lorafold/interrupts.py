@@ -84,10 +84,17 @@ def interruptible() -> Iterator[Callable[[], None]]:
             waiting[-1].daemon = True
             waiting[-1].start()
         else:
+            forget_the_retries()
             raise arrived[-1]
+
+    def forget_the_retries() -> None:
+        """What is raised now must not be raised once more while the block is cleaning up."""
+        for timer in waiting:
+            timer.cancel()
 
     def check() -> None:
         if arrived and threading.current_thread() is threading.main_thread():
+            forget_the_retries()
             raise arrived[-1]
 
     def hush(lost: sys.UnraisableHookArgs) -> None:
@@ -103,8 +110,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
             raise arrived[-1] from error
         raise
     finally:
-        for timer in waiting:
-            timer.cancel()
+        forget_the_retries()
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -106,3 +106,20 @@ def test_the_code_and_the_line_of_a_command_that_is_cut_short(deed: str, code: i
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (ended.returncode, ended.stderr) == (code, said)
+
+
+def test_what_waited_for_an_import_does_not_strike_the_cleaning_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A progress report raises what arrived in an import; the retry must not come on top of it."""
+    (tmp_path / "struck_too.py").write_text(f"import os\nos.kill(os.getpid(), {signal.SIGTERM:d})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cleaned = False
+    with pytest.raises(Terminated), interruptible() as check:
+        import_module("struck_too")
+        try:
+            check()
+        finally:
+            time.sleep(0.2)  # longer than the retry waits
+            cleaned = True
+    assert cleaned
