@@ -1,8 +1,7 @@
 """What an adapter brings for the prompt: a tokenizer with more tokens than the base's, and a chat template.
 
-In: the base's folder and those of the adapters. Out: the folder whose tokenizer goes into the output, and the
-template that the training used. Tokens that were trained are never left behind in silence: where an adapter
-names tokens that the base lacks and its tokenizer cannot be read, that is an error.
+Tokens that were trained are never lost in silence: if an adapter names tokens that the base lacks, and its
+tokenizer cannot be read, that is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
     """The first adapter's folder whose tokenizer has other tokens than the base's, else the base's.
 
     Args:
-        base: the base's folder, with a tokenizer.json where one can be made.
+        base: the base's folder, with a tokenizer.json if one can be made.
         adapters: the adapters' folders.
 
     Returns:

@@ -11,7 +11,7 @@ from lorafold.errors import UsageError
 from lorafold.machine import cores
 from lorafold.settle import settle
 
-# Options that only some formats have a use for.
+# Options that only some formats use.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "ollama_path"), ("gguf",)),
@@ -31,13 +31,13 @@ LONGEST_STEM = 180  # bytes; file systems take 255, of which a type, a part's nu
 
 
 def file_stem(name: str) -> str:
-    """A model's name as a file may be called: no separator, no leading dot; empty where nothing is left."""
+    """A model's name as a file name: no separator, no leading dot; empty if nothing is left."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
+    """Fold (merge) an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
 
     source: str
     """An adapter folder, or a base to convert as it is (folder, hub id, `demo`)."""
@@ -48,7 +48,7 @@ class ExportConfig:
     """The folder to make."""
 
     base: str | None = None
-    """The base model, where the adapter does not name it or it lies elsewhere."""
+    """The base model, if the adapter does not name it or it lies elsewhere."""
 
     adapter: tuple[str, ...] = ()
     """Further adapters as FOLDER or FOLDER=WEIGHT; the weight of the first is set by SOURCE=WEIGHT."""
@@ -57,7 +57,7 @@ class ExportConfig:
     """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
     quant: tuple[str, ...] = ()
-    """Quantization types of GGUF files, Q4_K_M where not given; several are written from one read."""
+    """Quantization types of GGUF files; default: Q4_K_M; several are written from one read."""
 
     tensor_type: tuple[str, ...] = ()
     """Types of single tensors as PATTERN=TYPE, for example `ffn_down=Q6_K`; the first match counts."""
@@ -66,7 +66,7 @@ class ExportConfig:
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
     imatrix_data: Path | None = None
-    """Collect an importance matrix on these texts instead (chats as JSON, or plain text); needs torch."""
+    """Collect an importance matrix on these texts (chats as JSON, or plain text); needs torch."""
 
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
     """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
@@ -75,13 +75,13 @@ class ExportConfig:
     """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does."""
 
     name: str | None = None
-    """The model's name in the metadata, and cleaned in the files' names; from the folder where not given."""
+    """The model's name in the metadata and, cleaned, in file names; default: the folder's name."""
 
     chat_template: str | None = None
-    """A Jinja file or the name of a known template, for models that bring none."""
+    """A Jinja file or the name of a known template, for models that have none."""
 
     pre_tokenizer: str | None = None
-    """llama.cpp's name of the pre-tokenizer, where it is not recognised."""
+    """llama.cpp's name of the pre-tokenizer, if it is not recognised."""
 
     system: str | None = None
     """A system message for the Modelfile."""
@@ -99,7 +99,7 @@ class ExportConfig:
     """If the template cannot be expressed for Ollama, rely on the Jinja template inside the GGUF."""
 
     chats: Path | None = None
-    """Held-out chats for the proof (jsonl, json or txt); the adapter's own where it has some."""
+    """Held-out chats for the proof (jsonl, json or txt); default: the adapter's own, if it has some."""
 
     verify: bool = True
     """End with the proof."""
@@ -114,16 +114,16 @@ class ExportConfig:
     """Split a merged folder's weights into files of at most this many bytes."""
 
     threads: int = 0
-    """Worker threads; 0: one per core."""
+    """Worker threads; 0: one for each core."""
 
     max_memory: int = 200_000_000
     """Bytes that row blocks in flight may take, all threads together."""
 
     plan: bool = False
-    """Only say what would be done: tensors, types, sizes, memory, disk, time."""
+    """Only show what would be done: tensors, types, sizes, memory, disk, time."""
 
     tensors: bool = False
-    """In the plan name every tensor, with its shape, type, bytes and offset."""
+    """List every tensor in the plan, with its shape, type, bytes and offset."""
 
     force: bool = False
     """Replace an earlier export in the output folder; a folder with anything else is never removed."""
@@ -146,9 +146,9 @@ class ExportConfig:
                 "there is no proof to require", at="--require-proof", fix="leave out --no-verify"
             )
         if self.tensors and not self.plan:
-            raise UsageError("--tensors lists the tensors of a plan", at="--tensors", fix="add --plan")
+            raise UsageError("--tensors lists the tensors of a plan", at="--tensors", fix="pass --plan")
         if self.imatrix is not None and self.imatrix_data is not None:
-            raise UsageError("give either a matrix or texts to collect one on", at="--imatrix-data")
+            raise UsageError("pass either a matrix or texts to collect one on", at="--imatrix-data")
         if self.name and not 0 < len(file_stem(self.name).encode()) <= LONGEST_STEM:
             raise UsageError(
                 f"{self.name[:40]!r} gives no file name (expected a letter or digit, "
@@ -165,13 +165,13 @@ class ExportConfig:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
 
     def _check_format(self) -> None:
-        """Refuse options that the format has no use for: they would be ignored without a word."""
+        """Refuse options that the format does not use: they would be ignored without a word."""
         for field in fields(self):
             formats = ONLY_FOR.get(field.name)
             if formats is None or self.format in formats or getattr(self, field.name) == field.default:
                 continue
             flag = "--" + field.name.replace("_", "-")
-            instead = f" and give {INSTEAD[field.name]}" if field.name in INSTEAD else ""
+            instead = f" and pass {INSTEAD[field.name]}" if field.name in INSTEAD else ""
             raise UsageError(
                 f"this has no meaning for --format {self.format}",
                 at=flag,
@@ -196,25 +196,25 @@ class ModelfileConfig:
     _: KW_ONLY
 
     out: Path | None = None
-    """The file to write; default: `Modelfile` beside a GGUF or in the folder."""
+    """The file to write; default: `Modelfile` beside the GGUF or in the folder."""
 
     from_name: str | None = None
-    """What FROM shall name; default: the GGUF, or `.` for a folder."""
+    """The value of FROM; default: the GGUF, or `.` for a folder."""
 
     adapter: str | None = None
     """An adapter GGUF for ADAPTER, which Ollama 0.34.1 and later refuse."""
 
     chat_template: str | None = None
-    """A Jinja file, or the name of a template (chatml, llama-2, …), instead of the model's own."""
+    """A Jinja file or the name of a template (chatml, llama-2, …), instead of the model's own."""
 
     system: str | None = None
-    """A system text for chats that bring none."""
+    """A system message for chats that have none."""
 
     thinking: Literal["on", "off"] | None = None
     """Fix the template's thinking switch; default: Ollama's own switch decides."""
 
     num_ctx: int | None = None
-    """Context length in tokens; default: what the model was made for."""
+    """Context length in tokens; default: the model's own."""
 
     ollama_path: Literal["template", "jinja"] | None = None
     """What writes the prompt in Ollama 0.30+; default: the GGUF's Jinja if it has tools and is proven."""

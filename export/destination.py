@@ -1,7 +1,6 @@
-"""Where an export goes, and what it may replace there: nothing it reads, and with `--force` only an earlier
-export.
+"""Whether an export may write to `--out`: never over its inputs, and with `--force` only over an export.
 
-The new folder takes the place of the whole old one, so what lies there is lost: that must be ours to lose.
+The new folder replaces the whole old one, so everything in that one is lost. It must have been made by us.
 The same holds for the folders beside `--out` that keep an export whose proof failed.
 """
 
@@ -16,7 +15,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.renames import replace_folder, sync_tree
 
-SHOWN = 3  # names of files that an error shows
+_SHOWN = 3  # names of files that an error shows
 
 
 def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> None:
@@ -80,7 +79,7 @@ def _check_replaceable(out: Path) -> None:
         kind = None
     if kind == "export":
         return
-    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     holds = f"holds no {MANIFEST} of an export" if kind is None else f"is a lorafold {kind}"
     raise UsageError(
         f"--force replaces only an earlier export, and this folder {holds} ({shown})",

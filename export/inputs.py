@@ -1,7 +1,7 @@
 """Opens what an export works on: the base, its adapters, the fold over them, the tokenizer, the template.
 
-In: the config. Out: `Inputs`, with everything checked that headers can tell: the base exists, each adapter
-fits it, its tensors are all consumed. No weight is read here.
+Everything is checked that headers can tell: the base exists, each adapter fits it, its tensors are all used.
+No weight is read here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Inputs:
         adapters: adapter folders with their weights; empty for a plain conversion.
         source: the base's tensors with the adapters folded in.
         config: the base's config.json, with vocabulary and head as the adapters left them.
-        prompt: the base's folder, or a copy of its small files with a tokenizer.json where it has none.
+        prompt: the base's folder, or a copy of its small files with a tokenizer.json if it has none.
         tokenizer: the folder whose tokenizer goes into the output.
         template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
         name: the model's name.
@@ -114,7 +114,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
 
 
 def check_weights(inputs: Inputs, progress: Progress = silent) -> None:
-    """Compare weights with the checksums that the manifests beside them hold, where there are manifests.
+    """Compare weights with the checksums that the manifests beside them hold, if there are manifests.
 
     Raises:
         InputError: a file is not what the manifest says: a bit flipped, or it was replaced.
@@ -130,7 +130,7 @@ def check_weights(inputs: Inputs, progress: Progress = silent) -> None:
                 raise InputError(
                     f"{name} is not what {MANIFEST} says (its sha256 is another)",
                     at=path,
-                    fix=f"fetch or make it again; if you changed it yourself, remove {MANIFEST}",
+                    fix=f"download or make it again; if you changed it yourself, remove {MANIFEST}",
                 )
         if noted:
             progress("check the weights", len(noted), len(noted))
@@ -184,7 +184,7 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         raise type(error)(
             f"the base {spec!r} was not found: {error.problem}",
             at=at,
-            fix=f"{error.fix}; or name the base with --base FOLDER_OR_HUB_ID",
+            fix=f"{error.fix}; or pass the base with --base FOLDER_OR_HUB_ID",
         ) from error
 
 
@@ -214,7 +214,7 @@ def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
     if config.adapter:
         raise UsageError(
             f"{config.source} is not an adapter folder, so --adapter has nothing to add to",
-            fix="name the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
+            fix="pass the adapters: lorafold export ADAPTER --adapter OTHER=0.5 --base BASE",
         )
 
 
@@ -232,7 +232,7 @@ def _check_precision(base: Base, of_adapter: bool) -> None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         if key == "quantization":
             method = "mlx"
-        fix = "name its 16-bit original with --base" if of_adapter else "give its 16-bit original"
+        fix = "pass its 16-bit original with --base" if of_adapter else "choose its 16-bit original"
         if _QUANTIZED_NAME.search(base.id):
             fix += f", most likely {_QUANTIZED_NAME.sub('', base.id)}"
         raise InputError(

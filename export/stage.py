@@ -18,7 +18,7 @@ from lorafold.export.destination import check_destination, check_disk, keep_asid
 from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.manifest import REPORT, config_of, describe_export
 from lorafold.export.outputs.output import FORMATS, Output
-from lorafold.export.outputs.tensor_list import listing, summary
+from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.machine import return_free_memory
 from lorafold.notebook import lines_as_html, lines_as_text
@@ -147,7 +147,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
         *output.describe(),
         ("disk", f"{output.size:,} bytes needed, {free:,} free"),
         *(("note", note) for note in output.notes),
-        *(listing if config.tensors else summary)(output.tensors()),
+        *(tensor_listing if config.tensors else tensor_summary)(output.tensors()),
     ]
 
 

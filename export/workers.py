@@ -1,8 +1,6 @@
-"""Blocks of work on a few threads: who takes which, how far it all is, what the time went into.
+"""Blocks of work on a few threads, with progress and the time by kind of work.
 
-In: blocks, and a function that carries one out and says how many bytes it wrote. Out: the time by kind of
-work (`lorafold.stopwatch`). Which thread takes which block is left to chance, so what a block writes must
-depend on the block alone.
+Which thread takes which block is left to chance, so what a block writes must depend on the block alone.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ class Written:
 
     Attributes:
         checksums: sha256 by file name, of the files whose bytes need not be read again for it.
-        work: what the wall time went into, by kind of work: seconds of one thread at work alone; where
+        work: what the wall time went into, by kind of work: seconds of one thread at work alone; if
             several are, each counts for its part, so that the sum is the wall time.
     """
 

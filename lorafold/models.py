@@ -31,9 +31,13 @@ PATTERNS = (
     "*.jinja",
     "*.model",
     "tokenizer*",
+    "*.tiktoken",
+    "*.spm",
     "merges.txt",
-    "vocab.txt",
+    "vocab*",
     "LICENSE*",
+    "NOTICE*",
+    "README.md",
 )
 EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
 # The same weights once more, under Mistral's own names for the tensors.

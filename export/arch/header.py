@@ -7,7 +7,7 @@ header or tensors, in these listed cases:
 - YaRN's `attention_factor`, `mscale` and `mscale_all_dim`, and longrope's `attention_factor` and `factor`, go
   into rope.scaling.attn_factor, which llama.cpp reads; the entries that the converter writes for them are not
   read.
-- GPT-2's inner width is `n_inner` where that is given; the converter always writes four times the outer.
+- GPT-2's inner width is `n_inner` if that is given; the converter always writes four times the outer.
 - Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.
 """
 
@@ -40,7 +40,7 @@ def metadata(
         tensors: what `map_tensors` gave; the number of weights goes into general.size_label.
         folder: the base: its name, README.md and generation_config.json tell general.*.
         file_type: llama.cpp's number of the mixture (`enum llama_ftype`).
-        name: general.name, where it is not to be guessed from the folder.
+        name: general.name, if it is not to be guessed from the folder.
 
     Raises:
         InputError: a field of config.json or of the model card cannot be used.

@@ -1,10 +1,9 @@
 """A model's config.json, checked once, and the hyper-parameters that llama.cpp reads from a GGUF header.
 
-In: the parsed config.json, in transformers 4's or 5's spelling, and one architecture's defaults and old
-names. Out: `ModelConfig` (typed access with errors that name the field), `dimensions` (the sizes that tensor
-shapes are written in) and `Hyperparameter` tables that become `KeyValue`s. Keys and types follow gguf-py's
-`Keys` and `GGUFWriter`; defaults are those of transformers' config classes, which a short config.json relies
-on.
+`ModelConfig` reads transformers 4's and 5's spelling through one architecture's defaults and old names, with
+errors that name the field. `dimensions` gives the sizes that tensor shapes are written in. Keys and types of
+`Hyperparameter` follow gguf-py's `Keys` and `GGUFWriter`; defaults are those of transformers' config classes,
+which a short config.json relies on.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class ModelConfig:
 
     Attributes:
         raw: the parsed file.
-        defaults: canonical field -> value, or a function of this config, used where the file has no such
+        defaults: canonical field -> value, or a function of this config, used if the file has no such
             field.
         aliases: canonical field -> the name this family uses (GPT-2's "n_embd" for "hidden_size").
     """
@@ -50,7 +49,7 @@ class ModelConfig:
         return default(self) if callable(default) else default
 
     def spelled(self, field: str) -> str:
-        """The name under which the file has a field: the family's or the newer one where it is there."""
+        """The name under which the file has a field: the family's or the newer one if it is there."""
         alias = self.aliases.get(field, RENAMED.get(field, field))
         return alias if alias in self.raw else field
 
@@ -88,7 +87,7 @@ class ModelConfig:
         return InputError(
             f"{name} is {got_text}, expected {expected}",
             at=f"config.json: {name}",
-            fix="take config.json from the model's original folder",
+            fix="download the model's own config.json",
         )
 
 
@@ -182,8 +181,8 @@ class Hyperparameter:
         key: without the architecture, e.g. "context_length" for "llama.context_length"; "general.…" stands
             alone.
         type: the GGUF value type.
-        value: a config field, or a function of the config; where it gives None there is no entry.
-        subtype: the element type where `type` is ARRAY.
+        value: a config field, or a function of the config; if it gives None there is no entry.
+        subtype: the element type if `type` is ARRAY.
     """
 
     key: str
@@ -192,7 +191,7 @@ class Hyperparameter:
     subtype: GGUFValueType | None = None
 
     def read(self, config: ModelConfig, arch: str) -> KeyValue | None:
-        """The entry for a model, or None where it has none."""
+        """The entry for a model, or None if it has none."""
         value = self.value(config) if callable(self.value) else config.get(self.value)
         if value is None:
             return None

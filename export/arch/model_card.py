@@ -1,8 +1,8 @@
 """The header's general.* entries: what a model is called, how large it is, under which licence it stands.
 
-In: the base's folder (its name, config.json, README.md with a model card, generation_config.json) and the
-tensors. Out: `KeyValue`s. The guessing is gguf-py's own `Metadata`, which llama.cpp's converter uses, so that
-names agree (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#general-metadata).
+They come from the base's folder: its name, config.json, the model card in README.md, generation_config.json.
+gguf-py's own `Metadata` does the guessing, as in llama.cpp's converter, so that names agree
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#general-metadata).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def general_metadata(
     Args:
         folder: the base.
         tensors: all tensors of the file.
-        name: general.name, where it is not to be guessed from the folder, or from the hub's id of a snapshot.
+        name: general.name, if it is not to be guessed from the folder, or from the hub's id of a snapshot.
 
     Raises:
         InputError: the model card or generation_config.json holds a value of the wrong kind.
@@ -65,7 +65,7 @@ def general_metadata(
 
 @contextlib.contextmanager
 def _called_by_its_name(folder: Path) -> Iterator[Path]:
-    """A path to the folder whose last part is the model's name, which gguf-py's guesses go by.
+    """A path to the folder whose last part is the model's name, from which gguf-py guesses.
 
     A snapshot in the hub's cache is called by its commit: models--ORG--NAME/snapshots/COMMIT. While this
     lasts, a link has the name that the hub knows it by.

@@ -1,8 +1,8 @@
-"""What the GGUF of a model's text part leaves out: the base's other parts, and what an adapter does there.
+"""What a GGUF leaves out of a model, as sentences for the report.
 
-In: the tensors that the architecture table skips, and those that the adapters change. Out: sentences for the
-report, or an error where nothing of an adapter would be left. llama.cpp keeps an image encoder in a file of
-its own (mmproj), so a text GGUF answers texts exactly as the whole model does, and sees no images.
+That is what llama.cpp does not compute, a model's other parts than text, and what an adapter changes there.
+llama.cpp keeps an image encoder in a file of its own (mmproj), so a text GGUF answers texts exactly as the
+whole model does, and sees no images.
 """
 
 from __future__ import annotations

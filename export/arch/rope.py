@@ -1,8 +1,8 @@
 """Rotary position embeddings: what config.json says, what the header says, and the factor tensors.
 
-In: a `ModelConfig` in either spelling: transformers 4 has `rope_theta` beside `rope_scaling` (with `type` or
-`rope_type`), transformers 5 has one `rope_parameters`, which for Gemma 3 holds one entry for each kind of
-layer. Out: entries of the header and the values of `rope_freqs.weight` or `rope_factors_*.weight`.
+transformers 4 has `rope_theta` beside `rope_scaling` (with `type` or `rope_type`); transformers 5 has one
+`rope_parameters`, which for Gemma 3 holds one entry for each kind of layer. The factor tensors are
+`rope_freqs.weight` and `rope_factors_*.weight`.
 
 Formulas: transformers' `modeling_rope_utils` (llama3, longrope) and llama.cpp's `ggml_rope_ext`, which
 divides each frequency by its factor.
@@ -23,7 +23,7 @@ from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f3
 # Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
 SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
 PLAIN_KINDS = ("default", "llama3", "dynamic")
-# Parameters that must be numbers above 0 where they are given.
+# Parameters that must be numbers above 0 if they are given.
 NUMBERS = (
     "attention_factor",
     "attn_factor",
@@ -46,7 +46,7 @@ class Rope:
 
     Attributes:
         full: of all layers, or of those with full attention.
-        sliding: of the layers with a sliding window, where they differ.
+        sliding: of the layers with a sliding window, if they differ.
     """
 
     full: Mapping[str, Any]
@@ -54,7 +54,7 @@ class Rope:
 
     @property
     def kind(self) -> str:
-        """The kind of scaling in lower case; "default" where there is none."""
+        """The kind of scaling in lower case; "default" if there is none."""
         return str(self.full.get("rope_type") or "default").lower()
 
 
@@ -110,7 +110,7 @@ def rotary_dim(config: ModelConfig) -> int:
 
 
 def scaling_name(config: ModelConfig) -> str | None:
-    """The header's name of the scaling, where it has one."""
+    """The header's name of the scaling, if it has one."""
     return SCALING_NAMES.get(read_rope(config).kind)
 
 
@@ -124,7 +124,7 @@ def _scaled(name: str, *kinds: str) -> Any:
 
 
 def _original_context(config: ModelConfig) -> int | None:
-    """YaRN's context before scaling; transformers takes the model's own where it is not given."""
+    """YaRN's context before scaling; transformers takes the model's own if it is not given."""
     if scaling_name(config) != "yarn":
         return None
     given = read_rope(config).full.get("original_max_position_embeddings")
@@ -145,7 +145,7 @@ def _yarn_magnitude(stretch: float, weight: float = 1.0) -> float:
 
 
 def _yarn_correction(config: ModelConfig) -> float | None:
-    """What llama.cpp must multiply its own YaRN magnitude by; None where it is right by itself.
+    """What llama.cpp must multiply its own YaRN magnitude by; None if it is right by itself.
 
     llama.cpp reads none of the yarn_* entries in these architectures' graphs and always takes the paper's
     magnitude, but multiplies it by rope.scaling.attn_factor.
@@ -218,7 +218,7 @@ def longrope_factors(config: ModelConfig) -> dict[str, tuple[float, ...]]:
     """Phi's factors for prompts beyond and within the original context.
 
     Returns:
-        {"rope_factors_long.weight": …, "rope_factors_short.weight": …}, or nothing where there are none.
+        {"rope_factors_long.weight": …, "rope_factors_short.weight": …}, or nothing if there are none.
 
     Raises:
         InputError: the lists are incomplete or of the wrong length.

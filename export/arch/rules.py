@@ -1,8 +1,8 @@
 """The words in which `arch.table` describes an architecture, and the rules that several of them share.
 
-In: nothing. Out: `TensorRule` (which Hugging Face tensor becomes which GGUF tensor), `Condition` (what
-llama.cpp computes without reading it from the file, so that the config must agree), `Architecture` (one row
-of the table). Names of GGUF tensors are those of gguf-py's TENSOR_NAMES; shapes are spelled with the names of
+A `TensorRule` says which Hugging Face tensor becomes which GGUF tensor. A `Condition` says what llama.cpp
+computes without reading it from the file, so that the config must agree. An `Architecture` is one row of the
+table. Names of GGUF tensors are those of gguf-py's TENSOR_NAMES; shapes are spelled with the names of
 `hyperparameters.dimensions`, rows first.
 """
 
@@ -34,14 +34,14 @@ class TensorRule:
         name: the GGUF name; "{layer}" stands for each layer's number.
         source: the Hugging Face name; "{expert}" stands for each expert, whose tensors are stacked.
         shape: the source's shape, in names of sizes.
-        becomes: the GGUF tensor's shape where it is not the source's (stacked and transposed ones need none).
+        becomes: the GGUF tensor's shape if it is not the source's (stacked and transposed ones need none).
         rows: (start, stop) ranges of the source's rows that are taken; None takes all.
         op: key in `gguf.rows.ROW_OPS`.
         group: the size that blocks of rows are multiples of; it is the op's parameter too.
         transpose: the source is stored transposed.
         when: a config switch without which the rule does not count, or "not SWITCH".
         unless: a config switch with which the source may be absent.
-        instead: the source to take where `unless` is on and the source is absent, for a tensor that llama.cpp
+        instead: the source to take if `unless` is on and the source is absent, for a tensor that llama.cpp
             insists on.
     """
 
@@ -133,7 +133,7 @@ def layer(name: str, source: str, *shape: str, **rest: Any) -> TensorRule:
 
 
 def with_bias(rule: TensorRule, when: str | None = None, **changes: Any) -> tuple[TensorRule, TensorRule]:
-    """A linear layer's weight and its bias, the latter under a config switch where one is given."""
+    """A linear layer's weight and its bias, the latter under a config switch if one is given."""
     name, source = (text.removesuffix("weight") + "bias" for text in (rule.name, rule.source))
     bias = replace(rule, name=name, source=source, shape=rule.shape[:1], when=when, **changes)
     return rule, bias
@@ -222,7 +222,7 @@ EXPERTS = (
     u32("expert_count", "num_experts"),
     u32("expert_used_count", "num_experts_per_tok"),
 )
-# The width of a head, where the config gives it or has a default.
+# The width of a head, if the config gives it or has a default.
 HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "head_dim"))
 COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
 VOCABULARY = u32("vocab_size", "vocab_size")

@@ -1,9 +1,8 @@
 """The table: one row for each Hugging Face architecture that becomes GGUF.
 
-In: nothing. Out: `ARCHITECTURES`. Facts are from transformers' modelling code and config classes (names,
-shapes, defaults), and from llama.cpp's loader, graphs and converter (names, header entries, what is fixed in
-the graph). A new architecture is a new row; what it shares with others is in `arch_rules`, families of one
-maker that need more than a row have a module of their own.
+A new architecture is a new row in its maker's module in `arch.families`; what it shares with others is in
+`arch.rules`. Facts are from transformers' modelling code and config classes (names, shapes, defaults), and
+from llama.cpp's loader, graphs and converter (names, header entries, what is fixed in the graph).
 """
 
 from __future__ import annotations

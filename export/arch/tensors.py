@@ -1,7 +1,7 @@
 """The tensors of a GGUF file, each made of which rows of which Hugging Face tensors, by the table's rules.
 
-In: config.json, and names and shapes of tensors. Out: `MappedTensor`s in the order in which llama.cpp's
-converter writes them, or an error that names what is missing, too many, or of another shape.
+They stand in the order in which llama.cpp's converter writes them. A tensor that is missing, too many, or of
+another shape is an error that names it. Only names and shapes are looked at, no weight is read.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: i
         raise InputError(
             f"num_hidden_layers {sizes['layers']} asks for {wanted} tensors, the files hold {held}",
             at="config.json: num_hidden_layers",
-            fix="use the config.json that belongs to these weights",
+            fix="download the config.json that belongs to these weights",
         )
 
 
@@ -139,7 +139,7 @@ def _check(config: ModelConfig, row: Architecture) -> None:
         raise InputError(
             f"the weights are quantized already ({method})",
             at="config.json: quantization_config",
-            fix="take the model it was quantized from, in 16 or 32 bit",
+            fix="choose the model it was quantized from, in 16 or 32 bit",
         )
     for rule in row.required:
         if not rule.holds(config):
@@ -156,7 +156,7 @@ def _canonical(name: str, row: Architecture) -> str:
 
 
 def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, ...]:
-    """The variant whose tensors are present; the first where none is, so that its tensors are named."""
+    """The variant whose tensors are present; the first if none is, so that its tensors are named."""
     for rules in row.variants:
         if any(rule.source.format(layer=0, expert=0) in actual for rule in rules):
             return rules
@@ -179,7 +179,7 @@ def _file_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
 def _wanted(
     rule: TensorRule, layer: int, sizes: Mapping[str, int], actual: Mapping[str, str], config: ModelConfig
 ) -> list[str]:
-    """The canonical names of the sources to take; none where the tensor may be and is absent."""
+    """The canonical names of the sources to take; none if the tensor may be and is absent."""
     sources = _sources(rule, layer, sizes)
     if rule.unless is None or not config.flag(rule.unless) or sources[0] in actual:
         return sources
@@ -187,7 +187,7 @@ def _wanted(
 
 
 def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
-    """The canonical names of a rule's sources, one for each expert where there are experts."""
+    """The canonical names of a rule's sources, one for each expert if there are experts."""
     experts = range(sizes.get("experts", 0)) if "{expert}" in rule.source else (0,)
     return [rule.source.format(layer=layer, expert=expert) for expert in experts]
 
@@ -217,7 +217,7 @@ def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -
         raise InputError(
             f"tensor {info.name} has shape {info.shape}, expected {expected} ({meaning} by config.json)",
             at=info.file,
-            fix="use the config.json that belongs to these weights",
+            fix="download the config.json that belongs to these weights",
         )
 
 

@@ -1,8 +1,7 @@
 """The sha256 of a file while several threads write it, so that it need not be read again afterwards.
 
-In: where the parts stand that have just been written, from any thread and in any order. Out: the digest. A
-digest goes through a file from its beginning; a part that comes early waits in memory while there is little
-of that, else it is read back from the file when its turn comes.
+Parts may come from any thread and in any order, but a digest goes through a file from its beginning. A part
+that comes early waits in memory; if too much is waiting, it is read back from the file when its turn comes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class RunningChecksum:
             if self._busy:
                 return
             self._busy = True
-        # One thread at a time digests, outside the lock: hashlib lets go of the GIL.
+        # One thread at a time digests, outside the lock: hashlib releases the GIL.
         while (part := self._next()) is not None:
             if isinstance(part, int):
                 self._read(self._reached - part, part)

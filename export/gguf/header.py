@@ -1,7 +1,7 @@
 """The bytes in front of a GGUF file's tensors.
 
-In: metadata entries and the tensors' names, shapes and types. Out: the header as bytes, with every offset in
-it, before one weight has been read; that is why the plan can know the exact size of the output.
+They are made before one weight has been read, with every offset in them; that is why a plan knows the exact
+size of the output.
 
 Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little endian:
 
@@ -77,7 +77,7 @@ class GgufFile:
         header: everything before the tensors' data.
         tensors: types and offsets; offsets count from the header's end.
         first: False for the further files of a split model.
-        joined: what the whole file is called where this is a part of it, else None.
+        joined: what the whole file is called if this is a part of it, else None.
     """
 
     name: str

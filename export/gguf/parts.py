@@ -1,8 +1,8 @@
-"""What one tensor of a GGUF file is made of: which rows of which Hugging Face tensors, and what befalls them.
+"""What one tensor of a GGUF file is made of: rows of Hugging Face tensors, and how they are changed.
 
-In: nothing; these are the words in which `arch.map_tensors` describes a conversion to the plan, the writer
-and the proof. Out: `RowRange` and `MappedTensor`. Shapes are numpy's (rows first, columns last); GGUF stores
-them reversed (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+In these words `arch.map_tensors` describes a conversion to the plan, the writer and the proof. Shapes are
+numpy's (rows first, columns last); GGUF stores them reversed
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
 from __future__ import annotations

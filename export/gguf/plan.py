@@ -1,7 +1,7 @@
 """What an export will do, known from headers alone: tensors, types, offsets, sizes, memory, disk, time.
 
-In: the opened inputs and the config. Out: an `ExportPlan` that the writer carries out as it stands. Wrong
-names, shapes that do not fit, and a disk that is too small are found here, before the first byte.
+The writer carries the plan out as it is. Names and sizes that cannot work are found here, before the first
+byte is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
 # Python, numpy, numba with LLVM (110 MB of it, two thirds a mapped file): measured, see docs/benchmarks.md.
 PROCESS_BYTES = 150_000_000
 # Million weights per second on one thread of a Zen 4 machine, reading and folding included (see docs/log.md).
-# Only the time estimate goes by them.
+# Only the time estimate uses them.
 SPEED = {
     "F32": 250.0,
     "F16": 200.0,

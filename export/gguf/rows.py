@@ -1,8 +1,7 @@
 """What a conversion does to rows of weights, and how a block of a GGUF tensor's rows is read.
 
-In: a `TensorSource` (a checkpoint, or a fold over one) and a `MappedTensor`. Out: float32 blocks (rows, cols)
-in the order in which llama.cpp expects them, ready to be quantized. No op looks outside its block, so tensors
-stream.
+Blocks are float32 (rows, cols), in the order in which llama.cpp expects them, ready to be quantized. No
+operation looks outside its block, so tensors are never held as a whole.
 
 Rope: Hugging Face keeps the two halves of a rotated pair head_dim/2 apart ("rotate half"), llama.cpp's llama
 graph wants them adjacent (ggml's GGML_ROPE_TYPE_NORMAL). Within each head, row i of the first half and row i
@@ -62,7 +61,7 @@ def l2_normalize(block: Block, eps: int | float | None) -> Block:
 
     Args:
         block: rows of an output head, (rows, cols).
-        eps: the smallest norm that is divided by; 1e-12 where None.
+        eps: the smallest norm that is divided by; 1e-12 if None.
     """
     norms = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1, keepdims=True))
     unit: Block = (block / np.maximum(norms, 1e-12 if eps is None else eps)).astype(np.float32)
@@ -127,7 +126,7 @@ def column_weights(
         row: a row of the block; in a stack of experts the block lies within one.
 
     Returns:
-        float32 (cols,), or None where the tensor has none.
+        float32 (cols,), or None if the tensor has none.
     """
     found = (weights or {}).get(tensor.name)
     if found is None or found.ndim == 1:

@@ -1,8 +1,7 @@
 """A GGUF in several files, none larger than a limit, as llama.cpp's llama-gguf-split cuts one.
 
-In: the tensors with their types, the whole model's metadata, the limit. Out: the tensors of each file, and
-the keys that tell llama.cpp where the others are. The first file holds all metadata, the vocabulary included;
-a tensor is never cut. Sizes are those of finished files: headers and padding count.
+The first file holds all metadata, the vocabulary included; the others hold the keys by which llama.cpp finds
+them. A tensor is never cut. The limit is for finished files: headers and padding count.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Carries out a plan: read a block of rows, fold, permute, quantize into each output, write it at its offset.
+"""Carries out a plan: read a block of rows, fold, permute, quantize for each file, write it at its offset.
 
-In: the planned files and the source of their rows. Out: the files, and their sha256. Blocks are rows, so the
-memory in use does not depend on the model's size; a few threads take blocks from one list, and since every
-block goes to an offset that the plan knows, the bytes do not depend on which thread took it.
+Blocks are rows, so memory does not grow with the model. A few threads take blocks from one list; the plan
+knows each block's offset, so the bytes do not depend on which thread took it.
 """
 
 from __future__ import annotations

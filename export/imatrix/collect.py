@@ -1,8 +1,7 @@
 """Collect an importance matrix from a Hugging Face model: what llama-imatrix does, without a GGUF.
 
-Comes in: a torch model (plain or wrapped by PEFT), the mapping of its tensors to GGUF, token sequences. Goes
-out: an `Imatrix`, the sums of squared inputs at every linear layer of the blocks. The permutation of q and k
-rows does not matter here, since columns are inputs. Needs torch, that is the [train] extra.
+It holds the sums of squared inputs at every linear layer of the blocks. The permutation of q and k rows does
+not matter here, since columns are inputs. Needs torch, that is the [train] extra.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class _Sums:
         self.counts[expert] += len(flat)
 
     def entry(self) -> ImatrixEntry | None:
-        """The sums as they are stored; None where the layer was never called."""
+        """The sums as they are stored; None if the layer was never called."""
         if self.values is None:
             return None
         sums = self.values.numpy().astype(np.float32).reshape(-1)
@@ -91,7 +90,7 @@ def collect(
     texts = [ids for ids in sequences if len(ids)]
     if not texts:
         raise InputError(
-            "no text to collect an importance matrix from", at="--imatrix-data", fix="give some texts"
+            "no text to collect an importance matrix from", at="--imatrix-data", fix="pass some texts"
         )
     done, total = 0, sum(map(len, texts))
     progress("importance matrix (tokens)", done, total)

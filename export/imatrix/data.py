@@ -38,7 +38,7 @@ def check_can_collect(inputs: Inputs, data: Path) -> None:
         raise InputError(
             f"no importance matrix can be collected here: {reason}",
             at="--imatrix-data",
-            fix="collect one elsewhere (llama-imatrix on an F16 export), and give it with --imatrix",
+            fix="collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix",
         )
 
 
@@ -72,7 +72,7 @@ def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:
             found += 1
             yield ids[start : start + CHUNK_TOKENS]
     if not found:
-        raise InputError("there is no text in it", at=data, fix="give plain text, or chats as JSON lines")
+        raise InputError("there is no text in it", at=data, fix="pass plain text, or chats as JSON lines")
 
 
 def _texts(inputs: Inputs, data: Path) -> Iterator[list[int]]:

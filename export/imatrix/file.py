@@ -1,9 +1,8 @@
 """Importance matrices: how much each column of a weight matrix matters, as llama.cpp stores it.
 
 For every linear layer the file holds the sum over tokens of the squared inputs, one value for each column,
-and the number of tokens; their quotient weighs the columns' errors in quantization. Comes in: a file of
-llama.cpp's `llama-imatrix`, its GGUF format or the older one. Goes out: weights by GGUF tensor name, in the
-shape in which `ggml_quantize_chunk` takes them; and such a GGUF written again.
+and the number of tokens; their quotient weighs the columns' errors in quantization. Read are both formats of
+llama.cpp's `llama-imatrix`, GGUF and the older one; written is GGUF.
 Specification: llama.cpp, tools/imatrix and https://github.com/ggml-org/llama.cpp/pull/9400.
 
     GGUF : general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
@@ -32,7 +31,7 @@ from lorafold.gguf_file.header import GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-_FETCH = "make it again with llama-imatrix"
+_AGAIN = "make it again with llama-imatrix"
 # llama.cpp looks these up or quantizes them without weights; an entry of another size is no mistake there.
 _FREE_NAMES = frozenset({"token_embd.weight", "per_layer_token_embd.weight"})
 _MAX_LEGACY_ENTRIES = 1_000_000
@@ -53,7 +52,7 @@ class ImatrixEntry:
     counts: NDArray[np.float32]
 
     def weights(self) -> NDArray[np.float32]:
-        """Mean squared inputs (values,) float32; 1 where no token came by."""
+        """Mean squared inputs (values,) float32; 1 if no token came by."""
         share = self.sums.reshape(len(self.counts), -1)
         counted = self.counts[:, None]
         means = np.divide(share, counted, out=np.ones_like(share), where=counted > 0)
@@ -100,7 +99,7 @@ class Imatrix:
                 raise InputError(
                     f"the importance matrix has {got} values for {name}, expected {matrices * cols}",
                     at="--imatrix",
-                    fix="use one that was made from this model",
+                    fix="choose one that was made from this model",
                 )
             weights = entry.weights()
             found[name] = weights if len(shape) == 2 else weights.reshape(matrices, cols)
@@ -108,7 +107,7 @@ class Imatrix:
             raise InputError(
                 f"none of the importance matrix's {len(self.entries)} entries is a tensor of this model",
                 at="--imatrix",
-                fix="use one that was made from this model",
+                fix="choose one that was made from this model",
             )
         return found
 
@@ -132,7 +131,7 @@ def read_imatrix(path: Path) -> Imatrix:
                 raise NumericError(
                     "NaN, infinite or negative values in an importance matrix",
                     at=f"{path}: {name}",
-                    fix=_FETCH,
+                    fix=_AGAIN,
                 )
     return imatrix
 
@@ -166,13 +165,13 @@ def _read_gguf(path: Path) -> Imatrix:
     kind = header.text("general.type")
     if kind != "imatrix":
         raise InputError(
-            f"a GGUF of general.type {kind!r}, expected 'imatrix'", at=path, fix="give llama-imatrix's output"
+            f"a GGUF of general.type {kind!r}, expected 'imatrix'", at=path, fix="pass llama-imatrix's output"
         )
     names = {suffix: _names(header, suffix) for suffix in (SUMS, COUNTS)}
     if lonely := sorted(names[SUMS] ^ names[COUNTS]):
-        raise InputError(f"{lonely[0]} has only one of {SUMS[1:]} and {COUNTS[1:]}", at=path, fix=_FETCH)
+        raise InputError(f"{lonely[0]} has only one of {SUMS[1:]} and {COUNTS[1:]}", at=path, fix=_AGAIN)
     if not names[SUMS]:
-        raise InputError("an importance matrix without entries", at=path, fix=_FETCH)
+        raise InputError("an importance matrix without entries", at=path, fix=_AGAIN)
     entries = {}
     for name in sorted(names[SUMS]):
         sums, counts = (_values(header, header.tensors[name + suffix]) for suffix in (SUMS, COUNTS))
@@ -180,7 +179,7 @@ def _read_gguf(path: Path) -> Imatrix:
             raise InputError(
                 f"{name} has {sums.size} sums for {counts.size} counts, which do not divide them",
                 at=path,
-                fix=_FETCH,
+                fix=_AGAIN,
             )
         entries[name] = ImatrixEntry(sums, counts)
     datasets = header.metadata.get("imatrix.datasets")
@@ -198,7 +197,7 @@ def _names(header: GgufHeader, suffix: str) -> set[str]:
 
 def _values(header: GgufHeader, tensor: GgufTensor) -> NDArray[np.float32]:
     if tensor.type_name != "F32":
-        raise InputError(f"{tensor.name} is {tensor.type_name}, expected F32", at=header.path, fix=_FETCH)
+        raise InputError(f"{tensor.name} is {tensor.type_name}, expected F32", at=header.path, fix=_AGAIN)
     return np.fromfile(header.path, "<f4", tensor.nbytes // 4, offset=tensor.offset).astype(np.float32)
 
 
@@ -216,7 +215,7 @@ def _read_legacy(path: Path) -> Imatrix:
             raise InputError(
                 f"not an importance matrix: {what} takes {count} bytes at {at}, but the file has {len(data)}",
                 at=path,
-                fix=_FETCH,
+                fix=_AGAIN,
             )
         at += count
         return data[at - count : at]
@@ -225,7 +224,7 @@ def _read_legacy(path: Path) -> Imatrix:
         (value,) = struct.unpack("<i", take(4, what))
         if not 0 <= value <= limit:
             raise InputError(
-                f"not an importance matrix: {what} is {value}, expected 0 to {limit}", at=path, fix=_FETCH
+                f"not an importance matrix: {what} is {value}, expected 0 to {limit}", at=path, fix=_AGAIN
             )
         return int(value)
 
@@ -237,10 +236,10 @@ def _read_legacy(path: Path) -> Imatrix:
         sums = np.frombuffer(take(4 * count, f"the values of {name}"), "<f4").astype(np.float32)
         if not count or name in entries:
             problem = "has no values" if not count else "occurs twice"
-            raise InputError(f"{name} {problem}", at=path, fix=_FETCH)
+            raise InputError(f"{name} {problem}", at=path, fix=_AGAIN)
         entries[name] = ImatrixEntry(sums, np.array([calls or 1], np.float32))
     if not entries:
-        raise InputError("an importance matrix without entries", at=path, fix=_FETCH)
+        raise InputError("an importance matrix without entries", at=path, fix=_AGAIN)
     if at == len(data):  # the oldest files end here
         return Imatrix(entries)
     chunks = number("the number of chunks", 2**31 - 1)

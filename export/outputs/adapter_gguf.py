@@ -1,7 +1,6 @@
 """An adapter alone as GGUF, for llama.cpp's `--lora` and Ollama's ADAPTER.
 
-Comes in: a fold, of which only the low-rank products are used, and the mapping of the base's tensors to GGUF.
-Goes out: a file with a pair NAME.lora_a, NAME.lora_b for each weight that changes. llama.cpp computes
+The file holds a pair NAME.lora_a, NAME.lora_b for each weight that changes. llama.cpp computes
 
     W x + (alpha / rank) · lora_b (lora_a x)        rank: columns of this weight's lora_b
 
@@ -25,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
-from numpy.typing import NDArray
+from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, NumericError
@@ -35,21 +33,20 @@ from lorafold.export.fold.changes import AddLowRank
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.rows import ROW_OPS
+from lorafold.export.gguf.rows import ROW_OPS, Block
 from lorafold.export.quant import ggml
 
-Block = NDArray[np.float32]
 Products = Mapping[str, Sequence[AddLowRank]]  # by Hugging Face name
 
-FOLD_IT = "fold it in instead: `--format gguf`"
+FOLD_IT = "choose `--format gguf`, which folds it in"
 
 # Operations that only move rows: lora_b goes through them like the weight. Others are not linear.
 _MOVES_ROWS = frozenset({"interleave_rows"})
 
-FILE_TYPES = {
-    GGMLQuantizationType.F32: 0,
-    GGMLQuantizationType.F16: 1,
-    GGMLQuantizationType.BF16: 32,
+_FILE_TYPES = {
+    GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
+    GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
+    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
 }
 
 
@@ -171,7 +168,7 @@ def _encode(typed: TypedTensor, values: Block) -> bytes:
         raise NumericError(
             f"a value of {largest:g} cannot be written as {typed.type.name}",
             at=typed.tensor.name,
-            fix="use --dtype f32" if math.isfinite(largest) else "train the adapter again",
+            fix="pass --dtype f32" if math.isfinite(largest) else "train the adapter again",
         )
     return ggml.quantize(rows, typed.type, None).tobytes()
 
@@ -220,7 +217,7 @@ def plan_adapter_gguf(
         KeyValue("adapter.type", "lora", GGUFValueType.STRING),
         KeyValue("general.name", name, GGUFValueType.STRING),
         KeyValue("adapter.lora.alpha", alpha, GGUFValueType.FLOAT32),
-        KeyValue("general.file_type", FILE_TYPES[type], GGUFValueType.UINT32),
+        KeyValue("general.file_type", _FILE_TYPES[type], GGUFValueType.UINT32),
         KeyValue("general.quantization_version", 2, GGUFValueType.UINT32),
     ]
     header = encode_header(metadata, typed)
@@ -266,7 +263,7 @@ def _check_places(products: Products, tensors: Sequence[MappedTensor], at: str |
 
 
 def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
-    """The terms of a tensor, or None where nothing changes it."""
+    """The terms of a tensor, or None if nothing changes it."""
     if not any(products.get(piece.source) for piece in tensor.sources):
         return None
     height = tensor.shape[-2]

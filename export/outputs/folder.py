@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from lorafold.export.gguf.plan import PROCESS_BYTES, SPEED, estimated_seconds, e
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.merged_folder import (
     BYTES_IN_FLIGHT,
+    FolderPlan,
     block_weights,
-    plan_shards,
+    plan_merged_folder,
     write_merged_folder,
 )
+from lorafold.export.outputs.side_files import find_side_files, folder_notes
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
 from lorafold.export.workers import Written
@@ -33,24 +36,32 @@ FLOOR = {"F16": 2.0**-25}
 SUM = 1e-7  # of the row's largest weight: a fold's float32 sum of large terms that cancel
 
 
+@dataclass(frozen=True, slots=True)
 class FolderOutput:
-    """A planned merged folder; an `Output`."""
+    """A planned merged folder; an `Output`.
 
-    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
-        self._inputs, self._config = inputs, config
-        self._shards = plan_shards(inputs.source, config.dtype, config.shard_max_size)
-        self.notes = list(inputs.notes)
+    Attributes:
+        inputs: what it is made from.
+        config: how.
+        plan: its files.
+        notes: what the user should know.
+    """
+
+    inputs: Inputs
+    config: ExportConfig
+    plan: FolderPlan
+    notes: tuple[str, ...]
 
     @property
     def size(self) -> int:
         """Bytes of the weights' files."""
-        return sum(shard.size for shard in self._shards)
+        return self.plan.size
 
     def describe(self) -> list[tuple[str, str]]:
         """Files with sizes, memory, time."""
-        config = self._config
+        config = self.config
         lines = [
-            (shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self._shards
+            (shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self.plan.shards
         ]
         in_flight = block_weights(config.max_memory, config.workers) * BYTES_IN_FLIGHT * config.workers
         weights = [
@@ -66,26 +77,21 @@ class FolderOutput:
             PlannedTensor(
                 shard.name, info.name, info.shape, info.dtype, info.nbytes, info.offset, "the folder"
             )
-            for shard in self._shards
+            for shard in self.plan.shards
             for info in shard.tensors
         ]
 
     def write(self, folder: Path, progress: Progress) -> Written:
         """Write the folder."""
-        template = self._inputs.template
-        made = write_merged_folder(
-            self._inputs.source,
-            self._inputs.base.folder,
+        work = write_merged_folder(
+            self.plan,
+            self.inputs.source,
             folder,
-            self._config.dtype,
-            self._config.shard_max_size,
-            progress,
-            self._config.workers,
-            max_memory=self._config.max_memory,
-            tokenizer_folder=self._inputs.tokenizer,
-            chat_template=None if template is None else ChatTemplate.chosen(template).source,
+            threads=self.config.workers,
+            max_memory=self.config.max_memory,
+            progress=progress,
         )
-        return Written({}, dict(made.work))
+        return Written({}, work)
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat with the folder."""
@@ -93,7 +99,7 @@ class FolderOutput:
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Sampled rows of every tensor, read back, against the fold in float64."""
-        written, source = Checkpoint.open(folder), self._inputs.source
+        written, source = Checkpoint.open(folder), self.inputs.source
         if (missing := source.tensors.keys() ^ written.tensors.keys()) != set():
             return [Check("tensors", "failed", f"not in both: {', '.join(sorted(missing)[:8])}")]
         random = np.random.default_rng(0)
@@ -121,10 +127,35 @@ class FolderOutput:
             exact: the weights.
             kind: the type they are written in.
         """
-        size, adapters = np.abs(exact), len(self._inputs.adapters)
+        size, adapters = np.abs(exact), len(self.inputs.adapters)
         allowed = (STEP.get(kind, 2.0**-8) + 2.0**-22) * size + FLOOR.get(kind, 0.0)
-        if self._config.rounding == "peft":  # each adapter's sum was rounded to the base's 16-bit type
+        if self.config.rounding == "peft":  # each adapter's sum was rounded to the base's 16-bit type
             # What several add may cancel: a sum on the way was larger than the weight it came to.
             passed = size if adapters < 2 else size + 2 * np.sqrt(np.mean(np.square(exact)))
             allowed += adapters * (STEP["BF16"] * passed + FLOOR["F16"])
         return np.asarray(allowed + SUM * size.max(initial=0))
+
+
+def plan_folder_output(inputs: Inputs, config: ExportConfig) -> FolderOutput:
+    """Plan a merged folder.
+
+    Raises:
+        InputError: a chat template that cannot be read.
+    """
+    template = None if inputs.template is None else ChatTemplate.chosen(inputs.template).source
+    side_files = find_side_files(
+        inputs.base.folder,
+        prompt=inputs.prompt,
+        tokenizer=inputs.tokenizer,
+        adapters=[adapter.folder for adapter, _ in inputs.adapters],
+        template=template,
+    )
+    plan = plan_merged_folder(
+        inputs.source,
+        inputs.base.folder,
+        side_files,
+        dtype=config.dtype,
+        shard_bytes=config.shard_max_size,
+    )
+    kept = [*plan.copied, *plan.written]
+    return FolderOutput(inputs, config, plan, (*inputs.notes, *folder_notes(inputs, kept)))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lorafold.artifacts import write_atomic
+from lorafold.chat.sources import TemplateSource, folder_source
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.export import arch
-from lorafold.export.arch.omissions import describe_omissions
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile, TypedTensor
-from lorafold.export.gguf.plan import describe
+from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.plan import ExportPlan, describe
 from lorafold.export.gguf.writer import write_gguf_files
 from lorafold.export.imatrix.collect import collected_names
 from lorafold.export.imatrix.data import check_can_collect, collect_importance
@@ -21,7 +26,9 @@ from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.parser import parse as parse_modelfile
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
+from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
+from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
@@ -29,44 +36,42 @@ from lorafold.export.proof.logits import WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
 from lorafold.export.vocab.probe import probe_texts
+from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
 from lorafold.gguf_file.tokens import read_gguf_tokens
 from lorafold.progress import Progress
+
+Importance = Mapping[str, NDArray[np.float32]]
 
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""
 
 
+@dataclass(frozen=True, slots=True)
 class GgufOutput:
-    """Planned GGUF files; an `Output`."""
+    """Planned GGUF files; an `Output`.
 
-    def __init__(self, inputs: Inputs, config: ExportConfig) -> None:
-        self._inputs, self._config = inputs, config
-        self._tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
-        shapes = [(tensor.name, tensor.shape) for tensor in self._tensors]
-        self._imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
-        weighted: Collection[str] | None = self._imatrix
-        if config.imatrix_data is not None:
-            check_can_collect(inputs, config.imatrix_data)
-            weighted = collected_names(self._tensors)
-        self._prompt = _plan_prompt(inputs, config)
-        # Read before anything is written: a file that cannot be read must not end an hour's work.
-        folders = [adapter.folder for adapter, _ in inputs.adapters]
-        self._chats = proof_chats(config.chats, folders) if config.verify else []
-        self.plan, self._vocab = plan_gguf_models(inputs, config, _metadata(self._prompt, inputs), weighted)
-        prompt_notes = self._prompt.notes if self._prompt else ("no Modelfile: --no-modelfile",)
-        source = inputs.source
-        folder = inputs.adapters[0][0].folder if inputs.adapters else None
-        left_out = describe_omissions(inputs.config, source.tensors, source.touched, folder)
-        split = [note for file in self._models() if self._prompt for note in _how_to_join(file)]
-        self.notes = [
-            *inputs.notes,
-            *arch.caveats(inputs.config),
-            *left_out,
-            *self._vocab.notes,
-            *prompt_notes,
-            *split,
-        ]
+    Attributes:
+        inputs: what they are made from.
+        config: how.
+        mapped: what each GGUF tensor is made of.
+        plan: the files.
+        vocab: what is known of the vocabulary, without its tokens.
+        prompt: the Modelfile's plan, or None for a model that does not chat.
+        imatrix: importance weights by GGUF tensor name, if `--imatrix` gives them.
+        chats: held-out chats for the proof.
+        notes: what the user should know.
+    """
+
+    inputs: Inputs
+    config: ExportConfig
+    mapped: tuple[MappedTensor, ...]
+    plan: ExportPlan
+    vocab: Vocab
+    prompt: ModelfilePlan | None
+    imatrix: Importance | None
+    chats: list[list[dict[str, str]]]
+    notes: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -75,8 +80,8 @@ class GgufOutput:
 
     def describe(self) -> list[tuple[str, str]]:
         """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
-        paths = self._prompt.paths() if self._prompt else []
-        data = self._config.imatrix_data
+        paths = self.prompt.paths() if self.prompt else []
+        data = self.config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
         return [*describe(self.plan), *matrix, *paths]
 
@@ -85,22 +90,21 @@ class GgufOutput:
         return tensors_of(self.plan.files)
 
     def write(self, folder: Path, progress: Progress) -> Written:
-        """Write the GGUF files and a Modelfile for each; an importance matrix before, where asked for."""
-        if (data := self._config.imatrix_data) is not None:
-            matrix = collect_importance(self._inputs, self._tensors, data, progress)
+        """Write the GGUF files and a Modelfile for each; an importance matrix before, if asked for."""
+        if (data := self.config.imatrix_data) is not None:
+            matrix = collect_importance(self.inputs, self.mapped, data, progress)
             write_imatrix(matrix, folder / IMATRIX)
-            self._imatrix = matrix.weights([(tensor.name, tensor.shape) for tensor in self._tensors])
         written = write_gguf_files(
             self.plan.files,
-            self._inputs.source,
+            self.inputs.source,
             folder,
-            threads=self._config.workers,
-            max_memory=self._config.max_memory,
-            imatrix=self._imatrix,
+            threads=self.config.workers,
+            max_memory=self.config.max_memory,
+            imatrix=self._importance(folder),
             progress=progress,
         )
-        if self._prompt:
-            for name, text in self._modelfiles(self._prompt).items():
+        if self.prompt:
+            for name, text in self._modelfiles(self.prompt).items():
                 write_atomic(folder / name, text)
         return written
 
@@ -110,7 +114,7 @@ class GgufOutput:
             f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
                 prompt,
                 f"./{file.joined or file.name}",
-                system=self._config.system,
+                system=self.config.system,
                 comments=_how_to_join(file),
             )
             for number, file in enumerate(self._models())
@@ -122,47 +126,45 @@ class GgufOutput:
         steps = [("chat", f"lorafold chat {out / first.name}")]
         if first.joined is not None:
             steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
-        elif self._prompt:
+        elif self.prompt:
             steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
         return steps
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
-        inputs, files = self._inputs, self.plan.files
-        first = folder / files[0].name
+        inputs, files = self.inputs, self.plan.files
+        first, importance = folder / files[0].name, self._importance(folder)
         checks = [
-            check_tokenizer(first, inputs.tokenizer, self._vocab, probe_texts()),
+            check_tokenizer(first, inputs.tokenizer, self.vocab, probe_texts()),
             check_special_tokens(
-                [folder / file.name for file in self._models()], self._vocab, inputs.tokenizer
+                [folder / file.name for file in self._models()], self.vocab, inputs.tokenizer
             ),
         ]
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             checks.append(
-                check_tensors(
-                    folder, file, inputs.source, rounding=self._config.rounding, imatrix=self._imatrix
-                )
+                check_tensors(folder, file, inputs.source, rounding=self.config.rounding, imatrix=importance)
             )
         progress("prove the tensors", len(files), len(files))
         models = [
             WrittenModel(file.recipe, folder / file.name, self._tensors_of(file)) for file in self._models()
         ]
         readable = (inputs.tokenizer / "tokenizer.json").is_file()
-        if self._prompt is None or not readable:
+        if self.prompt is None or not readable:
             reason = (
                 "there is no chat template" if readable else "no tokenizer.json cuts the chats into tokens"
             )
             return checks + [Check(f"logits {model.path.name}", "not checked", reason) for model in models]
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
         checks.append(self._check_prompt(folder))
-        questions = [_question(chat) for chat in self._chats]
-        checks.append(check_prompt_tokens(first, tokenizer, self._vocab, questions))
-        return checks + check_logits(models, inputs, tokenizer, self._chats, self._imatrix, progress)
+        questions = [_question(chat) for chat in self.chats]
+        checks.append(check_prompt_tokens(first, tokenizer, self.vocab, questions))
+        return checks + check_logits(models, inputs, tokenizer, self.chats, importance, progress)
 
     def _check_prompt(self, folder: Path) -> Check:
         """What Ollama and llama.cpp will build prompts with, read back from what was written."""
-        assert self._prompt is not None
-        prompt, wrong = self._prompt, []
+        assert self.prompt is not None
+        prompt, wrong = self.prompt, []
         for name, text in self._modelfiles(prompt).items():
             try:
                 same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
@@ -187,9 +189,14 @@ class GgufOutput:
             meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
         return Check("prompt", "passed", meaning, figures)
 
+    def _importance(self, folder: Path) -> Importance | None:
+        """The importance weights: those that were given, or those that were collected into the folder."""
+        if self.config.imatrix_data is None:
+            return self.imatrix
+        return _read_importance(folder / IMATRIX, self.mapped)
+
     def _models(self) -> list[GgufFile]:
-        """The file that stands for each model: of a split one, the first."""
-        return [file for file in self.plan.files if file.first]
+        return _first_parts(self.plan)
 
     def _tensors_of(self, first: GgufFile) -> tuple[TypedTensor, ...]:
         """The tensors of a model, of a split one those of all its parts."""
@@ -199,14 +206,63 @@ class GgufOutput:
         return tuple(tensor for file in (first, *rest) for tensor in file.tensors)
 
 
-def _plan_prompt(inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
+def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
+    """Plan GGUF files and their Modelfile: read the matrix, derive and prove the TEMPLATE, lay out the files.
+
+    Raises:
+        LorafoldError: whatever makes the export impossible.
+    """
+    tensors = tuple(arch.map_tensors(inputs.config, inputs.source.tensors))
+    imatrix = None if config.imatrix is None else _read_importance(config.imatrix, tensors)
+    weighted: Collection[str] | None = imatrix
+    if config.imatrix_data is not None:
+        check_can_collect(inputs, config.imatrix_data)
+        weighted = collected_names(tensors)
+    folders = [adapter.folder for adapter, _ in inputs.adapters]
+    named = named_templates([*folders, inputs.prompt])
+    prompt = _plan_prompt(inputs, config, named)
+    # Read before anything is written: a file that cannot be read must not end an hour's work.
+    chats = proof_chats(config.chats, folders) if config.verify else []
+    metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
+    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted)
+    source = inputs.source
+    notes = (
+        *inputs.notes,
+        *arch.caveats(inputs.config),
+        *arch.describe_omissions(
+            inputs.config, source.tensors, source.touched, folders[0] if folders else None
+        ),
+        *vocab.notes,
+        *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
+        *_named_notes(named, metadata.template, inputs),
+        *gguf_notes(inputs),
+        *(note for file in _first_parts(plan) if prompt for note in _how_to_join(file)),
+    )
+    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes)
+
+
+def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:
+    return read_imatrix(path).weights([(tensor.name, tensor.shape) for tensor in tensors])
+
+
+def _first_parts(plan: ExportPlan) -> list[GgufFile]:
+    """The file that stands for each model: of a split one, the first."""
+    return [file for file in plan.files if file.first]
+
+
+def _plan_prompt(
+    inputs: Inputs, config: ExportConfig, named: Mapping[str, TemplateSource]
+) -> ModelfilePlan | None:
     if not config.modelfile:
         return None
     try:
         template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
     except InputError as error:
-        fix = "name one with --chat-template, or pass --no-modelfile for a model that does not chat"
-        raise InputError(error.problem, at=error.at, fix=fix) from error
+        problem = error.problem
+        if named:
+            problem = f"no default chat template, only {', '.join(named)}"
+        fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
+        raise InputError(problem, at=error.at, fix=fix) from error
     return plan_modelfile(
         inputs.prompt,
         chat_template=template,
@@ -225,14 +281,44 @@ def _answers(config: ExportConfig, inputs: Inputs) -> list[str]:
     return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
 
 
-def _metadata(prompt: ModelfilePlan | None, inputs: Inputs) -> PromptMetadata:
+def _prompt_metadata(
+    prompt: ModelfilePlan | None, inputs: Inputs, named: Mapping[str, str]
+) -> PromptMetadata:
     if prompt is None:
         try:
-            return PromptMetadata(ChatTemplate.from_folder(inputs.tokenizer, inputs.template).source)
+            return PromptMetadata(ChatTemplate.from_folder(inputs.tokenizer, inputs.template).source, named)
         except InputError:
-            return PromptMetadata()  # a base model: it has none
+            return PromptMetadata(named=named)  # a base model: it has no default template
     contract = prompt.contract
-    return PromptMetadata(contract.template_source, contract.eot, contract.add_bos)
+    return PromptMetadata(contract.template_source, named, contract.eot, contract.add_bos)
+
+
+def _fixed(named: Mapping[str, TemplateSource], config: ExportConfig) -> dict[str, str]:
+    """The sources of the named templates, with the thinking switch as in the default one."""
+    if config.thinking is None:
+        return {name: source.text for name, source in named.items()}
+    on = config.thinking == "on"
+    return {
+        name: ChatTemplate(source.text).fixed(**dict.fromkeys(find_switches(source.text), on)).source
+        for name, source in named.items()
+    }
+
+
+def _named_notes(named: Mapping[str, TemplateSource], default: str | None, inputs: Inputs) -> Iterator[str]:
+    """Sentences on chat templates besides the default one, which alone the Modelfile can hold."""
+    if not named:
+        return
+    yield (
+        f"the GGUF also holds the chat templates named {', '.join(named)}, for engines that choose among "
+        "several; the Modelfile and the proof know only the default one"
+    )
+    of_base = folder_source(inputs.prompt)
+    others = [name for name, source in named.items() if Path(source.origin).is_relative_to(inputs.prompt)]
+    if others and default is not None and inputs.template and (of_base is None or of_base.text != default):
+        yield (
+            f"the chat templates {', '.join(others)} are the base's, while the default one is not: compare "
+            "their formats before you use both"
+        )
 
 
 def _how_to_join(file: GgufFile) -> list[str]:

@@ -1,12 +1,10 @@
-"""From opened inputs to planned GGUF files: tensors from the table, types from the recipes, header from both.
-
-In: `Inputs`, the names of the recipes, and what the prompt needs in the header. Out: an `ExportPlan`.
-"""
+"""The GGUF models of an export, one for each quantization: tensors, types and header, laid out in files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from gguf import GGUFValueType
 
@@ -25,12 +23,14 @@ class PromptMetadata:
     """What the chat template adds to the header.
 
     Attributes:
-        template: the Jinja source, or None for a model without one.
+        template: the Jinja source of the default template, or None for a model without one.
+        named: the sources of further templates by name.
         end_of_turn: the control token that ends an assistant's turn, or None.
         add_bos: whether the tokenizer puts BOS before the prompt; None leaves the tokenizer's own setting.
     """
 
     template: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
     end_of_turn: str | None = None
     add_bos: bool | None = None
 
@@ -100,13 +100,23 @@ def _metadata(
     entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
     written = next(str(entry.value) for entry in entries if entry.key == "general.name")
     if vocab.needs_name and vocab.needs_name.lower() not in written.lower():
-        # llama.cpp goes by general.name for a few tokenizers' white space.
+        # llama.cpp looks at general.name for a few tokenizers' white space.
         name = f"{vocab.needs_name} {written}"
         entries = arch.metadata(inputs.config, tensors, inputs.base.folder, recipe.file_type, name=name)
-    tokenizer = vocab.metadata()
+    return (*entries, *vocab.metadata(), *_template_entries(prompt))
+
+
+def _template_entries(prompt: PromptMetadata) -> Iterator[KeyValue]:
+    """The chat templates, as gguf-py's `add_chat_template` writes them."""
+    named: dict[str, str] = {}
+    for name, template in prompt.named.items():
+        named.setdefault(re.sub("[^A-Za-z0-9]", "_", name), template)
+    for name, template in named.items():
+        yield KeyValue(f"tokenizer.chat_template.{name}", template, GGUFValueType.STRING)
+    if named:
+        yield KeyValue("tokenizer.chat_templates", list(named), GGUFValueType.ARRAY, GGUFValueType.STRING)
     if prompt.template is not None:
-        tokenizer.append(KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING))
-    return (*entries, *tokenizer)
+        yield KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING)
 
 
 def _order(tensors: list[MappedTensor], recipe: Recipe) -> list[MappedTensor]:

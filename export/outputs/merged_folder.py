@@ -1,9 +1,8 @@
 """A folded model as an ordinary Hugging Face folder, for any architecture.
 
-In: a source of rows and the base's folder. Out: `model.safetensors`, or shards with their index, and
-everything beside the weights that the base has: config, tokenizer, chat template, generation settings.
-Headers and sizes are planned first; then row blocks are read, folded, rounded once and written at their
-offsets, so memory does not grow with the model and the bytes depend on no thread.
+It holds `model.safetensors`, or shards with their index, and what belongs to the model beside the weights
+(`side_files`). Headers and sizes are planned first; then row blocks are read, folded, rounded once and
+written at their offsets, so memory does not grow with the model and the bytes depend on no thread.
 
 A shard is a safetensors file (https://github.com/huggingface/safetensors, "Format"); its header is padded
 with spaces to a multiple of 8, and wider types come first so that every tensor is aligned.
@@ -14,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +24,20 @@ from numpy.typing import NDArray
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.export.fold.changes import round_to
+from lorafold.export.outputs.side_files import SideFiles
 from lorafold.export.workers import pwrite_all, work_off
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
 from lorafold.safetensors_file import DTYPE_BITS, ShardFiles, TensorInfo
 from lorafold.stopwatch import Spent, doing
+from lorafold.tokenizer.folder import copy_files
 from lorafold.weights import TensorSource
 
 Dtype = Literal["bf16", "f16", "f32", "keep"]
 
-TYPES: dict[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+STORED_TYPES: dict[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-FLOATS = ("BF16", "F16", "F32", "F64")
+FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
 NUMPY = {"F16": "<f2", "F32": "<f4"}
 F16_LIMIT = 65520.0  # what rounds to infinity
 
@@ -45,20 +45,6 @@ SHARD_BYTES = 5_000_000_000
 BLOCK_WEIGHTS = 1 << 20
 # Bytes of one weight while its block is in flight: float32 rows, a fold's temporary, rounded, the output.
 BYTES_IN_FLIGHT = 16
-
-# Beside the weights: what a tokenizer consists of, and what else belongs to a model.
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "*.tiktoken",
-    "spiece.model",
-    "sentencepiece*.model",
-)
-MODEL_FILES = ("generation_config.json", "*processor_config.json", "*.py", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +65,59 @@ class ShardPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class MergedFolder:
-    """What was written.
+class FolderPlan:
+    """A merged folder, settled before anything is written.
 
-    Args:
+    Attributes:
         shards: the weights' files.
-        files: everything else, by name.
-        parameters: number of weights.
-        nbytes: bytes of weights.
-        work: what the wall time of writing the weights went into.
+        copied: files that are copied, by their names in the folder.
+        written: texts of the other files, by name.
     """
 
     shards: tuple[ShardPlan, ...]
-    files: tuple[str, ...]
-    parameters: int
-    nbytes: int
-    work: Mapping[str, Spent]
+    copied: Mapping[str, Path]
+    written: Mapping[str, str]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights' files."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, without the headers of their files."""
+        return sum(info.nbytes for shard in self.shards for info in shard.tensors)
+
+
+def plan_merged_folder(
+    source: TensorSource,
+    base: Path,
+    side_files: SideFiles,
+    *,
+    dtype: Dtype = "keep",
+    shard_bytes: int = SHARD_BYTES,
+) -> FolderPlan:
+    """Settle every file of a model folder, from headers alone.
+
+    Args:
+        source: the tensors; a `Folded` brings its changes to the configuration with it.
+        base: the base model's folder.
+        side_files: what goes beside weights and config.json.
+        dtype: type of the weights: "bf16", "f16", "f32", or "keep".
+        shard_bytes: most bytes of tensors in one file.
+    """
+    shards = plan_shards(source, dtype, shard_bytes)
+    config = getattr(source, "config", None) or read_object(base / "config.json")
+    written = {**side_files.written, "config.json": _json(_typed_config(dict(config), dtype))}
+    if len(shards) > 1:
+        tensors = [info for shard in shards for info in shard.tensors]
+        total = {
+            "total_parameters": sum(int(np.prod(info.shape, dtype=np.int64)) for info in tensors),
+            "total_size": sum(info.nbytes for info in tensors),
+        }
+        weight_map = {info.name: shard.name for shard in shards for info in shard.tensors}
+        written["model.safetensors.index.json"] = _json({"metadata": total, "weight_map": weight_map})
+    return FolderPlan(shards, side_files.copied, written)
 
 
 def plan_shards(source: TensorSource, dtype: Dtype, shard_bytes: int = SHARD_BYTES) -> tuple[ShardPlan, ...]:
@@ -111,7 +134,7 @@ def plan_shards(source: TensorSource, dtype: Dtype, shard_bytes: int = SHARD_BYT
     shards: list[list[TensorInfo]] = [[]]
     filled = 0
     for info in source.tensors.values():
-        kind = TYPES.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype
+        kind = STORED_TYPES.get(dtype, info.dtype) if info.dtype in FLOAT_TYPES else info.dtype
         if kind == "F64" and info.name in getattr(source, "touched", ()):
             kind = "F32"  # a fold is a float32 sum
         size = int(np.prod(info.shape, dtype=np.int64)) * DTYPE_BITS[kind] // 8
@@ -150,74 +173,54 @@ def _lay_out(name: str, tensors: Sequence[TensorInfo]) -> ShardPlan:
 
 
 def write_merged_folder(
+    plan: FolderPlan,
     source: TensorSource,
-    base_folder: Path,
     staging: Path,
-    dtype: Dtype = "keep",
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
-    threads: int = 1,
     *,
+    threads: int = 1,
     max_memory: int | None = None,
-    tokenizer_folder: Path | None = None,
-    chat_template: str | None = None,
-) -> MergedFolder:
+    progress: Progress = silent,
+) -> dict[str, Spent]:
     """Write a model folder.
 
     Args:
-        source: the tensors; a `Folded` brings its changes to the configuration with it.
-        base_folder: the base model.
+        plan: its files.
+        source: the tensors that it was planned for.
         staging: where to write; it exists, and the caller commits it.
-        dtype: type of the weights: "bf16", "f16", "f32", or "keep".
-        shard_bytes: most bytes of tensors in one file.
-        progress: told the bytes written.
         threads: worker threads.
         max_memory: bytes that blocks in flight may take, all threads together.
-        tokenizer_folder: where the tokenizer comes from, if not from the base: an adapter's own, when it
-            added tokens.
-        chat_template: Jinja source that takes the place of the tokenizer's.
+        progress: told the bytes written.
 
     Returns:
-        What was written.
+        What the wall time of writing the weights went into.
 
     Raises:
         NumericError: a weight is NaN, infinite, or too large for F16.
         SystemFault: the disk refused.
     """
-    shards = plan_shards(source, dtype, shard_bytes)
-    nbytes = sum(info.nbytes for shard in shards for info in shard.tensors)
     with system_faults(staging):
-        weights = block_weights(max_memory, threads)
-        work = _write_shards(source, shards, staging, threads, nbytes, weights, progress)
-        files = _write_files(source, base_folder, staging, dtype, tokenizer_folder, chat_template)
-        parameters = sum(
-            int(np.prod(info.shape, dtype=np.int64)) for shard in shards for info in shard.tensors
-        )
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_parameters": parameters, "total_size": nbytes},
-                "weight_map": {info.name: shard.name for shard in shards for info in shard.tensors},
-            }
-            _write_json(staging / "model.safetensors.index.json", index)
-            files = (*files, "model.safetensors.index.json")
-    return MergedFolder(shards, files, parameters, nbytes, work)
+        work = _write_shards(plan, source, staging, threads, max_memory, progress)
+        copy_files(plan.copied, staging)
+        for name, text in plan.written.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(text, encoding="utf-8")
+    return work
 
 
 def _write_shards(
+    plan: FolderPlan,
     source: TensorSource,
-    shards: Sequence[ShardPlan],
     staging: Path,
     threads: int,
-    nbytes: int,
-    weights: int,
+    max_memory: int | None,
     progress: Progress,
-) -> Mapping[str, Spent]:
+) -> dict[str, Spent]:
     """Write all files of weights, a block of rows at a time, on some threads."""
     with contextlib.ExitStack() as opened:
         originals = ShardFiles()
         opened.callback(originals.close)
         descriptors: dict[str, int] = {}
-        for shard in shards:
+        for shard in plan.shards:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             descriptors[shard.name] = descriptor = os.open(staging / shard.name, flags, 0o644)
             opened.callback(os.close, descriptor)
@@ -240,8 +243,9 @@ def _write_shards(
                 pwrite_all(descriptors[str(info.file)], buffer, info.offset + start * width)
             return len(buffer)
 
-        blocks = (block for shard in shards for block in _blocks(shard, weights))
-        return work_off(blocks, write, threads=threads, total=nbytes, progress=progress)
+        weights = block_weights(max_memory, threads)
+        blocks = (block for shard in plan.shards for block in _blocks(shard, weights))
+        return work_off(blocks, write, threads=threads, total=plan.nbytes, progress=progress)
 
 
 def block_weights(max_memory: int | None, threads: int) -> int:
@@ -267,49 +271,15 @@ def _encode(block: NDArray[np.float32], info: TensorInfo) -> memoryview:
         return upper.astype("<u2").reshape(-1).view(np.uint8).data
     if info.dtype == "F16" and block.size and max(block.max(), -block.min()) >= F16_LIMIT:
         raise NumericError(
-            f"a weight of {info.name} is too large for F16", at=info.name, fix="use --dtype bf16 or f32"
+            f"a weight of {info.name} is too large for F16", at=info.name, fix="pass --dtype bf16 or f32"
         )
     return block.astype(NUMPY[info.dtype]).reshape(-1).view(np.uint8).data
 
 
-def _write_files(
-    source: TensorSource,
-    base_folder: Path,
-    staging: Path,
-    dtype: Dtype,
-    tokenizer_folder: Path | None,
-    chat_template: str | None,
-) -> tuple[str, ...]:
-    """Write the configuration and copy what else belongs to the model; returns the names."""
-    chosen = _named(base_folder, MODEL_FILES)
-    own = {} if tokenizer_folder is None else _named(tokenizer_folder, TOKENIZER_FILES)
-    inherited = _named(base_folder, TOKENIZER_FILES)
-    if any(name.startswith("tokenizer") for name in own):
-        # Never files of two tokenizers; only a template that the tokenizer does not bring is the base's.
-        templates = {name for name in inherited if name.startswith("chat_template")}
-        keep = set() if any(name.startswith("chat_template") for name in own) else templates
-        inherited = {name: path for name, path in inherited.items() if name in keep}
-    chosen |= inherited | own
-    for name, path in chosen.items():
-        shutil.copyfile(path, staging / name)
-    if chat_template is not None:
-        (staging / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-        chosen["chat_template.jinja"] = staging
-    config = getattr(source, "config", None) or read_object(base_folder / "config.json")
-    _write_json(staging / "config.json", _typed_config(dict(config), dtype))
-    return (*sorted(chosen), "config.json")
-
-
-def _named(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    return {
-        path.name: path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()
-    }
-
-
 def _typed_config(config: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
     """The configuration with the weights' type, under the key that it uses (transformers 5 or before)."""
-    if dtype in TYPES:
-        name = TORCH_NAMES[TYPES[dtype]]
+    if dtype in STORED_TYPES:
+        name = TORCH_NAMES[STORED_TYPES[dtype]]
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = name
         nested = config.get("text_config")
@@ -320,5 +290,5 @@ def _typed_config(config: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
     return config
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

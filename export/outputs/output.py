@@ -1,7 +1,7 @@
 """What can be made of opened inputs: GGUF files, a merged folder, an adapter GGUF.
 
-Each output is opened from the inputs and the config (everything wrong is found then), says what it will make,
-writes it into a folder, and proves what it wrote. `stage.export` treats them alike.
+An output is planned from the inputs and the config, and whatever makes it impossible is found then. It says
+what it will make, writes it into a folder, and proves what it wrote. `stage.export` treats them all alike.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Protocol
 
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
-from lorafold.export.outputs.adapter import AdapterOutput
-from lorafold.export.outputs.folder import FolderOutput
-from lorafold.export.outputs.gguf import GgufOutput
+from lorafold.export.outputs.adapter import plan_adapter_output
+from lorafold.export.outputs.folder import plan_folder_output
+from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
 from lorafold.export.workers import Written
@@ -24,7 +24,9 @@ from lorafold.progress import Progress
 class Output(Protocol):
     """One kind of output, planned."""
 
-    notes: list[str]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
 
     @property
     def size(self) -> int:
@@ -47,7 +49,7 @@ class Output(Protocol):
 
 
 FORMATS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
-    "gguf": GgufOutput,
-    "folder": FolderOutput,
-    "adapter": AdapterOutput,
+    "gguf": plan_gguf_output,
+    "folder": plan_folder_output,
+    "adapter": plan_adapter_output,
 }

@@ -1,8 +1,7 @@
 """The tensors of a plan as lines of text: where each will stand, and how many are alike.
 
-In: `PlannedTensor`s of whatever format. Out: label and text for the terminal. A model has hundreds of
-tensors, so `summary` puts those together that differ only in their layer; `listing` names each with its
-place.
+A model has hundreds of tensors, so `tensor_summary` joins those that differ only in their layer;
+`tensor_listing` names each with its place.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def tensors_of(files: Iterable[GgufFile]) -> list[PlannedTensor]:
     ]
 
 
-def summary(tensors: Iterable[PlannedTensor]) -> Lines:
+def tensor_summary(tensors: Iterable[PlannedTensor]) -> Lines:
     """Lines for each model: its tensors, `*` for the number of a layer or expert, alike ones counted."""
     groups: dict[str, dict[tuple[str, str, tuple[int, ...]], list[int]]] = {}
     for tensor in tensors:
@@ -76,7 +75,7 @@ def summary(tensors: Iterable[PlannedTensor]) -> Lines:
     return lines
 
 
-def listing(tensors: Iterable[PlannedTensor]) -> Lines:
+def tensor_listing(tensors: Iterable[PlannedTensor]) -> Lines:
     """Lines for each file: every tensor with its shape, type, bytes and offset."""
     files: dict[str, list[PlannedTensor]] = {}
     for tensor in tensors:

@@ -6,7 +6,7 @@ GIL around each call and ggml keeps no state but lazily built, locked tables: th
 
 Specification: `ggml.h` of the installed library (`ggml_quantize_chunk`, `ggml_row_size`,
 `ggml_quantize_requires_imatrix`) and gguf-py's block sizes. ggml aborts the whole process on a type, width or
-weights it does not expect, so everything it asserts is asked for here first.
+weights it does not expect, so everything it asserts is checked here first.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def check_arguments(
         # NaN fails the first comparison, infinity the second.
         if not (weights.min() >= 0 and weights.max() < np.inf):
             raise InputError(
-                "importance weights must be finite and not negative", fix="make the imatrix again"
+                "importance weights must be finite and not negative", fix="make it again with llama-imatrix"
             )
     return rows, cols
 

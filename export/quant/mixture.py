@@ -1,9 +1,7 @@
 """Which tensor of a GGUF gets which ggml type.
 
-Comes in: the tensors' names and shapes, a recipe, the few model sizes that recipes ask for, and the names
-that an importance matrix covers. Goes out: one type for each tensor, the same that `llama_model_quantize`
-decides (llama.cpp, src/llama-quant.cpp; its facts are rows of `quant_recipes.py`, and tests compare with dry
-runs of the installed library).
+The types are those that `llama_model_quantize` decides (llama.cpp, src/llama-quant.cpp). Its facts are rows
+of `quant.recipes`, and tests compare with dry runs of the installed library.
 
 Where llama.cpp has no answer, this module has one: a width that 32 does not divide falls back to F16 from
 every type (llama.cpp refuses Q8_0, Q4_0 and their like there), and overrides also hold for the recipes F32,
@@ -123,7 +121,7 @@ def plan_types(
         tensors: GGUF names and numpy shapes (rows first, cols last) of the whole model.
         recipe: the mixture.
         shape: the model's sizes.
-        imatrix: names of the tensors with importance weights, or None where there is no matrix.
+        imatrix: names of the tensors with importance weights, or None if there is no matrix.
         overrides: (regular expression, type); the first that is found in a name decides.
 
     Returns:
@@ -221,8 +219,8 @@ def _check_overrides(overrides: Sequence[tuple[str, Type]], used: set[str]) -> N
             raise UsageError(
                 f"{pattern}={kind.name} decides no tensor's type",
                 at="--tensor-type",
-                fix="use GGUF names such as blk.0.ffn_down.weight (see --plan); an earlier pattern wins, and"
-                " norms, biases and routers always stay F32",
+                fix="choose GGUF names such as blk.0.ffn_down.weight (see --plan); an earlier pattern wins,"
+                " and norms, biases and routers always stay F32",
             )
 
 

@@ -1,11 +1,11 @@
 """The one entry to quantization: float32 row blocks in, GGUF row bytes out, as fast as this machine allows.
 
 For the types in `_KERNELS` there are numba kernels that run several times faster than ggml's and write the
-same bytes. Each is checked against ggml when it is first needed; where it differs, does not compile, or
+same bytes. Each is checked against ggml when it is first needed; if it differs, does not compile, or
 numba is missing, ggml itself does the work and `kernel_report` says why. All other types are ggml's.
 
 numba is imported when the first kernel is needed, and machine code is kept on disk (numba's cache: beside
-this module, or in the user's cache folder where that is read-only). Any number of threads may call at once;
+this module, or in the user's cache folder if that is read-only). Any number of threads may call at once;
 while one compiles a kernel, the others go on with ggml.
 """
 
@@ -79,7 +79,7 @@ def quantize(
     at: str | None = None,
     first_row: int = 0,
 ) -> NDArray[np.uint8]:
-    """Quantize rows; the bytes are ggml's, whoever computes them.
+    """Quantize rows; the bytes are those that ggml writes.
 
     Args:
         block: (rows, cols) float32, C-contiguous.
@@ -117,7 +117,7 @@ def compile_kernels(types: Iterable[Type], weighted: bool = False) -> None:
 
 
 def import_compiler(types: Iterable[Type]) -> None:
-    """Import numba, most of a second, where one of these types has a kernel; nothing where it is missing.
+    """Import numba, most of a second, if one of these types has a kernel; nothing if it is missing.
 
     On a worker thread it would stand in the way of all others: they share the interpreter.
     """
@@ -140,7 +140,9 @@ def _check_values(block: NDArray[np.float32], type: Type, at: str | None, first_
     value = block[row, col]
     place = f"{at or 'tensor'}, row {first_row + row}, column {col}"
     if np.isfinite(value):
-        raise NumericError(f"{value:g} does not fit F16", at=place, fix="write BF16, F32 or a quantized type")
+        raise NumericError(
+            f"{value:g} does not fit F16", at=place, fix="choose BF16, F32 or a quantized type"
+        )
     raise NumericError(
         f"the value is {value}",
         at=place,

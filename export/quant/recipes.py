@@ -2,7 +2,7 @@
 
 A recipe is a default type and, for some roles of tensors, choices of (type, condition) tried in order. The
 facts are those of `llama_model_quantize` (llama.cpp, src/llama-quant.cpp), tested against dry runs of the
-installed library; `quant_types.py` applies them. Falcon's exceptions are left out: that architecture is not
+installed library; `quant.mixture` applies them. Falcon's exceptions are left out: that architecture is not
 exported.
 """
 
@@ -81,7 +81,7 @@ class Site:
 
 SiteTest = Callable[[Site], bool]
 TypeChoice = tuple[Type, SiteTest]
-Rule = tuple[TypeChoice, ...]  # the first choice whose condition holds; none: the recipe's default
+TypeRule = tuple[TypeChoice, ...]  # the first choice whose condition holds; none: the recipe's default
 
 
 def _always(site: Site) -> bool:
@@ -157,7 +157,7 @@ class Recipe:
         file_type: GGUF's `general.file_type`, llama.cpp's `enum llama_ftype`.
         default: the type of every matrix that no rule names.
         rules: by role.
-        output: the type of the output matrix (of the token embedding where both are one).
+        output: the type of the output matrix (of the token embedding if both are one).
         eight_experts: by role, in models of exactly eight experts; comes before the rules.
         below_3_bits: the family under three bits a weight, which llama.cpp decides apart: it counts
             feed-forward tensors instead of reading their layer, and knows no 70B class.
@@ -166,7 +166,7 @@ class Recipe:
     name: str
     file_type: int
     default: Type
-    rules: Mapping[str, Rule] = field(default_factory=dict)
+    rules: Mapping[str, TypeRule] = field(default_factory=dict)
     output: Type = Type.Q6_K
     eight_experts: Mapping[str, Type] = field(default_factory=lambda: EIGHT)
     below_3_bits: bool = False
@@ -183,7 +183,7 @@ class Recipe:
         return NEEDS_WEIGHTS | {Type.Q2_K} if self.name == "Q2_K_S" else NEEDS_WEIGHTS
 
 
-def _low(name: str, file_type: int, default: Type, few: Type, attn_output: Rule = ()) -> Recipe:
+def _low(name: str, file_type: int, default: Type, few: Type, attn_output: TypeRule = ()) -> Recipe:
     """A recipe of the family below three bits; `few` is what its important matrices get."""
     rules = {
         "v": ((Type.Q4_K, _grouped_or_experts), (few, _always)),
@@ -195,13 +195,13 @@ def _low(name: str, file_type: int, default: Type, few: Type, attn_output: Rule 
     return Recipe(name, file_type, default, rules, Type.Q5_K, eight, below_3_bits=True)
 
 
-_IQ4_RULES: dict[str, Rule] = {
+_IQ4_RULES: dict[str, TypeRule] = {
     "v": ((Type.Q5_K, _grouped),),
     "down": ((Type.Q5_K, _eighth_without_imatrix),),
 }
-_MORE_BITS: dict[str, Rule] = {"v": ((Type.Q6_K, _more_bits),), "down": ((Type.Q6_K, _more_bits),)}
-_TO_IQ3_S: Rule = ((Type.IQ3_S, _always),)
-_TO_IQ2_XXS: Rule = ((Type.IQ2_XXS, _always),)
+_MORE_BITS: dict[str, TypeRule] = {"v": ((Type.Q6_K, _more_bits),), "down": ((Type.Q6_K, _more_bits),)}
+_TO_IQ3_S: TypeRule = ((Type.IQ3_S, _always),)
+_TO_IQ2_XXS: TypeRule = ((Type.IQ2_XXS, _always),)
 
 _ALL = (
     Recipe("F32", 0, Type.F32),

@@ -1,7 +1,7 @@
 """Byte-level BPE vocabularies (GPT-2's kind): `tokenizer.ggml.model` = "gpt2".
 
-In: a tokenizer.json whose pre-tokenizer ends in ByteLevel. Out: merges as llama.cpp reads them, after checks
-that llama.cpp omits: it would load a wrong vocabulary without a word and give other ids.
+They come from a tokenizer.json whose pre-tokenizer ends in ByteLevel. The checks here are those that
+llama.cpp omits: it would load a wrong vocabulary without a word and give other ids.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def require_bpe(model: Mapping[str, Any], at: Path) -> None:
         raise InputError(
             f"the tokenizer is of type {model['type']}; only BPE is exported",
             at=at,
-            fix="export with --format folder",
+            fix="choose --format folder",
         )
 
 
@@ -56,7 +56,9 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
     """
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not vocab:
-        raise InputError('"model.vocab" is not an object with tokens', at=at, fix="fetch the tokenizer again")
+        raise InputError(
+            '"model.vocab" is not an object with tokens', at=at, fix="download the tokenizer again"
+        )
     if (
         set(map(type, vocab.values())) != {int}
         or min(vocab.values()) < 0
@@ -68,7 +70,7 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
         raise InputError(
             f"token {text!r} has the id {bad!r}; expected a number from 0 to {_MOST_TOKENS - 1}",
             at=at,
-            fix="fetch the tokenizer again",
+            fix="download the tokenizer again",
         )
     if len(set(vocab.values())) < len(vocab):
         of_id: dict[int, str] = {}
@@ -76,14 +78,14 @@ def read_ordinary_tokens(model: Mapping[str, Any], at: Path) -> dict[str, int]:
         raise InputError(
             f"tokens {of_id[vocab[second]]!r} and {second!r} have the same id {vocab[second]}",
             at=at,
-            fix="fetch the tokenizer again",
+            fix="download the tokenizer again",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise InputError(
                 f"model.{key} is {model[key]!r}; llama.cpp's BPE has no such affix",
                 at=at,
-                fix="export with --format folder",
+                fix="choose --format folder",
             )
     return vocab
 
@@ -104,9 +106,9 @@ def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) ->
     """
     entries = model.get("merges")
     if not isinstance(entries, list):
-        raise InputError('"model.merges" is not a list', at=at, fix="fetch the tokenizer again")
+        raise InputError('"model.merges" is not a list', at=at, fix="download the tokenizer again")
     # "a b" up to tokenizers 0.19, ["a", "b"] since 0.20 (so that parts may hold spaces). Half a million of
-    # them are common: everything is done in bulk here, and one by one only to name a culprit.
+    # them are common: everything is done in bulk here, and one by one only to name the wrong one.
     if {str} >= set(map(type, entries)):
         entries = [entry.split(" ") for entry in entries]
     if not {list} >= set(map(type, entries)) or not {2} >= set(map(len, entries)):
@@ -122,7 +124,7 @@ def read_merges(model: Mapping[str, Any], vocab: Mapping[str, int], at: Path) ->
                 f"merge {index}, {left[index]!r} with {right[index]!r}, needs the token {missing!r}, "
                 "which does not exist",
                 at=at,
-                fix="fetch the tokenizer again; vocabulary and merges are not of one piece",
+                fix="download the tokenizer again; vocabulary and merges do not belong together",
             )
     return merges
 
@@ -134,7 +136,7 @@ def _malformed(entries: list[Any], at: Path) -> InputError:
         if not isinstance(merge, list) or len(merge) != 2 or not all(isinstance(part, str) for part in merge)
     )
     return InputError(
-        f"merge {index} is {merge!r}; expected two tokens", at=at, fix="fetch the tokenizer again"
+        f"merge {index} is {merge!r}; expected two tokens", at=at, fix="download the tokenizer again"
     )
 
 

@@ -1,8 +1,7 @@
 """Texts for which llama.cpp is known to give other token ids than the Hugging Face tokenizer.
 
-In: a text. Out: the reason why ids may differ, or None. The proof of an export compares ids on every other
-text without tolerance; each reason here was found in the sources of llama.cpp (src/llama-vocab.cpp,
-src/unicode.cpp) and stands in the report of an export that it concerns.
+On every other text the proof of an export compares ids without tolerance. Each reason here was found in the
+sources of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp), and the report names it if it concerns the model.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ def texts_taken_as_text(texts: Collection[str]) -> Difference:
     """Control tokens that llama.cpp takes for parts of the text."""
     named = ", ".join(sorted(texts)[:3])
     return Difference(
-        f"llama.cpp parses {named} in any text, also where control tokens are to stay text",
+        f"llama.cpp parses {named} in any text, even if control tokens are to stay text",
         lambda text: any(token in text for token in texts),
         parse_special=False,
     )
@@ -110,7 +109,7 @@ def texts_marked_here(texts: Collection[str]) -> Difference:
     """Tokens that are CONTROL in the GGUF although the tokenizer does not mark them special."""
     named = ", ".join(sorted(texts)[:3])
     return Difference(
-        f"the tokenizer parses {named} in any text, also where control tokens are to stay text; "
+        f"the tokenizer parses {named} in any text, even if control tokens are to stay text; "
         "llama.cpp does not",
         lambda text: any(token in text for token in texts),
         parse_special=False,
@@ -131,7 +130,7 @@ def stripped_space(before: Collection[str], after: Collection[str]) -> Differenc
 def literal_space_mark(mark: str) -> Difference:
     """Tokens for runs of spaces, which llama.cpp finds as spaces only."""
     return Difference(
-        f"llama.cpp does not use the tokens for runs of spaces where a text holds {mark!r} itself",
+        f"llama.cpp does not use the tokens for runs of spaces if a text holds {mark!r} itself",
         lambda text: mark in text,
     )
 
@@ -146,7 +145,7 @@ def doubled_prefix(special: Collection[str], mark: str) -> Difference:
 
 
 def prefix_nowhere(special: Collection[str]) -> Difference:
-    """A space before the very first text only, where llama.cpp was told to put none."""
+    """A space before the very first text only, if llama.cpp was told to put none."""
     return Difference(
         "the tokenizer puts a space before a text that begins without a special token; llama.cpp, set for "
         "chats (which begin with one), does not",
@@ -155,7 +154,7 @@ def prefix_nowhere(special: Collection[str]) -> Difference:
 
 
 def prefix_everywhere(special: Collection[str]) -> Difference:
-    """A space before the very first text only, where llama.cpp puts one after each special token."""
+    """A space before the very first text only, if llama.cpp puts one after each special token."""
     return Difference(
         "llama.cpp puts a space after each special token, the tokenizer only before the very first text",
         lambda text: any(token in text for token in special),

@@ -1,7 +1,7 @@
 """The files of a model folder that describe its tokenizer.
 
-In: a Hugging Face model folder. Out: the parsed tokenizer.json, the place of tokenizer.model, the settings
-beside them, and the added tokens of all of them together. Nothing is interpreted here beyond that.
+They are tokenizer.json, tokenizer.model and the settings beside them. The added tokens of all of them are
+joined; the rest is given as it is.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TokenizerFiles:
 
     @property
     def origin(self) -> Path:
-        """The file that decides: tokenizer.json where there is one."""
+        """The file that decides: tokenizer.json if there is one."""
         return (
             self.folder / "tokenizer.json" if self.model_file is None or self.tokenizer else self.model_file
         )
@@ -85,7 +85,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         raise InputError(
             'there is no object "model"',
             at=folder / "tokenizer.json",
-            fix="fetch the file again; it is incomplete",
+            fix="download the file again; it is incomplete",
         )
     settings = _settings(folder)
     return TokenizerFiles(
@@ -144,7 +144,7 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
             raise InputError(
                 f"an added token is {entry!r} with id {token_id!r}; expected a text and a number from 0 on",
                 at=where,
-                fix="fetch the tokenizer again, or save it again with save_pretrained",
+                fix="download the tokenizer again, or save it again with save_pretrained",
             )
         flags = entry if isinstance(entry, Mapping) else {}
         added.setdefault(
@@ -170,7 +170,7 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
 
 def _list_of_objects(value: Any, at: Path) -> list[Json]:
     if not isinstance(value or [], list) or not all(isinstance(entry, dict) for entry in value or []):
-        raise InputError('"added_tokens" is not a list of objects', at=at, fix="fetch the file again")
+        raise InputError('"added_tokens" is not a list of objects', at=at, fix="download the file again")
     return value or []
 
 

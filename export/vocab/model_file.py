@@ -1,7 +1,7 @@
 """SentencePiece's tokenizer.model: a protobuf `ModelProto` of its sentencepiece_model.proto.
 
-In: the file. Out: pieces with scores and types, and what the tokenizer does to a text before cutting it. The
-sentencepiece library reads the pieces; a few settings that it keeps to itself are taken from the bytes.
+The sentencepiece library reads the pieces with their scores and types. It does not tell what the tokenizer
+does to a text before it cuts it, so those settings are taken from the bytes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
         raise InputError(
             f"is not a SentencePiece model: {str(error).splitlines()[0]}",
             at=path,
-            fix="fetch it again; it may be truncated, or a Git LFS pointer",
+            fix="download it again; it may be truncated, or a Git LFS pointer",
         ) from error
     spec = _spec(processor.serialized_model_proto())
     if spec.model_type != 2:
@@ -77,7 +77,7 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
             f"is a SentencePiece model of type {names.get(spec.model_type, spec.model_type)}; "
             "only BPE is exported",
             at=path,
-            fix="export with --format folder",
+            fix="choose --format folder",
         )
     ids = list(range(processor.GetPieceSize()))
     types = np.full(len(ids), TokenType.NORMAL, np.int32)

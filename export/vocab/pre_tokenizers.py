@@ -1,10 +1,10 @@
 """Which of llama.cpp's pre-tokenizers a byte-level `tokenizer.json` means.
 
-In: the "normalizer" and "pre_tokenizer" of a Hugging Face `tokenizer.json`. Out: the name for
-`tokenizer.ggml.pre`, with what is known to differ. A GGUF carries no regular expression: llama.cpp has one
-list of them compiled in for each name (`llm_tokenizer_bpe` in its src/llama-vocab.cpp), so a wrong name gives
-other token ids without any error. Therefore the structure is reduced to a normal form, the sequence of
-regular expressions that cut the text, and looked up; what is not in the table is refused, never guessed.
+A GGUF carries no regular expression, only a name in `tokenizer.ggml.pre`: llama.cpp has one list of
+expressions compiled in for each name (`llm_tokenizer_bpe` in its src/llama-vocab.cpp), so a wrong name gives
+other token ids without any error. Therefore the "normalizer" and "pre_tokenizer" of tokenizer.json are
+reduced to the sequence of regular expressions that cut the text, and looked up. What is not in the table is
+refused, never guessed.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Recognised:
 
     Attributes:
         name: for `tokenizer.ggml.pre`.
-        whole_words: what llama.cpp does for this name; None where the name was given and is not in TABLE.
+        whole_words: what llama.cpp does for this name; None if the name was given and is not in TABLE.
         differences: for which texts llama.cpp departs from the Hugging Face tokenizer.
     """
 
@@ -272,6 +272,6 @@ def _unknown(at: Path, found: str) -> InputError:
     return InputError(
         f"the pre-tokenizer is not one of those that llama.cpp has compiled in: found {found}",
         at=f"{at}: pre_tokenizer",
-        fix="if one of llama.cpp's pre-tokenizers cuts the same way, name it with --pre-tokenizer; "
+        fix="if one of llama.cpp's pre-tokenizers cuts the same way, pass it with --pre-tokenizer; "
         "otherwise export with --format folder",
     )

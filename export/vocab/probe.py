@@ -1,7 +1,7 @@
-"""Texts on which two tokenizers are held against each other.
+"""Texts on which two tokenizers are compared: edge cases, and random ones from a seed.
 
-In: a count and a seed. Out: a battery of awkward texts and seeded random ones, made of what pre-tokenizers
-disagree about: runs of white space, digits, contractions, changes of script, marks, joiners and controls.
+They are made of what pre-tokenizers disagree about: runs of white space, digits, contractions, changes of
+script, marks, joiners and controls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
-AWKWARD: tuple[str, ...] = (
+EDGE_CASES: tuple[str, ...] = (
     "The quick brown fox jumps over 13 lazy dogs.",
     "I'm you're he'll we'd they've it's don't I'M YOU'RE HE'LL WE'D THEY'VE IT'S DON'T",
     "'s't're've'm'll'd 'S'T'RE'VE'M'LL'D ''s ’s’t’re’ve",
@@ -116,7 +116,7 @@ def probe_texts(random_texts: int = 200, seed: int = 0, special: Sequence[str] =
         The texts, never empty ones; the same for the same arguments.
     """
     rng = random.Random(seed)
-    texts = [*AWKWARD, *(f"a {token} b{token}{token}\n{token} c" for token in special)]
+    texts = [*EDGE_CASES, *(f"a {token} b{token}{token}\n{token} c" for token in special)]
     weights = [weight for weight, _ in _SCRIPTS]
     alphabets = [alphabet for _, alphabet in _SCRIPTS]
     for _ in range(random_texts):

@@ -1,7 +1,7 @@
 """Special token ids, and whether BOS and EOS are added to a prompt.
 
-In: the tokenizer files, config.json and the tokens by text. Out: `tokenizer.ggml.*_token_id` and
-`add_*_token` as llama.cpp reads them (llama_vocab::impl::load in its src/llama-vocab.cpp).
+They become `tokenizer.ggml.*_token_id` and `add_*_token`, which llama_vocab::impl::load in llama.cpp's
+src/llama-vocab.cpp reads.
 
 Sources in order, as transformers has them: the settings' `bos_token` and so on; the first token of the
 post-processor (BOS only); `bos_token_id` and so on of config.json; of generation_config.json.
@@ -86,7 +86,7 @@ def find_special_tokens(
             raise InputError(
                 f"{kind}_token_id is {chosen}, but there are {len(texts)} tokens",
                 at=files.folder / "config.json",
-                fix="correct the id, or give the tokenizer that belongs to this model",
+                fix="correct the id, or choose the tokenizer that belongs to this model",
             )
         ids[kind] = chosen
     if "eos" not in ids:
@@ -142,7 +142,7 @@ def _added_around(
     """Whether BOS and EOS are added: the settings' word for each, else what the post-processor does.
 
     So do transformers 4 for most tokenizers, and llama.cpp's converter; transformers 5 looks at the
-    post-processor alone where there is a tokenizer.json.
+    post-processor alone if there is a tokenizer.json.
     """
     bos, eos = (files.settings.get(f"add_{kind}_token") for kind in ("bos", "eos"))
     if not isinstance(bos, bool):

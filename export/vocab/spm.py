@@ -1,7 +1,7 @@
 """SentencePiece BPE vocabularies (Llama 2, Mistral, Gemma, Phi-3): `tokenizer.ggml.model` = "llama".
 
-In: tokenizer.model, or a tokenizer.json of the same kind (BPE with byte fallback, spaces written as U+2581).
-Out: pieces with scores and types, and what is done about spaces.
+They come from tokenizer.model, or from a tokenizer.json of the same kind (BPE with byte fallback, spaces
+written as U+2581).
 
 llama.cpp merges the pair whose joined piece has the highest score, leftmost first (llm_tokenizer_spm_session
 in its src/llama-vocab.cpp). tokenizer.json has ranked pairs instead; the rank of the first pair that makes a
@@ -47,7 +47,7 @@ class Spaces:
     Attributes:
         each: one is put before each piece of text: at the start and after every special token.
         first: one is put before the very first text only; llama.cpp cannot do that.
-        unless_there: none is put where the text begins with one; llama.cpp cannot do that either.
+        unless_there: none is put if the text begins with one; llama.cpp cannot do that either.
         collapses: several become one; nor that.
         maps: characters are mapped to others before; nor that.
         notes: sentences for the report.
@@ -150,7 +150,7 @@ def _require_every_way(vocab: Mapping[str, int], ways: NDArray[np.int64], at: Pa
                 f"the merges make the token {text!r} in {ways[vocab[text]]} of {splits} possible ways, where "
                 "SentencePiece has them all; llama.cpp would merge in another order",
                 at=f"{at}: model.merges",
-                fix="export with --format folder",
+                fix="choose --format folder",
             )
 
 
@@ -199,7 +199,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
         raise InputError(
             "is neither byte-level BPE nor SentencePiece: nothing maps bytes to letters or spaces to U+2581",
             at=at,
-            fix="export with --format folder",
+            fix="choose --format folder",
         )
     return Spaces(each, first, unless_there, maps=maps, notes=tuple(notes))
 
@@ -238,5 +238,5 @@ def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
     return InputError(
         f"found {found}, which llama.cpp does not do for SentencePiece",
         at=f"{at}: {where}",
-        fix="export with --format folder",
+        fix="choose --format folder",
     )

@@ -114,7 +114,7 @@ def _padded(placed: list[str | None], types: NDArray[np.int32], notes: list[str]
         raise InputError(
             f"token {broken} holds a lone surrogate and is no valid text",
             at=at,
-            fix="fetch the tokenizer again",
+            fix="download the tokenizer again",
         ) from None
     return TokenRows(texts, types, id_of, notes)
 
@@ -131,6 +131,6 @@ def _too_many(beyond: Mapping[int, str], rows: int, at: Path) -> InputError:
     return InputError(
         f"there are more tokens than embedding rows: {named}{more} lie beyond the last row {rows - 1}",
         at=at,
-        fix="use the tokenizer that was trained with this model, or save the model after "
+        fix="choose the tokenizer that was trained with this model, or save the model after "
         "resize_token_embeddings (for an adapter: with modules_to_save for embed_tokens and lm_head)",
     )

@@ -1,8 +1,8 @@
 """A model's vocabulary as GGUF metadata, from the tokenizer files alone (no transformers).
 
-In: a model folder, its config.json and the number of rows of its embedding. Out: `Vocab`, whose `metadata()`
-is the `tokenizer.ggml.*` part of a GGUF header as llama.cpp reads it (llama_vocab::impl::load in its
-src/llama-vocab.cpp). `probe.probe_texts()` gives texts on which it is held against the original.
+`Vocab.metadata()` is the `tokenizer.ggml.*` part of a GGUF header as llama.cpp reads it
+(llama_vocab::impl::load in its src/llama-vocab.cpp). `probe.probe_texts()` gives texts on which it is
+compared with the original.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Vocab:
         return (*(each.reason for each in self.differences if not each.everywhere), *self.remarks)
 
     def known_difference(self, text: str, parse_special: bool = True) -> str | None:
-        """Why llama.cpp may give other ids for a text; None where the ids must be equal.
+        """Why llama.cpp may give other ids for a text; None if the ids must be equal.
 
         Args:
             text: a text.
@@ -126,7 +126,7 @@ class Vocab:
         entries += [
             _scalar(_ID_KEYS[kind], token_id, GGUFValueType.UINT32) for kind, token_id in self.special.items()
         ]
-        # Always written: llama.cpp's defaults go by the pre-tokenizer's name and are often not the model's.
+        # Always written: llama.cpp's defaults follow the pre-tokenizer's name and are often not the model's.
         entries.append(_scalar("add_bos_token", self.add_bos, GGUFValueType.BOOL))
         entries.append(_scalar("add_eos_token", self.add_eos, GGUFValueType.BOOL))
         if self.add_space_prefix is not None:
@@ -170,7 +170,7 @@ def read_vocab(
         folder: the folder with tokenizer.json or tokenizer.model and the settings beside it.
         config: its parsed config.json.
         rows: rows of the token embedding; the vocabulary is padded to them.
-        pre_tokenizer: llama.cpp's name for the pre-tokenizer, where it is not recognised.
+        pre_tokenizer: llama.cpp's name for the pre-tokenizer, if it is not recognised.
         end_of_turn: the text that ends an assistant's turn in the chat template, if known.
         add_bos: overrides the tokenizer's own setting (a chat template may say it better).
 
@@ -210,7 +210,7 @@ def _read_byte_level(
             f"{len(lost)} tokens, {lost[0]!r} among them, are {'only' if whole_words else 'never'} found by "
             f'looking up whole words (ignore_merges); llama.cpp\'s "{pre.name}" does the opposite',
             at=f"{at}: model.ignore_merges",
-            fix="name another of llama.cpp's with --pre-tokenizer, or export with --format folder",
+            fix="pass another of llama.cpp's with --pre-tokenizer, or choose --format folder",
         )
     layout = place_tokens(ordinary.items(), _with_named(files, ordinary), rows, at)
     special = find_special_tokens(files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn)

@@ -1,19 +1,22 @@
-"""What the files of an HF folder say of its chat: the template's text, the special and the control tokens.
+"""What the files of an HF folder say about its chat: the templates, the special and the control tokens.
 
-The template's sources, in transformers' order: `chat_template.jinja`, then `chat_template` in
-`tokenizer_config.json` (a text, or a list of named ones of which `default` counts), then `chat_template.json`
-of older processors.
+The sources of templates, in transformers' order: `chat_template.jinja` with the named ones in
+`additional_chat_templates/`, then `chat_template` in `tokenizer_config.json` (a text, or a list of named
+ones), then `chat_template.json` of older processors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorafold.chat.control_forms import is_turn_marker
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
+
+# transformers' names: the file of the default template, the folder of the others, the default's own name.
+JINJA_FILE, MORE_TEMPLATES, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -40,6 +43,13 @@ CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+class TemplateSource(NamedTuple):
+    """The text of a template, and the place it was found in."""
+
+    text: str
+    origin: str
+
+
 def read_text(path: Path) -> str:
     """A template's file.
 
@@ -63,24 +73,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_if_there(path) or {}
 
 
-def folder_source(folder: Path) -> tuple[str, str] | None:
-    """Template and origin of an HF folder or an adapter's; None where it has none.
+def folder_source(folder: Path) -> TemplateSource | None:
+    """The default template of an HF folder or an adapter's; None if it has none.
 
     Raises:
         InputError: files that cannot be read.
     """
-    if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja"), str(folder / "chat_template.jinja")
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        found = read_json(folder / name).get("chat_template")
-        if isinstance(found, list):
-            by_name = {
-                row["name"]: row["template"] for row in found if isinstance(row, dict) and "template" in row
-            }
-            found = by_name.get("default")
+    return next((found[DEFAULT] for found in template_sources(folder) if DEFAULT in found), None)
+
+
+def template_sources(folder: Path) -> list[dict[str, TemplateSource]]:
+    """The templates of an HF folder by name, one entry for each source that has some.
+
+    transformers reads the first source alone; llama.cpp's converter prefers the second.
+
+    Raises:
+        InputError: files that cannot be read.
+    """
+    files = {DEFAULT: folder / JINJA_FILE} if (folder / JINJA_FILE).is_file() else {}
+    files |= {path.stem: path for path in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    sources = [{name: TemplateSource(read_text(path), str(path)) for name, path in files.items()}]
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        found = read_json(folder / file).get("chat_template")
         if isinstance(found, str):
-            return found, f"{folder / name}: chat_template"
-    return None
+            found = {DEFAULT: found}
+        elif isinstance(found, list):
+            found = {row.get("name"): row.get("template") for row in found if isinstance(row, dict)}
+        elif not isinstance(found, dict):
+            continue
+        sources.append(
+            {
+                name: TemplateSource(text, f"{folder / file}: chat_template")
+                for name, text in found.items()
+                if isinstance(name, str) and isinstance(text, str)
+            }
+        )
+    return [source for source in sources if source]
 
 
 def _content(value: Any) -> str | None:

@@ -1,6 +1,6 @@
 """The header of a GGUF file as data: metadata, the places of tensors, the other parts of a split model.
 
-`gguf_read` reads and checks it. Arrays are decoded only when asked for.
+`read` reads and checks it. Arrays are decoded only when asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafold.errors import InputError
-from lorafold.gguf_file.type_numbers import FILE_TYPES, TENSOR_TYPES
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+from lorafold.errors import InputError
+
+# ggml's tensor types: id -> (name, weights of a block, bytes of a block).
+TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
+    int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGMLQuantizationType
+}
+# general.file_type: id -> what the file as a whole is called ("Q4_K_M").
+FILE_TYPES: Mapping[int, str] = {
+    int(kind): kind.name.removeprefix("ALL_").removeprefix("MOSTLY_")
+    for kind in LlamaFileType
+    if kind is not LlamaFileType.GUESSED
+}
 # Scalar types of the format: id -> (struct code, bytes).
 SCALARS: Mapping[int, tuple[str, int]] = {
     0: ("B", 1),
@@ -127,11 +138,9 @@ class GgufHeader:
     @property
     def quantization(self) -> str:
         """The file's type as users name it ("Q4_K_M"), or that of most of its weights."""
-        named = FILE_TYPES.get(self.number("general.file_type") or -1)
-        if self.number("general.file_type") == 0:
-            named = "F32"
-        if named is not None:
-            return named
+        number = self.number("general.file_type")
+        if number is not None and number in FILE_TYPES:
+            return FILE_TYPES[number]
         weights: dict[str, int] = {}
         for tensor in self.tensors.values():
             weights[tensor.type_name] = weights.get(tensor.type_name, 0) + tensor.nbytes

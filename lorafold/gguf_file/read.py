@@ -25,13 +25,13 @@ from lorafold.gguf_file.header import (
     BOOL,
     SCALARS,
     STRING,
+    TENSOR_TYPES,
     UINT32,
     GgufArray,
     GgufHeader,
     GgufTensor,
     MetadataValue,
 )
-from lorafold.gguf_file.type_numbers import TENSOR_TYPES
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32

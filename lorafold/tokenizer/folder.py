@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lorafold.tokenizer.merges import from_merges, has_merges
@@ -20,7 +21,42 @@ SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
 )
+# All that a tokenizer consists of, whatever its class, and the chat templates that belong to it.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "tekken.json",
+    "*.tiktoken",
+    "*.spm",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder's tokenizer and its chat templates, by their names inside the folder."""
+    return find_files(folder, TOKENIZER_FILES)
+
+
+def find_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """The files of a folder that fit one of the patterns, by their names inside the folder."""
+    found = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+
+
+def copy_files(files: Mapping[str, Path], folder: Path) -> None:
+    """Copy files into a folder under the given names, which may name a folder inside it."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
 @functools.cache
@@ -49,9 +85,7 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
     else:
         return folder
     made = Path(tempfile.mkdtemp(dir=_home().name))
-    for pattern in (*SMALL_FILES, MODEL):
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, made / path.name)
+    copy_files(find_files(folder, (*SMALL_FILES, MODEL)), made)
     (made / JSON).write_text(text, encoding="utf-8")
     return made
 

@@ -143,7 +143,7 @@ def test_a_quantized_base_is_called_so(
         assert main(["export", *options, "--out", str(tmp_path / "out")]) == 3
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"config.json: quantization_config: the base is quantized ({method}); fix: " in error
-        assert ("name its 16-bit original with --base" in error) == ("--base" in options)
+        assert ("pass its 16-bit original with --base" in error) == ("--base" in options)
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_base_of_another_machine(named: str, tmp_path: Path) -> None:
     assert said.startswith(
         f"{adapter}/adapter_config.json: base_model_name_or_path: the base {named!r} was not"
     )
-    assert said.endswith("; or name the base with --base FOLDER_OR_HUB_ID")
+    assert said.endswith("; or pass the base with --base FOLDER_OR_HUB_ID")
     with pytest.raises((InputError, SystemFault)) as caught:  # named by the user: the config is not to blame
         opened(adapter, base=named, offline=True)
     assert "adapter_config.json" not in str(caught.value)

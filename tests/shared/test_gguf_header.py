@@ -17,7 +17,6 @@ from lorafold.errors import InputError
 from lorafold.gguf_file.checks import check_model
 from lorafold.gguf_file.header import GgufArray
 from lorafold.gguf_file.read import read_gguf_header
-from lorafold.gguf_file.type_numbers import FILE_TYPES, TENSOR_TYPES
 
 
 def string(text: bytes) -> bytes:
@@ -162,14 +161,6 @@ def test_our_export_reads_back_as_gguf_py_reads_it(whole: bytes) -> None:
                 assert list(value.values()) == pytest.approx(contents)
         else:
             assert value == pytest.approx(theirs.fields[key].contents())
-
-
-def test_types_are_ggmls() -> None:
-    for number, (name, block, size) in TENSOR_TYPES.items():
-        kind = gguf.GGMLQuantizationType[name]
-        assert int(kind) == number and gguf.GGML_QUANT_SIZES[kind] == (block, size)
-    for number, name in FILE_TYPES.items():
-        assert gguf.LlamaFileType(number).name.replace("MOSTLY_", "").replace("ALL_", "") == name
 
 
 LOAD = """

@@ -15,7 +15,7 @@ from tiny_tokenizers import BYTE_LEVEL, CHATML, byte_level, sequence, split
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.vocab.pre_tokenizers import QWEN2_WORDS
-from lorafold.export.vocab.probe import AWKWARD, probe_texts
+from lorafold.export.vocab.probe import EDGE_CASES, probe_texts
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.tokenizer.folder import with_tokenizer_json
 
@@ -60,7 +60,7 @@ def assert_same(folder: Path) -> None:
         assert mine[part] == wanted[part], part
     for part in ("vocab", "merges"):
         assert mine["model"][part] == wanted["model"][part], part
-    for text in [*AWKWARD, *probe_texts(300), "a<|im_end|> b<|endoftext|>", "<|im_start|><pad>x"]:
+    for text in [*EDGE_CASES, *probe_texts(300), "a<|im_end|> b<|endoftext|>", "<|im_start|><pad>x"]:
         encoded = (each.encode(text, add_special_tokens=False).ids for each in (ours, theirs))
         assert next(encoded) == next(encoded), text
 

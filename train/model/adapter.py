@@ -10,30 +10,17 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.artifacts import write_atomic
 from lorafold.models import Base
+from lorafold.tokenizer.folder import copy_files, find_files, tokenizer_files
 from lorafold.train.methods import Method
 from lorafold.train.model.tensorfiles import save_tensors
 
 if TYPE_CHECKING:
     import torch
-
-# What chat and export need of the base's tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def initial_adapter(model: Any) -> dict[str, Any]:
@@ -120,9 +107,7 @@ def _as_plain_lora(
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files, so that the result is complete without its base's folder."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_files(tokenizer_files(source) | find_files(source, ["generation_config.json"]), folder)
 
 
 def keep_in_float32(model: Any) -> int:

@@ -1,7 +1,6 @@
-"""Rows of the table for Gemma: norms stored less one, windows in a fixed pattern, a fixed scale of attention.
+"""Google: Gemma 2 and 3. Norms are stored less one.
 
-In: nothing. Out: `GEMMA_ROWS`. What llama.cpp's graphs fix, the config must agree with; sources as in
-`arch.table`.
+llama.cpp's graphs fix the pattern of windows and the scale of attention; the config must agree with them.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _WINDOW = u32("attention.sliding_window", "sliding_window")
 
 
 def _given(field: str) -> Condition:
-    """llama.cpp has a default of its own where the header has no entry."""
+    """llama.cpp has a default of its own if the header has no entry."""
     return Condition(
         field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without"
     )

@@ -60,7 +60,7 @@ PHI3 = Architecture(
         u32("rope.dimension_count", _phi_rotated),
         FREQUENCY_BASE,
     ),
-    # Phi-4 is told from Phi-3 by a window of zero.
+    # llama.cpp tells Phi-4 from Phi-3 by a window of zero.
     extensions=(u32("attention.sliding_window", lambda config: config.get("sliding_window") or 0),),
     generated=longrope_factors,
     defaults=DEFAULTS

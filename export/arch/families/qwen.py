@@ -1,7 +1,4 @@
-"""Rows of the table for Qwen 2 and 3, dense and with experts.
-
-In: nothing. Out: `QWEN_ROWS`. Sources as in `arch.table`.
-"""
+"""Alibaba: Qwen 2 and 3, dense and with experts."""
 
 from __future__ import annotations
 

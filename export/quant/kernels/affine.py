@@ -193,7 +193,7 @@ def pack_6bit(scales: Array, minimums: Array, packed: Array) -> None:
 
 @njit
 def pack_6bit_cut(scales: Array, minimums: Array, packed: Array) -> None:
-    """`pack_6bit` of levels cut at 63, which the search's bytes exceed where a scale was negative.
+    """`pack_6bit` of levels cut at 63, which the search's bytes exceed if a scale was negative.
 
     ggml cuts in Q5_K; in Q4_K it packs such a byte as it is.
     """
@@ -222,7 +222,7 @@ def driver(
 ) -> Any:
     """Compile one type: sub-blocks of `256 // count` values, super-blocks of `nbytes`.
 
-    The energy is `energy_factor` * sum(x^2) / 256 over the super-block, 0 where it is not wanted.
+    The energy is `energy_factor` * sum(x^2) / 256 over the super-block, 0 if it is not wanted.
     """
     width = SUPER // count
 

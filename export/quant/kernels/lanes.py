@@ -36,7 +36,7 @@ Mask: TypeAlias = Any
 Array: TypeAlias = Any
 
 # numba's disk cache looks at the file of the outermost function alone. Kernels take this as the default of
-# their last argument, which makes it part of the cache's key: a change in any kernel module compiles anew.
+# their last argument, which makes it part of the cache's key: a change in any kernel module compiles again.
 SOURCES = int.from_bytes(
     hashlib.sha256(
         b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
@@ -124,7 +124,7 @@ for _symbol, _float, _int in (
     if _int:
         _define_operator(_symbol, INTS, INTS, lambda b, x, y, name=_int: getattr(b, name)(x, y))
 
-# Ordered comparisons, as C's: false where an operand is NaN; `!=` is the one that is then true.
+# Ordered comparisons, as C's: false if an operand is NaN; `!=` is the one that is then true.
 for _symbol, _sign in (
     (operator.lt, "<"),
     (operator.le, "<="),
@@ -184,7 +184,7 @@ flip = _define_call("flip", MASK, MASK, lambda b, v: b.not_(v))
 
 
 def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) -> Any:
-    """Compile a step function: `choices[k]` where k of the ascending `bounds` are at or below the value.
+    """Compile a step function: `choices[k]` if k of the ascending `bounds` are at or below the value.
 
     The result is INTS if all choices are from a range, else FLOATS. A NaN counts as below every bound.
     """

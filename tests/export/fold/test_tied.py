@@ -18,7 +18,8 @@ from tiny_models import VOCABULARY
 from lorafold.adapters import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
-from lorafold.export.outputs.merged_folder import write_merged_folder
+from lorafold.export.outputs.merged_folder import plan_merged_folder, write_merged_folder
+from lorafold.export.outputs.side_files import find_side_files
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")
@@ -28,7 +29,8 @@ peft = pytest.importorskip("peft")
 def fold_into_folder(base: Path, adapter: Path, folder: Path, **options: Any) -> Folded:
     folded = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)])
     folder.mkdir()
-    write_merged_folder(folded, base, folder, **options)
+    plan = plan_merged_folder(folded, base, find_side_files(base), **options)
+    write_merged_folder(plan, folded, folder)
     return folded
 
 

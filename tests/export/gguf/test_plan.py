@@ -140,7 +140,7 @@ def test_every_such_option_is_tested() -> None:
 
 
 def test_a_list_without_a_plan_is_refused_and_the_type_is_recorded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--tensors.*add --plan"):
+    with pytest.raises(UsageError, match=r"--tensors.*pass --plan"):
         ExportConfig("source", out=tmp_path, tensors=True)
     assert ExportConfig("source", out=tmp_path).quant == ("Q4_K_M",)
     assert ExportConfig("source", out=tmp_path, format="folder").quant == ()

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from lorafold.errors import NumericError
 from lorafold.export import ExportConfig, export, verify
-from lorafold.export.outputs.merged_folder import write_merged_folder
+from lorafold.export.outputs.merged_folder import plan_merged_folder, write_merged_folder
+from lorafold.export.outputs.side_files import find_side_files
 from lorafold.weights import Checkpoint
 
 WIDE = 4096
@@ -116,6 +117,7 @@ def test_blocks_are_as_small_as_the_memory_demands(threads: int, memory: int, tm
     base = small_weights(tmp_path / "base", "float32")
     source = Recorded(Checkpoint.open(base))
     (tmp_path / "out").mkdir()
-    write_merged_folder(source, base, tmp_path / "out", threads=threads, max_memory=memory)
+    plan = plan_merged_folder(source, base, find_side_files(base))
+    write_merged_folder(plan, source, tmp_path / "out", threads=threads, max_memory=memory)
     assert threads * source.largest * 4 <= memory < 200_000_000 or source.largest == 64 * WIDE
     assert load_file(tmp_path / "out/model.safetensors").keys() == source.tensors.keys()

@@ -13,7 +13,13 @@ from adapter_folders import adapter_folder, base_folder
 from lorafold.adapters import Adapter
 from lorafold.errors import NumericError, SystemFault
 from lorafold.export.fold.folded import Folded
-from lorafold.export.outputs.merged_folder import plan_shards, write_merged_folder
+from lorafold.export.outputs.merged_folder import (
+    FolderPlan,
+    plan_merged_folder,
+    plan_shards,
+    write_merged_folder,
+)
+from lorafold.export.outputs.side_files import find_side_files
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")
@@ -24,9 +30,15 @@ def small_fold(tmp_path: Path) -> Folded:
     return Folded(base, [(Adapter.open(adapter_folder(tmp_path / "adapter")), 1.0)])
 
 
+def planned(source: Any, base: Path, **options: Any) -> FolderPlan:
+    how = {name: options.pop(name) for name in ("dtype", "shard_bytes") if name in options}
+    return plan_merged_folder(source, base, find_side_files(base, **options), **how)
+
+
 def written(source: Any, base: Path, out: Path, **options: Any) -> Path:
+    work = {name: options.pop(name) for name in ("threads", "progress") if name in options}
     out.mkdir()
-    write_merged_folder(source, base, out, **options)
+    write_merged_folder(planned(source, base, **options), source, out, **work)
     return out
 
 
@@ -127,7 +139,8 @@ def test_progress_counts_the_bytes(tmp_path: Path) -> None:
 def test_what_belongs_to_the_model_comes_along(tmp_path: Path) -> None:
     source = small_fold(tmp_path)
     base, own = tmp_path / "base", tmp_path / "adapter"
-    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"):
+    (base / "tokenizer_config.json").write_text("{}")
+    for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja"):
         (base / name).write_text(f"base {name}")
     for name in ("generation_config.json", "configuration_x.py", "LICENSE", "README.md", "optimizer.pt"):
         (base / name).write_text(f"base {name}")
@@ -148,12 +161,12 @@ def test_what_belongs_to_the_model_comes_along(tmp_path: Path) -> None:
     assert (out / "tokenizer.json").read_text() == "base tokenizer.json"
 
     # A tokenizer of the adapter's own comes whole: none of the base's files beside it, but for the template.
-    out = written(source, base, tmp_path / "own", tokenizer_folder=own)
+    out = written(source, base, tmp_path / "own", tokenizer=own)
     assert (out / "tokenizer.json").read_text() == "own tokenizer.json"
     assert not (out / "added_tokens.json").exists() and not (out / "tokenizer_config.json").exists()
     assert (out / "chat_template.jinja").read_text() == "base chat_template.jinja"
 
-    out = written(source, base, tmp_path / "chat", chat_template="{{ mine }}")
+    out = written(source, base, tmp_path / "chat", template="{{ mine }}")
     assert (out / "chat_template.jinja").read_text() == "{{ mine }}"
 
 
@@ -186,4 +199,4 @@ def test_a_full_disk(tmp_path: Path) -> None:
     out.mkdir()
     (out / "config.json").symlink_to("/dev/full")
     with pytest.raises(SystemFault, match="the disk is full"):
-        write_merged_folder(source, tmp_path / "base", out)
+        write_merged_folder(planned(source, tmp_path / "base"), source, out)

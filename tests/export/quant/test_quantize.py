@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+import lorafold
 from lorafold.errors import InputError, NumericError
 from lorafold.export.quant import ggml
 from lorafold.export.quant import quantize as kernels
@@ -229,7 +231,7 @@ def test_what_does_not_fit_f16_is_refused() -> None:
     block = np.full((1, 4), 65519.9, np.float32)
     assert (kernels.quantize(block, Type.F16).view(np.float16) == 65504).all()
     block[0, 3] = -65520
-    with pytest.raises(NumericError, match=r"row 0, column 3: -65520 does not fit F16; fix: write BF16"):
+    with pytest.raises(NumericError, match=r"row 0, column 3: -65520 does not fit F16; fix: choose BF16"):
         kernels.quantize(block, Type.F16)
 
 
@@ -289,18 +291,54 @@ def test_a_broken_cache_only_costs_time(tmp_path: Path) -> None:
     assert report_in_a_new_process(QUANTIZE_AND_REPORT, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "numba"
 
 
-@pytest.mark.slow
-def test_a_kernel_whose_bytes_differ_is_not_used(tmp_path: Path) -> None:
-    # Scaling by 126 instead of 127: a wrong kernel, in a copy of the package, found by the check at first
-    # use.
-    import shutil
+# A wrong kernel for Q8_0, by the module that is changed: the check at first use finds it, if it is compiled.
+CHANGES = {
+    "plain": ("load(largest, 0) / 127.0", "load(largest, 0) / 126.0"),
+    "rounding": ("return half | sign", "return (half + 1) | sign"),
+    "memory": ("builder.trunc(args[2], narrow)", "builder.trunc(builder.add(args[2], args[2]), narrow)"),
+    "lanes": ('lambda b, v: _call(b, f"llvm.fabs.v{LANES}f32", v)', "lambda b, v: b.fadd(v, v)"),
+}
 
-    import lorafold
 
+def copied_package(folder: Path) -> Path:
+    """A copy of the package as far as the kernels need it; returns the folder of the kernels."""
     root = Path(lorafold.__file__).resolve().parent
-    copy = tmp_path / "lorafold"
-    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("train", "serve", "__pycache__"))
-    source = copy / "export" / "quant" / "kernels" / "plain.py"
-    source.write_text(source.read_text().replace("load(largest, 0) / 127.0", "load(largest, 0) / 126.0"))
-    out = report_in_a_new_process(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{QUANTIZE_AND_REPORT}")
-    assert out.strip() == "ggml its bytes differ from ggml's on this machine"
+    ignored = shutil.ignore_patterns("train", "serve", "__pycache__")
+    shutil.copytree(root, folder / "lorafold", ignore=ignored)
+    return folder / "lorafold" / "export" / "quant" / "kernels"
+
+
+@pytest.mark.slow
+def test_a_change_in_any_kernel_module_is_compiled(tmp_path: Path) -> None:
+    """numba's disk cache looks at the file of the outermost function alone; ours must not."""
+    kernels_folder = copied_package(tmp_path)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{QUANTIZE_AND_REPORT}"
+
+    def report() -> str:
+        return report_in_a_new_process(code, NUMBA_CACHE_DIR=str(tmp_path / "cache")).strip()
+
+    assert report() == "numba"
+    for module, (right, wrong) in CHANGES.items():
+        path = kernels_folder / f"{module}.py"
+        text = path.read_text()
+        assert text.count(right) == 1, module
+        path.write_text(text.replace(right, wrong))
+        assert report() == "ggml its bytes differ from ggml's on this machine", module
+        path.write_text(text)
+    assert report() == "numba"
+
+
+@pytest.mark.slow
+def test_every_kernel_module_is_in_the_caches_key(tmp_path: Path) -> None:
+    kernels_folder = copied_package(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from lorafold.export.quant.kernels.lanes import SOURCES; print(SOURCES)"
+    )
+    modules = sorted(kernels_folder.glob("*.py"))
+    assert len(modules) > len(CHANGES)
+    keys = [report_in_a_new_process(code)]
+    for path in modules:
+        path.write_text(path.read_text() + "# changed\n")
+        keys.append(report_in_a_new_process(code))
+    assert len(set(keys)) == len(modules) + 1

@@ -13,7 +13,7 @@ from small_vocab import CHAT, by_hand, read
 from tiny_tokenizers import BYTE_LEVEL, added, byte_level, sequence, split, write_folder
 
 from lorafold.export.vocab.pre_tokenizers import LLAMA3_WORDS, QWEN2_WORDS
-from lorafold.export.vocab.probe import AWKWARD, probe_texts
+from lorafold.export.vocab.probe import EDGE_CASES, probe_texts
 from lorafold.export.vocab.vocab import read_vocab
 
 
@@ -169,7 +169,7 @@ def test_a_token_with_nul_is_replaced(tmp_path: Path) -> None:
 def test_probe_texts_are_the_same_each_time() -> None:
     assert probe_texts(50, seed=3) == probe_texts(50, seed=3)
     assert probe_texts(50, seed=3) != probe_texts(50, seed=4)
-    assert len(probe_texts(50)) == len(AWKWARD) + 50
+    assert len(probe_texts(50)) == len(EDGE_CASES) + 50
     assert all(probe_texts(500))
     "".join(probe_texts(2000)).encode()  # valid Unicode
 
