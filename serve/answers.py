@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from lorafold.chat.sandbox import Message
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Engine, Event, Finished
+from lorafold.serve.protocol import Cancel, Engine, Event, Finished
 
 TICK = 0.05  # seconds after which the caller gets to redraw although nothing happened
 

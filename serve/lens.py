@@ -1,8 +1,7 @@
 """The lens: each token of one model's answer, and how much less likely another model finds it.
 
-In: two scorers, a conversation, an answer of the first model. Out: per token the log-probability under both,
-and the mean Kullback-Leibler divergence between them along the answer. What the fine-tune taught stands out:
-tokens that the tuned model expects and the original does not.
+What the fine-tune taught stands out: tokens that the tuned model expects and the original does not. The mean
+Kullback-Leibler divergence along the answer says the same as one number.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafold.chat.sandbox import Message
-from lorafold.serve.engine import Scorer
+from lorafold.errors import LorafoldError, UsageError
+from lorafold.serve.conversation import Answer
+from lorafold.serve.protocol import Engine, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,48 @@ def look_at_scored(
     """
     pieces = [(piece.encode(), value) for piece, value in own]
     return _by_text(pieces, _scored(other, messages, other.tokenize(text)))
+
+
+def lens_of(
+    engines: Sequence[Engine], index: int, messages: Sequence[Message], answer: Answer
+) -> Lens | None:
+    """The answer seen by the counterpart: the original by the first tuned model, others by the original.
+
+    None if there is no counterpart, or one of the two keeps its probabilities to itself.
+    """
+    if len(engines) < 2 or not answer.text:
+        return None
+    try:
+        return answer_seen(engines[index], engines[1 if index == 0 else 0], messages, answer)
+    except LorafoldError:  # it does not fit the other model's context: the answer itself still counts
+        return None
+
+
+def answer_seen(own: Engine, other: Engine, messages: Sequence[Message], answer: Answer) -> Lens:
+    """One model's answer as another sees it.
+
+    Args:
+        own: the model that wrote it; a server must have told its log-probabilities then.
+        other: the model that looks; a server cannot.
+        messages: the conversation before the answer.
+        answer: not empty.
+
+    Raises:
+        UsageError: one of the two does not give the probabilities that this takes.
+    """
+    fix = "look at another answer, or open the model from its file"
+    if other.scorer is None:
+        problem = f"{other.about.name} answers through a server, which scores only what it writes itself"
+        raise UsageError(problem, fix="look at its own answer, or open the model from its file")
+    if own.scorer is not None:
+        return look_through(own.scorer, other.scorer, messages, answer.text, answer.ids)
+    if answer.reasoning:
+        problem = f"{own.about.name} reasoned first, and the other model has not read that"
+        raise UsageError(problem, fix=fix)
+    if answer.scored is None:
+        problem = f"the server of {own.about.name} gave no log-probabilities with this answer"
+        raise UsageError(problem, fix=fix)
+    return look_at_scored(answer.scored, other.scorer, messages, answer.text)
 
 
 def _same_vocabulary(own: Scorer, other: Scorer, messages: Sequence[Message], ids: Sequence[int]) -> Lens:

@@ -10,8 +10,8 @@ from lorafold.chat.sandbox import Message
 from lorafold.errors import UsageError
 from lorafold.serve.answers import seeded
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Engine, Finished, Token
 from lorafold.serve.engines.open import open_engines
+from lorafold.serve.protocol import Cancel, Engine, Finished, Token
 
 
 class Model:

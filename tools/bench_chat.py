@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 from lorafold.serve.answers import Request, answer_all
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Engine, Finished, Started, Token
-from lorafold.serve.engines.lanes import thread_count
 from lorafold.serve.engines.open import opened
+from lorafold.serve.engines.threads import thread_count
+from lorafold.serve.protocol import Cancel, Engine, Finished, Started, Token
 
 T = TypeVar("T")
 QUESTION = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
@@ -184,7 +184,7 @@ def bare_first_tokens(model: Path, threads: int, turns: list[tuple[int, int]]) -
 MEMORY = """
 import json, sys
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel
+from lorafold.serve.protocol import Cancel
 from lorafold.serve.engines.open import opened
 question = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper."}]
 with opened(ChatConfig(models=tuple(sys.argv[2:]), threads=int(sys.argv[1]))) as engines:

@@ -13,12 +13,12 @@ from pathlib import Path
 from lorafold.console import Row, rows_as_svg
 from lorafold.serve.answers import Request, answer_all
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel
+from lorafold.serve.conversation import Answer
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
 from lorafold.serve.lens import look_through
-from lorafold.serve.session import Answer
-from lorafold.serve.terminal.lens_rows import lens_rows
+from lorafold.serve.protocol import Cancel
+from lorafold.serve.terminal.lens_view import lens_rows
 from lorafold.serve.terminal.panes import Panes
 from lorafold.serve.terminal.views import heads, pane_headings, summary
 

@@ -14,23 +14,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lorafold.artifacts import lock, system_faults, write_atomic
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import UsageError
 from lorafold.interrupts import Terminated
 from lorafold.progress import Progress, silent
-from lorafold.serve.answer_row import ModelCard, answer_row, card_of, lens_of
 from lorafold.serve.answers import Request, answer_all, seeded
-from lorafold.serve.comparison.journal import Journal, has_failure
+from lorafold.serve.comparison.journal import Journal
 from lorafold.serve.comparison.questions import Prompt, read_prompts
 from lorafold.serve.comparison.report import RENDERERS
 from lorafold.serve.comparison.result import CompareResult
 from lorafold.serve.config import CompareConfig, sampling_of
-from lorafold.serve.engine import Cancel, Engine
+from lorafold.serve.conversation import Answer, utf8
 from lorafold.serve.engines.open import opened
-from lorafold.serve.session import Answer, utf8
+from lorafold.serve.lens import lens_of
+from lorafold.serve.protocol import Cancel, Engine
+from lorafold.serve.rows import AnswerRow, ModelCard, QuestionRow, card_of
 
 
 def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult:
@@ -76,7 +76,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         for path in config.out:
             write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))
             result.saved.append(path)
-        failed = sum(map(has_failure, result.rows))
+        failed = sum(row.failed for row in result.rows)
         if failed and place:
             result.notes.append(f"with --force the same command asks {_questions(failed)} that failed again")
         else:
@@ -144,17 +144,17 @@ def _questions(count: int) -> str:
     return f"{count} question{'s' * (count != 1)}"
 
 
-def _where_it_goes_on(rows: Mapping[int, dict[str, Any]], count: int) -> str:
+def _where_it_goes_on(rows: Mapping[int, QuestionRow], count: int) -> str:
     following = next((number for number in range(count) if number not in rows), None)
     if following is None:
         return "all questions are asked; the same command writes the output"
-    failed = sum(map(has_failure, rows.values()))
+    failed = sum(row.failed for row in rows.values())
     again = f" and asks {_questions(failed)} that failed again" if failed else ""
     told = f"{len(rows)} of {_questions(count)} asked"
     return f"{told}; the same command goes on at question {following + 1}{again}"
 
 
-def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, number: int) -> dict[str, Any]:
+def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, number: int) -> QuestionRow:
     """Ask all models one question; a model that fails has an error in place of its answer."""
     sampling = seeded(sampling_of(config), number)
     answers = {index: Answer(seed=sampling.seed) for index in range(len(engines))}
@@ -165,12 +165,8 @@ def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, numbe
     lenses = {
         index: lens_of(engines, index, prompt.messages, answers[index]) for index in answers if config.lens
     }
-    return {
-        "question": prompt.question,
-        "messages": list(prompt.messages),
-        "expected": prompt.expected,
-        "answers": [answer_row(answers[index], lenses.get(index)) for index in sorted(answers)],
-    }
+    rows = [AnswerRow.of(answers[index], lenses.get(index)) for index in sorted(answers)]
+    return QuestionRow(prompt.question, prompt.messages, prompt.expected, rows)
 
 
 def _identity(

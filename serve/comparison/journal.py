@@ -1,7 +1,7 @@
 """The journal of a comparison: every answered question is on disk before the next one is asked.
 
 JSON lines. The first one is {"format", "identity"}: what must be equal for the others to count. Each further
-one is {"number", "row"}: a question's place in the file, and its answers as `answer_row` writes them.
+one is {"number", "row"}: a question's place in the file, and its answers as `QuestionRow` writes them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from lorafold.artifacts import system_faults, write_atomic
-from lorafold.serve.session import utf8
+from lorafold.serve.conversation import utf8
+from lorafold.serve.rows import QuestionRow
 
 FORMAT = "lorafold-comparison-2"
-Row = dict[str, Any]
 
 
 class Journal:
@@ -41,10 +41,10 @@ class Journal:
         self._file: BinaryIO | None = None
         self.rows = self._read(questions)
 
-    def _read(self, questions: int) -> dict[int, Row]:
+    def _read(self, questions: int) -> dict[int, QuestionRow]:
         if self.path is None or not self.path.is_file():
             return {}
-        rows: dict[int, Row] = {}
+        rows: dict[int, QuestionRow] = {}
         failed: set[int] = set()
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         # A power loss may cut the last line short: what stands before it counts.
@@ -53,26 +53,27 @@ class Journal:
                 return {}
             for line in lines[1:]:
                 entry = json.loads(line)
-                if has_failure(entry["row"]):
-                    failed.add(entry["number"])
-                elif entry["number"] in range(questions):
-                    rows[entry["number"]] = entry["row"]
+                number, row = entry["number"], QuestionRow.from_json(entry["row"])
+                if row.failed:
+                    failed.add(number)
+                elif number in range(questions):
+                    rows[number] = row
         self.failed = len(failed)
         return rows
 
     def __enter__(self) -> Journal:
         if self.path is not None:
             with system_faults(self.path):
-                entries = [_line({"number": number, "row": row}) for number, row in self.rows.items()]
+                entries = [_line(_entry(number, row)) for number, row in self.rows.items()]
                 write_atomic(self.path, b"".join([_line(self._head), *entries]))
                 self._file = open(self.path, "ab")
         return self
 
-    def write(self, number: int, row: Row) -> None:
+    def write(self, number: int, row: QuestionRow) -> None:
         """Keep a row; it is on disk when this returns."""
         if self._file is not None and self.path is not None:
             with system_faults(self.path):
-                self._file.write(_line({"number": number, "row": row}))
+                self._file.write(_line(_entry(number, row)))
                 self._file.flush()
                 os.fsync(self._file.fileno())
         self.rows[number] = row
@@ -92,10 +93,9 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
 
-def has_failure(row: Row) -> bool:
-    """Whether a model failed at a question."""
-    return any(answer.get("error") for answer in row["answers"])
+def _entry(number: int, row: QuestionRow) -> dict[str, Any]:
+    return {"number": number, "row": row.as_json()}
 
 
-def _line(entry: Row) -> bytes:
+def _line(entry: dict[str, Any]) -> bytes:
     return utf8(json.dumps(entry, ensure_ascii=False) + "\n")

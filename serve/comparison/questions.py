@@ -10,7 +10,7 @@ from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.records.chats import read_chats
 from lorafold.records.layouts import Example
-from lorafold.serve.session import cleaned
+from lorafold.serve.conversation import cleaned
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.console import sanitize
-from lorafold.serve.answer_row import comparable
 
 if TYPE_CHECKING:
     from lorafold.serve.comparison.result import CompareResult
@@ -63,7 +62,9 @@ def as_jsonl(result: CompareResult) -> str:
         "prompts": result.prompts,
         "seconds": round(result.seconds, 3),
     }
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *result.rows))
+    return "".join(
+        json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *(row.as_json() for row in result.rows))
+    )
 
 
 def _share(first: str | None, second: str | None) -> float | None:
@@ -75,8 +76,8 @@ def as_html(result: CompareResult) -> str:
     """One page with everything in it: styles, script, data."""
     rows = []
     for row in result.rows:
-        texts = [answer["text"] if comparable(answer) else None for answer in row["answers"]]
-        rows.append({**row, "agreement": [_share(texts[0], text) for text in texts]})
+        texts = [answer.text if answer.comparable else None for answer in row.answers]
+        rows.append({**row.as_json(), "agreement": [_share(texts[0], text) for text in texts]})
     return page(
         {
             "models": [asdict(card) for card in result.models],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.serve.answer_row import ModelCard, cell_of
+from lorafold.serve.rows import ModelCard, QuestionRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class CompareResult:
 
     Attributes:
         models: in the order of the answers.
-        rows: one per question: question, messages, expected, answers (see `answer_row`).
+        rows: one per question.
         settings: sampling and seed.
         prompts: name of the file with the questions.
         seconds: that asking took, without what an earlier run had done.
@@ -25,7 +25,7 @@ class CompareResult:
     """
 
     models: list[ModelCard]
-    rows: list[dict[str, Any]]
+    rows: list[QuestionRow]
     settings: dict[str, Any]
     prompts: str
     seconds: float
@@ -41,14 +41,14 @@ class CompareResult:
     @property
     def table(self) -> list[list[str]]:
         """Cells of the table, one row per question."""
-        return [[row["question"], *map(cell_of, row["answers"])] for row in self.rows]
+        return [[row.question, *(answer.cell for answer in row.answers)] for row in self.rows]
 
     @property
     def failures(self) -> list[Failure]:
         """The models that failed at questions."""
         found = []
         for index, card in enumerate(self.models):
-            errors = [row["answers"][index].get("error") for row in self.rows]
+            errors = [row.answers[index].error for row in self.rows]
             reasons = [error for error in errors if error]
             if reasons:
                 found.append(Failure(card.source, len(reasons), len(errors), reasons[0]))

@@ -17,7 +17,7 @@ from pathlib import Path
 from lorafold.artifacts import sha256_file, write_atomic
 from lorafold.errors import LorafoldError
 from lorafold.models import cache_folder
-from lorafold.serve.engine import About
+from lorafold.serve.protocol import About
 
 NOTED = 200  # files remembered
 RACY = 2_000_000_000  # nanoseconds: a file changed this recently may change again within the clock's grain

@@ -19,13 +19,13 @@ from lorafold.chat.tokenizer import Message
 from lorafold.errors import InputError
 from lorafold.libraries.llama import complaint, look
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
-from lorafold.serve.engine import About, Cancel, Event, context_of
 from lorafold.serve.engines.digests import weights_sha256
 from lorafold.serve.engines.fit import PromptFitter
-from lorafold.serve.engines.generate import Reader, Voice, score, speak
-from lorafold.serve.engines.lanes import Lane
 from lorafold.serve.engines.llama_cache import KeyValueCache
 from lorafold.serve.engines.llama_model import LlamaModel
+from lorafold.serve.engines.local_answer import Decoder, Reader, score_answer, stream_answer
+from lorafold.serve.engines.threads import ModelThread
+from lorafold.serve.protocol import About, Cancel, Event, context_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class LlamaEngine:
-    """The engine of a GGUF (see `lorafold.serve.engine.Engine`).
+    """The engine of a GGUF (see `lorafold.serve.protocol.Engine`).
 
     Args:
         model: the base's weights, perhaps shared.
@@ -68,9 +68,9 @@ class LlamaEngine:
             notes=notes,
         )
         self._vocabulary = ""
-        lane = Lane(threads)
-        self._cache = lane.run(lambda count: self._open(adapters, count, exact))
-        self._reader = Reader(self._cache, lane, PromptFitter(model.encode, self._context))
+        thread = ModelThread(threads)
+        self._cache = thread.run(lambda count: self._open(adapters, count, exact))
+        self._reader = Reader(self._cache, thread, PromptFitter(model.encode, self._context))
 
     def _open(self, adapters: Sequence[Path], threads: int, exact: bool) -> KeyValueCache:
         pointers = []
@@ -103,15 +103,15 @@ class LlamaEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         with _sampler(self.c, self.model.size, sampling) as draw:
-            voice = Voice(
+            decoder = Decoder(
                 draw=partial(self._next, draw),
                 ends=self.model.ends,
-                text=lambda token: decoder.decode(self.model.piece(token)),
-                rest=lambda: decoder.decode(b"", final=True),
+                text=lambda token: utf8.decode(self.model.piece(token)),
+                rest=lambda: utf8.decode(b"", final=True),
             )
-            yield from speak(self._reader, voice, messages, sampling, cancel)
+            yield from stream_answer(self._reader, decoder, messages, sampling, cancel)
 
     def _next(self, draw: Callable[[Any], int], previous: int | None) -> tuple[int, float]:
         """Read the token before, draw the next one; with its log-probability."""
@@ -147,11 +147,11 @@ class LlamaEngine:
         self, messages: Sequence[Message], answer: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
         """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
-        return score(self._reader, messages, answer)
+        return score_answer(self._reader, messages, answer)
 
     def close(self) -> None:
         """Free the conversation, and the weights if nobody else uses them."""
-        self._reader.lane.close(self._cache.close)
+        self._reader.thread.close(self._cache.close)
         self.model.release()
 
 

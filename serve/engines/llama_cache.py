@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import NumericError, SystemFault
 from lorafold.libraries.llama import complaint
-from lorafold.serve.engines.generate import BATCH, OUTPUTS
 from lorafold.serve.engines.llama_model import LlamaModel
+from lorafold.serve.engines.local_answer import BATCH, OUTPUTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ FIRST_CELLS = 512  # tokens that a new KV cache holds
 
 
 class KeyValueCache:
-    """One conversation in llama.cpp's memory, grown as needed (see `Cache` in `speech`).
+    """One conversation in llama.cpp's memory, grown as needed (see `Cache` in `local_answer`).
 
     Args:
         model: the weights.

@@ -13,7 +13,7 @@ from lorafold.errors import InputError, UsageError
 from lorafold.models import demo_gguf
 from lorafold.progress import Progress, silent
 from lorafold.serve.config import ChatConfig, CompareConfig
-from lorafold.serve.engine import About, Engine
+from lorafold.serve.protocol import About, Engine
 
 Config = ChatConfig | CompareConfig
 

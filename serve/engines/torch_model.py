@@ -124,7 +124,7 @@ def load(
 
 
 class TorchCache:
-    """One conversation in a model's memory (see `Cache` in `speech`)."""
+    """One conversation in a model's memory (see `Cache` in `local_answer`)."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model

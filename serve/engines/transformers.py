@@ -18,13 +18,13 @@ from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
-from lorafold.serve.engine import About, Cancel, Event, context_of
 from lorafold.serve.engines.digests import weights_sha256
 from lorafold.serve.engines.fit import PromptFitter
-from lorafold.serve.engines.generate import Reader, Voice, score, speak
-from lorafold.serve.engines.lanes import Lane
+from lorafold.serve.engines.local_answer import Decoder, Reader, score_answer, stream_answer
 from lorafold.serve.engines.sampling import draw, log_softmax
+from lorafold.serve.engines.threads import ModelThread
 from lorafold.serve.engines.torch_model import LoadedModel, TorchCache, load
+from lorafold.serve.protocol import About, Cancel, Event, context_of
 from lorafold.sources.adapter_base import base_of, check_base
 from lorafold.tokenizer.folder import JSON, with_tokenizer_json
 
@@ -74,8 +74,8 @@ def open_transformers(
     if template is None and (trained := find_template(adapters)) is not None:
         template = trained[0]  # the one it was trained with
     tokenizer = ChatTokenizer.from_folder(tokenizer_folder, template)
-    lane = Lane(config.threads, shares=False)  # torch's results depend on the number of threads
-    loaded = lane.run(
+    thread = ModelThread(config.threads, shares=False)  # torch's results depend on the number of threads
+    loaded = thread.run(
         lambda threads: load(
             base.folder,
             adapters,
@@ -98,7 +98,7 @@ def open_transformers(
         digest=lambda: "+".join(map(_folder_digest, folders)),
         notes=notes,
     )
-    return TransformersEngine(loaded, tokenizer, about, lane, context)
+    return TransformersEngine(loaded, tokenizer, about, thread, context)
 
 
 def _folder_digest(folder: Path) -> str:
@@ -110,13 +110,13 @@ def _folder_digest(folder: Path) -> str:
 
 
 class TransformersEngine:
-    """The engine of a Hugging Face folder (see `lorafold.serve.engine.Engine`).
+    """The engine of a Hugging Face folder (see `lorafold.serve.protocol.Engine`).
 
     Args:
         model: loaded.
         tokenizer: with its chat template.
         about: which weights answer.
-        lane: where it computes.
+        thread: where it computes.
         context: tokens that a conversation may hold.
     """
 
@@ -125,15 +125,15 @@ class TransformersEngine:
         model: LoadedModel,
         tokenizer: ChatTokenizer,
         about: About,
-        lane: Lane,
+        thread: ModelThread,
         context: int,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self.about = about
         self._context = context
-        self._cache = lane.run(lambda _: TorchCache(model))
-        self._reader = Reader(self._cache, lane, PromptFitter(self._tokenizer.encode_prompt, self._context))
+        self._cache = thread.run(lambda _: TorchCache(model))
+        self._reader = Reader(self._cache, thread, PromptFitter(self._tokenizer.encode_prompt, self._context))
         self._vocabulary = ""
 
     @property
@@ -166,13 +166,13 @@ class TransformersEngine:
             token = draw(self._cache.logits, sampling, said, dice)
             return token, float(log_softmax(self._cache.logits)[token])
 
-        voice = Voice(
+        decoder = Decoder(
             draw=following,
             ends=lambda token: token in self._tokenizer.eos_ids,
             text=text,
             rest=lambda: "",
         )
-        yield from speak(self._reader, voice, messages, sampling, cancel)
+        yield from stream_answer(self._reader, decoder, messages, sampling, cancel)
 
     def _texts(self) -> Callable[[int], str]:
         """A function that tells what each further token adds."""
@@ -213,7 +213,7 @@ class TransformersEngine:
         self, messages: Sequence[Message], answer: Sequence[int]
     ) -> Iterator[NDArray[np.float32]]:
         """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
-        return score(self._reader, messages, answer)
+        return score_answer(self._reader, messages, answer)
 
     def close(self) -> None:
         """Free the model."""

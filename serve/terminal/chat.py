@@ -12,10 +12,10 @@ from lorafold.console import live_progress, sanitize
 from lorafold.errors import InputError, UsageError
 from lorafold.progress import silent
 from lorafold.serve.config import NOBODY_VOTES, ChatConfig, sampling_of
-from lorafold.serve.engine import Engine
+from lorafold.serve.conversation import Conversation, cleaned
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
-from lorafold.serve.session import Session, cleaned
+from lorafold.serve.protocol import Engine
 from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
 from lorafold.serve.terminal.views import ColumnView, JsonView, PlainView, View, ending_of
@@ -56,11 +56,11 @@ def chat(config: ChatConfig) -> int:
 def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
     names = [engine.about.name for engine in engines]
     if config.session is not None:
-        session = Session.load(config.session, names)
-        session.system = session.system if config.system is None else config.system or None
-        session.sampling = sampling_of(config, session.sampling)
+        conversation = Conversation.load(config.session, names)
+        conversation.system = conversation.system if config.system is None else config.system or None
+        conversation.sampling = sampling_of(config, conversation.sampling)
     else:
-        session = Session(names, sampling_of(config), config.system)
+        conversation = Conversation(names, sampling_of(config), config.system)
     abouts = [engine.about for engine in engines]
     digests = Digests(abouts)
     view: View
@@ -70,7 +70,7 @@ def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
         view = ColumnView(color=colored())
     else:
         view = PlainView(figures=by_hand)
-    talk = Talk(engines, session, view, digests)
+    talk = Talk(engines, conversation, view, digests)
     talk.blind = config.blind
     return talk
 
@@ -91,10 +91,10 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
         for note in control_notes(talk.engines, text):
             sys.stderr.write(f"note: {sanitize(note)}\n")
         talk.ask(text)
-        if talk.cancelled:
-            raise KeyboardInterrupt
         assert talk.last is not None
-        for index, answer in talk.last.answers.items():
+        if talk.last.cancelled:
+            raise KeyboardInterrupt
+        for index, answer in talk.last.turn.answers.items():
             failed = failed or bool(answer.error)
             if not answer.text and not answer.error:
                 only = f" after {len(answer.reasoning):,} characters of reasoning" if answer.reasoning else ""

@@ -1,28 +1,50 @@
 """What can be typed after a slash: a table of commands over one conversation.
 
-Each takes the shell and what stands behind its name, says something, and leaves the conversation in order:
-whatever a command raises as a `LorafoldError` has changed nothing.
+Each takes the chat's state and what stands behind its name, says something, and leaves the conversation in
+order: whatever a command raises as a `LorafoldError` has changed nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorafold.chat.sandbox import Message
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
 from lorafold.serve.config import SAMPLING_RANGES, WHOLE
-from lorafold.serve.engine import Engine
-from lorafold.serve.session import Session, utf8
-from lorafold.serve.terminal.judging import blind, lens, tell_score, vote
+from lorafold.serve.conversation import Conversation, utf8
+from lorafold.serve.protocol import Engine
+from lorafold.serve.terminal.chat_state import ChatState, last_turn, model_at, named_file, tell_kept
+from lorafold.serve.terminal.lens_view import lens
 from lorafold.serve.terminal.panes import wrapped
-from lorafold.serve.terminal.shell import Command, Shell, last_turn, model_at, named_file, tell_kept
 from lorafold.serve.terminal.views import STYLES
+from lorafold.serve.terminal.votes import blind, tell_score, vote
 
 
-def run_command(shell: Shell, line: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command.
+
+    Attributes:
+        usage: its name and arguments.
+        does: what it does, one line.
+        run: does it.
+        choices: what may stand behind it, for completion; "path": file names, "command": commands.
+        letters: models' letters may stand behind it too.
+        most: how many words may stand behind it; None: a text, a file name or any number of letters.
+    """
+
+    usage: str
+    does: str
+    run: Callable[[ChatState, str], None]
+    choices: Sequence[str] | str = ()
+    letters: bool = False
+    most: int | None = 0
+
+
+def run_command(state: ChatState, line: str) -> None:
     """Run what was typed, "/name argument".
 
     Raises:
@@ -34,7 +56,7 @@ def run_command(shell: Shell, line: str) -> None:
     if found.most is not None and len(words) > found.most:
         takes = "nothing" if not found.most else f"at most {found.most} word{'s' * (found.most != 1)}"
         raise UsageError(f"/{name} takes {takes}, got {argument.strip()!r}", fix=f"/{found.usage}")
-    found.run(shell, argument.strip())
+    found.run(state, argument.strip())
 
 
 def _named(name: str, fix: str) -> Command:
@@ -44,34 +66,34 @@ def _named(name: str, fix: str) -> Command:
     return found
 
 
-def help_(shell: Shell, argument: str) -> None:
+def help_(state: ChatState, argument: str) -> None:
     """List the commands, or one."""
     if argument:
         name = argument.lstrip("/")
         found = _named(name, "/help lists the commands")
         also = [f"/{other}" for other, known in ALIASES.items() if COMMANDS[known] is found]
-        shell.tell(f"/{found.usage}\n{found.does}" + (f" (also {', '.join(also)})" if also else ""))
+        state.tell(f"/{found.usage}\n{found.does}" + (f" (also {', '.join(also)})" if also else ""))
         return
     wide = max(len(command.usage) for command in COMMANDS.values()) + 3
     rows: list[Row] = []
     for command in COMMANDS.values():
-        for number, line in enumerate(wrapped(command.does, max(20, shell.width() - wide))):
+        for number, line in enumerate(wrapped(command.does, max(20, state.width() - wide))):
             head = f"/{command.usage}" if number == 0 else ""
             rows.append([(f"{head:<{wide}}", "bold"), *line])
-    rows += wrapped("Alt-Enter: a new line. Ctrl-C: stop the answers. Ctrl-D: leave.", shell.width(), "dim")
-    shell.say(rows)
+    rows += wrapped("Alt-Enter: a new line. Ctrl-C: stop the answers. Ctrl-D: leave.", state.width(), "dim")
+    state.say(rows)
 
 
-def system(shell: Shell, argument: str) -> None:
+def system(state: ChatState, argument: str) -> None:
     """Show, set or (with -) remove the system message."""
     if argument:
-        shell.talk.session.system = None if argument == "-" else argument
-    shell.tell(f"system: {shell.talk.session.system or '(none: the template may bring its own)'}")
+        state.talk.conversation.system = None if argument == "-" else argument
+    state.tell(f"system: {state.talk.conversation.system or '(none: the template may bring its own)'}")
 
 
-def set_(shell: Shell, argument: str) -> None:
+def set_(state: ChatState, argument: str) -> None:
     """Show or change the sampling."""
-    session = shell.talk.session
+    conversation = state.talk.conversation
     name, _, text = argument.replace("=", " ").partition(" ")
     if name:
         known = next((key for key in SAMPLING_RANGES if key == name.replace("-", "_")), None)
@@ -80,11 +102,11 @@ def set_(shell: Shell, argument: str) -> None:
         if text.strip():
             value = _number(known, text.strip())
             try:
-                session.sampling = replace(session.sampling, **{known: value})
+                conversation.sampling = replace(conversation.sampling, **{known: value})
             except UsageError as error:
                 raise UsageError(error.problem, at=known, fix=f"/set {known} NUMBER") from None
-    settings = (f"{key} {getattr(session.sampling, key)}" for key in SAMPLING_RANGES)
-    shell.tell("  ".join(settings).replace("seed None", "seed none (new each time)"))
+    settings = (f"{key} {getattr(conversation.sampling, key)}" for key in SAMPLING_RANGES)
+    state.tell("  ".join(settings).replace("seed None", "seed none (new each time)"))
 
 
 def _number(name: str, text: str) -> Any:
@@ -97,39 +119,40 @@ def _number(name: str, text: str) -> Any:
         raise UsageError(f"{name} takes {number}, got {text!r}", fix=f"/set {name} NUMBER") from None
 
 
-def show(shell: Shell, argument: str) -> None:
+def show(state: ChatState, argument: str) -> None:
     """Show settings and models, or the last prompt as the models read it."""
     if argument == "prompt":
-        _show_prompt(shell)
+        _show_prompt(state)
         return
     if argument:
         raise UsageError(f"expected nothing or prompt, got {argument!r}", fix="/show prompt")
-    models(shell, "")
-    system(shell, "")
-    set_(shell, "")
-    session = shell.talk.session
+    models(state, "")
+    system(state, "")
+    set_(state, "")
+    conversation = state.talk.conversation
     follow = (
-        "each model its own" if session.follow is None else f"all follow {session.models[session.follow]}"
+        "each model its own"
+        if conversation.follow is None
+        else f"all follow {conversation.models[conversation.follow]}"
     )
-    shell.tell(f"{len(session.turns)} turns; history: {follow}; blind: {'on' if shell.talk.blind else 'off'}")
-    tell_score(shell)
+    state.tell(
+        f"{len(conversation.turns)} turns; history: {follow}; blind: {'on' if state.talk.blind else 'off'}"
+    )
+    tell_score(state)
 
 
-def _show_prompt(shell: Shell) -> None:
-    turn, talk = last_turn(shell), shell.talk
+def _show_prompt(state: ChatState) -> None:
+    turn, talk = last_turn(state), state.talk
     found = {
-        index: _what_was_read(talk.engines[index], talk.session.messages(index))
-        for _, index in talk.places(turn)
-        if index in turn.answers
+        model: _what_was_read(talk.engines[model], talk.conversation.messages(model)) for model in turn.asked
     }
     if turn.hidden and len(set(found.values())) > 1:
         # Templates, and earlier answers that stood under names, would tell who reads them.
         raise UsageError("the prompts would tell which model is which", fix="/vote first")
-    for letter, index in talk.places(turn):
-        if index in found:
-            name = "" if turn.hidden else talk.engines[index].about.name
-            shell.tell(f"{letter}  {name}".rstrip(), "bold" if turn.hidden else STYLES[index])
-            shell.tell(found[index])
+    for model, prompt in found.items():
+        name = "" if turn.hidden else talk.engines[model].about.name
+        state.tell(f"{turn.letter(model)}  {name}".rstrip(), "bold" if turn.hidden else STYLES[model])
+        state.tell(prompt)
 
 
 def _what_was_read(engine: Engine, messages: Sequence[Message]) -> str:
@@ -141,133 +164,135 @@ def _what_was_read(engine: Engine, messages: Sequence[Message]) -> str:
     return f"{sent}\n(these messages were sent; the server builds the prompt)"
 
 
-def models(shell: Shell, argument: str) -> None:
+def models(state: ChatState, argument: str) -> None:
     """List the models."""
-    list_models(shell, wait=2.0)
+    list_models(state, wait=2.0)
 
 
-def list_models(shell: Shell, wait: float) -> None:
+def list_models(state: ChatState, wait: float) -> None:
     """List the models, waiting so many seconds for digests of large files."""
-    talk = shell.talk
+    talk = state.talk
     talk.digests.wait(wait)
-    for index in talk.order:
+    for index in talk.columns:
         about = talk.engines[index].about
         facts = [about.quantization, about.kind, talk.digests.short(index)]
         context = talk.engines[index].context
         facts += [f"{context:,} tokens of context"] if context else []
         facts += ["resting"] if talk.only is not None and index not in talk.only else []
-        shell.tell(f"{talk.letter(index)}  {about.name}", STYLES[index])
-        shell.tell("   " + " · ".join(fact for fact in facts if fact), "dim")
+        state.tell(f"{talk.letter(index)}  {about.name}", STYLES[index])
+        state.tell("   " + " · ".join(fact for fact in facts if fact), "dim")
         for note in about.notes:
-            shell.tell(f"   {note}", "yellow")
+            state.tell(f"   {note}", "yellow")
 
 
-def retry(shell: Shell, argument: str) -> None:
+def retry(state: ChatState, argument: str) -> None:
     """Answer the last question again."""
-    last_turn(shell)
-    turn = shell.talk.again()
+    last_turn(state)
+    turn = state.talk.again()
     if turn is None:
-        shell.tell("no answer; the old ones stand", "yellow")
+        state.tell("no answer; the old ones stand", "yellow")
     else:
-        tell_kept(shell, turn)
+        tell_kept(state, turn)
 
 
-def undo(shell: Shell, argument: str) -> None:
+def undo(state: ChatState, argument: str) -> None:
     """Forget the last question and its answers."""
-    turn = last_turn(shell)
-    shell.talk.session.turns.pop()
-    shell.tell(f"forgotten: {turn.user[:60]!r}; {len(shell.talk.session.turns)} turns are left")
+    turn = last_turn(state)
+    state.talk.conversation.turns.pop()
+    state.tell(f"forgotten: {turn.user[:60]!r}; {len(state.talk.conversation.turns)} turns are left")
 
 
-def edit(shell: Shell, argument: str) -> None:
+def edit(state: ChatState, argument: str) -> None:
     """Change the last question and ask it again."""
-    user = last_turn(shell).user
-    shell.draft = f"/{user}" if user.startswith("/") else user  # a slash alone would be a command
-    shell.editing = True
+    user = last_turn(state).user
+    state.draft = f"/{user}" if user.startswith("/") else user  # a slash alone would be a command
+    state.editing = True
 
 
-def reset(shell: Shell, argument: str) -> None:
+def reset(state: ChatState, argument: str) -> None:
     """Forget the conversation; settings stay."""
-    shell.talk.session.turns.clear()
-    shell.talk.session.file = None  # which holds the old conversation
-    shell.tell("a new conversation")
+    state.talk.conversation.turns.clear()
+    state.talk.conversation.file = None  # which holds the old conversation
+    state.tell("a new conversation")
 
 
-def save(shell: Shell, argument: str) -> None:
+def save(state: ChatState, argument: str) -> None:
     """Save the conversation as JSON."""
     path = named_file(argument, "save")
     if path.is_dir():
         raise UsageError("this is a folder", at=path, fix="/save FILE.json")
-    session = shell.talk.session
-    if path.exists() and path.resolve() != session.file:
+    conversation = state.talk.conversation
+    if path.exists() and path.resolve() != conversation.file:
         problem = "the file exists, and this conversation was not saved to it or loaded from it"
         raise InputError(problem, at=path, fix="choose another name")
-    session.save(path)
-    shell.tell(f"saved {len(session.turns)} turns: {path}")
+    conversation.save(path)
+    state.tell(f"saved {len(conversation.turns)} turns: {path}")
 
 
-def load(shell: Shell, argument: str) -> None:
+def load(state: ChatState, argument: str) -> None:
     """Go on with a saved conversation."""
     path = named_file(argument, "load")
-    shell.talk.session = Session.load(path, shell.talk.session.models)
-    shell.tell(f"{len(shell.talk.session.turns)} turns from {path}")
+    state.talk.conversation = Conversation.load(path, state.talk.conversation.models)
+    state.tell(f"{len(state.talk.conversation.turns)} turns from {path}")
 
 
-def follow(shell: Shell, argument: str) -> None:
+def follow(state: ChatState, argument: str) -> None:
     """All models continue one model's answers, or each its own."""
-    session = shell.talk.session
-    session.follow = None if argument in ("", "off") else model_at(shell, argument)
+    conversation = state.talk.conversation
+    conversation.follow = None if argument in ("", "off") else model_at(state, argument)
     text = "each model follows its own answers"
-    shell.tell(text if session.follow is None else f"all follow {session.models[session.follow]}")
+    state.tell(
+        text if conversation.follow is None else f"all follow {conversation.models[conversation.follow]}"
+    )
 
 
-def only(shell: Shell, argument: str) -> None:
+def only(state: ChatState, argument: str) -> None:
     """Let only some models answer."""
     letters = argument.replace(",", " ").split()
-    talk = shell.talk
-    talk.only = None if not letters or letters == ["all"] else {model_at(shell, letter) for letter in letters}
-    names = (f"{talk.letter(i)} {talk.engines[i].about.name}" for i in talk.order)
+    talk = state.talk
+    talk.only = None if not letters or letters == ["all"] else {model_at(state, letter) for letter in letters}
+    names = (f"{talk.letter(i)} {talk.engines[i].about.name}" for i in talk.columns)
     answering = [
-        name for name, i in zip(names, talk.order, strict=True) if talk.only is None or i in talk.only
+        name for name, i in zip(names, talk.columns, strict=True) if talk.only is None or i in talk.only
     ]
-    shell.tell("answering: " + ", ".join(answering))
+    state.tell("answering: " + ", ".join(answering))
 
 
-def swap(shell: Shell, argument: str) -> None:
+def swap(state: ChatState, argument: str) -> None:
     """Exchange two columns."""
-    order = shell.talk.order
-    letters = argument.split() or [shell.talk.letter(order[0]), shell.talk.letter(order[-1])]
+    order = state.talk.columns
+    letters = argument.split() or [state.talk.letter(order[0]), state.talk.letter(order[-1])]
     if len(letters) != 2:
         raise UsageError("expected two letters", fix="/swap A B")
-    first, second = (order.index(model_at(shell, letter)) for letter in letters)
+    first, second = (order.index(model_at(state, letter)) for letter in letters)
     order[first], order[second] = order[second], order[first]
-    names = (f"{shell.talk.letter(i)} {shell.talk.engines[i].about.name}" for i in order)
-    shell.tell("columns: " + ", ".join(names))
+    names = (f"{state.talk.letter(i)} {state.talk.engines[i].about.name}" for i in order)
+    state.tell("columns: " + ", ".join(names))
 
 
-def export(shell: Shell, argument: str) -> None:
+def export(state: ChatState, argument: str) -> None:
     """Write the conversation as a page, a table or JSON lines."""
     path = named_file(argument, "export")
     from lorafold.artifacts import write_atomic  # with the page's code it is needed by few conversations
     from lorafold.serve.comparison.report import RENDERERS
-    from lorafold.serve.terminal.session_export import as_result
+    from lorafold.serve.terminal.export import as_result
 
-    turn = last_turn(shell)
+    turn = last_turn(state)
     if turn.hidden and len(turn.standing()) > 1:
         raise UsageError("the report tells the names, which the vote is not to know", fix="/vote first")
     if path.suffix.lower() not in RENDERERS:
         raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(RENDERERS)}")
     if path.exists():
         raise InputError("the file exists", at=path, fix="choose another name")
-    if len(shell.talk.engines) > 1:
-        shell.tell("scoring the answers for the lens …", "dim")
-    write_atomic(path, utf8(RENDERERS[path.suffix.lower()](as_result(shell.talk))))
-    shell.tell(f"written: {path}")
+    if len(state.talk.engines) > 1:
+        state.tell("scoring the answers for the lens …", "dim")
+    write_atomic(path, utf8(RENDERERS[path.suffix.lower()](as_result(state.talk))))
+    state.tell(f"written: {path}")
 
 
-def quit_(shell: Shell, argument: str) -> None:
+def quit_(state: ChatState, argument: str) -> None:
     """Leave."""
-    shell.leaving = True
+    state.leaving = True
 
 
 COMMANDS: Mapping[str, Command] = {

@@ -20,7 +20,7 @@ from prompt_toolkit.keys import Keys
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
 
-    from lorafold.serve.terminal.shell import Command
+    from lorafold.serve.terminal.commands import Command
 
 END_OF_PASTE = "\x1b[201~"
 TAIL = 4_000_000  # bytes read from the end of a history file

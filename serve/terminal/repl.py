@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
 from lorafold.serve.config import ChatConfig
-from lorafold.serve.session import cleaned
+from lorafold.serve.conversation import LETTERS, cleaned
+from lorafold.serve.terminal.chat_state import ChatState, tell_kept
 from lorafold.serve.terminal.commands import COMMANDS, list_models, run_command
 from lorafold.serve.terminal.pastes import Pastes
-from lorafold.serve.terminal.shell import Shell, tell_kept
 from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, typed_ahead
-from lorafold.serve.terminal.views import LETTERS
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -43,25 +42,25 @@ def converse(talk: Talk, config: ChatConfig) -> int:
     def say(rows: Sequence[Row]) -> None:
         print_rows(rows, color=color)
 
-    shell = Shell(talk, say, _width)
+    state = ChatState(talk, say, _width)
     line = LineEditor([letter.lower() for letter in LETTERS[: len(talk.engines)]])
     with typed_ahead():
-        _greet(shell, line.notes)
-        while not shell.leaving:
+        _greet(state, line.notes)
+        while not state.leaving:
             try:
-                text = line.read(shell.draft)
+                text = line.read(state.draft)
             except KeyboardInterrupt:
-                shell.draft, shell.editing = "", False
+                state.draft, state.editing = "", False
                 continue
             except EOFError:
                 break
-            shell.draft = ""
+            state.draft = ""
             try:
-                _take(shell, text)
+                _take(state, text)
             except LorafoldError as error:
-                shell.tell(str(error), "red")
+                state.tell(str(error), "red")
             except KeyboardInterrupt:
-                shell.tell("interrupted", "yellow")
+                state.tell("interrupted", "yellow")
     return 0
 
 
@@ -72,38 +71,38 @@ def _width() -> int:
         return 80
 
 
-def _greet(shell: Shell, notes: Iterable[str]) -> None:
-    list_models(shell, wait=0.05)  # digests noted before; others come with the first answer
+def _greet(state: ChatState, notes: Iterable[str]) -> None:
+    list_models(state, wait=0.05)  # digests noted before; others come with the first answer
     for note in notes:
-        shell.tell(note, "yellow")
-    if shell.talk.blind:
-        shell.tell("names are hidden from the first answer on; /vote a, b or tie", "dim")
-    shell.tell("/help lists the commands", "dim")
+        state.tell(note, "yellow")
+    if state.talk.blind:
+        state.tell("names are hidden from the first answer on; /vote a, b or tie", "dim")
+    state.tell("/help lists the commands", "dim")
 
 
-def _take(shell: Shell, typed: str) -> None:
+def _take(state: ChatState, typed: str) -> None:
     """Run a command or ask a question."""
     text, removed = cleaned(typed)
     if not text.strip():
-        shell.editing = False
+        state.editing = False
         return
     if text.startswith("/") and not text.startswith("//"):
-        shell.editing = False
-        run_command(shell, text.rstrip())
+        state.editing = False
+        run_command(state, text.rstrip())
         return
     if removed:
-        shell.tell(f"{removed} control character{'s' * (removed != 1)} taken out of the message", "yellow")
+        state.tell(f"{removed} control character{'s' * (removed != 1)} taken out of the message", "yellow")
     text = text[1:] if text.startswith("//") else text
-    for note in control_notes([shell.talk.engines[index] for index in shell.talk.asked()], text):
-        shell.tell(note, "yellow")
-    editing, shell.editing = shell.editing, False
-    turn = shell.talk.again(text) if editing else shell.talk.ask(text)
+    for note in control_notes([state.talk.engines[index] for index in state.talk.asked()], text):
+        state.tell(note, "yellow")
+    editing, state.editing = state.editing, False
+    turn = state.talk.again(text) if editing else state.talk.ask(text)
     if turn is None:
-        shell.tell(
+        state.tell(
             "no answer; the question was not kept" if not editing else "no answer; nothing was changed"
         )
     else:
-        tell_kept(shell, turn)
+        tell_kept(state, turn)
 
 
 class LineEditor:

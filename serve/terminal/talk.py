@@ -4,51 +4,71 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from lorafold.chat.control_forms import usual_control_text
 from lorafold.chat.controls import control_text
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Engine, Thought
+from lorafold.serve.conversation import Answer, Conversation, Turn, letter_of
 from lorafold.serve.engines.digests import Digests
-from lorafold.serve.session import Answer, Session, Turn
-from lorafold.serve.terminal.tty import interruptible
-from lorafold.serve.terminal.views import LETTERS, View, heads
+from lorafold.serve.protocol import Cancel, Engine, Event, Thought
+from lorafold.serve.terminal.tty import cancelled_by_ctrl_c
+from lorafold.serve.terminal.views import View, heads
+
+
+@dataclass(slots=True)
+class LastQuestion:
+    """The question that was asked last, and what came of it.
+
+    Attributes:
+        turn: the question and its answers, whether it was kept or not.
+        attempt: how often /retry has asked it again.
+        kept: models whose answers are those of an earlier attempt.
+        cancelled: the answers were stopped.
+    """
+
+    turn: Turn
+    attempt: int = 0
+    kept: list[int] = field(default_factory=list)
+    cancelled: bool = False
 
 
 class Talk:
-    """Engines that answer one session.
+    """Engines that answer one conversation. A model is known by its index among the engines.
 
     Args:
         engines: the models.
-        session: what was said so far.
+        conversation: what was said so far.
         view: where answers appear.
         digests: of the models' weights.
+
+    Attributes:
+        columns: models as they are shown from left to right.
+        only: the models that answer; None: all.
+        blind: names are hidden.
+        last: the question that was asked last; None before the first.
     """
 
-    def __init__(self, engines: Sequence[Engine], session: Session, view: View, digests: Digests) -> None:
+    def __init__(
+        self, engines: Sequence[Engine], conversation: Conversation, view: View, digests: Digests
+    ) -> None:
         self.engines = engines
-        self.session = session
+        self.conversation = conversation
         self.view = view
         self.digests = digests
-        self.order = list(range(len(engines)))  # as shown, left to right
-        self.only: set[int] | None = None  # the models that answer; None: all
+        self.columns = list(range(len(engines)))
+        self.only: set[int] | None = None
         self.blind = False
-        self.attempt = 0  # of the last question, counted by /retry
-        self.last: Turn | None = None  # asked last, whether it was kept or not
-        self.kept: list[int] = []  # models whose answers to the last question are those of an earlier attempt
-        self.cancelled = False  # the last question's answers were stopped
+        self.last: LastQuestion | None = None
 
     def asked(self) -> list[int]:
-        """The models that answer now, in their order."""
-        return [index for index in self.order if self.only is None or index in self.only]
+        """The models that answer now, from left to right."""
+        return [model for model in self.columns if self.only is None or model in self.only]
 
-    def shown(self) -> list[int]:
-        """The models that answer now, as shown: shuffled while names are hidden."""
-        order = self.asked()
-        if self.blind:
-            random.SystemRandom().shuffle(order)
-        return order
+    def letter(self, model: int) -> str:
+        """A model's letter now."""
+        return letter_of(self.columns, model)
 
     def ask(self, user: str) -> Turn | None:
         """Put a question to the models.
@@ -57,96 +77,82 @@ class Talk:
             user: the question.
 
         Returns:
-            The turn; None where nobody said a word, and the question was not kept.
+            The turn; None if nobody said a word, and the question was not kept.
         """
-        self.attempt, self.kept = 0, []
-        return self._run(self._turn(user))
+        return self._run(user, attempt=0)
 
     def again(self, user: str | None = None) -> Turn | None:
-        """Ask the last question anew with other random numbers, or another question in its place.
+        """Ask the last question again with other random numbers, or another question in its place.
 
-        Where the question is the same, old answers stay of models that are not asked now or say nothing.
+        If the question is the same, old answers stay of models that are not asked now or say nothing.
 
         Returns:
-            The new turn; None where nobody said a word, and the old turn stands.
+            The new turn; None if nobody said a word, and the old turn stands.
         """
-        turns = self.session.turns
+        turns = self.conversation.turns
         old, before = turns[-1], len(turns) - 1
         del turns[before:]
-        self.attempt, self.kept = self.attempt + 1 if user is None else 0, []
+        tried = self.last.attempt if self.last else 0
         done = None
         try:
-            done = self._run(self._turn(old.user if user is None else user))
+            done = self._run(old.user, tried + 1) if user is None else self._run(user, attempt=0)
         finally:
-            if done is None:  # also where an error ends the program's try
+            if done is None:  # also if an error ends the program's try
                 turns[before:] = [old]
-        if done is not None and done.user == old.user:
-            self.kept = done.carry_over(old)
+        if done is not None and done.user == old.user and self.last is not None:
+            self.last.kept = done.carry_over(old)
         return done
 
-    def _turn(self, user: str) -> Turn:
-        """A question as it is asked now, without answers."""
-        order, session = self.shown(), self.session
-        columns = order if self.blind else self.order
+    def _turn(self, user: str, sampling: Sampling) -> Turn:
+        """A question as it is asked now, its answers empty; sides are shuffled while names are hidden."""
+        asked, conversation = self.asked(), self.conversation
+        if self.blind:
+            random.SystemRandom().shuffle(asked)
         return Turn(
             user,
-            order=order,
-            blind=self.blind,
-            columns=list(columns),
-            system=session.system,
-            follow=session.follow,
+            {model: Answer(seed=sampling.seed) for model in asked},
+            asked if self.blind else list(self.columns),
+            self.blind,
+            system=conversation.system,
+            follow=conversation.follow,
         )
 
-    def _run(self, turn: Turn) -> Turn | None:
-        self.session.turns.append(turn)
-        self.last, cancel = turn, Cancel()
-        requests = {}
-        sampling = self._sampling()
-        for index in turn.order:
-            requests[index] = Request(self.engines[index], self.session.messages(index), sampling)
-            turn.answers[index] = Answer(seed=sampling.seed)
-        panes = {index: pane for pane, index in enumerate(turn.order)}
+    def _run(self, user: str, attempt: int) -> Turn | None:
+        # One seed for all models of a turn, so that a difference is the models' own.
+        sampling = seeded(self.conversation.sampling, attempt)
+        turn, cancel = self._turn(user, sampling), Cancel()
+        self.conversation.turns.append(turn)
+        self.last = LastQuestion(turn, attempt)
+        requests = {
+            model: Request(self.engines[model], self.conversation.messages(model), sampling)
+            for model in turn.asked
+        }
         abouts = [engine.about for engine in self.engines]
-        with interruptible(cancel):
-            self.view.begin(heads(abouts, self.digests, self.places(turn), turn.blind))
+        with cancelled_by_ctrl_c(cancel):
+            self.view.begin(heads(abouts, self.digests, turn))
             try:
                 for happened in answer_all(requests, cancel):
                     if happened is None:
                         self.view.tick()
-                        continue
-                    index, event = happened
-                    answer = turn.answers[index]
-                    if text := answer.take(event):
-                        self.view.feed(panes[index], text)
-                    elif isinstance(event, Thought):
-                        self.view.think(panes[index], event.text)
-                    if answer.reason:
-                        self.view.finish(panes[index], answer)
+                    else:
+                        self._show(turn, *happened)
             finally:
                 self.view.end(turn)
-                self.cancelled = cancel.is_set()
+                self.last.cancelled = cancel.is_set()
         if not any(answer.text or answer.reasoning for answer in turn.answers.values()):
-            self.session.turns.pop()
+            self.conversation.turns.pop()
             return None
         return turn
 
-    def _sampling(self) -> Sampling:
-        """One seed for all models of a turn, so that a difference is the models' own."""
-        return seeded(self.session.sampling, self.attempt)
-
-    def places(self, turn: Turn) -> list[tuple[str, int]]:
-        """(letter, model) of a turn's answers as they stood above them, whatever /swap did since."""
-        letters = dict(zip(turn.columns, LETTERS, strict=False))
-        return [(letters[index], index) for index in turn.order]
-
-    def letter(self, index: int) -> str:
-        """A model's place in the columns."""
-        return LETTERS[self.order.index(index)]
-
-    def at(self, letter: str) -> int | None:
-        """The model at a place in the columns, or None."""
-        place = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
-        return self.order[place] if 0 <= place < len(self.order) else None
+    def _show(self, turn: Turn, model: int, event: Event | Exception) -> None:
+        """Take in what happened to a model's answer, and show it."""
+        answer = turn.answers[model]
+        if text := answer.take(event):
+            self.view.feed(model, text)
+        elif isinstance(event, Thought):
+            self.view.think(model, event.text)
+        if answer.reason:
+            self.view.finish(model, answer)
 
 
 def control_notes(engines: Sequence[Engine], text: str) -> list[str]:

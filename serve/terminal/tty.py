@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from lorafold.serve.engine import Cancel
+from lorafold.serve.protocol import Cancel
 
 
 def interactive() -> bool:
@@ -24,7 +24,7 @@ def colored() -> bool:
 
 
 @contextlib.contextmanager
-def interruptible(cancel: Cancel) -> Iterator[None]:
+def cancelled_by_ctrl_c(cancel: Cancel) -> Iterator[None]:
     """Ctrl-C ends the answers instead of the program, within the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,7 +38,7 @@ def interruptible(cancel: Cancel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def typed_ahead() -> Iterator[None]:
-    """Within the block, keys are kept for the next prompt as they are, and not shown amid the answers.
+    """Within the block, keys are kept for the next prompt as they are, and not shown between the answers.
 
     A terminal in its usual line mode would echo them, and swallow a Ctrl-D. Ctrl-C still interrupts.
     """

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lorafold.console import LiveRows, Row, Segment, cell_width, sanitize
-from lorafold.serve.engine import About
+from lorafold.serve.conversation import Answer, Turn
 from lorafold.serve.engines.digests import Digests
-from lorafold.serve.session import Answer, Turn
+from lorafold.serve.protocol import About
 from lorafold.serve.terminal.panes import Panes, fitted, pane_width
 
-LETTERS = "ABCDEF"
 STYLES = ("bold cyan", "bold magenta", "bold green", "bold yellow", "bold blue", "bold red")
 REASONING, REASONED = (
     "(reasoning) ",
@@ -35,29 +34,28 @@ class Head:
     """What stands above a pane.
 
     Attributes:
+        model: whose pane it is.
         letter: its place, "A" from the left.
         name: the model's name; "?" while the vote is blind.
         detail: digest, quantization.
         style: colour of the model.
     """
 
+    model: int
     letter: str
     name: str
     detail: str
     style: str
 
 
-def heads(
-    abouts: Sequence[About], digests: Digests, places: Sequence[tuple[str, int]], blind: bool
-) -> list[Head]:
-    """Headings for (letter, model index) in the order shown; without names in a blind vote."""
-    if blind:
-        return [Head(letter, "?", "", "bold") for letter, _ in places]
+def heads(abouts: Sequence[About], digests: Digests, turn: Turn) -> list[Head]:
+    """Headings of the models that are asked, from left to right; without names in a blind vote."""
     found = []
-    for letter, index in places:
-        about = abouts[index]
-        detail = " · ".join(part for part in (digests.short(index), about.quantization) if part)
-        found.append(Head(letter, about.name, detail, STYLES[index]))
+    for model in turn.asked:
+        about, letter = abouts[model], turn.letter(model)
+        detail = " · ".join(part for part in (digests.short(model), about.quantization) if part)
+        named = Head(model, letter, about.name, detail, STYLES[model])
+        found.append(Head(model, letter, "?", "", "bold") if turn.blind else named)
     return found
 
 
@@ -86,18 +84,18 @@ def dropped_note(answer: Answer) -> str:
 
 
 class View(Protocol):
-    """Where a turn's answers go while they grow. Panes are numbered as shown."""
+    """Where a turn's answers go while they grow."""
 
     def begin(self, heads: Sequence[Head]) -> None:
         """A turn begins."""
 
-    def feed(self, pane: int, text: str) -> None:
+    def feed(self, model: int, text: str) -> None:
         """An answer grows."""
 
-    def think(self, pane: int, text: str) -> None:
+    def think(self, model: int, text: str) -> None:
         """The reasoning before an answer grows."""
 
-    def finish(self, pane: int, answer: Answer) -> None:
+    def finish(self, model: int, answer: Answer) -> None:
         """An answer is complete, or failed."""
 
     def tick(self) -> None:
@@ -115,35 +113,37 @@ class ColumnView:
         self._live: LiveRows | None = None
         self._panes: Panes | None = None
         self._drawn = 0.0
-        self._thinking: set[int] = set()  # panes in which the answer has not begun
+        self._pane: dict[int, int] = {}  # model -> its pane
+        self._thinking: set[int] = set()  # models whose answer has not begun
 
     def begin(self, heads: Sequence[Head]) -> None:
         """Open the panes."""
         self._live = LiveRows(color=self.color)
         screen = self._live.size[0]
         width = pane_width(screen, len(heads)) or screen
+        self._pane = {head.model: pane for pane, head in enumerate(heads)}
         self._panes = Panes(screen, pane_headings(heads, width))
         self._live.__enter__()
 
-    def feed(self, pane: int, text: str) -> None:
+    def feed(self, model: int, text: str) -> None:
         """Append text to a pane."""
         assert self._panes is not None
-        if pane in self._thinking:
-            self._thinking.discard(pane)
-            self._panes.feed(pane, REASONED)
-        self._panes.feed(pane, text)
+        if model in self._thinking:
+            self._thinking.discard(model)
+            text = REASONED + text
+        self._panes.feed(self._pane[model], text)
         self.tick()
 
-    def think(self, pane: int, text: str) -> None:
+    def think(self, model: int, text: str) -> None:
         """Append reasoning to a pane, dimmed."""
         assert self._panes is not None
-        if pane not in self._thinking:
-            self._thinking.add(pane)
+        if model not in self._thinking:
+            self._thinking.add(model)
             text = REASONING + text
-        self._panes.feed(pane, text, "dim")
+        self._panes.feed(self._pane[model], text, "dim")
         self.tick()
 
-    def finish(self, pane: int, answer: Answer) -> None:
+    def finish(self, model: int, answer: Answer) -> None:
         """Put the figures below a pane."""
         assert self._panes is not None
         footer: list[Segment] = []
@@ -152,7 +152,7 @@ class ColumnView:
         if note := dropped_note(answer):
             footer.append((f"{note}\n", "yellow"))
         footer.append((summary(answer), "dim"))
-        self._panes.end(pane, footer)
+        self._panes.end(self._pane[model], footer)
         self.tick()
 
     def tick(self) -> None:
@@ -201,47 +201,52 @@ class PlainView:
 
     def __init__(self, *, figures: bool = False) -> None:
         self.figures = figures
-        self._heads: Sequence[Head] = ()
-        self._texts: list[str] = []
+        self._waiting: list[Head] = []  # of the models not shown to their end; the first one is shown now
+        self._texts: dict[int, str] = {}  # what the others have said
         self._answers: dict[int, Answer] = {}
-        self._shown = 0
-        self._thinking: set[int] = set()  # panes in which the answer has not begun
+        self._letters = False
+        self._thinking: set[int] = set()  # models whose answer has not begun
 
     def begin(self, heads: Sequence[Head]) -> None:
         """Remember the headings; a model alone needs none."""
-        self._heads, self._texts, self._answers, self._shown = heads, [""] * len(heads), {}, 0
-        self._thinking = set()
-        if len(heads) > 1:
-            self._head(0)
+        self._waiting, self._letters = list(heads), len(heads) > 1
+        self._texts, self._answers, self._thinking = {}, {}, set()
+        self._head()
 
-    def _head(self, pane: int) -> None:
-        head = self._heads[pane]
-        _write("".join(("\n" * (pane > 0), f"[{head.letter}] {head.name}  {head.detail}".rstrip(), "\n")))
+    def _head(self) -> None:
+        """Put the heading above the first model that waits, and what it has said by now below."""
+        if not self._waiting:
+            return
+        head = self._waiting[0]
+        if self._letters:
+            _write(f"[{head.letter}] {head.name}  {head.detail}".rstrip() + "\n")
+        _write(self._texts.pop(head.model, ""))
 
-    def feed(self, pane: int, text: str) -> None:
+    def feed(self, model: int, text: str) -> None:
         """Show the first unfinished model's text at once, keep the others'."""
-        if pane in self._thinking:
-            self._thinking.discard(pane)
+        if model in self._thinking:
+            self._thinking.discard(model)
             text = REASONED + text
-        if pane == self._shown:
+        self._put(model, text)
+
+    def _put(self, model: int, text: str) -> None:
+        if model == self._waiting[0].model:
             _write(text)
         else:
-            self._texts[pane] += text
+            self._texts[model] = self._texts.get(model, "") + text
 
-    def think(self, pane: int, text: str) -> None:
+    def think(self, model: int, text: str) -> None:
         """Show reasoning to somebody who reads along; a pipe gets the answer alone."""
         if not self.figures:
             return
-        begun = pane in self._thinking
-        self._thinking.discard(pane)
-        self.feed(pane, text if begun else REASONING + text)
-        self._thinking.add(pane)
+        self._put(model, text if model in self._thinking else REASONING + text)
+        self._thinking.add(model)
 
-    def finish(self, pane: int, answer: Answer) -> None:
+    def finish(self, model: int, answer: Answer) -> None:
         """Go on to the next model when the shown one has ended."""
-        self._answers[pane] = answer
-        while self._shown in self._answers:
-            answer = self._answers[self._shown]
+        self._answers[model] = answer
+        while self._waiting and self._waiting[0].model in self._answers:
+            answer = self._answers[self._waiting.pop(0).model]
             said = answer.text or (answer.reasoning if self.figures else "")
             _write("" if said.endswith("\n") or not said else "\n")
             if answer.error:
@@ -251,10 +256,9 @@ class PlainView:
             if answer.reason not in ("stop", *ENDINGS):
                 _write(f"note: {ending_of(answer.reason)}\n", error=True)
             _write(f"({summary(answer)})\n" if self.figures else "")
-            self._shown += 1
-            if self._shown < len(self._heads):
-                self._head(self._shown)
-                _write(self._texts[self._shown])
+            if self._waiting:
+                _write("\n")
+                self._head()
 
     def tick(self) -> None:
         """Nothing moves in plain text."""
@@ -280,13 +284,13 @@ class JsonView:
     def begin(self, heads: Sequence[Head]) -> None:
         """Wait for the answers."""
 
-    def feed(self, pane: int, text: str) -> None:
+    def feed(self, model: int, text: str) -> None:
         """Wait for the end."""
 
-    def think(self, pane: int, text: str) -> None:
+    def think(self, model: int, text: str) -> None:
         """Wait for the end."""
 
-    def finish(self, pane: int, answer: Answer) -> None:
+    def finish(self, model: int, answer: Answer) -> None:
         """Wait for the others."""
 
     def tick(self) -> None:
@@ -295,7 +299,7 @@ class JsonView:
     def end(self, turn: Turn) -> None:
         """Write the turn. Control characters are escaped by JSON itself."""
         self.digests.wait()
-        answers = [self._answer(index, turn.answers) for index in turn.order]
+        answers = [self._answer(index, turn.answers) for index in turn.asked]
         sys.stdout.write(json.dumps({"prompt": turn.user, "answers": answers}, ensure_ascii=True) + "\n")
         sys.stdout.flush()
 

@@ -49,9 +49,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "serve": (
         "config",
-        "engine",
-        "engines session lens answers",
-        "answer_row loaded",
+        "protocol",
+        "engines conversation answers",
+        "lens loaded",
+        "rows",
         "comparison",
         "terminal",
     ),

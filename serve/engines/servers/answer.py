@@ -15,10 +15,10 @@ from typing import Any
 
 from lorafold.errors import SystemFault
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import OUR_REASONS, Cancel, Event, Finished, Started, Thought, Token
 from lorafold.serve.engines.servers.events import ServerEvent, read_events
 from lorafold.serve.engines.servers.fields import count, number, rows, shortened
 from lorafold.serve.engines.servers.http import Failed, Refused, Server
+from lorafold.serve.protocol import OUR_REASONS, Cancel, Event, Finished, Started, Thought, Token
 
 _HALF = re.compile("[\ud800-\udbff]$")
 

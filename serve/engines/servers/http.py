@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.serve.engine import Cancel
 from lorafold.serve.engines.servers.fields import fault, fields, parsed, shortened
+from lorafold.serve.protocol import Cancel
 
 CONNECT_SECONDS = 10.0  # to a connection, and to a short answer
 ANSWER_SECONDS = 600.0  # to the next line: a server may have to load the model first

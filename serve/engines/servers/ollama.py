@@ -15,17 +15,17 @@ from typing import Any
 from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
-from lorafold.serve.engine import About, Cancel, Event
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import ServerEvent
 from lorafold.serve.engines.servers.fields import count, fields, rows, said, text, word
 from lorafold.serve.engines.servers.http import Server
+from lorafold.serve.protocol import About, Cancel, Event
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 
 
 class OllamaEngine:
-    """A model of Ollama (see `lorafold.serve.engine.Engine`).
+    """A model of Ollama (see `lorafold.serve.protocol.Engine`).
 
     Args:
         model: "ollama:NAME".

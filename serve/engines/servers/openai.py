@@ -18,15 +18,15 @@ from typing import Any
 from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import About, Cancel, Event
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import DONE, ServerEvent
 from lorafold.serve.engines.servers.fields import count, fault, fields, first_text, rows, said, text, word
 from lorafold.serve.engines.servers.http import Failed, Refused, Server
+from lorafold.serve.protocol import About, Cancel, Event
 
 
 class OpenAIEngine:
-    """A model of a server (see `lorafold.serve.engine.Engine`).
+    """A model of a server (see `lorafold.serve.protocol.Engine`).
 
     Args:
         address: as the user spelled it.

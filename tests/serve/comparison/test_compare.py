@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -39,7 +40,7 @@ def test_all_outputs(questions: Path, tmp_path: Path) -> None:
     result = compare(config(outs, questions), lambda *step: told.append(step))
     assert isinstance(result, CompareResult) and result.saved == outs
     assert [row[0] for row in result.table] == ["one", "two | <b>", "three"]
-    assert all(answer["tokens"] <= 6 for row in result.rows for answer in row["answers"])
+    assert all(answer.tokens <= 6 for row in result.rows for answer in row.answers)
     table = outs[0].read_text().split("\n")
     assert table[0].count("|") == 4 and "two \\| &lt;b&gt;" in table[3]
     lines = [json.loads(line) for line in outs[1].read_text().splitlines()]
@@ -83,9 +84,7 @@ def test_an_interrupted_comparison_goes_on(questions: Path, tmp_path: Path) -> N
     result = compare(config([out], questions))
     assert result.resumed == 2 and len(result.rows) == 3 and not journal.exists()
     whole = compare(config([], questions))
-    assert [row["answers"][0]["text"] for row in result.rows] == [
-        row["answers"][0]["text"] for row in whole.rows
-    ]
+    assert [row.answers[0].text for row in result.rows] == [row.answers[0].text for row in whole.rows]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +142,8 @@ def test_questions_that_failed_are_asked_again(questions: Path, tmp_path: Path) 
         result = compare(replace(settings, force=True))
     assert asked == ["two | <b>"] and not list(tmp_path.glob(".*.journal"))
     assert result.resumed == 2 and result.failures == []
-    assert [row["question"] for row in result.rows] == ["one", "two | <b>", "three"]
-    assert [row["answers"][0]["text"] for row in result.rows] == ["fine"] * 3
+    assert [row.question for row in result.rows] == ["one", "two | <b>", "three"]
+    assert [row.answers[0].text for row in result.rows] == ["fine"] * 3
     assert "4 answers taken over from an earlier run; 1 question that failed asked again" in result.notes
 
 
@@ -190,8 +189,8 @@ def test_one_failing_model_leaves_the_other(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "x" * 400}) + "\n" + json.dumps({"prompt": "short"}) + "\n")
     result = compare(config([], path, context=128))
     rows = result.rows
-    assert "shorten it" in rows[0]["answers"][0]["error"] and rows[0]["answers"][0]["text"] == ""
-    assert rows[1]["answers"][0]["tokens"] > 0
+    assert "shorten it" in rows[0].answers[0].error and rows[0].answers[0].text == ""
+    assert rows[1].answers[0].tokens > 0
     assert re.match(r"\(failed: the message has .* shorten it", result.table[0][1])
     assert [(failure.count, failure.asked, failure.whole) for failure in result.failures] == [
         (1, 2, False),
@@ -208,9 +207,9 @@ def test_messages_that_did_not_fit_are_told(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": [*turns, {"role": "user", "content": "last"}]}) + "\nshort\n")
     path.write_text(path.read_text().replace("short", '"short"'))
     result = compare(config([], path, context=400))
-    long, short = (row["answers"][0] for row in result.rows)
-    assert long["dropped"] > 0 and short["dropped"] == 0
-    told = f"({long['dropped']} earlier messages left out: the context was full)"
+    long, short = (row.answers[0] for row in result.rows)
+    assert long.dropped > 0 and short.dropped == 0
+    told = f"({long.dropped} earlier messages left out: the context was full)"
     assert told in result.table[0][1] and told in as_markdown(result).split("\n")[2]
     assert "left out" not in result.table[1][1]
 
@@ -276,14 +275,19 @@ def test_no_text_can_leave_its_place() -> None:
     assert json.loads(html.split("const DATA = ")[1].split(";\n")[0])["rows"][0]["question"] == hostile
 
 
-def test_markdown_shows_control_characters(questions: Path) -> None:
+def saying(text: str, questions: Path) -> CompareResult:
+    """A comparison in which the first answer is a text."""
     result = compare(config([], questions, limit=1, lens=False))
-    result.rows[0]["answers"][0]["text"] = "a\x1b[2Jb\nc\u202ed"
-    text = as_markdown(result)
+    row = result.rows[0]
+    first = dataclasses.replace(row.answers[0], text=text)
+    return dataclasses.replace(result, rows=[dataclasses.replace(row, answers=[first, *row.answers[1:]])])
+
+
+def test_markdown_shows_control_characters(questions: Path) -> None:
+    text = as_markdown(saying("a\x1b[2Jb\nc\u202ed", questions))
     assert "a␛\\[2Jb<br>c&lt;U+202E&gt;d" in text
 
 
 def test_markdown_shows_markup_as_it_was_written(questions: Path) -> None:
-    result = compare(config([], questions, limit=1, lens=False))
-    result.rows[0]["answers"][0]["text"] = "&lt; & <br> *a* ![x](y)"
-    assert "&amp;lt; &amp; &lt;br&gt; \\*a\\* !\\[x\\](y)" in as_markdown(result)
+    text = as_markdown(saying("&lt; & <br> *a* ![x](y)", questions))
+    assert "&amp;lt; &amp; &lt;br&gt; \\*a\\* !\\[x\\](y)" in text

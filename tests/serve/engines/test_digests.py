@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lorafold.serve.engine import About
 from lorafold.serve.engines import digests
 from lorafold.serve.engines.digests import Digests, weights_sha256
+from lorafold.serve.protocol import About
 
 
 @pytest.fixture

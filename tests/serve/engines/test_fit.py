@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Engine, Started, Token
 from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.open import opened
+from lorafold.serve.protocol import Cancel, Engine, Started, Token
 
 GREEDY = Sampling(temperature=0, seed=0, max_tokens=12)
 

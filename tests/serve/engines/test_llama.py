@@ -14,10 +14,10 @@ import tiny_chat
 from lorafold.errors import InputError
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Event, Finished, Started, Token, context_of
 from lorafold.serve.engines.llama import LlamaEngine
 from lorafold.serve.engines.llama_model import LlamaModel
 from lorafold.serve.engines.open import opened, parts
+from lorafold.serve.protocol import Cancel, Event, Finished, Started, Token, context_of
 
 GREEDY = Sampling(temperature=0, seed=0, max_tokens=24)
 

@@ -14,9 +14,9 @@ from model_servers import ASKED, GREEDY, answered, cancelled, free_port, refused
 from model_servers import part as openai_part
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.serve.engine import Cancel
 from lorafold.serve.engines.servers import http as http_stream
 from lorafold.serve.engines.servers.ollama import OllamaEngine
+from lorafold.serve.protocol import Cancel
 
 # https://docs.ollama.com/api/tags, the example; the digest is the whole one of 64 digits.
 DIGEST = "a2af6cc3eb7fa8be8504abaf9b04e88f17a119ec3f04a3addf55f92841195f5a"

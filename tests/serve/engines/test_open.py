@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorafold.serve.engine import About
 from lorafold.serve.engines.open import told_apart
+from lorafold.serve.protocol import About
 
 FILES = ("a/model.gguf", "b/model.gguf", "x/a/model.gguf", "b/other.gguf", "a/adapter.gguf", "b/adapter.gguf")
 

@@ -18,12 +18,12 @@ import tiny_chat
 from model_servers import ASKED, GREEDY, answered, cancelled, free_port, part, refused, server, streamed
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.serve.answer_row import answer_seen
 from lorafold.serve.config import ChatConfig
-from lorafold.serve.engine import Cancel, Started, Token
+from lorafold.serve.conversation import Answer
 from lorafold.serve.engines.open import opened
 from lorafold.serve.engines.servers.openai import OpenAIEngine
-from lorafold.serve.session import Answer
+from lorafold.serve.lens import answer_seen
+from lorafold.serve.protocol import Cancel, Started, Token
 from lorafold.serve.terminal.talk import control_notes
 
 CHAT = "/v1/chat/completions"

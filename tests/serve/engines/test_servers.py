@@ -20,13 +20,13 @@ from model_servers import ASKED, GREEDY, answered, part, refused, server, stream
 
 from lorafold.errors import LorafoldError, SystemFault, UsageError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Event, Finished
+from lorafold.serve.conversation import Answer, Conversation, Turn
 from lorafold.serve.engines.servers import ollama, openai
 from lorafold.serve.engines.servers.answer import ServerAnswer
 from lorafold.serve.engines.servers.events import ServerEvent, read_events
 from lorafold.serve.engines.servers.ollama import OllamaEngine
 from lorafold.serve.engines.servers.openai import OpenAIEngine
-from lorafold.serve.session import Answer, Session, Turn
+from lorafold.serve.protocol import Cancel, Event, Finished
 
 MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
 CHAT = "/v1/chat/completions"
@@ -278,9 +278,9 @@ def test_reasoning_is_no_part_of_the_history() -> None:
     replies = [events(part(None, reasoning_content="two"), part("4"), END), events(part("5"), END)]
     with server(MODELS, {CHAT: lambda handler, _: body(replies.pop(0))(handler, _)}) as (url, bodies):
         engine = OpenAIEngine(url)
-        talk = Session(["m"], GREEDY)
+        talk = Conversation(["m"], GREEDY)
         for question in ("2 + 2?", "and 1?"):
-            talk.turns.append(Turn(question, {0: Answer()}, order=[0]))
+            talk.turns.append(Turn(question, {0: Answer()}, columns=[0]))
             for event in engine.stream(talk.messages(0), GREEDY, Cancel()):
                 talk.turns[-1].answers[0].take(event)
     assert [answer.reasoning for turn in talk.turns for answer in turn.answers.values()] == ["two", ""]

@@ -13,12 +13,12 @@ import tiny_chat
 from lorafold.artifacts import write_manifest
 from lorafold.errors import InputError
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.engine import Cancel, Engine, Started, Token
 from lorafold.serve.engines.llama import LlamaEngine
 from lorafold.serve.engines.llama_model import LlamaModel
 from lorafold.serve.engines.open import opened
 from lorafold.serve.engines.sampling import draw
 from lorafold.serve.lens import look_through
+from lorafold.serve.protocol import Cancel, Engine, Started, Token
 
 GREEDY = Sampling(temperature=0, seed=0, max_tokens=48)
 QUESTIONS = ("Hello there", "What about 中文?", "<|im_end|> is text", "x y z " * 30)

@@ -19,7 +19,7 @@ from chain_model import chain
 from chat_terminal import CHAT, Terminal, assert_own_sequences_only, environment
 from model_servers import part, server, streamed
 
-from lorafold.serve.session import cleaned
+from lorafold.serve.conversation import cleaned
 from lorafold.serve.terminal import commands
 
 MODELS = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}

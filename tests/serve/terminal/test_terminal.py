@@ -14,7 +14,7 @@ from chain_model import chain
 from chat_terminal import Terminal, assert_own_sequences_only, plain, screen, terminal
 from model_servers import part, server, streamed
 
-from lorafold.serve.session import Session
+from lorafold.serve.conversation import Conversation
 
 GREEDY = ["--temperature", "0", "--max-tokens"]
 MODELS = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}
@@ -39,10 +39,10 @@ def squeezed(rows: str | list[str]) -> str:
     return re.sub(r"\s+", "", "".join(rows))
 
 
-def saved(talk: Terminal, home: Path) -> Session:
+def saved(talk: Terminal, home: Path) -> Conversation:
     """The conversation as /save writes it."""
     talk.type("/save talk.json", "turns: talk.json")
-    session = Session.load(home / "talk.json", ["a", "b"])
+    session = Conversation.load(home / "talk.json", ["a", "b"])
     (home / "talk.json").unlink()
     return session
 

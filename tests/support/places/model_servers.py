@@ -18,8 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Engine, Finished, Started, Token
-from lorafold.serve.session import Answer
+from lorafold.serve.conversation import Answer
+from lorafold.serve.protocol import Cancel, Engine, Finished, Started, Token
 
 ASKED = [{"role": "user", "content": "why is the sky blue?"}]
 GREEDY = Sampling(temperature=0, seed=5, max_tokens=16)

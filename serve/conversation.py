@@ -16,7 +16,7 @@ from lorafold.artifacts import write_atomic
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Event, Started, Thought, Token
+from lorafold.serve.protocol import Event, Started, Thought, Token
 
 
 @dataclass(slots=True)
@@ -112,41 +112,62 @@ class Answer:
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else 0.0
 
 
+LETTERS = "ABCDEF"  # what users call the models by: A stands in the first column
+TIE = -1  # a vote for no model
+
+
+def letter_of(columns: Sequence[int], model: int) -> str:
+    """The letter of a model's place in columns."""
+    return LETTERS[columns.index(model)]
+
+
+def model_with(columns: Sequence[int], letter: str) -> int | None:
+    """The model that has a letter, or None."""
+    return dict(zip(LETTERS, columns, strict=False)).get(letter.upper())
+
+
 @dataclass(slots=True)
 class Turn:
-    """One question and its answers.
+    """One question and its answers. A model is known by its index; letters follow from the columns.
 
     Attributes:
         user: the question.
-        answers: model index -> answer.
-        order: models that were asked, in the order shown, left to right.
+        answers: model -> answer, for the models that were asked.
+        columns: models from left to right, as they stood then; a model that was not asked may keep its place.
         blind: the names were hidden.
-        vote: index of the better model, `TIE`, or None where nobody voted.
-        columns: models whose letters were A, B, ... when it was asked.
+        vote: the better model, `TIE`, or None if nobody voted.
         system: the system message in force.
-        follow: index of the model whose answers were everybody's history; None: each followed its own.
+        follow: the model whose answers were everybody's history; None: each followed its own.
     """
 
     user: str
     answers: dict[int, Answer] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
     blind: bool = False
     vote: int | None = None
-    columns: list[int] = field(default_factory=list)
     system: str | None = None
     follow: int | None = None
+
+    @property
+    def asked(self) -> list[int]:
+        """The models that were asked, from left to right."""
+        return [model for model in self.columns if model in self.answers]
 
     @property
     def hidden(self) -> bool:
         """Whether nobody may know yet who answered what."""
         return self.blind and self.vote is None
 
+    def letter(self, model: int) -> str:
+        """A model's letter when this was asked, whatever /swap did since."""
+        return letter_of(self.columns, model)
+
     def standing(self) -> list[int]:
-        """The models whose answers count, as shown."""
-        return [index for index in self.order if index in self.answers and self.answers[index].stands]
+        """The models whose answers count, from left to right."""
+        return [model for model in self.asked if self.answers[model].stands]
 
     def carry_over(self, old: Turn) -> list[int]:
-        """Take over answers of an earlier attempt where this one brought none.
+        """Take over answers of an earlier attempt if this one brought none.
 
         The vote is kept if all that it compared are; names stay hidden only if nobody knows them.
 
@@ -157,16 +178,15 @@ class Turn:
             The models whose old answers stand.
         """
         kept = [
-            index
-            for index, answer in old.answers.items()
-            if answer.text and not (index in self.answers and self.answers[index].stands)
+            model
+            for model, answer in old.answers.items()
+            if answer.text and not (model in self.answers and self.answers[model].stands)
         ]
-        for index in kept:
-            answer = self.answers[index] = old.answers[index]
+        for model in kept:
+            answer = self.answers[model] = old.answers[model]
             under = answer.under or (old.system, old.follow)
             answer.under = under if under != (self.system, self.follow) else None
-        self.columns += [index for index in kept if index not in self.columns]
-        self.order += [index for index in kept if index not in self.order]
+        self.columns += [model for model in kept if model not in self.columns]
         if old.vote is not None and set(kept) >= set(old.standing()):
             self.vote, self.blind = old.vote, old.blind
         elif kept:
@@ -174,9 +194,7 @@ class Turn:
         return kept
 
 
-__all__ = ["TIE", "Answer", "Session", "Turn", "share_interval", "utf8"]
 FORMAT = "lorafold-session-1"
-TIE = -1  # a vote for no model
 
 
 def utf8(text: str) -> bytes:
@@ -185,7 +203,7 @@ def utf8(text: str) -> bytes:
 
 
 @dataclass(slots=True)
-class Session:
+class Conversation:
     """A conversation and how it goes on.
 
     Attributes:
@@ -249,7 +267,7 @@ class Session:
         self.file = path.resolve()
 
     @staticmethod
-    def load(path: Path, models: Sequence[str]) -> Session:
+    def load(path: Path, models: Sequence[str]) -> Conversation:
         """Read a saved session, to go on with its models in whatever order, or with others in their places.
 
         Raises:
@@ -274,7 +292,7 @@ class Session:
             whole = set(range(len(data["models"]))) <= set(places)  # else saving would lose answers
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise InputError(f"an incomplete session ({error!r})", at=path, fix=fix) from error
-        return Session(list(models), sampling, system, turns, follow, path.resolve() if whole else None)
+        return Conversation(list(models), sampling, system, turns, follow, path.resolve() if whole else None)
 
 
 def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
@@ -297,13 +315,12 @@ def _turn(row: Mapping[str, Any], places: Mapping[int, int]) -> Turn:
     vote, blind = row["vote"], bool(row["blind"])
     if not isinstance(row["user"], str) or not (vote is None or isinstance(vote, int)):
         raise TypeError("user")
-    order = _indices(row["order"], places)
-    usual = row["order"] if blind else sorted(places)
-    columns = list(dict.fromkeys([*_indices(row.get("columns", usual), places), *order]))
+    # A file of an earlier version may have "order" instead: the models that were asked, as shown.
+    usual = row.get("order", []) if blind else sorted(places)
+    columns = _indices(row.get("columns", usual), places)
+    columns += [model for model in answers if model not in columns]
     vote = vote if vote in (None, TIE) else places.get(vote)
-    return Turn(
-        row["user"], answers, order, blind, vote, columns, *_under((row["system"], row["follow"]), places)
-    )
+    return Turn(row["user"], answers, columns, blind, vote, *_under((row["system"], row["follow"]), places))
 
 
 def _indices(saved: Sequence[int], places: Mapping[int, int]) -> list[int]:

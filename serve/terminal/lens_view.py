@@ -1,9 +1,11 @@
-"""The lens as rows of a terminal: an answer in colours, a legend, the most surprising tokens."""
+"""The lens at a terminal: the command, and an answer in colours with its most surprising tokens."""
 
 from __future__ import annotations
 
 from lorafold.console import Row
-from lorafold.serve.lens import Lens
+from lorafold.errors import UsageError
+from lorafold.serve.lens import Lens, answer_seen
+from lorafold.serve.terminal.chat_state import ChatState, last_turn, stood_at
 from lorafold.serve.terminal.panes import Wrapper, fitted, wrapped
 
 # Ratio in nats from which a style applies. Where colours are off, bold, underline and dim still show.
@@ -55,3 +57,31 @@ def lens_rows(lens: Lens, own: str, other: str, width: int) -> list[Row]:
     if lens.kl is not None:
         figures += f"; mean KL divergence {lens.kl:.3f} nats"
     return rows + wrapped(figures, width, "dim")
+
+
+def lens(state: ChatState, argument: str) -> None:
+    """Colour an answer's tokens by how surprised another model is."""
+    turn, talk = last_turn(state), state.talk
+    letters = argument.split()
+    # The tuned model stands last: its answer, seen by the first one. Hidden ones are taken by their places.
+    line = turn.asked if turn.hidden else sorted(talk.columns)
+    answered = [index for index in line if index in turn.answers and turn.answers[index].text]
+    own = stood_at(turn, letters[0]) if letters else next(reversed(answered), -1)
+    if own not in answered:
+        raise UsageError("this model gave no answer in the last turn", fix="/lens with another letter")
+    other = next((index for index in line if index != own), None)
+    if len(letters) > 1:
+        other = stood_at(turn, letters[1])
+    if other is None:
+        raise UsageError("the lens needs two models", fix="start with two models")
+    if other == own:
+        raise UsageError("a model is never surprised by itself", fix="/lens with two letters")
+    names = dict(enumerate(talk.conversation.models))
+    if turn.hidden and any(talk.engines[index].scorer is None for index in line):
+        # Whose answer it works on, and what it says of the others, would tell the server.
+        raise UsageError("the lens waits for the vote where a server answers", fix="/vote first")
+    if turn.hidden:
+        names = {model: f"answer {turn.letter(model)}" for model in turn.asked}
+    messages = talk.conversation.messages(own)
+    seen = answer_seen(talk.engines[own], talk.engines[other], messages, turn.answers[own])
+    state.say(lens_rows(seen, names[own], names[other], state.width()))

@@ -1,4 +1,4 @@
-"""The conversation as commands see it, and what their arguments stand for."""
+"""What commands work on: the conversation, the screen, and the models and files that arguments name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 
 from lorafold.console import Row
 from lorafold.errors import UsageError
-from lorafold.serve.session import Turn
+from lorafold.serve.conversation import Turn, model_with
 from lorafold.serve.terminal.panes import wrapped
 from lorafold.serve.terminal.talk import Talk
-from lorafold.serve.terminal.views import LETTERS
 
 
 @dataclass(slots=True)
-class Shell:
-    """The conversation as commands see it.
+class ChatState:
+    """A chat under way at a terminal, as its commands see and change it.
 
     Attributes:
         talk: the conversation.
@@ -39,47 +38,26 @@ class Shell:
         self.say(wrapped(text, self.width(), style))
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command.
-
-    Attributes:
-        usage: its name and arguments.
-        does: what it does, one line.
-        run: does it.
-        choices: what may stand behind it, for completion; "path": file names, "command": commands.
-        letters: models' letters may stand behind it too.
-        most: how many words may stand behind it; None: a text, a file name or any number of letters.
-    """
-
-    usage: str
-    does: str
-    run: Callable[[Shell, str], None]
-    choices: Sequence[str] | str = ()
-    letters: bool = False
-    most: int | None = 0
-
-
-def last_turn(shell: Shell) -> Turn:
+def last_turn(state: ChatState) -> Turn:
     """The last question and its answers.
 
     Raises:
         UsageError: there is none.
     """
-    if not shell.talk.session.turns:
+    if not state.talk.conversation.turns:
         raise UsageError("nothing was said yet", fix="ask something first")
-    return shell.talk.session.turns[-1]
+    return state.talk.conversation.turns[-1]
 
 
-def model_at(shell: Shell, letter: str) -> int:
+def model_at(state: ChatState, letter: str) -> int:
     """The model at a place in the columns.
 
     Raises:
         UsageError: no model stands there.
     """
-    found = shell.talk.at(letter)
+    found = model_with(state.talk.columns, letter)
     if found is None:
-        known = ", ".join(map(shell.talk.letter, shell.talk.order))
+        known = ", ".join(map(state.talk.letter, state.talk.columns))
         raise UsageError(f"there is no model {letter!r}", fix=f"choose {known}")
     return found
 
@@ -90,31 +68,34 @@ def stood_at(turn: Turn, letter: str) -> int:
     Raises:
         UsageError: none had it.
     """
-    found = dict(zip(LETTERS, turn.columns, strict=False))
-    if letter.upper() not in found:
-        raise UsageError(f"there was no model {letter!r}", fix=f"choose {', '.join(found)}")
-    return found[letter.upper()]
+    found = model_with(turn.columns, letter)
+    if found is None:
+        raise UsageError(
+            f"there was no model {letter!r}", fix=f"choose {', '.join(map(turn.letter, turn.columns))}"
+        )
+    return found
 
 
-def answer_at(shell: Shell, turn: Turn, letter: str) -> int:
+def answer_at(turn: Turn, letter: str) -> int:
     """The model behind a letter as it stood above a turn's answer.
 
     Raises:
         UsageError: no answer stood there.
     """
-    standing = turn.standing()
-    places = {letter: index for letter, index in shell.talk.places(turn) if index in standing}
-    if letter.upper() not in places:
-        raise UsageError(f"no answer stands under {letter!r}", fix=f"choose {', '.join(places)}")
-    return places[letter.upper()]
+    found = model_with(turn.columns, letter)
+    if found is None or found not in turn.standing():
+        known = ", ".join(map(turn.letter, turn.standing()))
+        raise UsageError(f"no answer stands under {letter!r}", fix=f"choose {known}")
+    return found
 
 
-def tell_kept(shell: Shell, turn: Turn) -> None:
+def tell_kept(state: ChatState, turn: Turn) -> None:
     """Say which answers to a question asked again are the old ones."""
-    for letter, index in shell.talk.places(turn):
-        if index in shell.talk.kept:
-            name = "" if turn.hidden else f"  {shell.talk.engines[index].about.name}"
-            shell.tell(f"{letter}{name}: the old answer stands", "yellow")
+    kept = state.talk.last.kept if state.talk.last else []
+    for model in turn.asked:
+        if model in kept:
+            name = "" if turn.hidden else f"  {state.talk.engines[model].about.name}"
+            state.tell(f"{turn.letter(model)}{name}: the old answer stands", "yellow")
 
 
 def named_file(argument: str, command: str) -> Path:

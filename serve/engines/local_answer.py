@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Cancel, Event, Finished, Started, Token
 from lorafold.serve.engines.fit import PromptFitter
-from lorafold.serve.engines.lanes import Lane
+from lorafold.serve.engines.threads import ModelThread
+from lorafold.serve.protocol import Cancel, Event, Finished, Started, Token
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x
 
 
 class Cache(Protocol):
-    """One conversation in a model's memory. All methods run on the model's lane."""
+    """One conversation in a model's memory. All methods run on the model's thread."""
 
     @property
     def held(self) -> Sequence[int]:
@@ -51,26 +51,26 @@ class Reader:
 
     Attributes:
         cache: its memory.
-        lane: where it computes.
+        thread: where it computes.
         fitter: makes prompts that fit.
     """
 
     cache: Cache
-    lane: Lane
+    thread: ModelThread
     fitter: PromptFitter
 
     def compute(self, work: Callable[[], T]) -> T:
-        """Run work on the lane, on the threads that are the model's share."""
+        """Run work on the model's thread; it may use the model's share of the cores."""
 
         def in_turn(threads: int) -> T:
             self.cache.use(threads)
             return work()
 
-        return self.lane.run(in_turn)
+        return self.thread.run(in_turn)
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class Decoder:
     """How tokens are drawn and become text in one answer.
 
     Attributes:
@@ -86,13 +86,13 @@ class Voice:
     rest: Callable[[], str]
 
 
-def speak(
-    reader: Reader, voice: Voice, messages: Sequence[Message], sampling: Sampling, cancel: Cancel
+def stream_answer(
+    reader: Reader, decoder: Decoder, messages: Sequence[Message], sampling: Sampling, cancel: Cancel
 ) -> Iterator[Event]:
     """Answer a conversation (see `Engine.stream`)."""
     begin = time.perf_counter()
     prompt, dropped = reader.fitter.fit(messages, sampling.max_tokens)
-    with reader.lane.answering():
+    with reader.thread.answering():
         reused = reader.compute(partial(reader.cache.keep, prompt, len(prompt) - 1))
         for start in range(reused, len(prompt), BATCH):
             if cancel.is_set():
@@ -109,15 +109,15 @@ def speak(
             if len(reader.cache.held) >= reader.fitter.context:
                 reason = "context"
                 break
-            token, logprob = reader.compute(partial(voice.draw, token))
-            if voice.ends(token):
+            token, logprob = reader.compute(partial(decoder.draw, token))
+            if decoder.ends(token):
                 reason = "stop"
                 break
-            yield Token(voice.text(token), token, logprob, time.perf_counter() - begin)
-    yield Finished(reason, time.perf_counter() - begin, voice.rest())
+            yield Token(decoder.text(token), token, logprob, time.perf_counter() - begin)
+    yield Finished(reason, time.perf_counter() - begin, decoder.rest())
 
 
-def score(
+def score_answer(
     reader: Reader, messages: Sequence[Message], answer: Sequence[int]
 ) -> Iterator[NDArray[np.float32]]:
     """The vocabulary's log-probabilities at each token of an answer (see `Scorer.log_probabilities`)."""
@@ -128,7 +128,7 @@ def score(
     if len(ids) > reader.fitter.context:
         raise InputError(f"the answer ends past the context of {reader.fitter.context:,} tokens")
     first = len(prompt) - 1
-    with reader.lane.held():
+    with reader.thread.held():
         reused = reader.compute(partial(reader.cache.keep, ids, first))
         for start in range(reused, first, BATCH):
             reader.compute(partial(reader.cache.read, ids[start : min(first, start + BATCH)]))

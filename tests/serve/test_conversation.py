@@ -9,28 +9,28 @@ import pytest
 
 from lorafold.errors import InputError, SystemFault
 from lorafold.serve.config import Sampling
-from lorafold.serve.engine import Finished, Started, Token
-from lorafold.serve.session import TIE, Answer, Session, Turn, share_interval
+from lorafold.serve.conversation import TIE, Answer, Conversation, Turn, share_interval
+from lorafold.serve.protocol import Finished, Started, Token
 from lorafold.serve.terminal.views import dropped_note, summary
 
 
-def session() -> Session:
-    made = Session(["a", "b"], Sampling(seed=1), "be kind")
+def session() -> Conversation:
+    made = Conversation(["a", "b"], Sampling(seed=1), "be kind")
     made.turns = [
         Turn("one", {0: Answer("A1", reason="stop"), 1: Answer("B1", reason="stop")}, [0, 1], vote=1),
         Turn("two", {0: Answer("A2", reason="stop"), 1: Answer("", reason="failed", error="x")}, [0, 1]),
-        Turn("three", {1: Answer("B3", reason="cancelled")}, [1], blind=True, vote=TIE),
+        Turn("three", {1: Answer("B3", reason="cancelled")}, [0, 1], blind=True, vote=TIE),
         Turn("four", {}, [0, 1]),
     ]
     for turn in made.turns:
-        turn.system, turn.columns = "be kind", [0, 1]
+        turn.system = "be kind"
     return made
 
 
-OLD = ("user", "answers", "order", "blind", "vote")
+OLD = ("user", "answers", "blind", "vote")
 
 
-def said(session: Session, model: int) -> list[str]:
+def said(session: Conversation, model: int) -> list[str]:
     return [message["content"] for message in session.messages(model)]
 
 
@@ -62,12 +62,13 @@ def test_files_from_before_turns_had_settings_of_their_own(tmp_path: Path) -> No
     old = session().as_json()
     old |= {"follow": 0, "turns": [{k: v for k, v in turn.items() if k in OLD} for turn in old["turns"]]}
     for turn in old["turns"]:
+        turn["order"] = [1] if turn["blind"] else [0, 1]
         turn["answers"] = {
             k: {n: v for n, v in a.items() if n != "under"} for k, a in turn["answers"].items()
         }
     path = tmp_path / "s.json"
     path.write_text(json.dumps(old))
-    loaded = Session.load(path, ["a", "b"])
+    loaded = Conversation.load(path, ["a", "b"])
     assert said(loaded, 1) == said(session(), 0)  # all that is known is the last setting
     assert [turn.columns for turn in loaded.turns] == [[0, 1], [0, 1], [1], [0, 1]]
 
@@ -85,27 +86,28 @@ def test_what_was_not_answered_again_stays(
     now: dict[int, Answer], vote: int | None, texts: list[str]
 ) -> None:
     old = session().turns[0]
-    new = Turn("one", now, sorted(now), columns=[0, 1, 2], system="be a pirate")
+    new = Turn("one", now, [0, 1, 2], system="be a pirate")
     kept = new.carry_over(old)
     assert [new.answers[index].text for index in sorted(new.answers)] == texts and new.vote == vote
     assert all(new.answers[index].under == ("be kind", None) for index in kept)
-    assert sorted(new.order) == sorted(new.answers)
+    assert new.asked == sorted(new.answers)
 
 
 def test_names_stay_hidden_only_if_nobody_knows_them() -> None:
     for blind, before in ((True, True), (True, False), (False, True)):
-        old = Turn("q", {0: Answer("A", reason="stop")}, [0], blind=before, columns=[0])
-        new = Turn("q", {1: Answer("B", reason="stop")}, [1], blind=blind, columns=[1])
+        old = Turn("q", {0: Answer("A", reason="stop")}, [0], blind=before)
+        new = Turn("q", {1: Answer("B", reason="stop")}, [1], blind=blind)
         assert new.carry_over(old) == [0] and new.hidden == (blind and before)
-        assert new.columns == new.order == [1, 0]
+        assert new.columns == new.asked == [1, 0]
 
 
 def test_the_file_of_a_conversation_is_known(tmp_path: Path) -> None:
     path, made = tmp_path / "s.json", session()
     assert made.file is None
     made.save(path)
-    assert made.file == Session.load(path, ["a", "b"]).file == Session.load(path, ["b", "a"]).file == path
-    assert Session.load(path, ["a"]).file is None  # saving again would lose b's answers
+    for names in (["a", "b"], ["b", "a"]):
+        assert made.file == Conversation.load(path, names).file == path
+    assert Conversation.load(path, ["a"]).file is None  # saving again would lose b's answers
 
 
 def test_an_answer_grows_with_events() -> None:
@@ -128,8 +130,8 @@ def test_an_answer_grows_with_events() -> None:
 def test_a_session_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     session().save(path)
-    assert Session.load(path, ["a", "b"]) == session()
-    assert len(Session.load(path, ["a"]).turns[0].answers) == 1  # fewer models than before
+    assert Conversation.load(path, ["a", "b"]) == session()
+    assert len(Conversation.load(path, ["a"]).turns[0].answers) == 1  # fewer models than before
 
 
 def test_a_session_goes_on_with_models_in_another_order_and_with_others(tmp_path: Path) -> None:
@@ -137,10 +139,10 @@ def test_a_session_goes_on_with_models_in_another_order_and_with_others(tmp_path
     made.follow = made.turns[-1].follow = 0
     made.turns[0].answers[0].ids = [49_000]  # of a's vocabulary, which another model need not have
     made.save(path)
-    swapped = Session.load(path, ["b", "new", "a"])
+    swapped = Conversation.load(path, ["b", "new", "a"])
     assert said(swapped, 2) == said(made, 0) and swapped.follow == 2 and swapped.turns[0].vote == 0
-    assert swapped.turns[0].order == [2, 0] and swapped.turns[2].vote == TIE
-    others = Session.load(path, ["c", "d"])
+    assert swapped.turns[0].asked == [2, 0] and swapped.turns[2].vote == TIE
+    others = Conversation.load(path, ["c", "d"])
     assert said(others, 1) == said(made, 1) and others.turns[0].answers[0].ids == []
 
 
@@ -163,9 +165,9 @@ def test_a_damaged_session_is_named(text: str, said: str, tmp_path: Path) -> Non
     path = tmp_path / "s.json"
     path.write_text(text)
     with pytest.raises(InputError, match=said):
-        Session.load(path, ["a", "b"])
+        Conversation.load(path, ["a", "b"])
     with pytest.raises(InputError, match="cannot be read"):
-        Session.load(tmp_path / "none", ["a"])
+        Conversation.load(tmp_path / "none", ["a"])
 
 
 def test_votes_are_counted() -> None:

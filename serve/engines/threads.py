@@ -1,14 +1,14 @@
 """Who computes when, on how many threads: models that answer side by side share the cores.
 
-Each model has a lane. GGUF models that answer at once compute at once, each on its share of the threads: two
-models with a thread each need no barriers, where one with two threads waits at hundreds per token, spinning.
+GGUF models that answer at once compute at once, each on its share of the threads: two models with a thread
+each need no barriers, but one with two threads waits at hundreds per token, spinning.
 When one has ended, the other takes all threads; llama.cpp's results do not depend on their number.
 What cannot be shared (more models than threads, or torch, whose results do depend on it) takes turns, token
 by token, first come first served.
 
-A lane has its thread only while it computes. OpenMP keeps helpers for each thread that has computed, counts
-those of idle ones too, and lets barriers sleep instead of spin once these are more than the cores: a second
-model that had answered once made the first one take three times as long for a token.
+A model has a thread of its own only while it computes. OpenMP keeps helpers for each thread that has
+computed, counts those of idle ones too, and lets barriers sleep instead of spin once these are more than the
+cores: a second model that had answered once made the first one take three times as long for a token.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class _Cores:
-    """Threads in use by all lanes of this process."""
+    """Threads in use by all models of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.used = 0
         self.waiting: deque[tuple[int, int, threading.Event]] = deque()  # wanted, limit, its turn has come
-        self.answering = 0  # lanes that share
+        self.answering = 0  # models that share
 
     def take(self, wanted: int, limit: int) -> None:
         """Wait until `wanted` threads fit under a limit; nobody overtakes."""
@@ -64,12 +64,12 @@ _cores = _Cores()
 
 @cache
 def _common() -> ThreadPoolExecutor:
-    """The one thread of all lanes that do not share, kept: torch has an OpenMP of its own."""
+    """The one thread of all models that do not share, kept: torch has an OpenMP of its own."""
     return ThreadPoolExecutor(1, thread_name_prefix="compute")
 
 
-class Lane:
-    """Where one model computes.
+class ModelThread:
+    """The thread on which one model computes.
 
     Args:
         threads: that it may use when it computes alone; 0: see `thread_count`.
@@ -91,7 +91,7 @@ class Lane:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Within the block others leave this lane its share."""
+        """Within the block other models leave this one its share."""
         with _cores.lock:
             _cores.answering += self.shares
         try:
@@ -103,7 +103,7 @@ class Lane:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[ThreadPoolExecutor]:
-        """Within the block, and others inside it, the lane keeps its thread."""
+        """Within the block, and others inside it, the thread is kept."""
         if not self.shares:
             yield _common()
             return
@@ -122,7 +122,7 @@ class Lane:
                 thread.shutdown()
 
     def run(self, work: Callable[[int], T]) -> T:
-        """Compute when it is this lane's turn, and wait for the result.
+        """Compute when it is this model's turn, and wait for the result.
 
         Args:
             work: what to do; it is told how many threads it may use.

@@ -1,4 +1,4 @@
-"""Lanes: models that answer at once share the cores, and nobody takes more than was asked for."""
+"""Models that answer at once share the cores, and nobody takes more than was asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lorafold.serve.engines import lanes as computing
-from lorafold.serve.engines.lanes import Lane, thread_count
+from lorafold.serve.engines import threads as computing
+from lorafold.serve.engines.threads import ModelThread, thread_count
 
 
 class Meter:
@@ -40,35 +40,33 @@ class Meter:
         return run
 
 
-def together(meter: Meter, lanes: dict[str, Lane], rounds: int = 20) -> None:
-    """All lanes answer at once, `rounds` tokens each."""
-    barrier = threading.Barrier(len(lanes))
+def together(meter: Meter, models: dict[str, ModelThread], rounds: int = 20) -> None:
+    """All models answer at once, `rounds` tokens each."""
+    barrier = threading.Barrier(len(models))
 
-    def answer(name: str, lane: Lane) -> None:
-        with lane.answering():
+    def answer(name: str, model: ModelThread) -> None:
+        with model.answering():
             barrier.wait(10)
             for _ in range(rounds):
-                lane.run(meter.work(name))
+                model.run(meter.work(name))
             barrier.wait(10)  # nobody leaves early, so that the shares stay
 
-    threads = [threading.Thread(target=answer, args=item) for item in lanes.items()]
+    threads = [threading.Thread(target=answer, args=item) for item in models.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
 
 
-@pytest.mark.parametrize(
-    ("models", "limit", "share"), [(2, 2, 1), (2, 4, 2), (3, 2, 1), (2, 1, 1), (1, 3, 3)]
-)
-def test_threads_are_shared(models: int, limit: int, share: int) -> None:
-    meter = Meter(full=min(limit, models * share))
-    lanes = {f"m{number}": Lane(limit) for number in range(models)}
-    together(meter, lanes)
+@pytest.mark.parametrize(("count", "limit", "share"), [(2, 2, 1), (2, 4, 2), (3, 2, 1), (2, 1, 1), (1, 3, 3)])
+def test_threads_are_shared(count: int, limit: int, share: int) -> None:
+    meter = Meter(full=min(limit, count * share))
+    models = {f"m{number}": ModelThread(limit) for number in range(count)}
+    together(meter, models)
     assert {threads for _, threads in meter.told} == {share}
     assert meter.most == meter.full
     # When the others have ended, one has all threads again.
-    lanes["m0"].run(meter.work("alone"))
+    models["m0"].run(meter.work("alone"))
     assert meter.told[-1] == ("alone", limit)
 
 
@@ -78,9 +76,9 @@ def test_a_lane_that_does_not_compute_has_no_thread() -> None:
     def here(_: int) -> threading.Thread:
         return threading.current_thread()
 
-    lane, other = Lane(2), Lane(2)
-    with lane.answering():
-        first, second = lane.run(here), lane.run(here)
+    model, other = ModelThread(2), ModelThread(2)
+    with model.answering():
+        first, second = model.run(here), model.run(here)
         assert first is second and first.is_alive()
         assert not other.run(here).is_alive()
     assert not first.is_alive()
@@ -88,7 +86,7 @@ def test_a_lane_that_does_not_compute_has_no_thread() -> None:
 
 def test_nothing_is_computed_once_a_lane_is_closed() -> None:
     """An answer that was left in its middle asks for its next token: the model is freed by then."""
-    lane, begun, go, done = Lane(1), threading.Event(), threading.Event(), []
+    model, begun, go, done = ModelThread(1), threading.Event(), threading.Event(), []
 
     def token(_: int) -> None:
         begun.set()
@@ -96,24 +94,24 @@ def test_nothing_is_computed_once_a_lane_is_closed() -> None:
         done.append("token")
 
     def answer() -> None:
-        with lane.answering():
-            lane.run(token)
+        with model.answering():
+            model.run(token)
             with pytest.raises(RuntimeError, match="closed"):
-                lane.run(token)
+                model.run(token)
 
     thread = threading.Thread(target=answer)
     thread.start()
     begun.wait(10)
-    closer = threading.Thread(target=lane.close, args=(lambda: done.append("freed"),))
+    closer = threading.Thread(target=model.close, args=(lambda: done.append("freed"),))
     closer.start()
-    while not lane._closed:
+    while not model._closed:
         time.sleep(0.001)
     go.set()
     closer.join(10)
     thread.join(10)
     assert done == ["token", "freed"]
     with pytest.raises(RuntimeError, match="closed"):
-        lane.run(token)
+        model.run(token)
 
 
 def test_first_come_first_served() -> None:
@@ -124,13 +122,13 @@ def test_first_come_first_served() -> None:
         begun.set()
         go.wait(10)
 
-    lanes = {name: Lane(1) for name in "abcd"}
-    first = threading.Thread(target=lanes["a"].run, args=(hold,))
+    models = {name: ModelThread(1) for name in "abcd"}
+    first = threading.Thread(target=models["a"].run, args=(hold,))
     first.start()
     begun.wait(10)
     waiting = []
     for number, name in enumerate("cbd", 1):
-        thread = threading.Thread(target=lanes[name].run, args=(meter.work(name),))
+        thread = threading.Thread(target=models[name].run, args=(meter.work(name),))
         thread.start()
         waiting.append(thread)
         deadline = time.monotonic() + 10
@@ -144,8 +142,12 @@ def test_first_come_first_served() -> None:
 
 def test_a_lane_that_does_not_share_computes_alone() -> None:
     meter = Meter()
-    lanes = {"whole": Lane(2, shares=False), "other": Lane(2, shares=False), "gguf": Lane(2)}
-    together(meter, lanes)
+    models = {
+        "whole": ModelThread(2, shares=False),
+        "other": ModelThread(2, shares=False),
+        "gguf": ModelThread(2),
+    }
+    together(meter, models)
     assert {told for told in meter.told if told[0] != "gguf"} == {("whole", 2), ("other", 2)}
     assert meter.most == 2
 
@@ -154,11 +156,11 @@ def test_a_failure_gives_the_threads_back() -> None:
     def fail(threads: int) -> None:
         raise ValueError("no")
 
-    lane, meter = Lane(2), Meter()
+    model, meter = ModelThread(2), Meter()
     for _ in range(3):
         with pytest.raises(ValueError, match="no"):
-            lane.run(fail)
-    lane.run(meter.work("after"))
+            model.run(fail)
+    model.run(meter.work("after"))
     assert meter.told == [("after", 2)]
 
 

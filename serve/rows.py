@@ -1,0 +1,193 @@
+"""Models, questions and answers as plain data: the rows of reports, journals and JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorafold.chat.sandbox import Message
+from lorafold.serve.conversation import Answer
+from lorafold.serve.lens import Lens
+from lorafold.serve.protocol import Engine
+
+NOT_ASKED = "not asked"  # the reason of an answer that a conversation did not ask for (`/only`)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Which weights answered.
+
+    Attributes:
+        name: for headings.
+        source: as the user spelled it.
+        kind: the engine.
+        quantization: or "" if it is not known.
+        sha256: of the weights, base and adapters joined by a plus; "" if it is not known.
+    """
+
+    name: str
+    source: str
+    kind: str
+    quantization: str
+    sha256: str
+
+
+def card_of(engine: Engine) -> ModelCard:
+    """Which weights an engine answers with; reads them all for their digest."""
+    about = engine.about
+    return ModelCard(about.name, about.source, about.kind, about.quantization, about.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class LensRow:
+    """A lens, rounded.
+
+    Attributes:
+        kl: mean Kullback-Leibler divergence in nats, or None if the vocabularies differ.
+        mean_log_ratio: mean log-probability ratio per token in nats.
+        tokens: text, log-probability under the model that wrote it, and under the other.
+    """
+
+    kl: float | None
+    mean_log_ratio: float
+    tokens: Sequence[tuple[str, float, float]]
+
+    @classmethod
+    def of(cls, lens: Lens) -> LensRow:
+        """A lens as a row."""
+        tokens = [(token.text, round(token.own, 3), round(token.other, 3)) for token in lens.tokens]
+        return cls(None if lens.kl is None else round(lens.kl, 5), round(lens.mean_ratio, 5), tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """What one model answered; seconds and tokens as in `Answer`.
+
+    Attributes:
+        text: the answer.
+        reason: why it ended; `NOT_ASKED` if the model was not asked.
+        dropped: messages that no longer fitted the context.
+        reasoning: what a server told of the model's reasoning.
+        error: what went wrong; "" if nothing did.
+        lens: the answer as another model sees it, if one could look.
+    """
+
+    text: str
+    reason: str
+    tokens: int = 0
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    dropped: int = 0
+    reasoning: str = ""
+    error: str = ""
+    lens: LensRow | None = None
+
+    @classmethod
+    def of(cls, answer: Answer | None, lens: Lens | None = None) -> AnswerRow:
+        """An answer as a row; None for a model that was not asked."""
+        if answer is None:
+            return cls("", NOT_ASKED)
+        return cls(
+            text=answer.text,
+            reason=answer.reason,
+            tokens=answer.tokens,
+            seconds=round(answer.elapsed, 4),
+            first_token_seconds=round(answer.first, 4),
+            tokens_per_second=round(answer.rate, 2),
+            dropped=answer.dropped,
+            reasoning=answer.reasoning,
+            error=answer.error,
+            lens=None if lens is None else LensRow.of(lens),
+        )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it says something of its model: it was asked, and did not fail."""
+        return self.reason != NOT_ASKED and not self.error
+
+    @property
+    def cell(self) -> str:
+        """The text of a table's cell: what was said, and what a reader must know of it."""
+        text = self.text.strip()
+        parts = [text] if text else []
+        if self.error:
+            parts.append(f"(failed: {self.error})")
+        elif not text:
+            parts.append(f"({self.reason})")
+        if self.dropped:
+            left_out = f"{self.dropped} earlier message{'s' * (self.dropped != 1)} left out"
+            parts.append(f"({left_out}: the context was full)")
+        return "\n".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; what is empty is left out."""
+        row = asdict(self)
+        del row["lens"]
+        if self.reason == NOT_ASKED:
+            return {key: row[key] for key in ("text", "reason", "tokens", "seconds")}
+        for key in ("reasoning", "error"):
+            if not row[key]:
+                del row[key]
+        if self.lens is not None:
+            row["kl"], row["mean_log_ratio"] = self.lens.kl, self.lens.mean_log_ratio
+            row["lens"] = list(map(list, self.lens.tokens))
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> AnswerRow:
+        """What `as_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        known = dict(row)
+        lens = None
+        if "lens" in known:
+            tokens = [(str(text), float(own), float(other)) for text, own, other in known.pop("lens")]
+            lens = LensRow(known.pop("kl"), known.pop("mean_log_ratio"), tokens)
+        return cls(**known, lens=lens)
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """A question and every model's answer.
+
+    Attributes:
+        question: what was asked last.
+        messages: the whole conversation up to it.
+        expected: the answer that the data holds, or None.
+        answers: in the order of the models.
+        vote: of a conversation: index of the better model, "tie", or None.
+        blind: of a conversation: whether the names were hidden; None in a comparison.
+    """
+
+    question: str
+    messages: Sequence[Message]
+    expected: str | None
+    answers: Sequence[AnswerRow]
+    vote: int | str | None = None
+    blind: bool | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether a model failed at it."""
+        return any(answer.error for answer in self.answers)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        row: dict[str, Any] = {
+            "question": self.question,
+            "messages": list(self.messages),
+            "expected": self.expected,
+            "answers": [answer.as_json() for answer in self.answers],
+        }
+        if self.blind is not None:
+            row |= {"vote": self.vote, "blind": self.blind}
+        return row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> QuestionRow:
+        """What `as_json` wrote (errors as in `AnswerRow.from_json`)."""
+        return cls(**{**row, "answers": [AnswerRow.from_json(answer) for answer in row["answers"]]})
