@@ -25,7 +25,7 @@ class Request:
 
 
 def seeded(sampling: Sampling, attempt: int = 0) -> Sampling:
-    """The sampling of one answer: a seed drawn where none was given, another one for each further attempt."""
+    """The sampling of one answer: a seed drawn if none was given, another one for each further attempt."""
     seed = secrets.randbelow(2**31) if sampling.seed is None else (sampling.seed + attempt) % (2**32 - 2)
     return replace(sampling, seed=seed)
 
@@ -40,7 +40,7 @@ def answer_all(
         cancel: ends all streams; what was said until then stands.
 
     Yields:
-        (model index, event) as it happens, an exception in place of an event where a model failed; None at
+        (model index, event) as it happens, an exception in place of an event if a model failed; None at
         least every `TICK` seconds. The iterator ends when every model has finished or failed.
     """
     events: queue.SimpleQueue[tuple[int, Event | Exception]] = queue.SimpleQueue()

@@ -51,7 +51,7 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 1_000_000),
 }
 WHOLE = ("top_k", "seed", "max_tokens")  # the settings that are whole numbers
-NOBODY_VOTES = "a blind vote is given at the terminal, and nobody sits there"
+NOBODY_VOTES = "a blind vote needs somebody at a terminal"
 REPEAT_WINDOW = 64  # tokens that the repeat penalty looks back on, as in llama.cpp and Ollama
 
 
@@ -60,12 +60,12 @@ class ChatConfig:
     """Talk to one model, or to several side by side."""
 
     models: tuple[str, ...]
-    """GGUF, `base.gguf+adapter.gguf`, Hugging Face folder, `BASE+ADAPTER`, `ollama:NAME`, `http://…`."""
+    """GGUF, `base.gguf+adapter.gguf`, export folder, Hugging Face folder, `BASE+ADAPTER`, `ollama:NAME`, `http://…`."""
 
     _: KW_ONLY
 
     prompt: tuple[str, ...] = ()
-    """Ask this and leave; given again: the next turn of the conversation."""
+    """Ask this question and leave. Repeat the option to ask several, one after the other."""
 
     json: bool = False
     """One JSON object per question on standard output (implies plain output)."""
@@ -74,31 +74,31 @@ class ChatConfig:
     """The system message."""
 
     temperature: float | None = None
-    """0 takes the likeliest token; 0.7, or as the session has it, where not given."""
+    """0 takes the likeliest token, 1 samples the model's own distribution. Default: 0.7."""
 
     top_p: float | None = None
-    """Keep the likeliest tokens that together have this probability; 1: all; 0.95 where not given."""
+    """Keep the likeliest tokens that together have this probability; 1: all. Default: 0.95."""
 
     top_k: int | None = None
-    """Keep this many tokens; 0: all; 40 where not given."""
+    """Keep this many tokens; 0: all. Default: 40."""
 
     min_p: float | None = None
-    """Drop tokens less likely than this share of the likeliest; 0.05 where not given."""
+    """Drop tokens less likely than this share of the likeliest. Default: 0.05."""
 
     repeat_penalty: float | None = None
-    """Divide the logits of the last 64 tokens by this; 1: off, as where not given."""
+    """Divide the logits of the last 64 tokens by this; 1: off. Default: 1."""
 
     seed: int | None = None
-    """Seed of the random numbers; a new one per answer where not given."""
+    """Seed of the random numbers. Default: a new one for each answer."""
 
     max_tokens: int | None = None
-    """An answer ends after this many tokens; 1024 where not given."""
+    """An answer ends after this many tokens. Default: 1024."""
 
     context: int | None = None
-    """Tokens that a conversation may hold; the model's own limit, at most 8192, where not given."""
+    """Tokens that a conversation may hold. Default: the model's own limit, at most 8192."""
 
     threads: int = 0
-    """Threads for one token; 0: one per core, or OMP_NUM_THREADS."""
+    """Threads that compute; 0: OMP_NUM_THREADS, or one per core."""
 
     chat_template: str | None = None
     """A Jinja file or the name of a known template, instead of the model's own."""
@@ -110,23 +110,23 @@ class ChatConfig:
     """Allow a model folder that brings its own Python code to run it."""
 
     offline: bool = False
-    """Never connect to a hub."""
+    """Use only local files; never download."""
 
     blind: bool = False
-    """Hide the names and shuffle the sides, for voting at the terminal."""
+    """Hide the names and shuffle the columns until you have voted."""
 
     plain: bool = False
     """Plain lines instead of columns and colours."""
 
     session: Path | None = None
-    """A conversation saved with /save, to go on with; settings given beside it replace the saved ones."""
+    """Continue a conversation that /save wrote; options given beside it replace the saved settings."""
 
     def __post_init__(self) -> None:
         settle(self)
         check_models(self.models, self.context, self.threads)
         sampling_of(self)
         if self.blind and len(self.models) < 2:
-            raise UsageError("one model alone cannot be compared", at="--blind", fix="name two models")
+            raise UsageError("one model alone cannot be compared", at="--blind", fix="pass two models")
         if self.blind and (self.prompt or self.json):
             raise UsageError(NOBODY_VOTES, at="--blind", fix="leave out --prompt and --json")
 
@@ -136,24 +136,24 @@ class CompareConfig:
     """Ask two or more models the same questions and save the answers side by side."""
 
     models: tuple[str, ...]
-    """The original first, then what was made of it; spelled as for `chat`."""
+    """The original model first, then the tuned ones; written as for `chat`."""
 
     _: KW_ONLY
 
     prompts: Path
-    """Questions: text (one a line), JSON lines, CSV, or what training held out: ADAPTER/heldout.jsonl."""
+    """Questions: text with one a line, or a data file as for `train`, such as ADAPTER/heldout.jsonl."""
 
     out: tuple[Path, ...] = ()
-    """Where to save: .html (one self-contained page), .md or .jsonl, by the ending; may be repeated."""
+    """File to write: .html (one self-contained page), .md or .jsonl. Repeat the option for several."""
 
     system: str | None = None
-    """A system message before every question that brings none."""
+    """System message for questions that have none of their own."""
 
     limit: int | None = None
-    """Ask only the first so many questions."""
+    """Ask only this many questions, from the first."""
 
     temperature: float = 0.0
-    """0 takes the likeliest token, so that the models differ and not the dice."""
+    """0 takes the likeliest token, so that differences come from the models and not from chance."""
 
     top_p: float = 0.95
     """Keep the likeliest tokens that together have this probability; 1: all."""
@@ -174,13 +174,13 @@ class CompareConfig:
     """An answer ends after this many tokens."""
 
     lens: bool = True
-    """Score each answer with the other models: what the fine-tune changed, token by token."""
+    """Show, token by token, how surprising each answer is to the other model."""
 
     context: int | None = None
-    """Tokens that a conversation may hold; the model's own limit, at most 8192, where not given."""
+    """Tokens that a conversation may hold. Default: the model's own limit, at most 8192."""
 
     threads: int = 0
-    """Threads for one token; 0: one per core, or OMP_NUM_THREADS."""
+    """Threads that compute; 0: OMP_NUM_THREADS, or one per core."""
 
     chat_template: str | None = None
     """A Jinja file or the name of a known template, instead of the models' own."""
@@ -192,7 +192,7 @@ class CompareConfig:
     """Allow a model folder that brings its own Python code to run it."""
 
     offline: bool = False
-    """Never connect to a hub."""
+    """Use only local files; never download."""
 
     force: bool = False
     """Replace an existing file."""
@@ -212,7 +212,7 @@ def check_models(models: tuple[str, ...], context: int | None, threads: int) -> 
         UsageError: no model, too many for columns, or a number that cannot be meant.
     """
     if not models:
-        raise UsageError("no model given", fix="name a GGUF, a folder, ollama:NAME or an http address")
+        raise UsageError("no model given", fix="pass a GGUF, a folder, ollama:NAME or an http address")
     if len(models) > 6:
         raise UsageError(f"{len(models)} models do not fit side by side (at most 6)")
     if context is not None and context < 64:

@@ -26,9 +26,9 @@ class Answer:
     Attributes:
         text: the answer.
         reasoning: what the model thought before it, if a server told that apart; no part of the history.
-        ids: its tokens, where the engine numbers them.
-        logprobs: natural logarithms of their probabilities, where the engine says.
-        pieces: their texts, where the engine has log-probabilities but no numbers (servers).
+        ids: its tokens, if the engine numbers them.
+        logprobs: natural logarithms of their probabilities, if the engine says.
+        pieces: their texts, if the engine has log-probabilities but no numbers (servers).
         tokens: how many it has.
         prompt_tokens: how many the prompt had.
         reused: how many of those were in memory.
@@ -38,7 +38,7 @@ class Answer:
         reason: why it ended: stop, length, context, cancelled, failed, or a server's word; "" while it grows.
         error: what went wrong.
         seed: of its random numbers.
-        under: the system message and `follow` it was asked under, where /retry kept it in a turn of others.
+        under: the system message and `follow` it was asked under, if /retry kept it in a turn of others.
     """
 
     text: str = ""
@@ -107,7 +107,7 @@ class Answer:
 
     @property
     def rate(self) -> float:
-        """Tokens per second after the first one; 0 where there are too few to tell."""
+        """Tokens per second after the first one; 0 if there are too few to tell."""
         seconds = self.elapsed - self.first
         return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0 else 0.0
 
@@ -296,7 +296,7 @@ class Conversation:
 
 
 def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
-    """Index in the file -> index now: by name where all are known by it, else in the order given."""
+    """Index in the file -> index now: by name if all are known by it, else in the order given."""
     if len(set(saved)) == len(saved) and set(saved) <= set(models):
         return {index: models.index(name) for index, name in enumerate(saved)}
     return {index: index for index in range(len(models))}

@@ -17,7 +17,7 @@ from lorafold.serve.protocol import Engine, Scorer
 
 @dataclass(frozen=True, slots=True)
 class LensToken:
-    """A token, or a few where the models cut the text differently.
+    """A token, or a few if the models cut the text differently.
 
     Attributes:
         text: its characters.
@@ -41,7 +41,7 @@ class Lens:
 
     Attributes:
         tokens: in order; their texts joined are the answer.
-        kl: mean over the tokens of KL(own || other) in nats, or None where the vocabularies differ.
+        kl: mean over the tokens of KL(own || other) in nats, or None if the vocabularies differ.
     """
 
     tokens: list[LensToken]
@@ -63,7 +63,7 @@ def look_through(
         other: of the other model.
         messages: the conversation before the answer.
         text: the answer.
-        ids: its tokens as the first model wrote them; tokenized from the text where not known.
+        ids: its tokens as the first model wrote them; tokenized from the text if not known.
 
     Returns:
         The lens.

@@ -29,7 +29,7 @@ class Started:
     """The prompt has been read; the first token follows.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, or None where the engine does not say.
+        prompt_tokens: tokens of the prompt, or None if the engine does not say.
         reused: how many of them were still in memory from the turn before.
         dropped: messages at the beginning that did not fit and were left out.
         elapsed: seconds since the request.
@@ -47,7 +47,7 @@ class Token:
 
     Attributes:
         text: what it adds to the answer; empty while a character of several tokens is incomplete.
-        id: its number, or None where the engine does not say.
+        id: its number, or None if the engine does not say.
         logprob: natural logarithm of its probability under the model (before sampling), or None.
         elapsed: seconds since the request.
     """
@@ -80,8 +80,8 @@ class Finished:
             "cancelled": the user interrupted; or another word of a server's.
         elapsed: seconds since the request.
         text: what was left of an incomplete character.
-        tokens: of the answer, where only the end tells (servers send several at once).
-        prompt_tokens: of the prompt, where only the end tells.
+        tokens: of the answer, if only the end tells (servers send several at once).
+        prompt_tokens: of the prompt, if only the end tells.
     """
 
     reason: str
@@ -126,9 +126,9 @@ class About:
         name: a short name for headings, such as the file's.
         source: as the user spelled it.
         kind: "llama.cpp", "transformers", "ollama" or "openai".
-        quantization: "Q4_K_M", "bfloat16", ... or "" where it is not known.
+        quantization: "Q4_K_M", "bfloat16", ... or "" if it is not known.
         digest: computes the sha256 of the weights, base and adapter (reads every byte), or what the server
-            says; "" where nothing is known.
+            says; "" if nothing is known.
         notes: what the user should know before relying on answers.
     """
 
@@ -148,15 +148,15 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int | None:
-        """Tokens that a conversation may hold, or None where the engine does not say."""
+        """Tokens that a conversation may hold, or None if the engine does not say."""
 
     @property
     def scorer(self) -> Scorer | None:
-        """The model's probabilities for given tokens; None where the engine keeps them to itself."""
+        """The model's probabilities for given tokens; None if the engine keeps them to itself."""
 
     @property
     def controls(self) -> frozenset[str] | None:
-        """Control tokens that stay text where people write them; None where a server builds the prompt."""
+        """Control tokens that stay text if people write them; None if a server builds the prompt."""
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation.
@@ -178,7 +178,7 @@ class Engine(Protocol):
         """The prompt that the model reads, control tokens spelled out; None if a server builds it."""
 
     def count_tokens(self, text: str) -> int | None:
-        """How many tokens a text has, or None where the engine does not say."""
+        """How many tokens a text has, or None if the engine does not say."""
 
     def close(self) -> None:
         """Free the model."""
@@ -216,7 +216,7 @@ def context_of(asked: int | None, trained: int | None) -> tuple[int, tuple[str, 
 
     Args:
         asked: as the user wishes.
-        trained: the model's limit, where it is known.
+        trained: the model's limit, if it is known.
     """
     wanted = asked or DEFAULT_CONTEXT
     if not trained or wanted <= trained:

@@ -86,7 +86,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """A folder for the length of the block, and for good where something lies in it then."""
+    """A folder for the length of the block, and for good if something lies in it then."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with system_faults(path):
         path.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ class Journal:
             self.remove()
 
     def remove(self) -> None:
-        """Forget all, once every answer is in the outputs or where there is nothing to go on with."""
+        """Forget all, once every answer is in the outputs or if there is nothing to go on with."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

@@ -68,7 +68,7 @@ def as_jsonl(result: CompareResult) -> str:
 
 
 def _share(first: str | None, second: str | None) -> float | None:
-    """Agreement, or None where there are no two answers: a failure is no disagreement."""
+    """Agreement, or None if there are no two answers: a failure is no disagreement."""
     return None if first is None or second is None else round(agreement(first, second), 4)
 
 

@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 
 def weights_sha256(path: Path) -> str:
-    """The sha256 of a file of weights, from what was noted of it where it has not changed since."""
+    """The sha256 of a file of weights, from what was noted of it if it has not changed since."""
     key, state = str(path.resolve()), _state(path)
     with _lock:
         noted = _notes().get(key)
@@ -51,7 +51,7 @@ def _file() -> Path:
 
 
 def _notes() -> dict[str, object]:
-    """path -> [device, inode, size, mtime, ctime, sha256]; empty where the file is missing or damaged."""
+    """path -> [device, inode, size, mtime, ctime, sha256]; empty if the file is missing or damaged."""
     try:
         notes = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ class PromptFitter:
     What was left out stays out in later turns, and a quarter of the context is freed at once: otherwise every
     turn would begin elsewhere, and the whole prompt would be read again each time. Where a prompt begins
     follows from its own conversation alone: from where its earlier prompts began, which are worked out again
-    where they are not remembered (after another conversation, or in another process).
+    if they are not remembered (after another conversation, or in another process).
     """
 
     def __init__(self, encode: Callable[[Sequence[Message]], list[int]], context: int) -> None:
@@ -53,7 +53,7 @@ class PromptFitter:
             raise InputError(
                 f"the message has {len(ids):,} tokens with its prompt, but the context holds "
                 f"{self.context:,}, of which {self.context - self._room:,} are kept for the answer",
-                fix="shorten it, or give a larger --context",
+                fix="shorten it, or pass a larger --context",
             )
         self._begins[len(messages)] = begin
         return ids, begin - head
@@ -63,7 +63,7 @@ class PromptFitter:
 
         Args:
             messages: the conversation.
-            answer_tokens: tokens of the answer; they count where nothing was asked yet.
+            answer_tokens: tokens of the answer; they count if nothing was asked yet.
         """
         return self.fit(messages, self.context - self._room if self._room else answer_tokens)[0]
 

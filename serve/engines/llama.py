@@ -1,6 +1,5 @@
 """GGUF files answered by llama.cpp: one model, any number of adapters, prompts read once.
 
-In: a GGUF and adapter GGUFs, conversations. Out: tokens and log-probabilities.
 The prompt is built by `lorafold.chat.tokenizer` from the file's own template, so text that looks like a
 control token stays text. A conversation's tokens stay in the KV cache; of the next prompt only what is new is
 read.
@@ -81,7 +80,7 @@ class LlamaEngine:
                 raise InputError(
                     f"llama.cpp cannot apply this adapter to {self.model.path.name}: {complaint()}",
                     at=path,
-                    fix="give the base it was trained on",
+                    fix="pass the base it was trained on",
                 )
             pointers.append(pointer)
         return KeyValueCache(self.model, pointers, self._context, threads, exact)

@@ -70,7 +70,7 @@ class KeyValueCache:
             raise SystemFault(
                 f"no memory for a context of {cells:,} tokens ({complaint()})",
                 at=self.model.path,
-                fix="give a smaller --context, or close other models",
+                fix="pass a smaller --context, or close other models",
             )
         if self.adapters:
             pointers = (self.c.llama_adapter_lora_p_ctypes * len(self.adapters))(*self.adapters)
@@ -131,7 +131,7 @@ class KeyValueCache:
             raise SystemFault(
                 f"llama.cpp failed with code {code} ({complaint()})",
                 at=self.model.path,
-                fix="give a smaller --context, or close other models",
+                fix="pass a smaller --context, or close other models",
             )
         self.held.extend(ids)
 

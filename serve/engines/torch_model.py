@@ -27,9 +27,9 @@ class LoadedModel:
 
     Attributes:
         inner: transformers' model, adapters injected.
-        peft: PEFT's wrapper where the method learns a prompt, else None.
+        peft: PEFT's wrapper if the method learns a prompt, else None.
         quantization: the weights' type, for headings.
-        limit: tokens of its context, or None where the config does not say.
+        limit: tokens of its context, or None if the config does not say.
         folder: for messages.
     """
 
@@ -62,7 +62,7 @@ def load(
         in_4bit: NF4 with bitsandbytes.
         trust_remote_code: run the folder's own code.
         threads: for torch on the CPU.
-        vocabulary: of the tokenizer; the embedding is enlarged where an adapter was trained with more tokens.
+        vocabulary: of the tokenizer; the embedding is enlarged if an adapter was trained with more tokens.
 
     Raises:
         InputError: the folder or an adapter cannot be loaded.

@@ -1,8 +1,8 @@
 """Hugging Face folders answered by transformers: a model, a model with PEFT adapters, and in 4 bit.
 
-In: a base (folder, hub id, `demo`) and adapter folders, or an adapter folder that names its base. Every PEFT
-method loads, those too that cannot be folded into weights: of prompt tuning the learned part becomes
-the beginning of the cache. Out: tokens and log-probabilities.
+A base (folder, hub id, `demo`) with adapter folders, or an adapter folder that names its base. Every PEFT
+method loads, also those that cannot be folded into weights: the learned part of prompt tuning becomes the
+beginning of the cache.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def open_transformers(
 
 
 def _folder_digest(folder: Path) -> str:
-    """sha256 over the weights of a folder, file by file; of the file alone where there is one."""
+    """sha256 over the weights of a folder, file by file; of the file alone if there is only one."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
         return weights_sha256(files[0])

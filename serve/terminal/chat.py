@@ -30,7 +30,7 @@ def chat(config: ChatConfig) -> int:
         config: models, sampling, and where questions come from.
 
     Returns:
-        0; 3 where a model failed to answer a scripted question.
+        0; 3 if a model failed to answer a scripted question.
 
     Raises:
         UsageError: a blind vote without a terminal.

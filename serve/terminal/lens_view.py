@@ -79,7 +79,7 @@ def lens(state: ChatState, argument: str) -> None:
     names = dict(enumerate(talk.conversation.models))
     if turn.hidden and any(talk.engines[index].scorer is None for index in line):
         # Whose answer it works on, and what it says of the others, would tell the server.
-        raise UsageError("the lens waits for the vote where a server answers", fix="/vote first")
+        raise UsageError("the lens waits for the vote if a server answers", fix="/vote first")
     if turn.hidden:
         names = {model: f"answer {turn.letter(model)}" for model in turn.asked}
     messages = talk.conversation.messages(own)

@@ -1,7 +1,7 @@
 """Answers laid out in rows of the screen: wrapped by width in columns, side by side or stacked.
 
-In: text as it streams, with styles. Out: rows of segments (`lorafold.console.Row`). A row leaves as final
-once no pane can change it any more: finished lines scroll into the terminal's history, the last ones grow.
+A row is final once no pane can change it any more: finished lines scroll into the terminal's history, the
+last ones still grow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Wrapper:
         self._line: Row = []
         self._used = 0
         self._word: Row = []  # characters with what belongs to them, not yet in a line
-        self._pieces: list[Segment] = []  # all that was fed, to be wrapped anew
+        self._pieces: list[Segment] = []  # all that was fed, to be wrapped again
         self._starts = [0]  # where in it each line begins
         self._read = self._word_start = 0
 
@@ -131,7 +131,7 @@ def wrapped(text: str, width: int, style: str = "") -> list[Row]:
 
 
 def fitted(text: str, width: int) -> str:
-    """A text cut in its middle to `width` columns, with an ellipsis where something is missing."""
+    """A text cut in its middle to `width` columns, with an ellipsis if something is missing."""
     text = sanitize(text, keep="")
     if cell_width(text) <= width:
         return text
@@ -144,7 +144,7 @@ def fitted(text: str, width: int) -> str:
 
 
 def pane_width(screen: int, panes: int) -> int | None:
-    """Columns of each pane side by side, or None where the screen is too narrow for that."""
+    """Columns of each pane side by side, or None if the screen is too narrow for that."""
     if panes == 1:
         return screen
     width = (screen - len(GAP) * (panes - 1)) // panes
@@ -205,7 +205,7 @@ class Panes:
         self.ended[pane] = True
 
     def resize(self, screen: int) -> None:
-        """Lay what is not final out anew for another width; final rows are the terminal's by now."""
+        """Lay out for another width what is not final; final rows are the terminal's by now."""
         stacked = self.stacked
         self.screen, self.width = screen, pane_width(screen, self.count)
         self.stacked = self.width is None

@@ -1,7 +1,7 @@
 """Long pastes in the line editor: a place holder stands for each, moved over and removed as one.
 
 A terminal takes minutes to show megabytes. What is sent, and what the history file keeps, is the text itself;
-the place holder also stands where a question is recalled, as long as the program runs.
+the place holder also stands if a question is recalled, as long as the program runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pastes:
         self._cursor = 0
 
     def fold(self, text: str) -> str:
-        """What is shown of a text: itself, or a place holder where it is long."""
+        """What is shown of a text: itself, or a place holder if it is long."""
         if len(text) <= LONG:
             return text
         placeholder = f"[paste {len(self._texts) + 1}: {len(text):,} characters]"

@@ -123,7 +123,7 @@ class LineEditor:
         self._session: PromptSession[str] = self._build()
 
     def read(self, draft: str = "") -> str:
-        """Read a message; several lines where the user pasted or typed them.
+        """Read a message; several lines if the user pasted or typed them.
 
         Raises:
             EOFError: Ctrl-D on an empty line, or the terminal is gone.
@@ -140,7 +140,7 @@ class LineEditor:
         from lorafold.serve.terminal.editor import FileHistory, SlashCompleter, fast_pastes
 
         output = Vt100_Output.from_pty(sys.stdout, term=os.environ.get("TERM"))
-        # Asking the terminal for the cursor's place stalls where nobody answers, as over some ssh.
+        # Asking the terminal for the cursor's place stalls if nobody answers, as over some ssh.
         output.enable_cpr = False
         history = FileHistory(history_file(), HISTORY_LINES, HISTORY_LONGEST, self._pastes.expand)
         self.notes.extend(history.notes)
@@ -179,7 +179,7 @@ class LineEditor:
         @bindings.add(Keys.BracketedPaste)
         def _(event: Any) -> None:
             text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-            event.current_buffer.insert_text(self._pastes.fold(text))  # shown as ^X where it is no text
+            event.current_buffer.insert_text(self._pastes.fold(text))  # shown as ^X if it is no text
             self._pasted_at = time.monotonic()
 
         self._pastes.bind(bindings)

@@ -156,7 +156,7 @@ class Talk:
 
 
 def control_notes(engines: Sequence[Engine], text: str) -> list[str]:
-    """What to say where a question holds the text of a control token: who reads it how.
+    """What to say if a question holds the text of a control token: who reads it how.
 
     Args:
         engines: the models that will be asked.

@@ -25,7 +25,7 @@ def vote(state: ChatState, argument: str) -> None:
 
 
 def tell_score(state: ChatState) -> None:
-    """Show the running score with the 95% interval of each model's share; nothing where nobody voted."""
+    """Show the running score with the 95% interval of each model's share; nothing if nobody voted."""
     conversation = state.talk.conversation
     wins, ties = conversation.votes()
     total = sum(wins.values()) + ties

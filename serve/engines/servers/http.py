@@ -28,7 +28,7 @@ class Server:
     Attributes:
         url: http(s)://host[:port][/path], without a slash at the end.
         headers: sent with every request; may hold a key, which no message shows.
-        sign_in: what to do where the server wants to know who asks.
+        sign_in: what to do if the server wants to know who asks.
     """
 
     url: str
@@ -149,7 +149,7 @@ class Server:
         if response.status < 400:
             place = response.headers.get("Location") or "an address that it does not name"
             problem = f"the server answered {response.status} and points to {place}"[:500]
-            return Refused(problem, at=self.url, fix="give the address of the model server itself")
+            return Refused(problem, at=self.url, fix="pass the address of the model server itself")
         if response.status in (401, 403):
             return InputError(problem, at=self.url, fix=self.sign_in)
         if response.status < 500:

@@ -1,6 +1,6 @@
 """Models of a running Ollama: `ollama:NAME[:TAG]`, at OLLAMA_HOST or this machine's usual port.
 
-The answer streams as JSON lines (https://docs.ollama.com/api/chat; faults, also amid a stream:
+The answer streams as JSON lines (https://docs.ollama.com/api/chat; faults, also within a stream:
 https://docs.ollama.com/api/errors). Ollama builds the prompt from the model's Modelfile. From 0.12.11 on it
 tells the log-probability of each token.
 """
@@ -29,7 +29,7 @@ class OllamaEngine:
 
     Args:
         model: "ollama:NAME".
-        context: tokens that a conversation may hold (num_ctx); Ollama's own setting where None.
+        context: tokens that a conversation may hold (num_ctx); None: Ollama's own setting.
 
     Raises:
         UsageError: Ollama does not have this model.

@@ -2,7 +2,7 @@
 
 `http://HOST:PORT[/v1][#MODEL]`; the key, if one is needed, comes from OPENAI_API_KEY. The stream is
 server-sent events of chat completions (https://platform.openai.com/docs/api-reference/chat-streaming), with
-the log-probability of each token where the server gives it: `/lens` then shows its answers as a local model
+the log-probability of each token if the server gives it: `/lens` then shows its answers as a local model
 sees them. Context and token counts come from what llama-server and vLLM offer beyond OpenAI's interface
 (https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md,
 https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html).

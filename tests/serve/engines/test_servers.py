@@ -257,7 +257,7 @@ def test_a_redirect_is_named() -> None:
     with (
         server(MODELS, {CHAT: elsewhere}) as (url, _),
         pytest.raises(
-            LorafoldError, match=r"308 and points to https://example\.org/v1; fix: give the address"
+            LorafoldError, match=r"308 and points to https://example\.org/v1; fix: pass the address"
         ),
     ):
         answered(OpenAIEngine(url))
