@@ -50,9 +50,17 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 2),
     "max_tokens": (1, 1_000_000),
 }
+NOISY = 2.0  # the highest temperature that OpenAI's interface takes
 WHOLE = ("top_k", "seed", "max_tokens")  # the settings that are whole numbers
 NOBODY_VOTES = "a blind vote needs somebody at a terminal"
 REPEAT_WINDOW = 64  # tokens that the repeat penalty looks back on, as in llama.cpp and Ollama
+
+
+def noise_note(sampling: Sampling) -> str:
+    """What to say of a temperature at which hardly a model says anything; "" for a usual one."""
+    if sampling.temperature <= NOISY:
+        return ""
+    return f"temperature {sampling.temperature:g}: above {NOISY:g} answers are mostly noise"
 
 
 @dataclass(frozen=True, slots=True)

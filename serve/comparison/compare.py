@@ -25,7 +25,7 @@ from lorafold.serve.comparison.journal import Journal
 from lorafold.serve.comparison.questions import Prompt, read_prompts
 from lorafold.serve.comparison.report import RENDERERS
 from lorafold.serve.comparison.result import CompareResult
-from lorafold.serve.config import CompareConfig, sampling_of
+from lorafold.serve.config import CompareConfig, noise_note, sampling_of
 from lorafold.serve.conversation import Answer, utf8
 from lorafold.serve.engines.open import opened
 from lorafold.serve.lens import lens_of
@@ -107,7 +107,7 @@ def _ask(
     progress: Progress,
 ) -> CompareResult:
     resumed = len(journal.rows)
-    notes = _notes(engines, prompts)
+    notes = [*filter(None, [noise_note(sampling_of(config))]), *_notes(engines, prompts)]
     if resumed:
         again = f"; {_questions(journal.failed)} that failed asked again" if journal.failed else ""
         notes.append(f"{resumed * len(engines)} answers taken over from an earlier run{again}")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, UsageError
+from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_gguf
 from lorafold.progress import Progress, silent
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.serve.protocol import About, Engine
 
 Config = ChatConfig | CompareConfig
+_LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 
 
 def open_engines(config: Config, progress: Progress = silent) -> list[Engine]:
@@ -80,6 +83,32 @@ def parts(model: str) -> list[str]:
     return found
 
 
+def model_file(folder: Path) -> Path | None:
+    """The GGUF of an export folder; None for a folder that holds none, or weights of another kind.
+
+    Raises:
+        UsageError: there are several models in it.
+    """
+    if not folder.is_dir() or any(
+        (folder / name).exists() for name in ("config.json", "adapter_config.json")
+    ):
+        return None
+    # Of a model in several parts the first one names the others.
+    files = [path for path in sorted(folder.glob("*.gguf")) if not _LATER_PART.search(path.name)]
+    models = [path for path in files if read_gguf_header(path).text("general.type") in (None, "model")]
+    if len(models) > 1:
+        raise UsageError(
+            f"this folder has {len(models)} models", at=folder, fix=f"choose {' or '.join(map(str, models))}"
+        )
+    return models[0] if models else None
+
+
+def pieces_of(model: str) -> list[str]:
+    """The parts of a model (see `parts`), an export folder replaced by the GGUF in it."""
+    base, *adapters = parts(model)
+    return [str(model_file(Path(base).expanduser()) or base), *adapters]
+
+
 def told_apart(abouts: Sequence[About]) -> list[str]:
     """Names for models that stand side by side: equal ones with as much of their paths as tells them apart.
 
@@ -128,7 +157,7 @@ class _Opener:
             from lorafold.serve.engines.servers.ollama import OllamaEngine
 
             return OllamaEngine(model, self.config.context)
-        pieces = parts(model)
+        pieces = pieces_of(model)
         if pieces == ["demo"] and not self._any_folder():
             pieces = [str(demo_gguf())]  # as it came: no torch, and half a second instead of many
         opener: Callable[[str, Sequence[str]], Engine]
@@ -140,7 +169,7 @@ class _Opener:
         return self.config.load_in_4bit or any(
             not model.startswith(("http://", "https://", "ollama:"))
             and model != "demo"
-            and not parts(model)[0].lower().endswith(".gguf")
+            and not pieces_of(model)[0].lower().endswith(".gguf")
             for model in self.config.models
         )
 

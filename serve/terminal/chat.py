@@ -11,7 +11,7 @@ from importlib import import_module
 from lorafold.console import live_progress, sanitize
 from lorafold.errors import InputError, UsageError
 from lorafold.progress import silent
-from lorafold.serve.config import NOBODY_VOTES, ChatConfig, sampling_of
+from lorafold.serve.config import NOBODY_VOTES, ChatConfig, noise_note, sampling_of
 from lorafold.serve.conversation import Conversation, cleaned
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
@@ -80,6 +80,8 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
     for engine in talk.engines:
         for note in engine.about.notes:
             sys.stderr.write(f"note: {sanitize(f'{engine.about.name}: {note}')}\n")
+    if note := noise_note(talk.conversation.sampling):
+        sys.stderr.write(f"note: {note}\n")
     talk.digests.wait(1.0)  # headings and JSON name the weights; a large file's digest may come later
     failed = False
     for question in config.prompt or _piped():

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from lorafold.chat.sandbox import Message
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
-from lorafold.serve.config import SAMPLING_RANGES, WHOLE
+from lorafold.serve.config import SAMPLING_RANGES, WHOLE, noise_note
 from lorafold.serve.conversation import Conversation, utf8
 from lorafold.serve.protocol import Engine
 from lorafold.serve.terminal.chat_state import ChatState, last_turn, model_at, named_file, tell_kept
@@ -62,7 +63,9 @@ def run_command(state: ChatState, line: str) -> None:
 def _named(name: str, fix: str) -> Command:
     found = COMMANDS.get(ALIASES.get(name, name))
     if found is None:
-        raise UsageError(f"there is no command /{name}", fix=fix)
+        near = get_close_matches(name.lower(), [*COMMANDS, *ALIASES], n=1)
+        meant = f"; did you mean /{near[0]}?" if near else ""
+        raise UsageError(f"there is no command /{name}{meant}", fix=fix)
     return found
 
 
@@ -107,6 +110,8 @@ def set_(state: ChatState, argument: str) -> None:
                 raise UsageError(error.problem, at=known, fix=f"/set {known} NUMBER") from None
     settings = (f"{key} {getattr(conversation.sampling, key)}" for key in SAMPLING_RANGES)
     state.tell("  ".join(settings).replace("seed None", "seed none (new each time)"))
+    if note := noise_note(conversation.sampling):
+        state.tell(note, "yellow")
 
 
 def _number(name: str, text: str) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
-from lorafold.serve.config import ChatConfig
+from lorafold.serve.config import ChatConfig, noise_note
 from lorafold.serve.conversation import LETTERS, cleaned
 from lorafold.serve.terminal.chat_state import ChatState, tell_kept
 from lorafold.serve.terminal.commands import COMMANDS, list_models, run_command
@@ -73,8 +73,9 @@ def _width() -> int:
 
 def _greet(state: ChatState, notes: Iterable[str]) -> None:
     list_models(state, wait=0.05)  # digests noted before; others come with the first answer
-    for note in notes:
-        state.tell(note, "yellow")
+    for note in (*notes, noise_note(state.talk.conversation.sampling)):
+        if note:
+            state.tell(note, "yellow")
     if state.talk.blind:
         state.tell("names are hidden from the first answer on; /vote a, b or tie", "dim")
     state.tell("/help lists the commands", "dim")

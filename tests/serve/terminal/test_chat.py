@@ -57,6 +57,8 @@ COMMANDS = [
     ("/system -", "system: (none"),
     ("/set seed 7", "repeat_penalty 1.0 seed 7 max_tokens 8"),
     ("/set top_p=0.5", "top_p 0.5"),
+    ("/set temperature 9", "temperature 9: above 2 answers are mostly noise"),
+    ("/set temperature 0", "temperature 0.0"),
     ("/set temperature hot", "temperature takes a number, got 'hot'"),
     ("/set top_p 2", "top_p: expected 0 to 1, got 2.0"),
     ("/set top_p", "top_p 0.5"),
@@ -113,7 +115,8 @@ COMMANDS = [
     ("/reset", "a new conversation"),
     ("/save talk.json", "this conversation was not saved to it or loaded from it; fix: choose another name"),
     ("/retry", "nothing was said yet"),
-    ("/nonsense", "there is no command /nonsense"),
+    ("/nonsense", "there is no command /nonsense; fix:"),
+    ("/sytem be kind", "there is no command /sytem; did you mean /system?"),
     ("//slash", "8 tokens"),
 ]
 

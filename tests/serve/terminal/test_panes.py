@@ -77,7 +77,7 @@ def run(screen: int, texts: list[str], height: int = 5) -> list[str]:
 
 
 def test_headings_have_as_many_lines_each() -> None:
-    short, long = Head("A", "a.gguf", "1a2b · F32", "bold"), Head("B", "b" * 30, "3c4d · Q8_0", "bold")
+    short, long = Head(0, "A", "a.gguf", "1a2b · F32", "bold"), Head(1, "B", "b" * 30, "3c4d · Q8_0", "bold")
     assert flat(pane_headings([short], 38)) == ["a.gguf   1a2b · F32\n"]
     both = ["A  a.gguf\n1a2b · F32\n", f"B  {'b' * 30}\n3c4d · Q8_0\n"]
     assert flat(pane_headings([short, long], 38)) == both
