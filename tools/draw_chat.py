@@ -13,7 +13,7 @@ from pathlib import Path
 from lorafold.console import Row, rows_as_svg
 from lorafold.serve.answers import Request, answer_all
 from lorafold.serve.config import ChatConfig, Sampling
-from lorafold.serve.conversation import Answer
+from lorafold.serve.conversation import Answer, Turn
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
 from lorafold.serve.lens import look_through
@@ -50,7 +50,7 @@ def main() -> None:
         first, second = (engine.scorer for engine in engines)
         assert first is not None and second is not None
         lens = look_through(second, first, messages, answers[1].text, answers[1].ids)
-    above = heads(abouts, digests, [("A", 0), ("B", 1)], False)
+    above = heads(abouts, digests, Turn(options.question, answers, [0, 1]))
     panes = Panes(WIDTH, pane_headings(above, (WIDTH - 3) // 2))
     for index, answer in answers.items():
         panes.feed(index, answer.text)
