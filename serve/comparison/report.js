@@ -47,7 +47,38 @@ const different = row => answered(row).length > 1 && !alike(answered(row));
 let votes = {};
 try { votes = JSON.parse(localStorage.getItem(key)) || {}; } catch { votes = {}; }
 rows.forEach((row, i) => { row.index = i; if (!(i in votes)) votes[i] = row.vote ?? null; });
-function keep() { try { localStorage.setItem(key, JSON.stringify(votes)); } catch { /* from some disks nothing is kept */ } }
+function keep() {
+  try {
+    localStorage.setItem(key, JSON.stringify(votes));
+    localStorage.setItem(key + ":others", JSON.stringify(others));
+  } catch { /* from some disks nothing is kept */ }
+}
+
+// Votes of other people, by the names of the files they came in. A file belongs to one comparison: its digest says which.
+let others = {};
+try { others = JSON.parse(localStorage.getItem(key + ":others")) || {}; } catch { others = {}; }
+const valid = value => value === "tie" || (Number.isInteger(value) && value >= 0 && value < many);
+const cast = () => [votes, ...Object.values(others)].flatMap(one => Object.values(one)).filter(valid);
+function saveVotes() {
+  const own = Object.fromEntries(Object.entries(votes).filter(([, value]) => valid(value)));
+  const file = new Blob([JSON.stringify({ format: "lorafold-votes-1", digest: DATA.digest, votes: own }, null, 1)], { type: "application/json" });
+  const link = el("a", { download: `votes-${DATA.digest.slice(0, 8)}.json`, href: URL.createObjectURL(file) });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+async function loadVotes(files) {
+  const told = [];
+  for (const file of files) {
+    let data = null;
+    try { data = JSON.parse(await file.text()); } catch { /* told below */ }
+    if (!data || data.format !== "lorafold-votes-1" || typeof data.votes !== "object" || !data.votes) told.push(`${file.name}: not a file of votes`);
+    else if (data.digest !== DATA.digest) told.push(`${file.name}: votes for another comparison`);
+    else others[file.name] = Object.fromEntries(Object.entries(data.votes).filter(([index, value]) => rows[index] && valid(value)));
+  }
+  keep();
+  voteChart();
+  $("vote-note").textContent = visible(told.join("; "));
+}
 
 // Wilson's score interval at 95%, a tie as half a vote.
 function interval(share, n) {
@@ -65,10 +96,12 @@ function heading() {
   });
   document.title = models.map(m => visible(m.name)).join(" against ");
   const s = DATA.settings, drawn = s.temperature === 0 ? "greedy" : `temperature ${s.temperature}, top_p ${s.top_p}, top_k ${s.top_k}, min_p ${s.min_p}`;
-  $("subtitle").textContent = `${rows.length} questions from ${visible(DATA.prompts)} · ${drawn} · seed ${s.seed ?? "new each time"} · at most ${s.max_tokens} tokens`;
+  $("subtitle").textContent = `${rows.length} questions from ${visible(DATA.prompts)} · ${drawn} · seed ${s.seed ?? "new each time"} · at most ${s.max_tokens} tokens` +
+    (DATA.day ? ` · ${visible(DATA.day)}, lorafold ${visible(DATA.lorafold)}` : "");
   models.forEach((model, i) => $("models").append(el("div", { class: "model", style: `--c:${color(i)}` },
     el("b", {}, `${letter(i)}  ${visible(model.name)}`),
     el("p", { class: "soft small" }, [model.kind, model.quantization].filter(Boolean).join(" · ")),
+    model.origin ? el("p", { class: "soft small" }, visible(model.origin)) : null,
     model.sha256 ? el("p", { class: "mono soft", title: "sha256 of the weights" }, "sha256 " + model.sha256.split("+").map(d => d.slice(0, 16)).join(" + ")) : null)));
 }
 
@@ -81,7 +114,10 @@ function tiles() {
     put(percent(mean(finite(rows.map(agreement)))), "words in agreement");
     put(String(rows.filter(same).length), "answers the same");
     const kl = finite(rows.flatMap(r => r.answers.slice(1).map(a => a.kl)));
-    if (kl.length) put(shown(mean(kl), 2), `nats of mean divergence${many === 2 ? " of B" : ""}`);
+    if (kl.length) {
+      put(shown(mean(kl), 2), `nats of mean divergence${many === 2 ? " of B" : ""}`);
+      box.after(el("p", { class: "soft small note", id: "nats" }, "Divergence, in nats: how far apart the two models' probabilities for each next token are, averaged along the answer. 0: both expect the same; below 0.1: hardly different; above 1: different."));
+    }
   }
   const failed = rows.filter(r => r.answers.some(a => a.error)).length;
   if (failed) put(String(failed), "questions with a failure");
@@ -133,12 +169,18 @@ let voteBox = null;
 function voteChart() {
   if (many < 2) return;
   if (!voteBox) { voteBox = el("div", { class: "panel", id: "vote-chart" }); $("charts").append(voteBox); }
-  const cast = Object.values(votes).filter(v => v !== null), n = cast.length, ties = cast.filter(v => v === "tie").length;
-  voteBox.replaceChildren(el("h2", {}, "Votes"));
-  if (!n) { voteBox.append(el("p", { class: "soft small" }, "None yet. Vote below each question; votes stay in this browser.")); return; }
+  const all = cast(), n = all.length, ties = all.filter(v => v === "tie").length, people = Object.keys(others).length;
+  const pick = el("input", { type: "file", accept: ".json", multiple: true, hidden: true, id: "vote-files" });
+  pick.addEventListener("change", () => loadVotes(Array.from(pick.files)));
+  const button = (text, onclick) => el("button", { type: "button", onclick }, text);
+  const tools = el("div", { class: "vote-tools" }, button("Save votes", saveVotes), button("Add votes of others", () => pick.click()), pick,
+    people ? button(`Remove those of ${people} other${people === 1 ? "" : "s"}`, () => { others = {}; keep(); voteChart(); }) : null,
+    el("span", { class: "failed small", id: "vote-note" }));
+  voteBox.replaceChildren(el("h2", {}, people ? `Votes of ${people + 1} people` : "Votes"));
+  if (!n) { voteBox.append(el("p", { class: "soft small" }, "None yet. Vote below each question; votes stay in this browser until you save them."), tools); return; }
   const h = 38, g = svg("svg", { viewBox: `0 0 320 ${many * h + 4}`, role: "img", "aria-label": "Votes" });
   models.forEach((_, i) => {
-    const wins = cast.filter(v => v === i).length, share = (wins + ties / 2) / n, [low, high] = interval(share, n);
+    const wins = all.filter(v => v === i).length, share = (wins + ties / 2) / n, [low, high] = interval(share, n);
     const y = i * h, x = v => 24 + 190 * v;
     g.append(svg("text", { x: 0, y: y + 20 }, letter(i)));
     g.append(svg("rect", { x: 24, y: y + 6, width: 190, height: 20, rx: 4, fill: "var(--faint)" }));
@@ -147,7 +189,7 @@ function voteChart() {
     for (const v of [low, high]) g.append(svg("line", { x1: x(v), x2: x(v), y1: y + 11, y2: y + 21, stroke: "var(--ink)", "stroke-width": 1.6 }));
     g.append(svg("text", { x: 320, y: y + 20, "text-anchor": "end" }, `${wins} won · ${percent(share)}`));
   });
-  voteBox.append(g, el("p", { class: "small soft" }, `${n} vote${n === 1 ? "" : "s"}, ${ties} tie${ties === 1 ? "" : "s"}; a tie counts half; lines are 95% intervals.`));
+  voteBox.append(g, el("p", { class: "small soft" }, `${n} vote${n === 1 ? "" : "s"}, ${ties} tie${ties === 1 ? "" : "s"}; a tie counts half; lines are 95% intervals.`), tools);
 }
 
 // Where a query stands in a text, in pairs of begin and end.
@@ -191,12 +233,52 @@ function answerText(answer, query) {
   return out;
 }
 
+// Markdown of an answer as elements, never as HTML text: what it does not know stays as it was written.
+const INLINE = /(`+)([^`]|[^`][^]*?[^`])\1(?!`)|\*\*(?=\S)([^]*?\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*]*[^\s*])\*(?![\w*])/g;
+function inline(text, query) {
+  const out = [];
+  let done = 0;
+  for (const found of text.matchAll(INLINE)) {
+    out.push(...marked(text.slice(done, found.index), query));
+    if (found[2] !== undefined) out.push(el("code", {}, ...marked(found[2], query)));
+    else out.push(el(found[3] !== undefined ? "strong" : "em", {}, ...marked(found[3] ?? found[4], query)));
+    done = found.index + found[0].length;
+  }
+  return [...out, ...marked(text.slice(done), query)];
+}
+function markdown(text, query) {
+  const out = [], lines = text.split("\n");
+  let list = null, open = [];
+  const flush = () => { if (open.length) out.push(el("p", {}, ...inline(open.join("\n"), query))); open = []; };
+  for (let i = 0; i < lines.length; i++) {
+    const line = lines[i], fence = line.match(/^ {0,3}(`{3,}|~{3,})/), head = line.match(/^ {0,3}#{1,6} +(.*)$/);
+    const item = line.match(/^ {0,3}(?:[-*+]|(\d{1,9})[.)]) +(.*)$/);
+    if (fence) {
+      flush(); list = null;
+      const code = [];
+      while (++i < lines.length && !lines[i].trim().startsWith(fence[1])) code.push(lines[i]);
+      out.push(el("pre", {}, el("code", {}, ...marked(code.join("\n"), query))));
+    } else if (head) {
+      flush(); list = null;
+      out.push(el("h4", {}, ...inline(head[1], query)));
+    } else if (item) {
+      flush();
+      const tag = item[1] === undefined ? "ul" : "ol";
+      if (!list || list.localName !== tag) { list = el(tag, { start: item[1] }); out.push(list); }
+      list.append(el("li", {}, ...inline(item[2], query)));
+    } else if (!line.trim()) { flush(); list = null; }
+    else { list = null; open.push(line); }
+  }
+  flush();
+  return out;
+}
+
 function facts(answer) {
   const parts = [`${answer.tokens} tokens`, `${words(answer.text)} words`];
   if (answer.tokens_per_second) parts.push(`${shown(answer.tokens_per_second)} tokens/s`);
   if (Number.isFinite(answer.kl)) parts.push(`divergence ${shown(answer.kl, 2)}`);
   const endings = { length: "cut at the token limit", context: "the context was full", cancelled: "stopped", failed: "failed" };
-  if (endings[answer.reason]) parts.push(endings[answer.reason]);
+  if (answer.reason !== "stop" && answer.reason) parts.push(endings[answer.reason] || `ended by the server: ${visible(answer.reason)}`);
   if (answer.dropped) parts.push(`${answer.dropped} earlier message${answer.dropped === 1 ? "" : "s"} left out: the context was full`);
   return parts.join(" · ");
 }
@@ -231,6 +313,7 @@ function rowNode(row) {
   row.answers.forEach((answer, i) => grid.append(el("div", { class: asked(answer) ? "answer" : "answer unasked", style: `--c:${color(i)}` },
     el("div", { class: "who" }, `${letter(i)}  ${visible(models[i].name)}`),
     answer.error ? el("p", { class: "failed" }, visible(answer.error)) : null,
+    answer.reasoning ? el("details", {}, el("summary", {}, "Reasoning"), el("div", { class: "context" }, visible(answer.reasoning))) : null,
     asked(answer) ? el("div", { class: "text" }, visible(answer.text)) : el("p", { class: "soft small" }, "not asked"),
     asked(answer) ? el("div", { class: "facts" }, facts(answer)) : null)));
   node.append(grid);
@@ -248,15 +331,19 @@ function rowNode(row) {
 }
 
 // Rows are made once, plain. Colours and marks come to those near the screen: of 400 questions all would take seconds.
-let query = "";
+let query = "", look = "text";  // or "markdown": the lens colours the text as it was written, so it is one or the other
 const made = new Map(), dressed = new Map(), near = new Set();
 function dress(row) {
-  if (dressed.get(row) === query) return;
-  dressed.set(row, query);
+  const wanted = `${look} ${query}`;
+  if (dressed.get(row) === wanted) return;
+  dressed.set(row, wanted);
   const node = made.get(row), expected = node.querySelector(".expected"), boxes = node.querySelectorAll(".text");
   node.querySelector(".asked").replaceChildren(...marked(visible(row.question), query));
   if (expected) expected.replaceChildren(...marked(visible(row.expected), query));
-  row.answers.filter(asked).forEach((answer, i) => boxes[i].replaceChildren(...answerText(answer, query)));
+  row.answers.filter(asked).forEach((answer, i) => {
+    boxes[i].classList.toggle("written", look === "markdown");
+    boxes[i].replaceChildren(...(look === "markdown" ? markdown(visible(answer.text), query) : answerText(answer, query)));
+  });
 }
 const watch = new IntersectionObserver(entries => {
   for (const entry of entries) {
@@ -310,6 +397,14 @@ const hasLens = rows.some(row => row.answers.some(a => a.lens));
 function lens(on) { $("rows").classList.toggle("lens", on); $("lens").setAttribute("aria-pressed", String(on)); $("legend").style.visibility = on ? "" : "hidden"; }
 $("lens").addEventListener("click", () => lens(!$("rows").classList.contains("lens")));
 if (!hasLens) { $("lens").remove(); $("legend").remove(); } else lens(true);
+function typeset(on) {
+  look = on ? "markdown" : "text";
+  $("markdown").setAttribute("aria-pressed", String(on));
+  if (hasLens && on) lens(false);
+  draw();
+}
+$("markdown").addEventListener("click", () => typeset(look !== "markdown"));
+if (hasLens) $("lens").addEventListener("click", () => { if (look === "markdown") typeset(false); });
 if (many < 2) for (const id of ["filter"]) $(id).querySelectorAll("option[value=different],option[value=same],option[value=voted],option[value=open]").forEach(o => o.remove());
 for (const id of ["search", "filter", "sort"]) for (const kind of ["input", "change"]) $(id).addEventListener(kind, draw);
 addEventListener("keydown", event => { if (event.key === "/" && document.activeElement !== $("search")) { event.preventDefault(); $("search").focus(); } });

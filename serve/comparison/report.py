@@ -1,31 +1,37 @@
-"""A comparison as a Markdown table, as JSON lines, or as one HTML page that needs no network."""
+"""A comparison as Markdown, as JSON lines, or as one HTML page that needs no network."""
 
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.console import sanitize
+from lorafold.serve.conversation import LETTERS
 
 if TYPE_CHECKING:
     from lorafold.serve.comparison.result import CompareResult
+    from lorafold.serve.rows import ModelCard
 
 HERE = Path(__file__).parent
 PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file
-DATA_PLACE = "/*DATA*/null"
+DATA_PLACE, TITLE_PLACE = "/*DATA*/null", "<!--TITLE-->"
 # Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
-# In a Markdown cell; `&` too, or an answer `&lt;` would read as `<`.
+# In Markdown; `&` too, or an answer `&lt;` would read as `<`.
 _ESCAPES = str.maketrans(
     {char: f"\\{char}" for char in "\\`*_[]|#~$"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 )
+
+
+_LIST = re.compile(r"^(\d*)([-+.)=])")  # what would begin a list or underline a heading
 
 
 def agreement(first: str, second: str) -> float:
@@ -34,22 +40,40 @@ def agreement(first: str, second: str) -> float:
 
 
 def as_markdown(result: CompareResult) -> str:
-    """The table that tutorials show: question, original, tuned; with what stands behind it."""
-    lines = ["| " + " | ".join(map(_cell, result.columns)) + " |", "|" + " --- |" * len(result.columns)]
-    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in result.table]
-    lines += ["", *(_model_line(asdict(card)) for card in result.models)]
+    """A section for each question, with every model's answer below it; with what stands behind them."""
+    lines = [f"# {_inline(title_of([card.name for card in result.models]))}", ""]
+    lines += [_model_line(letter, card) for letter, card in zip(LETTERS, result.models, strict=False)]
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
-    lines += ["", f"{len(result.rows)} questions from {_cell(result.prompts)}; {settings}."]
+    count = f"{len(result.rows)} question{'s' * (len(result.rows) != 1)}"
+    made = f"{result.day}, lorafold {result.version}"
+    lines += ["", f"{count} from {_inline(result.prompts)}; {settings}. {made}."]
+    for number, row in enumerate(result.rows, 1):
+        lines += ["", f"## {number}. {_inline(row.question)}"]
+        for letter, card, answer in zip(LETTERS, result.models, row.answers, strict=False):
+            ending = f" ({_inline(answer.reason)})" if answer.text.strip() and answer.reason != "stop" else ""
+            lines += ["", f"**{letter} {_inline(card.name)}**{ending}", "", _quoted(answer.cell)]
+        if row.expected:
+            lines += ["", "**expected**", "", _quoted(row.expected)]
     return "\n".join(lines) + "\n"
 
 
-def _model_line(card: Mapping[str, Any]) -> str:
-    facts = [card["kind"], card["quantization"], f"sha256 {card['sha256']}" if card["sha256"] else ""]
-    return f"- {_cell(card['name'])}: " + ", ".join(fact for fact in facts if fact)
+def title_of(names: Sequence[str]) -> str:
+    """What was compared, in a line."""
+    return (" against " if len(names) == 2 else ", ").join(names) or "no models"
 
 
-def _cell(text: str) -> str:
-    """Text inside a table's cell: no row ends, no markup, nothing a terminal would obey."""
+def _model_line(letter: str, card: ModelCard) -> str:
+    facts = [card.kind, card.quantization, f"sha256 {card.sha256}" if card.sha256 else "", card.origin]
+    return f"- {letter} {_inline(card.name)}: " + ", ".join(_inline(fact) for fact in facts if fact)
+
+
+def _quoted(text: str) -> str:
+    """A text as a quotation, as it was written: no markup in it counts, and no list begins."""
+    return "> " + _LIST.sub(r"\1\\\2", _inline(text))
+
+
+def _inline(text: str) -> str:
+    """Text on one line: no markup, nothing a terminal would obey."""
     text = sanitize(text.strip().replace("\r\n", "\n"), keep="\n\t").replace("\t", " ")
     return text.translate(_ESCAPES).replace("\n", "<br>")
 
@@ -61,6 +85,8 @@ def as_jsonl(result: CompareResult) -> str:
         "settings": result.settings,
         "prompts": result.prompts,
         "seconds": round(result.seconds, 3),
+        "day": result.day,
+        "lorafold": result.version,
     }
     return "".join(
         json.dumps(row, ensure_ascii=False) + "\n" for row in (head, *(row.as_json() for row in result.rows))
@@ -83,6 +109,8 @@ def as_html(result: CompareResult) -> str:
             "models": [asdict(card) for card in result.models],
             "settings": result.settings,
             "prompts": result.prompts,
+            "day": result.day,
+            "lorafold": result.version,
             "rows": rows,
         }
     )
@@ -102,8 +130,9 @@ def page(data: Mapping[str, Any]) -> str:
     for place, name in PARTS.items():
         assert text.count(place) == 1
         text = text.replace(place, (HERE / name).read_text(encoding="utf-8").strip())
-    assert text.count(DATA_PLACE) == 1
-    return text.replace(DATA_PLACE, packed)
+    assert text.count(DATA_PLACE) == text.count(TITLE_PLACE) == 1
+    title = html.escape(sanitize(title_of([card["name"] for card in data["models"]]), keep=""))
+    return text.replace(DATA_PLACE, packed).replace(TITLE_PLACE, title)
 
 
 RENDERERS: Mapping[str, Callable[[CompareResult], str]] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lorafold.serve.rows import ModelCard, QuestionRow
+from lorafold.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class CompareResult:
         resumed: questions taken over from an earlier run.
         saved: files written.
         notes: what the user should know before relying on answers.
+        day: on which the report was made, as 2026-01-31.
+        version: of lorafold.
     """
 
     models: list[ModelCard]
@@ -32,6 +36,8 @@ class CompareResult:
     resumed: int
     saved: list[Path]
     notes: list[str] = field(default_factory=list)
+    day: str = field(default_factory=lambda: date.today().isoformat())
+    version: str = __version__
 
     @property
     def columns(self) -> list[str]:

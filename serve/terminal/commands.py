@@ -276,7 +276,7 @@ def swap(state: ChatState, argument: str) -> None:
 
 
 def export(state: ChatState, argument: str) -> None:
-    """Write the conversation as a page, a table or JSON lines."""
+    """Write the conversation as a page, as Markdown or as JSON lines."""
     path = named_file(argument, "export")
     from lorafold.artifacts import write_atomic  # with the page's code it is needed by few conversations
     from lorafold.serve.comparison.report import RENDERERS
@@ -325,7 +325,7 @@ COMMANDS: Mapping[str, Command] = {
     "blind": Command("blind [on|off]", "hide the names and shuffle the sides", blind, ("on", "off"), most=1),
     "lens": Command("lens [A [B]]", "colour A's answer by how surprised B is", lens, letters=True, most=2),
     "export": Command(
-        "export FILE", "write a page (.html), a table (.md) or .jsonl", export, "path", most=None
+        "export FILE", "write a page (.html), a text (.md) or .jsonl", export, "path", most=None
     ),
     "quit": Command("quit", "leave (also Ctrl-D)", quit_),
 }

@@ -51,7 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "config",
         "protocol",
         "engines conversation answers",
-        "lens loaded",
+        "lens loaded origin",
         "rows",
         "comparison",
         "terminal",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,9 +90,11 @@ def visit(browser: Any, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         {"name": name, "source": name, "kind": "llama.cpp", "quantization": "Q8_0", "sha256": "ab" * 32}
         for name in ("base.gguf", "tuned.gguf")
     ]
+    cards[1]["origin"] = "exported from base + adapter; proof passed"
     settings = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "seed": 0, "max_tokens": 64}
     path = folder / "report.html"
-    path.write_text(page({"models": cards, "rows": list(rows), "settings": settings, "prompts": "q.txt"}))
+    made = {"prompts": "q.txt", "day": "2026-01-31", "lorafold": "1.2"}
+    path.write_text(page({"models": cards, "rows": list(rows), "settings": settings, **made}))
     browser.get(path.as_uri())
 
 
@@ -303,3 +306,64 @@ def test_hundreds_of_questions(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script("return document.querySelectorAll('.row').length") == 200
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert browser.execute_script("return document.querySelectorAll('.row .asked mark').length") == 200
+
+
+WRITTEN = (
+    "# Title\n\nSome **bold** and *slanted* words, `a < b`, 2 * 3 * 4.\n\n- one\n- two\n\n1. first\n"
+    "2. second\n\n```python\nprint('**x**')\n```\n<img src=x onerror=alert(1)> [link](javascript:alert(1))"
+)
+
+
+def test_markdown_is_shown_as_elements_and_nothing_else(browser: Any, tmp_path: Path) -> None:
+    visit(browser, tmp_path, [row("Markdown?", answer(WRITTEN, 9, 0.2), PLAIN, 0.1)])
+    box = ".row .text"
+    assert "**bold**" in texts(browser, box)[0] and "lens" in classes(browser)
+    click(browser, "#markdown")
+    shown = browser.find_elements("css selector", box)[0]
+    tags = [node.tag_name for node in shown.find_elements("css selector", "*")]
+    assert tags == ["h4", "p", "strong", "em", "code", "ul", "li", "li", "ol", "li", "li", "pre", "code", "p"]
+    assert "2 * 3 * 4." in shown.text and "print('**x**')" in shown.text
+    assert "<img src=x onerror=alert(1)> [link](javascript:alert(1))" in shown.text
+    assert "lens" not in classes(browser)  # which colours the text as it was written
+    look_for(browser, "second")
+    assert texts(browser, f"{box} mark") == ["second"]
+    look_for(browser, "")
+    click(browser, "#lens")
+    assert "**bold**" in texts(browser, box)[0] and "lens" in classes(browser)
+
+
+def classes(browser: Any) -> str:
+    return str(browser.find_element("id", "rows").get_attribute("class"))
+
+
+def test_votes_of_several_people_are_counted(browser: Any, tmp_path: Path) -> None:
+    visit(browser, tmp_path, [*ROWS, row("votes", PLAIN, PLAIN, 1.0)])  # a page of its own
+    click(browser, ".votes button", 1)
+    digest = browser.execute_script("return DATA.digest")
+    assert "1 won · 100%" in texts(browser, "#vote-chart")[0]
+    ours = {"format": "lorafold-votes-1", "digest": digest, "votes": {"0": 0, "1": "tie", "2": 7, "9": 1}}
+    files = {"anna.json": ours, "old.json": {**ours, "digest": "0"}, "text.json": ["votes"]}
+    for name, data in files.items():
+        (tmp_path / name).write_text(json.dumps(data))
+    paths = "\n".join(str(tmp_path / name) for name in files)
+    browser.find_element("id", "vote-files").send_keys(paths)
+    waiting(browser, "return document.querySelector('#vote-chart h2').textContent == 'Votes of 2 people'")
+    shown = texts(browser, "#vote-chart")[0]
+    assert "3 votes, 1 tie" in shown and "1 won · 50%" in shown  # what names no model or question is left out
+    assert "old.json: votes for another comparison; text.json: not a file of votes" in shown
+    browser.refresh()
+    assert "3 votes, 1 tie" in texts(browser, "#vote-chart")[0]
+    click(browser, ".vote-tools button", 2)
+    assert "1 vote, 0 ties" in texts(browser, "#vote-chart")[0]
+
+
+def test_what_was_compared_is_said(browser: Any, tmp_path: Path) -> None:
+    thought = answer("4", 1, 0.1, reasoning="two and two", reason="content_filter")
+    visit(browser, tmp_path, [row("2 + 2?", thought, PLAIN, 0.1)])
+    assert "<title>base.gguf against tuned.gguf</title>" in (tmp_path / "report.html").read_text()
+    assert "2026-01-31, lorafold 1.2" in texts(browser, "#subtitle")[0]
+    assert "exported from base + adapter; proof passed" in texts(browser, ".model")[1]
+    assert texts(browser, "#nats")[0].startswith("Divergence, in nats: how far apart")
+    assert "ended by the server: content_filter" in texts(browser, ".facts")[0]
+    click(browser, ".answer summary")
+    assert "two and two" in texts(browser, ".answer details")[0]

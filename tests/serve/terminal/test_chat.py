@@ -344,9 +344,12 @@ def test_piped_lines_of_windows_are_the_same_questions(home: Path) -> None:
     ("arguments", "said"),
     [
         (("a.gguf", "--blind"), "--blind: one model alone cannot be compared"),
-        (("a.gguf", "b.gguf", "--blind", "--prompt", "x"), "--blind: a blind vote is given at the terminal"),
-        (("a.gguf", "b.gguf", "--blind", "--json"), "--blind: a blind vote is given at the terminal"),
-        (("a.gguf", "b.gguf", "--blind"), "--blind: a blind vote is given at the terminal"),
+        (
+            ("a.gguf", "b.gguf", "--blind", "--prompt", "x"),
+            "--blind: a blind vote needs somebody at a terminal",
+        ),
+        (("a.gguf", "b.gguf", "--blind", "--json"), "--blind: a blind vote needs somebody at a terminal"),
+        (("a.gguf", "b.gguf", "--blind"), "--blind: a blind vote needs somebody at a terminal"),
         (("a.gguf", "--seed", "-1"), "--seed: expected 0 to 4294967294, got -1"),
     ],
 )

@@ -81,7 +81,7 @@ def test_headings_have_as_many_lines_each() -> None:
     assert flat(pane_headings([short], 38)) == ["a.gguf   1a2b · F32\n"]
     both = ["A  a.gguf\n1a2b · F32\n", f"B  {'b' * 30}\n3c4d · Q8_0\n"]
     assert flat(pane_headings([short, long], 38)) == both
-    hidden = Head("A", "?", "", "bold")
+    hidden = Head(0, "A", "?", "", "bold")
     assert flat(pane_headings([hidden, hidden], 38)) == ["A  ?\n"] * 2
 
 
