@@ -1,7 +1,15 @@
 """The whole exception tree, with exit codes.
 
-Every failure that a user can cause or cure is a `LorafoldError`; `cli.py` alone turns it into one line on
-standard error and an exit code. Anything else that escapes is a bug: it keeps its traceback and exits 1.
+    LorafoldError            a failure that a user can cause or cure
+    ├── UsageError        2  the command line or a config asks for something that cannot be meant
+    ├── InputError        3  a file or value is missing, damaged, inconsistent, or not supported
+    ├── UnsafeInputError  4  input that would run code, leave its folder, or exhaust the machine
+    ├── SystemFault       5  the machine lacks something: disk, memory, permission, a package, the network
+    ├── NumericError      6  NaN, infinity, or a result that has lost the fine-tune
+    └── BusyError         7  another process works on the same output
+
+`cli.py` alone turns one into one line on standard error and its exit code; 130 and 143 are Ctrl-C and SIGTERM
+(`interrupts.py`). Anything else that escapes is a bug: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
