@@ -17,6 +17,11 @@ from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
 
 REPORT = "report.md"
+READ = """\
+How to read it: KL says how far two models' probabilities of the next token are apart, in nats, as a mean
+over the answers' tokens; 0 is the same model. Top-1 agreement says how often both would choose the same
+token. A file is right if it loses what its type costs this model by itself. The fine-tune is well kept if
+that is small beside the adapter's own effect."""
 
 
 def describe_export(
@@ -117,6 +122,7 @@ def _write_report(
         *(f"| {c.name} | {c.verdict} | {c.meaning.replace('|', chr(92) + '|')} |" for c in proof.checks),
         "",
     ]
+    lines += [READ, ""]
     if notes:
         lines += ["## To know", "", *(f"- {note}" for note in notes), ""]
     write_atomic(path, "\n".join(lines))

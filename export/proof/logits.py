@@ -33,7 +33,7 @@ from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Runner, runner
-from lorafold.export.proof.reference import load_base, why_no_reference, with_adapter
+from lorafold.export.proof.reference import load_base, own_reading, why_no_reference, with_adapter
 from lorafold.export.proof.rounding import parameters_of, round_weights
 from lorafold.progress import Progress, silent
 
@@ -119,7 +119,8 @@ def check_logits(
         progress: told how far it is.
 
     Returns:
-        A check for each file, and one on the adapter's effect if there is an adapter.
+        A check for each file, and one on the adapter's effect if there is an adapter; a note if PEFT itself
+        would read the adapter in another way.
     """
     steps = 2 * len(models) + 2
 
@@ -148,6 +149,12 @@ def check_logits(
         progress("prove the answers", steps - len(models) + number + 1, steps)
     if reference.base is not None:
         checks.append(check_effect(mean_kl(reference.tuned, reference.base), losses))
+    if (difference := own_reading(inputs)) is not None:
+        said = (
+            f"PEFT would read another adapter from this folder ({difference}), so the reference is what "
+            "lorafold reads in it: the logits prove the conversion, and PEFT does not confirm the reading"
+        )
+        checks.append(Check("reading", "note", said))
     return checks
 
 

@@ -1,8 +1,8 @@
 """The model that an export is held against: the base in transformers with the adapter active beside it.
 
-In: `Inputs`. Out: torch modules, or the reason why there is none here. Needs the [train] extra and the memory
-for the whole model; everything else of an export does without both. transformers and PEFT may refuse what was
-folded well: that is an `InputError`, and never the end of a finished export.
+It needs the [train] extra and memory for the whole model; everything else of an export does without both.
+transformers and PEFT may refuse what was folded well: then there is no reference, and the proof says why.
+That is never the end of a finished export.
 """
 
 from __future__ import annotations
@@ -43,10 +43,18 @@ def why_no_reference(inputs: Inputs) -> str | None:
     return None
 
 
+def own_reading(inputs: Inputs) -> str | None:
+    """Why the installed PEFT would read another adapter from its folder; None if it reads this one.
+
+    Then the reference is made of what this program reads in it, which PEFT itself does not confirm.
+    """
+    return differs_for_peft(inputs.source.plans[0]) if inputs.adapters else None
+
+
 def load_base(inputs: Inputs) -> torch.nn.Module:
     """The base alone, in float32 and in evaluation mode.
 
-    Where the adapters resize the vocabulary it is resized too: tokens that it does not know get the mean of
+    If the adapters resize the vocabulary it is resized too: tokens that it does not know get the mean of
     those that it knows, as transformers begins them.
 
     Raises:
@@ -74,10 +82,10 @@ _IS_B = re.compile(r"\.lora_(?:embedding_)?B\.")
 
 
 def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
-    """The base with the adapter beside it, not merged; the base itself where there is none.
+    """The base with the adapter beside it, not merged; the base itself if there is none.
 
     Raises:
-        InputError: PEFT cannot load the adapter.
+        InputError: PEFT cannot load the adapter, or not all of it.
     """
     if not inputs.adapters:
         return model

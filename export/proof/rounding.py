@@ -239,12 +239,12 @@ def _rounds_input(kind: Type) -> Any:
     def hook(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not arguments:  # the input has a name: leave it
             return None
-        return (_rounded(arguments[0], kind), *arguments[1:])
+        return (rounded_activations(arguments[0], kind), *arguments[1:])
 
     return hook
 
 
-def _rounded(entering: torch.Tensor, kind: Type) -> torch.Tensor:
+def rounded_activations(entering: torch.Tensor, kind: Type) -> torch.Tensor:
     """Activations as ggml rounds them before it multiplies them with rows of a type."""
     import torch
 

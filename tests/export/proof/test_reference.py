@@ -92,3 +92,29 @@ def test_an_importance_matrix_without_a_reference_is_an_error_in_one_line(tmp_pa
     with pytest.raises(InputError, match=r"cannot load it as a reference.*--imatrix") as caught:
         collect_importance(inputs, [], texts, lambda *_: None)
     assert "\n" not in str(caught.value)
+
+
+def wrapped(folder: Path) -> Path:
+    """The tiny adapter with a wrapper around its names, as `torch.compile` leaves it."""
+    from safetensors.torch import load_file, save_file
+
+    adapter = shutil.copytree(tiny_chat.adapter(), folder)
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, path)
+    return adapter
+
+
+def test_what_peft_would_read_in_another_way_is_not_called_proven_by_peft(tmp_path: Path) -> None:
+    adapter = wrapped(tmp_path / "adapter")
+    result = export(ExportConfig(str(adapter), out=tmp_path / "out", quant=("F32",), name="tiny"))
+    checks = {check.name: check for check in result.proof.checks}
+    assert checks["logits tiny-F32.gguf"].verdict == "passed"
+    assert checks["effect"].figures["KL of the adapter"] > 1e-3
+    assert checks["reading"].verdict == "note"
+    assert "PEFT would read another adapter from this folder (its tensors carry" in checks["reading"].meaning
+    assert "PEFT does not confirm the reading" in checks["reading"].meaning
+    plain = export(
+        ExportConfig(str(tiny_chat.adapter()), out=tmp_path / "plain", quant=("F32",), name="tiny")
+    )
+    assert "reading" not in {check.name for check in plain.proof.checks}
