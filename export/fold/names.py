@@ -232,6 +232,8 @@ class BaseNames:
         return self._found[name]
 
     def _as_loaded(self, name: str) -> tuple[str, tuple[Piece, ...]]:
+        if name in self.loaded:  # most names, and asked for every expert
+            return name, self.loaded[name]
         types = model_types(self.config)
         for other in _spellings(name):
             for spelling in dict.fromkeys((other, renamed(other, types))):
