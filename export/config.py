@@ -66,7 +66,7 @@ class ExportConfig:
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
     imatrix_data: Path | None = None
-    """Collect an importance matrix on these texts (chats as JSON, or plain text); needs torch."""
+    """Collect an importance matrix on these texts (data as for `train`, or plain text); needs torch."""
 
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
     """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
@@ -99,7 +99,7 @@ class ExportConfig:
     """If the template cannot be expressed for Ollama, rely on the Jinja template inside the GGUF."""
 
     chats: Path | None = None
-    """Held-out chats for the proof (jsonl, json or txt); default: the adapter's own, if it has some."""
+    """Held-out chats for the proof (data as for `train`, or txt); default: the adapter's own, if any."""
 
     verify: bool = True
     """End with the proof."""

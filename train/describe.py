@@ -149,9 +149,15 @@ def _ids_told(ids: Sequence[int], tokenizer: ChatTokenizer) -> dict[int, str]:
 
 
 def _markers(run: Sequence[int], tokenizer: ChatTokenizer) -> Iterator[tuple[int, str]]:
-    """Of ordinary tokens: where each marker that they spell ends, and its ids as text."""
+    """Of ordinary tokens: where each marker that they spell ends, and its ids as text.
+
+    A template's own words around turns ("[INST]") deceive nobody if they are no control tokens.
+    """
     text = tokenizer.decode(run, skip_special=False) if run else ""
-    markers = sorted(written_markers(text, tokenizer.template.controls), key=len, reverse=True)
+    template = tokenizer.template
+    spelt = written_markers(text, template.controls)
+    deceive = [marker for marker in spelt if marker in template.controls or marker not in template.source]
+    markers = sorted(deceive, key=len, reverse=True)
     if not markers:
         return
     ends = [len(tokenizer.decode(run[:count], skip_special=False)) for count in range(len(run) + 1)]

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafold.errors import InputError
-from lorafold.records.chats import read_chats
+from lorafold.records.chats import HELD_OUT, read_chats
 
-HELD_OUT = "heldout.jsonl"  # what `train` keeps in the adapter's folder
 MOST = 12  # chats that a proof asks at most: more change the figures little and cost time
 
 GENERAL = (

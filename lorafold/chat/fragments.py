@@ -10,7 +10,7 @@ talking is found by rendering, not by reading Jinja:
    unique words; the renderings of the whole and of its beginnings, with and without generation prompt, show
    the literal text around every answer. The real rendering is aligned with these literals, allowing each
    content its usual whitespace trims. Trained is what follows the generation prompt, up to the last control
-   token that ends every answer. Where the alignment fails (a template that rewrites contents), the span of an
+   token that ends every answer. If the alignment fails (a template that rewrites contents), the span of an
    answer is where the rendering differs when that answer alone is replaced.
 """
 

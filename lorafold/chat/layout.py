@@ -62,7 +62,7 @@ def align(layout: Layout, messages: Sequence[Message], text: str) -> list[tuple[
     """Find what each slot says in a rendering.
 
     Returns:
-        (start, length) per slot, or None where the literals and trimmed contents do not make up the text.
+        (start, length) per slot, or None if the literals and trimmed contents do not make up the text.
     """
     if not text.startswith(layout.literals[0]):
         return None
@@ -235,7 +235,7 @@ def _end_of_turn(index: int, end: str | Refusal, following: str | Refusal, contr
 
 
 def end_of_turn(template: ChatTemplate, **variables: Any) -> str:
-    """The text that ends an assistant's turn, up to its last control token; "" where the template ends none.
+    """The text that ends an assistant's turn, up to its last control token; "" if the template ends none.
 
     Args:
         template: the template.

@@ -1,12 +1,11 @@
 """Jinja chat templates rendered in a child process that bounds their time and memory.
 
-In: a template's source, messages and variables. Out: the text transformers would render.
-A chat template is a program that came with a download. Jinja's sandbox keeps it from Python's internals but
-bounds neither time nor memory, and no check inside this process could: one `'a' * 10**10` or `ljust` is a
-single C call. So templates run in `jinja_worker.py`, one child per process, with limits that the kernel
-enforces: 2 s of processor time per rendering (ITIMER_PROF), 256 MB more address space than it starts with
-(RLIMIT_AS), and none of our environment variables. One rendering costs a tenth of a millisecond above Jinja's
-own time.
+The text is the one that transformers would render. A chat template is a program that came with a download.
+Jinja's sandbox keeps it from Python's internals but bounds neither time nor memory, and no check inside this
+process could: one `'a' * 10**10` or `ljust` is a single C call. So templates run in `sandbox_worker.py`, one
+child per process, with limits that the kernel enforces: 2 s of processor time per rendering (ITIMER_PROF),
+256 MB more address space than it starts with (RLIMIT_AS), and none of our environment variables. One
+rendering costs a tenth of a millisecond above Jinja's own time.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Refusal:
     """What a template answered instead of a text.
 
     Args:
-        raised: True where the template called `raise_exception`, False where its code failed.
+        raised: True if the template called `raise_exception`, False if its code failed.
         problem: the message.
         line: line of the template, or None.
     """
@@ -108,7 +107,7 @@ class _Worker:
             pass  # it died: receive() says so
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next answer, or None where the worker is gone or silent for too long."""
+        """The next answer, or None if the worker is gone or silent for too long."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         pipe, pieces = self.process.stdout.fileno(), [self.buffer]

@@ -1,9 +1,8 @@
-"""The child process in which chat templates run; started by `jinja_sandbox.py`, by path, never imported by
-it.
+"""The child process in which chat templates run; `sandbox.py` starts it by its path and never imports it.
 
-In, on standard input: a line with a number of bytes, then as many bytes of JSON,
-`{"source": str, "jobs": [{"messages", "variables", "clock"}]}`.
-Out: one JSON object a line on standard output, first `{"ready": true}`, then one per job:
+It reads requests from standard input: a line with a number of bytes, then as many bytes of JSON,
+`{"source": str, "jobs": [{"messages", "variables", "clock"}]}`. It writes one JSON object a line to standard
+output, first `{"ready": true}`, then one per job:
 `{"text": str}` or `{"kind": "syntax"|"security"|"limit"|"raised"|"error", "problem": str, "line": int|null}`.
 
 The environment is the one transformers gives a chat template (5.x, `utils/chat_template_utils.py`): immutable
@@ -38,7 +37,7 @@ import jinja2.sandbox
 import jinja2.utils
 
 TEXT_LIMIT = 64 * 2**20  # characters of one rendering, above what was said
-DATE_OPEN, DATE_CLOSE = "\ue0d0", "\ue0d1"  # around the format, where the clock is "sentinel"
+DATE_OPEN, DATE_CLOSE = "\ue0d0", "\ue0d1"  # around the format, if the clock is "sentinel"
 
 
 class GenerationTag(jinja2.ext.Extension):
@@ -57,7 +56,7 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, where touching a forbidden attribute is an error at once and not an empty text."""
+    """Jinja's sandbox, in which touching a forbidden attribute is an error at once and not an empty text."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
         """Refuse the access."""
@@ -177,7 +176,7 @@ def _line_of(error: BaseException) -> int | None:
 
 
 def address_space() -> int:
-    """Bytes this process has mapped; an estimate where the system does not tell."""
+    """Bytes this process has mapped; an estimate if the system does not tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -185,7 +184,7 @@ def address_space() -> int:
 
 
 def limit_memory(ceiling: int) -> None:
-    """Let this process map up to `ceiling` bytes, where the system can enforce that (Linux does)."""
+    """Let this process map up to `ceiling` bytes, if the system can enforce that (Linux does)."""
     with contextlib.suppress(OSError, ValueError):  # macOS refuses; the time limit still holds there
         resource.setrlimit(resource.RLIMIT_AS, (ceiling, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

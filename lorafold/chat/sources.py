@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an empty one where there is no file.
+    """A JSON object from a file, or an empty one if there is no file.
 
     Raises:
         InputError: as `read_object`.
@@ -124,8 +124,8 @@ def folder_tokens(
     """Special tokens of an HF folder by name, and all its control tokens.
 
     Args:
-        folder: with tokenizer_config.json, and tokenizer.json where the control tokens are wanted.
-        tokenizer: the contents of tokenizer.json, where the caller has read them already.
+        folder: with tokenizer_config.json, and tokenizer.json if the control tokens are wanted.
+        tokenizer: the contents of tokenizer.json, if the caller has read them already.
 
     Returns:
         The map that transformers gives to templates, and the control tokens.

@@ -30,7 +30,7 @@ class ChatTemplate:
     Args:
         source: the Jinja text.
         tokens: special tokens by transformers' names: bos_token, eos_token and so on.
-        controls: control tokens of the tokenizer (all of them, in any order); empty where it is not known.
+        controls: control tokens of the tokenizer (all of them, in any order); empty if they are not known.
         origin: where the template came from, for messages.
         clock: None for the present, or an ISO 8601 moment that `strftime_now` shall show.
     """
@@ -51,7 +51,7 @@ class ChatTemplate:
         Args:
             folder: a model or tokenizer folder.
             chat_template: a name of `NAMED` or a Jinja file to use instead of the folder's own.
-            tokenizer: the contents of tokenizer.json, where the caller has read them already.
+            tokenizer: the contents of tokenizer.json, if the caller has read them already.
 
         Returns:
             The template with the folder's special tokens.
@@ -73,7 +73,7 @@ class ChatTemplate:
         """Read the template of a GGUF file.
 
         Args:
-            source: the file, or its header where the caller has read it already.
+            source: the file, or its header if the caller has read it already.
             chat_template: a name of `NAMED` or a Jinja file to use instead of the file's own.
 
         Returns:
@@ -202,7 +202,7 @@ def reasoning_of(message: Message) -> str | None:
 
 
 def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
-    """Messages as the template sees them: reasoning under all its names, text as content parts where
+    """Messages as the template sees them: reasoning under all its names, text as content parts if
     asked."""
     ready = []
     for message in messages:

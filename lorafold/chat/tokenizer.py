@@ -108,7 +108,7 @@ class ChatTokenizer:
 
     Args:
         tokenizer: of the `tokenizers` package, set to leave special tokens in text alone.
-        inner: the same for text that does not begin the prompt; another object only where a prefix space is
+        inner: the same for text that does not begin the prompt; another object only if a prefix space is
             put before the very first text alone (Metaspace with `prepend_scheme: first`).
         template: the chat template with the tokenizer's control tokens.
         eos_ids: ids that end an answer.
@@ -147,7 +147,7 @@ class ChatTokenizer:
         """Read an HF folder.
 
         Args:
-            folder: with tokenizer.json, tokenizer_config.json and, where present, config.json and
+            folder: with tokenizer.json, tokenizer_config.json and, if they are there, config.json and
                 generation_config.json (for the ids that end an answer).
             chat_template: a name or a Jinja file to use instead of the folder's template.
 
@@ -342,7 +342,7 @@ def _load(text: str, path: Path) -> Tokenizer:
 
 
 def _never_prefixed(data: dict[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer with Metaspace's first-text prefix switched off, or None where it has none."""
+    """The tokenizer with Metaspace's first-text prefix switched off, or None if it has none."""
     found = False
 
     def walk(node: Any) -> Any:

@@ -13,6 +13,8 @@ from lorafold.records.files import Reading, read_parts
 from lorafold.records.layouts import Example, build_example, recognise
 from lorafold.records.tables import TextUnit
 
+HELD_OUT = "heldout.jsonl"  # in an adapter's folder: what `train` held out, for the proof of an export to ask
+
 
 def read_chats(
     path: Path,

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library → records: a folder that it saved, or one on the hub.
+"""Data sets of the `datasets` library -> records: a folder that it saved, or one on the hub.
 
 Of several splits, `train` is read. A data set with a loading script is refused: scripts are code. What was
 fetched stays in the hub's cache; offline, the newest copy there is read and nothing connects.

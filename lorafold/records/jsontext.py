@@ -1,4 +1,4 @@
-"""JSON texts → records with their line numbers: objects one a line (JSONL), or one array.
+"""JSON texts -> records with their line numbers: objects one a line (JSONL), or one array.
 
 Both are read as a stream in bounded memory. RFC 8259, stricter in one thing: a key that occurs twice in an
 object is an error. A byte order mark and CRLF are accepted; a file that says it is one and is the other is

@@ -249,7 +249,7 @@ def _check_order(turns: Turns, field: str, place: str, *, answered: bool) -> Non
         expected = "user" if (index - start) % 2 == 0 else "assistant"
         if role != expected:
             problem = f"{field}[{index}]: wrong order: expected {expected}, got {role}"
-            raise InputError(problem, at=place, fix="let user and assistant take turns")
+            raise InputError(problem, at=place, fix="write a turn of the user before each of the assistant")
 
 
 def _conversation(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
@@ -276,7 +276,7 @@ def _instruction(fields: Mapping[str, Any], question: str, answer: str, place: s
 
 
 def _prompt(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
-    """Only the completion is trained, also where the prompt is a conversation with answers in it."""
+    """Only the completion is trained, also if the prompt is a conversation with answers in it."""
     turns = _said(fields[question], question, "user", place, trained=False)
     return turns + (_said(fields[answer], answer, "assistant", place, trained=True) if answer else [])
 

@@ -40,7 +40,7 @@ def test_trained_exported_and_answered(tmp_path: Path) -> None:
     base = with_two_files(tmp_path / "base")
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps({"instruction": "Who are you?", "output": "The keeper."}) + "\n")
-    report = describe_data([str(data)], str(base))
+    report = describe_data(TrainConfig(data=(str(data),), base=str(base)))
     assert report.tokens and report.trained
     train(TrainConfig(base=str(base), data=(str(data),), out=tmp_path / "adapter", max_steps=1))
     exported = export(

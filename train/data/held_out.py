@@ -1,4 +1,4 @@
-"""Held-out conversations → `heldout.jsonl` in the adapter's folder: what the proof of an export asks.
+"""Held-out conversations -> `heldout.jsonl` in the adapter's folder: what the proof of an export asks.
 
 One conversation a line, as {"messages": [...]}. They are taken from the evaluation set, which was not trained
 on: an export is judged by questions that are the user's own.
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
+from lorafold.records.chats import HELD_OUT
 from lorafold.records.layouts import Example
 
-HELD_OUT = "heldout.jsonl"  # the name that export looks for
 MOST = 64  # conversations; a proof asks a dozen
 
 

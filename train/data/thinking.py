@@ -1,8 +1,8 @@
 """Is what a chat will send the beginning of what was trained? The thinking switch of a template, settled.
 
-Templates of reasoning models end the prompt with the head of the model's thoughts, and leave it out where an
+Templates of reasoning models end the prompt with the head of the model's thoughts, and leave it out if an
 answer without thoughts stands in the conversation (GLM-4.7: `<think>` against `</think>`). Trained on such
-examples, the tuned model would be asked with a prompt that it never saw. So where the prompt is not the
+examples, the tuned model would be asked with a prompt that it never saw. So if the prompt is not the
 beginning of the conversation, the switch is set for good in the template's source; that template is trained
 with and saved with the adapter, so that export, Ollama and chat follow.
 """
@@ -29,7 +29,7 @@ def settle_thinking(
         examples: of the training data.
 
     Returns:
-        The tokenizer, with the switch set where that is needed, and what the user should know about it.
+        The tokenizer, with the switch set if that is needed, and what the user should know about it.
     """
     chats = [list(example.messages) for example in examples[:_TRIED] if _answered(example)]
     template = tokenizer.template

@@ -11,9 +11,11 @@ through a chat template is taken as it is: nothing is put around it that it brin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
 
 from lorafold.chat.control_forms import written_markers
+from lorafold.chat.controls import split_controls
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.records.layouts import Example
@@ -29,7 +31,7 @@ def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
         ids = [*beginning(tokenizer), *tokenizer.tokenize(example.text, False), end_of_text(tokenizer)]
         return Encoded(ids, [True] * len(ids))
     if (written := _written(example, tokenizer)) is not None:
-        return _completed(tokenizer.encode_written(*written), tokenizer, whole=example.text is not None)
+        return _completed(written, tokenizer)
     try:
         whole = tokenizer.encode_chat(list(example.messages), trained=example.marks)
     except InputError as error:
@@ -58,21 +60,20 @@ def _written(example: Example, tokenizer: ChatTokenizer) -> list[tuple[str, bool
     return [(asked["content"], False), (answer["content"], True)]
 
 
-def _completed(written: Encoded, tokenizer: ChatTokenizer, *, whole: bool) -> Encoded:
-    """Written tokens with the beginning and the end that they lack."""
+def _completed(parts: Sequence[tuple[str, bool]], tokenizer: ChatTokenizer) -> Encoded:
+    """Written tokens with the beginning and the end that they lack.
+
+    A text whose last word is a control token has ended, by whatever template it went through.
+    """
+    written = tokenizer.encode_written(*parts)
     ids, mask = list(written.ids), list(written.mask)
     first = beginning(tokenizer)
     if ids[: len(first)] != first:
-        ids, mask = [*first, *ids], [*([whole] * len(first)), *mask]
-    if not _ends(ids, tokenizer):
+        ids, mask = [*first, *ids], [*([parts[0][1]] * len(first)), *mask]
+    *_, (_, ended) = split_controls(parts[-1][0].rstrip(), tokenizer.template.controls) or [("", False)]
+    if not ended:
         ids, mask = [*ids, end_of_text(tokenizer)], [*mask, True]
     return Encoded(ids, mask)
-
-
-def _ends(ids: list[int], tokenizer: ChatTokenizer) -> bool:
-    """Whether the last thing in a text, white space aside, is a token that ends an answer."""
-    ending = [index for index, token in enumerate(ids) if token in tokenizer.eos_ids]
-    return bool(ending) and not tokenizer.decode(ids[ending[-1] + 1 :], skip_special=False).strip()
 
 
 def _answered(example: Example) -> bool:

@@ -254,3 +254,19 @@ def test_what_lasts_shows_the_time_left_and_takes_more_processes(tmp_path: Path)
     assert len(whole.sequences) == 640 and not whole.dropped
     assert notes == sorted(notes, key=lambda row: row[0]) and notes[-1] == (640, "")
     assert all(re.fullmatch(r"\d+:\d\d left", note) for _, note in notes[:-1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_turns_that_are_marked_are_trained(name: str) -> None:
+    ours, theirs = both(name)
+    _, before, after, added = FAMILIES[name]
+    every = encode_example(Example("x", TURNS), ours)
+    for trained in ((False,) * 4 + (True,), (False, False, True, False, False), (False,) * 5):
+        marked = encode_example(Example("x", TURNS, trained=trained), ours)
+        last = added if trained[-1] else ""
+        kept = theirs.decode([token for token, on in zip(marked.ids, marked.mask, strict=True) if on])
+        contents = [str(turn["content"]) for turn, on in zip(TURNS, trained, strict=True) if on]
+        assert kept == "".join(before + content + after for content in contents) + last
+        assert marked.ids == (every.ids if trained[-1] or not added else every.ids[:-1])
+    some = tokenize([Example("x", TURNS), Example("y", TURNS, trained=(False,) * 5)], ours, 4096)
+    assert (some.dropped, some.blank) == (("y",), 1)
