@@ -14,7 +14,7 @@ from lorafold.settle import settle
 # Options that only some formats use.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
-    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "ollama_path"), ("gguf",)),
+    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "ollama_path", "onto"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "rounding": ("gguf", "folder"),
@@ -56,8 +56,12 @@ class ExportConfig:
     format: Literal["gguf", "folder", "adapter"] = "gguf"
     """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
+    onto: Path | None = None
+    """A GGUF of the base to fold onto: any architecture; what the adapter leaves alone stays as it is."""
+
     quant: tuple[str, ...] = ()
-    """Quantization types of GGUF files; default: Q4_K_M; several are written from one read."""
+    """Quantization types of GGUF files; default: Q4_K_M, or with --onto the file's own; several are written
+    from one read."""
 
     tensor_type: tuple[str, ...] = ()
     """Types of single tensors as PATTERN=TYPE, for example `ffn_down=Q6_K`; the first match counts."""
@@ -139,7 +143,13 @@ class ExportConfig:
         if self.threads < 0:
             raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
         self._check_format()
-        if not self.quant and self.format == "gguf":
+        if self.onto is not None and self.imatrix_data is not None:
+            raise UsageError(
+                "a matrix cannot be collected for --onto",
+                at="--imatrix-data",
+                fix="pass one that was made from the base with --imatrix",
+            )
+        if not self.quant and self.format == "gguf" and self.onto is None:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
         if self.require_proof and not self.verify:
             raise UsageError(

@@ -93,7 +93,7 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
         )
     if saved.get("imatrix_data"):  # what was collected then lies beside the files
         saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
-    for name in ("out", "imatrix", "chats"):
+    for name in ("out", "imatrix", "chats", "onto"):
         saved[name] = None if saved.get(name) is None else Path(saved[name])
     for name in ("adapter", "quant", "tensor_type"):
         saved[name] = tuple(saved.get(name) or ())

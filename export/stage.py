@@ -17,7 +17,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.destination import check_destination, check_disk, keep_aside
 from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.manifest import REPORT, config_of, describe_export
-from lorafold.export.outputs.output import FORMATS, Output
+from lorafold.export.outputs.output import Output, plan_output
 from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.machine import return_free_memory
@@ -94,7 +94,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     check_destination(config)
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
-    output = FORMATS[config.format](inputs, config)
+    output = plan_output(inputs, config, progress)
     check_disk(output.size, config.out)
     check_weights(inputs, progress)
     return_free_memory()
@@ -139,7 +139,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
     """
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
-    output = FORMATS[config.format](inputs, config)
+    output = plan_output(inputs, config, progress)
     free = check_disk(output.size, config.out)
     return [
         ("base", inputs.base.id),
@@ -180,7 +180,7 @@ def verify(
         # Where no adapter was folded in, the base is what was converted.
         config = replace(config, base=base) if manifest.get("adapters") else replace(config, source=base)
     inputs = open_inputs(config, progress)
-    output = FORMATS[config.format](inputs, config)
+    output = plan_output(inputs, config, progress)
     whole = Check("files", "passed", f"all {len(manifest['files'])} files have their size and sha256")
     return Proof((whole, *_prove(output, folder, progress).checks))
 

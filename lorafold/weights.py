@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,21 @@ class Checkpoint:
         with doing("read"):
             return self._rows(info, start, stop)
 
+    def stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of a tensor as they lie in the file, in its own type; BF16, which numpy lacks, as its bits.
+
+        Raises:
+            InputError: the tensor's type does not hold plain numbers.
+            SystemFault: the file cannot be read, or has changed since it was opened.
+        """
+        info = self.tensors[name]
+        assert 0 <= start <= stop <= info.rows, (name, start, stop, info.shape)
+        itemsize = item_size(info)
+        out = np.empty((stop - start, info.cols), dtype=STORED[info.dtype])
+        if out.size:
+            self._files.read(info.file, info.offset + start * info.cols * itemsize, _bytes(out))
+        return out
+
     def _rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         itemsize = item_size(info)
         out = np.empty((stop - start, info.cols), dtype=np.float32)
@@ -183,6 +198,8 @@ _INFINITY = {"BF16": 0x7F80, "F16": 0x7C00}
 
 
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
+STORED = {"F32": "<f4", "BF16": "<u2", "F16": "<f2", "F64": "<f8"}
+"""numpy's type for what `Checkpoint.stored` hands out."""
 
 
 def item_size(info: TensorInfo) -> int:

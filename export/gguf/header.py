@@ -23,6 +23,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.quant import ggml
+from lorafold.gguf_file.header import GgufArray
 
 VERSION = 3
 ALIGNMENT = 32  # GGUF's default; llama.cpp's converter never writes another one
@@ -147,6 +148,8 @@ def _value(entry: KeyValue) -> bytes:
         return _string(entry.value)
     if entry.type != GGUFValueType.ARRAY:
         return struct.pack(_SCALARS[entry.type], entry.value)
+    if isinstance(entry.value, GgufArray):
+        return struct.pack("<IQ", entry.value.type, entry.value.count) + entry.value.packed
     assert entry.subtype is not None and not isinstance(entry.value, (str, bool, int, float))
     head = struct.pack("<IQ", entry.subtype, len(entry.value))
     if entry.subtype == GGUFValueType.STRING:

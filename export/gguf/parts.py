@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from gguf import GGUFValueType
 
-EntryValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
+from lorafold.gguf_file.header import GgufArray
+
+EntryValue = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float] | GgufArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class KeyValue:
 
     Attributes:
         key: the full key, e.g. "llama.context_length".
-        value: a scalar, or for arrays a sequence (a numpy array will do).
+        value: a scalar, or for arrays a sequence (a numpy array will do) or the packed array of another file.
         type: the GGUF value type; ARRAY for arrays.
         subtype: the element type of an array, else None.
     """

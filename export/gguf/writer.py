@@ -7,12 +7,13 @@ knows each block's offset, so the bytes do not depend on which thread took it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from lorafold.artifacts import system_faults
@@ -29,6 +30,10 @@ from lorafold.stopwatch import Spent, Stopwatch, doing
 BYTES_IN_FLIGHT = 12
 MAX_BLOCK_WEIGHTS = 1 << 19
 
+Weights = NDArray[np.float32] | None
+Packed = Callable[[str, GGMLQuantizationType, int, int, Weights], NDArray[np.uint8] | None]
+"""Rows [start, stop) of a tensor as they shall be stored in this type, or None if they must be quantized."""
+
 
 def write_gguf_files(
     files: Sequence[GgufFile],
@@ -38,6 +43,7 @@ def write_gguf_files(
     threads: int,
     max_memory: int,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    packed: Packed | None = None,
     progress: Progress = silent,
 ) -> Written:
     """Write every file from one read of the source.
@@ -49,6 +55,7 @@ def write_gguf_files(
         threads: worker threads.
         max_memory: bytes that blocks in flight may take, all threads together.
         imatrix: importance weights by GGUF tensor name: (cols,) or (matrices, cols), float32.
+        packed: hands out rows that need not be quantized, see `Packed`.
         progress: told the bytes written.
 
     Returns:
@@ -76,7 +83,7 @@ def write_gguf_files(
         def carry_out(block: tuple[MappedTensor, int, int]) -> int:
             tensor, start, stop = block
             weights = column_weights(imatrix, tensor, start)
-            return _write_block(source, tensor, start, stop, targets[tensor.name], weights)
+            return _write_block(source, tensor, start, stop, targets[tensor.name], weights, packed)
 
         with watch.measured("compile"):
             kernels.import_compiler(typed.type for file in files for typed in file.tensors)
@@ -153,14 +160,20 @@ def _write_block(
     stop: int,
     targets: Sequence[_Target],
     weights: NDArray[np.float32] | None,
+    packed: Packed | None,
 ) -> int:
     """Rows [start, stop) of one tensor, into every file that holds it; returns the bytes written."""
-    with doing("reorder"):
-        block = read_block(source, tensor, start, stop)
+    block: NDArray[np.float32] | None = None
     written = 0
     for target in targets:
-        with doing("quantize"):
-            rows = kernels.quantize(block, target.typed.type, weights, at=tensor.name, first_row=start)
+        type_ = target.typed.type
+        rows = None if packed is None else packed(tensor.name, type_, start, stop, weights)
+        if rows is None:
+            if block is None:
+                with doing("reorder"):
+                    block = read_block(source, tensor, start, stop)
+            with doing("quantize"):
+                rows = kernels.quantize(block, type_, weights, at=tensor.name, first_row=start)
         target.write(rows, start)
         written += rows.nbytes
     return written

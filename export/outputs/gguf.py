@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.artifacts import write_atomic
 from lorafold.chat.sources import TemplateSource, folder_source
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
-from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, describe
 from lorafold.export.gguf.writer import write_gguf_files
@@ -24,10 +22,18 @@ from lorafold.export.imatrix.collect import collected_names
 from lorafold.export.imatrix.data import check_can_collect, collect_importance
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.modelfile.parser import parse as parse_modelfile
-from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
+from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
 from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
+from lorafold.export.outputs.modelfiles import (
+    check_prompt,
+    how_to_join,
+    models_of,
+    next_steps,
+    question,
+    tensors_of_model,
+    write_modelfiles,
+)
 from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
@@ -38,7 +44,6 @@ from lorafold.export.proof.tokens import check_prompt_tokens, check_special_toke
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
-from lorafold.gguf_file.tokens import read_gguf_tokens
 from lorafold.progress import Progress
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -104,31 +109,12 @@ class GgufOutput:
             progress=progress,
         )
         if self.prompt:
-            for name, text in self._modelfiles(self.prompt).items():
-                write_atomic(folder / name, text)
+            write_modelfiles(folder, self.prompt, self._models(), self.config.system)
         return written
-
-    def _modelfiles(self, prompt: ModelfilePlan) -> dict[str, str]:
-        """Name and text of each model's Modelfile."""
-        return {
-            f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
-                prompt,
-                f"./{file.joined or file.name}",
-                system=self.config.system,
-                comments=_how_to_join(file),
-            )
-            for number, file in enumerate(self._models())
-        }
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama, which a split one must be joined for."""
-        first = self.plan.files[0]
-        steps = [("chat", f"lorafold chat {out / first.name}")]
-        if first.joined is not None:
-            steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
-        elif self.prompt:
-            steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
-        return steps
+        return next_steps(out, self.plan.files[0], self.prompt)
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
@@ -147,7 +133,8 @@ class GgufOutput:
             )
         progress("prove the tensors", len(files), len(files))
         models = [
-            WrittenModel(file.recipe, folder / file.name, self._tensors_of(file)) for file in self._models()
+            WrittenModel(file.recipe, folder / file.name, tensors_of_model(files, file))
+            for file in self._models()
         ]
         readable = (inputs.tokenizer / "tokenizer.json").is_file()
         if self.prompt is None or not readable:
@@ -156,38 +143,10 @@ class GgufOutput:
             )
             return checks + [Check(f"logits {model.path.name}", "not checked", reason) for model in models]
         tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-        checks.append(self._check_prompt(folder))
-        questions = [_question(chat) for chat in self.chats]
+        checks.append(check_prompt(folder, self.prompt, self._models(), self.config.system))
+        questions = [question(chat) for chat in self.chats]
         checks.append(check_prompt_tokens(first, tokenizer, self.vocab, questions))
         return checks + check_logits(models, inputs, tokenizer, self.chats, importance, progress)
-
-    def _check_prompt(self, folder: Path) -> Check:
-        """What Ollama and llama.cpp will build prompts with, read back from what was written."""
-        assert self.prompt is not None
-        prompt, wrong = self.prompt, []
-        for name, text in self._modelfiles(prompt).items():
-            try:
-                same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
-            except (OSError, ValueError, InputError):
-                same = False
-            wrong += [] if same else [name]
-        for file in self._models():
-            if read_gguf_tokens(folder / file.name).chat_template != prompt.contract.template_source:
-                wrong.append(f"the chat template in {file.name}")
-        if wrong:
-            return Check("prompt", "failed", f"{', '.join(wrong)}: not what was proven", {"wrong": wrong})
-        if prompt.proof is None:
-            return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
-        chats, clocks = prompt.proof.conversations, prompt.proof.clocks
-        figures = {"conversations": chats, "clocks": clocks}
-        meaning = (
-            f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
-            f"and {clocks} dates"
-        )
-        native = prompt.native
-        if prompt.route.way == "jinja" and native is not None and native.difference is None:
-            meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
-        return Check("prompt", "passed", meaning, figures)
 
     def _importance(self, folder: Path) -> Importance | None:
         """The importance weights: those that were given, or those that were collected into the folder."""
@@ -196,14 +155,7 @@ class GgufOutput:
         return _read_importance(folder / IMATRIX, self.mapped)
 
     def _models(self) -> list[GgufFile]:
-        return _first_parts(self.plan)
-
-    def _tensors_of(self, first: GgufFile) -> tuple[TypedTensor, ...]:
-        """The tensors of a model, of a split one those of all its parts."""
-        files = self.plan.files
-        start = files.index(first)
-        rest = itertools.takewhile(lambda file: not file.first, files[start + 1 :])
-        return tuple(tensor for file in (first, *rest) for tensor in file.tensors)
+        return models_of(self.plan.files)
 
 
 def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
@@ -236,18 +188,13 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
         *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
         *_named_notes(named, metadata.template, inputs),
         *gguf_notes(inputs),
-        *(note for file in _first_parts(plan) if prompt for note in _how_to_join(file)),
+        *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
     return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes)
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:
     return read_imatrix(path).weights([(tensor.name, tensor.shape) for tensor in tensors])
-
-
-def _first_parts(plan: ExportPlan) -> list[GgufFile]:
-    """The file that stands for each model: of a split one, the first."""
-    return [file for file in plan.files if file.first]
 
 
 def _plan_prompt(
@@ -271,11 +218,11 @@ def _plan_prompt(
         path=config.ollama_path,
         writable=True,
         system=config.system,
-        answers=_answers(config, inputs),
+        answers=learnt_answers(config, inputs),
     )
 
 
-def _answers(config: ExportConfig, inputs: Inputs) -> list[str]:
+def learnt_answers(config: ExportConfig, inputs: Inputs) -> list[str]:
     """What the model learnt to say, as far as the proof's chats tell."""
     chats = proof_chats(config.chats, [adapter.folder for adapter, _ in inputs.adapters])
     return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
@@ -319,17 +266,3 @@ def _named_notes(named: Mapping[str, TemplateSource], default: str | None, input
             f"the chat templates {', '.join(others)} are the base's, while the default one is not: compare "
             "their formats before you use both"
         )
-
-
-def _how_to_join(file: GgufFile) -> list[str]:
-    """What must be done before Ollama takes a model; nothing for one in a single file."""
-    if file.joined is None:
-        return []
-    return [
-        "Ollama does not import split GGUF files: before `ollama create`, join them with "
-        f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
-    ]
-
-
-def _question(chat: list[dict[str, str]]) -> list[dict[str, str]]:
-    return chat[:-1] if chat[-1]["role"] == "assistant" else chat

@@ -15,10 +15,11 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.adapter import plan_adapter_output
 from lorafold.export.outputs.folder import plan_folder_output
 from lorafold.export.outputs.gguf import plan_gguf_output
+from lorafold.export.outputs.onto import plan_onto_output
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
 from lorafold.export.workers import Written
-from lorafold.progress import Progress
+from lorafold.progress import Progress, silent
 
 
 class Output(Protocol):
@@ -53,3 +54,10 @@ FORMATS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
     "folder": plan_folder_output,
     "adapter": plan_adapter_output,
 }
+
+
+def plan_output(inputs: Inputs, config: ExportConfig, progress: Progress = silent) -> Output:
+    """The output of a config, planned; `--onto` gives a GGUF too, but made from another one."""
+    if config.onto is not None:
+        return plan_onto_output(inputs, config, progress)
+    return FORMATS[config.format](inputs, config)

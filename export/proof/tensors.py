@@ -12,17 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.export.fold.changes import round_to
-from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.gguf.rows import column_weights, read_block
 from lorafold.export.proof.check import Check
 from lorafold.export.quant import ggml
+from lorafold.weights import TensorInfo, TensorSource
 
 Rows = NDArray[np.float32]
 
@@ -41,6 +41,25 @@ CHANGE = 0.25
 SURE = 6.0
 
 
+class ProvenSource(Protocol):
+    """What a file was made from, as far as it is asked here: a `Folded`, or what was put onto a GGUF."""
+
+    @property
+    def base(self) -> TensorSource:
+        """The same without adapters."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name."""
+
+    @property
+    def touched(self) -> Mapping[str, str]:
+        """The tensors that an adapter changes."""
+
+    def exact_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows of a tensor by the slow, independent path."""
+
+
 class ExactSource:
     """The fold in float64, rounded to float32 once; then to the base's own type, if the export rounded so.
 
@@ -49,7 +68,7 @@ class ExactSource:
         rounding: the export's `rounding`.
     """
 
-    def __init__(self, folded: Folded, rounding: str = "exact") -> None:
+    def __init__(self, folded: ProvenSource, rounding: str = "exact") -> None:
         self._folded = folded
         self._rounding = rounding
 
@@ -62,7 +81,7 @@ class ExactSource:
 def check_tensors(
     folder: Path,
     file: GgufFile,
-    source: Folded,
+    source: ProvenSource,
     *,
     rounding: str,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
@@ -146,7 +165,7 @@ class _Change:
         return abs(self.amount - 1) <= CHANGE or abs(self._along) <= SURE * float(np.sqrt(self._variance))
 
 
-def _is_changed(typed: TypedTensor, source: Folded) -> bool:
+def _is_changed(typed: TypedTensor, source: ProvenSource) -> bool:
     """Whether an adapter changes a tensor that the base has in the same shape."""
     tensors = source.base.tensors
     names = [rows.source for rows in typed.tensor.sources]

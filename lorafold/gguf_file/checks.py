@@ -19,6 +19,8 @@ _ARRAYS = {
     "tokenizer.ggml.token_type": INT32,
     "tokenizer.ggml.merges": STRING,
 }
+# Their head count is 0.
+WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 # Key below the architecture -> least and greatest value, where it is given as one number.
 _RANGES = {
     "block_count": (1, MAX_LAYERS),
@@ -45,6 +47,8 @@ def check_model(header: GgufHeader) -> None:
     for name, (low, high) in _RANGES.items():
         key = f"{architecture}.{name}"
         value = header.number(key)
+        if value == 0 and name == "attention.head_count" and architecture in WITHOUT_ATTENTION:
+            continue
         if value is None and name == "block_count":
             raise _wrong(header, key, "is missing, or not a whole number")
         if value is not None and not low <= value <= high:

@@ -24,6 +24,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "ollama",
         "modelfile",
         "gguf",
+        "onto",
         "arch.families",
         "arch",
         "vocab",

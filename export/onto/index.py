@@ -1,0 +1,83 @@
+"""Fingerprints of lines, and the index that finds a line by one.
+
+A fingerprint is a 64-bit number made of 32 of a line's numbers, spread over it:
+
+    key = mix(sum of bits(x_i as float32) · m_i),   i = 32 places,   m_i fixed odd 64-bit numbers,   mod 2^64
+
+Equal lines have equal keys. Whoever finds a line by its key compares all of its numbers afterwards, so a key
+that two different lines share costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLES = 32
+
+_random = np.random.default_rng(20261127)
+FACTORS = _random.integers(0, 1 << 63, SAMPLES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+Keys = NDArray[np.uint64]
+
+
+def places(length: int) -> NDArray[np.int64]:
+    """Which numbers of a line are looked at."""
+    if length <= SAMPLES:
+        return np.arange(length)
+    return np.linspace(0, length - 1, SAMPLES).astype(np.int64)
+
+
+def fingerprints(samples: NDArray[np.float32]) -> Keys:
+    """Keys of lines, from their numbers at `places`: float32 (lines, at most SAMPLES)."""
+    bits = np.ascontiguousarray(samples).view(np.uint32).astype(np.uint64)
+    bits *= FACTORS[: bits.shape[1]]
+    return mixed(bits.sum(axis=1, dtype=np.uint64))
+
+
+def mixed(keys: Keys) -> Keys:
+    """Spread what differs over all bits (the last steps of MurmurHash3)."""
+    keys = keys ^ (keys >> np.uint64(33))
+    keys = keys * np.uint64(0xFF51AFD7ED558CCD)
+    return keys ^ (keys >> np.uint64(33))
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Lines by key, 12 bytes a line.
+
+    Attributes:
+        keys: in order.
+        numbers: the line of each key.
+    """
+
+    keys: Keys
+    numbers: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[Keys, int]]) -> Index:
+        """An index of strips, each given as the keys of its lines and the number of its first."""
+        listed = list(parts)
+        if not listed:
+            return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+        keys = np.concatenate([keys for keys, _ in listed])
+        numbers = np.concatenate(
+            [np.arange(first, first + len(keys), dtype=np.uint32) for keys, first in listed]
+        )
+        order = np.argsort(keys, kind="stable")  # equal keys stay in the order of their lines
+        return cls(keys[order], numbers[order])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.keys.nbytes + self.numbers.nbytes
+
+    def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each key's lines stand in `numbers`: [low, high) for each."""
+        return (
+            np.searchsorted(self.keys, keys, side="left"),
+            np.searchsorted(self.keys, keys, side="right"),
+        )

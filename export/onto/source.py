@@ -1,0 +1,163 @@
+"""The rows of the GGUF that is to be written: folded where the adapter touches them, else the file's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.export.onto.find import FoldedRows, Found
+from lorafold.export.onto.lines import NONE
+from lorafold.export.onto.match import Search
+from lorafold.export.onto.model import BaseGguf, FileTensor
+from lorafold.export.quant import quantize as kernels
+from lorafold.stopwatch import doing
+from lorafold.weights import TensorInfo
+
+Block = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """The tensors that adapters touch, without them; a `Fold` that changes nothing."""
+
+    search: Search
+
+    def rows(self, name: str, start: int, stop: int) -> Block:
+        """Rows of the base."""
+        return self.search.base.rows(self.search.origins[name], start, stop)
+
+    def exact_rows(self, name: str, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """Rows of the base, in float64."""
+        return np.concatenate([self.rows(name, int(row), int(row) + 1) for row in rows]).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class OntoSource:
+    """Rows by GGUF name; a `RowSource` that also hands out rows as they are stored.
+
+    Attributes:
+        fold: the base with the adapters folded in.
+        model: the file.
+        found: what its rows are made of.
+    """
+
+    fold: FoldedRows
+    model: BaseGguf
+    found: Found
+
+    def file_tensors(self) -> list[FileTensor]:
+        """Every tensor of the result, in the file's order."""
+        return [*self.model.tensors.values(), *self.found.added]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by its GGUF name; its type is that of the numbers it is made from."""
+        search = self.found.search
+        infos = {}
+        for tensor in self.file_tensors():
+            dtype = "F32"
+            if (found := self.found.maps.get(tensor.name)) is not None:
+                owner = search.lines.owners(found.lines[found.lines != NONE][:1])[0]
+                dtype = search.info(search.lines.strips[owner].tensor).dtype
+            infos[tensor.name] = TensorInfo(tensor.name, dtype, tensor.shape, tensor.path, tensor.offset, 0)
+        return infos
+
+    @property
+    def touched(self) -> Mapping[str, str]:
+        """How each tensor that changes was found."""
+        return {name: each.describe(self.found.search.lines) for name, each in self.found.maps.items()}
+
+    @property
+    def base(self) -> OntoSource:
+        """The same rows without the adapters, at the base's precision."""
+        return OntoSource(Unfolded(self.found.search), self.model, replace(self.found, added=()))
+
+    def mapped(self, tensor: FileTensor) -> MappedTensor:
+        """The tensor as the plan and the writer take it.
+
+        A block of a tensor that is stored transposed holds whole strips of columns: each is read for it.
+        """
+        group = 1
+        found = self.found.maps.get(tensor.name)
+        if found is not None:
+            lines = self.found.search.lines
+            used = np.unique(lines.owners(found.lines[found.lines != NONE]))
+            columns = [lines.strips[index] for index in used if lines.strips[index].columns]
+            matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+            group = max((min(strip.count, matrix) for strip in columns), default=1)
+            group = group if matrix % group == 0 else matrix
+        return MappedTensor(tensor.name, tensor.shape, (RowRange(tensor.name, 0, tensor.rows),), group=group)
+
+    def touches(self, name: str, start: int, stop: int) -> bool:
+        """Whether the adapters change something in rows [start, stop)."""
+        found = self.found.maps.get(name)
+        return found is not None and bool((found.lines[start:stop] != NONE).any())
+
+    def packed(
+        self, name: str, type_: Type, start: int, stop: int, weights: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8] | None:
+        """Rows [start, stop) as they are stored in the file, if they stay in its type; None if they change.
+
+        Rows that the adapter leaves alone keep their bytes, also beside others that it changes.
+        """
+        tensor = self.model.tensors.get(name)
+        if tensor is None or tensor.type != type_:
+            return None
+        if not self.touches(name, start, stop):
+            with doing("copy"):
+                return self.model.packed(name, start, stop)
+        kept = self.found.maps[name].lines[start:stop] == NONE
+        if tensor.plain or not kept.any():
+            return None
+        rows = self.model.packed(name, start, stop)
+        rows[~kept] = kernels.quantize(
+            self.rows(name, start, stop), type_, weights, at=name, first_row=start
+        )[~kept]
+        return rows
+
+    def rows(self, name: str, start: int, stop: int) -> Block:
+        """Rows [start, stop) of the result as float32."""
+        if not self.touches(name, start, stop):
+            return self.model.values(name, start, stop)
+        return self._rows(name, start, stop, self.fold.rows, np.float32)
+
+    def exact_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rows by the slow, independent path, in float64; the numbers must follow one another."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        if not self.touches(name, start, stop):
+            return self.model.values(name, start, stop).astype(np.float64)
+
+        def exact(tensor: str, first: int, last: int) -> NDArray[np.float64]:
+            return self.fold.exact_rows(tensor, np.arange(first, last))
+
+        return self._rows(name, start, stop, exact, np.float64)
+
+    def _rows(
+        self, name: str, start: int, stop: int, read: Callable[[str, int, int], Any], kind: type
+    ) -> NDArray[Any]:
+        found = self.found.maps[name]
+        numbers = found.lines[start:stop]
+        changed = np.flatnonzero(numbers != NONE)
+        tensor = self.model.tensors.get(name) or next(t for t in self.found.added if t.name == name)
+        out: NDArray[Any] = np.empty((stop - start, tensor.cols), kind)
+        if changed.size == len(numbers):
+            self.found.search.lines.gather(read, numbers, out)
+        else:
+            out[:] = self.model.values(name, start, stop)
+            part: NDArray[Any] = np.empty((changed.size, tensor.cols), kind)
+            self.found.search.lines.gather(read, numbers[changed], part)
+            out[changed] = part
+        if found.columns is not None:
+            out = np.ascontiguousarray(out[:, found.columns])
+        for first, last, scale in found.scales:
+            inside = slice(max(first - start, 0), max(last - start, 0))
+            out[inside] *= kind(np.float32(scale))
+        if found.plus:
+            out += kind(found.plus)
+        return out

@@ -1,0 +1,99 @@
+"""The Modelfiles beside GGUF files, the models that the files come to, and the proof of their prompts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from lorafold.artifacts import write_atomic
+from lorafold.errors import InputError
+from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.modelfile.parser import parse as parse_modelfile
+from lorafold.export.modelfile.plan import ModelfilePlan, write_modelfile
+from lorafold.export.proof.check import Check
+from lorafold.gguf_file.tokens import read_gguf_tokens
+
+
+def models_of(files: Sequence[GgufFile]) -> list[GgufFile]:
+    """The file that stands for each model: of a split one, the first."""
+    return [file for file in files if file.first]
+
+
+def tensors_of_model(files: Sequence[GgufFile], first: GgufFile) -> tuple[TypedTensor, ...]:
+    """The tensors of a model, of a split one those of all its parts."""
+    rest = itertools.takewhile(lambda file: not file.first, files[files.index(first) + 1 :])
+    return tuple(tensor for file in (first, *rest) for tensor in file.tensors)
+
+
+def modelfiles(prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None) -> dict[str, str]:
+    """Name and text of each model's Modelfile."""
+    return {
+        f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
+            prompt, f"./{file.joined or file.name}", system=system, comments=how_to_join(file)
+        )
+        for number, file in enumerate(models)
+    }
+
+
+def write_modelfiles(
+    folder: Path, prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None
+) -> None:
+    """Write a Modelfile for each model."""
+    for name, text in modelfiles(prompt, models, system).items():
+        write_atomic(folder / name, text)
+
+
+def how_to_join(file: GgufFile) -> list[str]:
+    """What must be done before Ollama takes a model; nothing for one in a single file."""
+    if file.joined is None:
+        return []
+    return [
+        "Ollama does not import split GGUF files: before `ollama create`, join them with "
+        f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
+    ]
+
+
+def next_steps(out: Path, first: GgufFile, prompt: ModelfilePlan | None) -> list[tuple[str, str]]:
+    """Chat here, or create the model in Ollama, which a split one must be joined for."""
+    steps = [("chat", f"lorafold chat {out / first.name}")]
+    if first.joined is not None:
+        steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
+    elif prompt:
+        steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
+    return steps
+
+
+def check_prompt(
+    folder: Path, prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None
+) -> Check:
+    """What Ollama and llama.cpp will build prompts with, read back from what was written."""
+    wrong = []
+    for name, text in modelfiles(prompt, models, system).items():
+        try:
+            same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
+        except (OSError, ValueError, InputError):
+            same = False
+        wrong += [] if same else [name]
+    for file in models:
+        if read_gguf_tokens(folder / file.name).chat_template != prompt.contract.template_source:
+            wrong.append(f"the chat template in {file.name}")
+    if wrong:
+        return Check("prompt", "failed", f"{', '.join(wrong)}: not what was proven", {"wrong": wrong})
+    if prompt.proof is None:
+        return Check("prompt", "not checked", f"there is no TEMPLATE: {prompt.contract.refusal}")
+    chats, clocks = prompt.proof.conversations, prompt.proof.clocks
+    figures = {"conversations": chats, "clocks": clocks}
+    meaning = (
+        f"the Modelfile's TEMPLATE writes what the chat template writes on {chats} random conversations "
+        f"and {clocks} dates"
+    )
+    native = prompt.native
+    if prompt.route.way == "jinja" and native is not None and native.difference is None:
+        meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
+    return Check("prompt", "passed", meaning, figures)
+
+
+def question(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A chat without its answer."""
+    return chat[:-1] if chat[-1]["role"] == "assistant" else chat

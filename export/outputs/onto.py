@@ -1,0 +1,360 @@
+"""An adapter folded onto a GGUF that exists: the header stays, and what the adapter leaves alone."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from lorafold.chat.sources import read_json
+from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
+from lorafold.errors import InputError, UsageError
+from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.gguf.plan import ExportPlan, GgufModel, describe, plan_files
+from lorafold.export.gguf.writer import write_gguf_files
+from lorafold.export.imatrix.file import read_imatrix
+from lorafold.export.inputs import Inputs
+from lorafold.export.modelfile.contract import generation_parameters
+from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
+from lorafold.export.onto import entries
+from lorafold.export.onto.find import find_sources
+from lorafold.export.onto.model import BaseGguf
+from lorafold.export.onto.places import Places
+from lorafold.export.onto.source import OntoSource
+from lorafold.export.outputs.gguf import learnt_answers
+from lorafold.export.outputs.modelfiles import (
+    check_prompt,
+    how_to_join,
+    models_of,
+    next_steps,
+    question,
+    tensors_of_model,
+    write_modelfiles,
+)
+from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
+from lorafold.export.proof.chats import proof_chats
+from lorafold.export.proof.check import Check
+from lorafold.export.proof.logits import WrittenModel, check_logits
+from lorafold.export.proof.tensors import check_tensors
+from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
+from lorafold.export.quant import ggml
+from lorafold.export.quant.mixture import is_quantizable, parse_override, plan_types
+from lorafold.export.quant.recipes import ModelShape, find_recipe
+from lorafold.export.vocab.probe import probe_texts
+from lorafold.export.vocab.vocab import Vocab, read_vocab
+from lorafold.export.workers import Written
+from lorafold.progress import Progress, silent
+
+COMPARED_BYTES = 1 << 20
+
+Importance = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class OntoOutput:
+    """Planned GGUF files made from one that exists; an `Output`.
+
+    Attributes:
+        inputs: the base and the adapters.
+        config: how.
+        source: the rows of the result, by GGUF name.
+        plan: the files.
+        prompt: the Modelfile's plan, or None for a model that does not chat.
+        imatrix: importance weights by GGUF tensor name, if `--imatrix` gives them.
+        chats: held-out chats for the proof.
+        notes: what the user should know.
+    """
+
+    inputs: Inputs
+    config: ExportConfig
+    source: OntoSource
+    plan: ExportPlan
+    prompt: ModelfilePlan | None
+    imatrix: Importance | None
+    chats: list[list[dict[str, str]]]
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Exact bytes of the GGUF files."""
+        return self.plan.size
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The file that is folded onto, what is touched in it and how, the files that are made."""
+        header, touched = self.source.model.header, self.source.touched
+        kinds = ", ".join(f"{count} by {kind}" for kind, count in Counter(touched.values()).most_common())
+        kept = len(self.source.file_tensors()) - len(touched)
+        how = "quantized anew" if self.config.quant else "copied byte by byte"
+        return [
+            ("onto", f"{header.path} ({header.architecture}, {header.quantization})"),
+            ("folded", f"{len(touched)} tensors, found by their values: {kinds}"),
+            ("kept", f"{kept} tensors that the adapter leaves alone, {how}"),
+            *describe(self.plan),
+            *(self.prompt.paths() if self.prompt else []),
+        ]
+
+    def tensors(self) -> list[PlannedTensor]:
+        """Every tensor of every file."""
+        return tensors_of(self.plan.files)
+
+    def write(self, folder: Path, progress: Progress) -> Written:
+        """Write the GGUF files and a Modelfile for each."""
+        written = write_gguf_files(
+            self.plan.files,
+            self.source,
+            folder,
+            threads=self.config.workers,
+            max_memory=self.config.max_memory,
+            imatrix=self.imatrix,
+            packed=self.source.packed,
+            progress=progress,
+        )
+        if self.prompt:
+            write_modelfiles(folder, self.prompt, self._models(), self.config.system)
+        return written
+
+    def next_steps(self, out: Path) -> list[tuple[str, str]]:
+        """Chat here, or create the model in Ollama, which a split one must be joined for."""
+        return next_steps(out, self.plan.files[0], self.prompt)
+
+    def prove(self, folder: Path, progress: Progress) -> list[Check]:
+        """Tokens, prompts, tensors, answers."""
+        inputs, files = self.inputs, self.plan.files
+        first = folder / files[0].name
+        vocab = self._vocab()
+        checks = []
+        if isinstance(vocab, str):
+            checks.append(Check("tokenizer", "not checked", vocab))
+        else:
+            checks.append(check_tokenizer(first, inputs.tokenizer, vocab, probe_texts()))
+        for number, file in enumerate(files):
+            progress("prove the tensors", number, len(files))
+            kept = [typed for typed in file.tensors if self._is_kept(typed)]
+            folded = replace(file, tensors=tuple(typed for typed in file.tensors if typed not in kept))
+            checks.append(self._check_kept(folder, file, kept))
+            checks.append(
+                check_tensors(
+                    folder, folded, self.source, rounding=self.config.rounding, imatrix=self.imatrix
+                )
+            )
+        progress("prove the tensors", len(files), len(files))
+        models = self._models()
+        if self.prompt is not None:
+            checks.append(check_prompt(folder, self.prompt, models, self.config.system))
+        try:
+            tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+        except InputError as error:
+            return checks + [Check(f"logits {file.name}", "not checked", error.problem) for file in models]
+        if not isinstance(vocab, str):
+            questions = [question(chat) for chat in self.chats]
+            checks.append(check_prompt_tokens(first, tokenizer, vocab, questions))
+        return checks + check_logits(
+            self._written(folder), inputs, tokenizer, self.chats, self.imatrix, progress
+        )
+
+    def _written(self, folder: Path) -> list[WrittenModel]:
+        """The models with the checkpoint's names for what they hold, as far as it is found."""
+        places = Places(self.source)
+        written = []
+        for file in self._models():
+            tensors = (places.of(typed) for typed in tensors_of_model(self.plan.files, file))
+            own = tuple(tensor for tensor in tensors if tensor is not None)
+            written.append(WrittenModel(file.recipe, folder / file.name, own))
+        return written
+
+    def _vocab(self) -> Vocab | str:
+        """What is known of the tokenizer, or why the file's cannot be compared with it."""
+        embedding = self.source.model.tensors.get("token_embd.weight")
+        rows = 0 if embedding is None else embedding.rows
+        try:
+            return read_vocab(
+                self.inputs.tokenizer, self.inputs.config, rows, pre_tokenizer=self.config.pre_tokenizer
+            ).without_tokens()
+        except InputError as error:
+            return f"the base's tokenizer cannot be read here ({error.problem})"
+
+    def _is_kept(self, typed: TypedTensor) -> bool:
+        """Whether a tensor is the file's, byte by byte."""
+        own = self.source.model.tensors.get(typed.tensor.name)
+        return own is not None and own.type == typed.type and typed.tensor.name not in self.source.found.maps
+
+    def _check_kept(self, folder: Path, file: GgufFile, kept: list[TypedTensor]) -> Check:
+        """Compare every byte of what was copied."""
+        wrong, total = [], 0
+        descriptor = os.open(folder / file.name, os.O_RDONLY)
+        try:
+            for typed in kept:
+                step = max(COMPARED_BYTES // typed.row_bytes, 1)
+                for start in range(0, typed.tensor.rows, step):
+                    stop = min(start + step, typed.tensor.rows)
+                    own = self.source.model.packed(typed.tensor.name, start, stop)
+                    at = len(file.header) + typed.offset + start * typed.row_bytes
+                    if os.pread(descriptor, own.nbytes, at) != own.tobytes():
+                        wrong.append(typed.tensor.name)
+                        break
+                total += typed.nbytes
+        finally:
+            os.close(descriptor)
+        name, figures = f"kept {file.name}", {"tensors": len(kept), "bytes": total}
+        if wrong:
+            return Check(name, "failed", f"{', '.join(wrong)} are not those of the file", figures)
+        meaning = (
+            f"{len(kept)} tensors that the adapter leaves alone are the file's own, {total:,} bytes compared"
+        )
+        return Check(name, "passed", meaning, figures)
+
+    def _models(self) -> list[GgufFile]:
+        return models_of(self.plan.files)
+
+
+def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = silent) -> OntoOutput:
+    """Find every row that the adapters change in the file, decide types, lay out the files.
+
+    Raises:
+        LorafoldError: whatever makes the export impossible.
+    """
+    assert config.onto is not None
+    _check_inputs(inputs, config, config.onto)
+    model = BaseGguf.open(config.onto)
+    _check_types(model, config)
+    source = OntoSource(
+        inputs.source, model, find_sources(inputs.source, inputs.source.base, model, progress)
+    )
+    shapes = [(tensor.name, tensor.shape) for tensor in source.file_tensors()]
+    imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
+    prompt = _plan_prompt(model, inputs, config)
+    folders = [adapter.folder for adapter, _ in inputs.adapters]
+    chats = proof_chats(config.chats, folders) if config.verify else []
+    changed = _changed_entries(model, config, prompt)
+    if config.quant:
+        models = [_quantized(name, source, config, imatrix, changed) for name in config.quant]
+    else:
+        models = [_same_types(source, imatrix, changed)]
+    plan = plan_files(
+        models,
+        inputs.name,
+        threads=config.workers,
+        max_memory=config.max_memory,
+        split_max_size=config.split_max_size,
+    )
+    notes = (
+        *inputs.notes,
+        *source.found.notes,
+        *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
+        *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
+    )
+    return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes)
+
+
+def _check_inputs(inputs: Inputs, config: ExportConfig, onto: Path) -> None:
+    if not inputs.adapters:
+        raise UsageError(
+            f"{config.source} is not an adapter, so there is nothing to fold onto {onto.name}",
+            at="--onto",
+            fix="give the adapter's folder as SOURCE and its base with --base",
+        )
+    if inputs.tokenizer != inputs.prompt:
+        raise InputError(
+            "the adapter brings other tokens than the base's, and --onto keeps the file's tokenizer",
+            at=inputs.tokenizer,
+            fix="export without --onto, which writes a header of its own",
+        )
+
+
+def _check_types(model: BaseGguf, config: ExportConfig) -> None:
+    """Refuse what would be quantized a second time."""
+    if config.quant and not model.exact:
+        raise UsageError(
+            f"{model.header.path.name} is quantized ({model.header.quantization}): what the adapter "
+            "leaves alone would be quantized a second time",
+            at="--quant",
+            fix="leave it out to keep the file's types, or give an F32, F16 or BF16 GGUF",
+        )
+    if config.tensor_type and not config.quant:
+        raise UsageError(
+            "without --quant every tensor keeps its type", at="--tensor-type", fix="pass --quant"
+        )
+
+
+Changed = dict[str, str | bool | int]
+
+
+def _same_types(source: OntoSource, imatrix: Importance | None, changed: Changed) -> GgufModel:
+    """Every tensor in the type that it has; refused if one that is touched cannot be written in it."""
+    header = source.model.header
+    for tensor in source.file_tensors():
+        if tensor.name not in source.found.maps:
+            continue
+        if tensor.type not in ggml.QUANTIZABLE:
+            raise InputError(
+                f"{tensor.name} is {tensor.type.name}, which cannot be written anew",
+                at=header.path,
+                fix="give a GGUF of another type",
+            )
+        if ggml.requires_imatrix(tensor.type) and tensor.name not in (imatrix or {}):
+            raise InputError(
+                f"{tensor.name} is {tensor.type.name}, which needs an importance matrix",
+                at=header.path,
+                fix="pass one with --imatrix, or give a GGUF of 3 bits or more",
+            )
+    typed = tuple((source.mapped(tensor), tensor.type) for tensor in source.file_tensors())
+    return GgufModel(header.quantization, entries.entries(header, changed), typed)
+
+
+def _quantized(
+    name: str, source: OntoSource, config: ExportConfig, imatrix: Importance | None, changed: Changed
+) -> GgufModel:
+    """The types of a recipe; what llama.cpp does not quantize keeps its own."""
+    header, recipe, tensors = source.model.header, find_recipe(name), source.file_tensors()
+    shape = ModelShape.from_metadata(entries.plain_values(header))
+    overrides = [parse_override(text) for text in config.tensor_type]
+    shapes = [(tensor.name, tensor.shape) for tensor in tensors]
+    types: dict[str, Type] = plan_types(shapes, recipe, shape, imatrix, overrides)
+    for tensor in tensors:
+        if not tensor.plain or not is_quantizable(tensor.name, tensor.shape):
+            types[tensor.name] = tensor.type
+    typed = tuple((source.mapped(tensor), types[tensor.name]) for tensor in tensors)
+    return GgufModel(
+        recipe.name, entries.entries(header, changed | entries.quantized(recipe.file_type)), typed
+    )
+
+
+def _changed_entries(model: BaseGguf, config: ExportConfig, prompt: ModelfilePlan | None) -> Changed:
+    """Entries of the header that are not the file's."""
+    changed: Changed = {entries.NAME: config.name} if config.name else {}
+    contract = None if prompt is None else prompt.contract
+    if contract is not None and contract.template_source != model.header.text(entries.TEMPLATE):
+        changed |= entries.prompt(model.header, contract.template_source, contract.eot, contract.add_bos)
+    return changed
+
+
+def _plan_prompt(model: BaseGguf, inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
+    """The prompt by the adapter's template if it brings one, else by the file's own."""
+    if not config.modelfile:
+        return None
+    try:
+        if inputs.template is None:
+            template = ChatTemplate.from_gguf(model.header)
+        else:
+            template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
+    except InputError as error:
+        fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
+        raise InputError(error.problem, at=error.at, fix=fix) from error
+    return plan_modelfile(
+        model.paths[0],
+        chat_template=template,
+        thinking=None if config.thinking is None else config.thinking == "on",
+        parameters=generation_parameters(read_json(inputs.prompt / "generation_config.json")),
+        allow_embedded_jinja=config.allow_embedded_jinja,
+        path=config.ollama_path,
+        writable=True,
+        system=config.system,
+        answers=learnt_answers(config, inputs),
+    )
