@@ -147,7 +147,7 @@ def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path: Path) -
         check=True,
     )
     *faults, rows = done.stdout.splitlines()
-    assert all("this needs pyarrow" in fault and "'lorafold[data]'" in fault for fault in faults)
+    assert all("fix: pip install pyarrow" in fault and "[data]" in fault for fault in faults)
     assert len(faults) == 2 and rows == str(ROWS)
     assert SystemFault.exit_code == 5
 
