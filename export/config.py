@@ -14,7 +14,8 @@ from lorafold.settle import settle
 # Options that only some formats use.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
-    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "ollama_path", "onto"), ("gguf",)),
+    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
+    **dict.fromkeys(("ollama_path", "ollama", "onto"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "rounding": ("gguf", "folder"),
@@ -96,6 +97,9 @@ class ExportConfig:
     ollama_path: Literal["template", "jinja"] | None = None
     """What writes the prompt in Ollama 0.30+; default: the GGUF's Jinja if it has tools and is proven."""
 
+    ollama: str | None = None
+    """Create the model under this name in the running Ollama (OLLAMA_HOST), and compare its prompts there."""
+
     modelfile: bool = True
     """Write a Modelfile; without it a model needs no chat template."""
 
@@ -149,6 +153,8 @@ class ExportConfig:
                 at="--imatrix-data",
                 fix="pass one that was made from the base with --imatrix",
             )
+        if self.ollama is not None and not self.modelfile:
+            raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
         if not self.quant and self.format == "gguf" and self.onto is None:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
         if self.require_proof and not self.verify:

@@ -12,14 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafold.artifacts import damaged_files, new_folder, read_manifest
-from lorafold.errors import InputError, NumericError, SystemFault
+from lorafold.errors import InputError, LorafoldError, NumericError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.destination import check_destination, check_disk, keep_aside
 from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.manifest import REPORT, config_of, describe_export
+from lorafold.export.ollama.client import Ollama
+from lorafold.export.outputs.gguf import GgufOutput
+from lorafold.export.outputs.observing import observe_prompts
+from lorafold.export.outputs.onto import OntoOutput
 from lorafold.export.outputs.output import Output, plan_output
 from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
+from lorafold.export.proof.observed import Observing, check_name
 from lorafold.machine import return_free_memory
 from lorafold.notebook import lines_as_html, lines_as_text
 from lorafold.progress import Progress, silent
@@ -92,6 +97,8 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     """
     clock = _Clock()
     check_destination(config)
+    if config.ollama is not None:
+        check_name(Ollama(), config.ollama)
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
     output = plan_output(inputs, config, progress)
@@ -119,6 +126,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             kept = keep_aside(staging, config.out, "failed" if proof.passed is False else "unproven")
             raise NumericError(f"{error.problem}; the files are kept in {kept}", fix=error.fix) from error
     clock.lap("commit")
+    if config.ollama is not None:
+        proof = _created_in_ollama(output, config, proof, progress)
+        clock.lap("Ollama")
     sizes = {name: entry["size"] for name, entry in manifest["files"].items() if name != REPORT}
     return ExportResult(
         folder=config.out,
@@ -127,8 +137,15 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         seconds=clock.laps,
         work=written.work,
         notes=tuple(output.notes),
-        next_steps=tuple(output.next_steps(config.out)),
+        next_steps=tuple(_next_steps(output, config)),
     )
+
+
+def _next_steps(output: Output, config: ExportConfig) -> Lines:
+    steps = output.next_steps(config.out)
+    if config.ollama is None:
+        return steps
+    return [row for row in steps if row[0] != "Ollama"] + [("Ollama", f"ollama run {config.ollama}")]
 
 
 def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
@@ -152,7 +169,13 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
 
 
 def verify(
-    folder: Path, *, base: str | None = None, chats: Path | None = None, progress: Progress = silent
+    folder: Path,
+    *,
+    base: str | None = None,
+    chats: Path | None = None,
+    ollama: str | None = None,
+    llama_server: str | None = None,
+    progress: Progress = silent,
 ) -> Proof:
     """Prove an existing export again, from its files and its inputs as they are now.
 
@@ -160,6 +183,9 @@ def verify(
         folder: the export.
         base: the base model, if it lies elsewhere now.
         chats: held-out chats instead of those of the export.
+        ollama: address of a running Ollama that is asked for its prompts, "" for OLLAMA_HOST or this machine;
+            a throwaway model is created there and removed again.
+        llama_server: address of a llama-server that has loaded the file.
         progress: told how far it is.
 
     Raises:
@@ -175,6 +201,13 @@ def verify(
             f"{', '.join(damaged)} changed since the export (size or sha256)", at=folder, fix="export again"
         )
     config = replace(config_of(manifest, folder), verify=True)
+    observing = Observing(ollama, None, llama_server)
+    if observing != Observing() and config.format != "gguf":
+        raise UsageError(
+            "only GGUF files are compared with a running server", at="--ollama", fix="leave it out"
+        )
+    if ollama is not None:
+        check_name(Ollama(ollama), None)  # before minutes of other work
     config = replace(config, chats=chats or config.chats, name=config.name or manifest.get("name"))
     if base is not None:
         # Where no adapter was folded in, the base is what was converted.
@@ -182,7 +215,27 @@ def verify(
     inputs = open_inputs(config, progress)
     output = plan_output(inputs, config, progress)
     whole = Check("files", "passed", f"all {len(manifest['files'])} files have their size and sha256")
-    return Proof((whole, *_prove(output, folder, progress).checks))
+    proof = _prove(output, folder, progress)
+    observed = _observe(output, folder, observing, progress)
+    return Proof((whole, *proof.checks, *observed))
+
+
+def _created_in_ollama(output: Output, config: ExportConfig, proof: Proof, progress: Progress) -> Proof:
+    """The model created in the user's Ollama and compared there; removed again if it differs."""
+    try:
+        observed = Proof(tuple(_observe(output, config.out, Observing("", config.ollama), progress)))
+        observed.require()
+    except LorafoldError as error:
+        error.problem += f"; the export itself is done, in {config.out}, and Ollama has no such model"
+        raise
+    return Proof((*proof.checks, *observed.checks))
+
+
+def _observe(output: Output, folder: Path, observing: Observing, progress: Progress) -> list[Check]:
+    if observing == Observing() or not isinstance(output, GgufOutput | OntoOutput):
+        return []
+    files, chats = output.plan.files, output.chats
+    return observe_prompts(folder, files, output.prompt, output.inputs, chats, observing, progress)
 
 
 _LEFT_OUT = Check("proof", "not checked", "left out with --no-verify; `lorafold verify` makes up for it")

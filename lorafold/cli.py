@@ -145,7 +145,13 @@ def modelfile(config: Annotated[ModelfileConfig, Flat], *, recipe: RecipeName = 
 
 @command("verify")
 def verify(
-    folder: Path, *, base: str | None = None, chats: Path | None = None, require_proof: bool = False
+    folder: Path,
+    *,
+    base: str | None = None,
+    chats: Path | None = None,
+    ollama: str | None = None,
+    llama_server: str | None = None,
+    require_proof: bool = False,
 ) -> None:
     """Repeat the proof of an existing export.
 
@@ -153,13 +159,23 @@ def verify(
         folder: The export.
         base: The base model, where it lies elsewhere now.
         chats: Held-out chats, instead of those of the export.
+        ollama: Compare with the prompts of a running Ollama: its address, or `here` for OLLAMA_HOST or this
+            machine. A throwaway model is created there and removed again.
+        llama_server: Compare with the prompts and tokens of a llama-server that has loaded the file.
         require_proof: Fail, with exit code 6, also if a part of the proof could not be checked.
     """
     from lorafold.console import live_progress, print_lines, print_table
     from lorafold.export import verify as stage
 
     with live_progress() as progress:
-        proof = stage(folder, base=base, chats=chats, progress=progress)
+        proof = stage(
+            folder,
+            base=base,
+            chats=chats,
+            ollama="" if ollama == "here" else ollama,
+            llama_server=llama_server,
+            progress=progress,
+        )
     print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
     print_lines([("proof", proof.summary())])
     proof.require(everything=require_proof)

@@ -1,1 +1,1 @@
-"""How other people's libraries behave inside our process: what they print, how their threads wait."""
+"""Other people's libraries and programs: what they print, how their threads wait, where they listen."""

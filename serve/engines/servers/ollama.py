@@ -8,20 +8,18 @@ tells the log-probability of each token.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
+from lorafold.libraries.ollama import ollama_url
 from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import ServerEvent
 from lorafold.serve.engines.servers.fields import count, fields, rows, said, text, word
 from lorafold.serve.engines.servers.http import Server
 from lorafold.serve.protocol import About, Cancel, Event
-
-DEFAULT_HOST = "http://127.0.0.1:11434"
 
 
 class OllamaEngine:
@@ -37,7 +35,7 @@ class OllamaEngine:
     """
 
     def __init__(self, model: str, context: int | None = None) -> None:
-        self._server = Server(_host(), sign_in="sign in with `ollama signin`")
+        self._server = Server(ollama_url(), sign_in="sign in with `ollama signin`")
         self._given = self._context = context
         name = model.removeprefix("ollama:")
         if not name:
@@ -156,14 +154,3 @@ def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator
     if reason == "stop" and called and not answer.spoke:
         reason = "tool_calls"
     yield from answer.finish(reason, row.get("eval_count"), row.get("prompt_eval_count"))
-
-
-def _host() -> str:
-    """OLLAMA_HOST as Ollama reads it: scheme and port may be missing."""
-    given = os.environ.get("OLLAMA_HOST", "").strip().rstrip("/")
-    if not given:
-        return DEFAULT_HOST
-    if "://" not in given:
-        given = f"http://{given}"
-    host = given.partition("://")[2]
-    return given if ":" in host or "/" in host else f"{given}:11434"

@@ -119,6 +119,7 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("allow_embedded_jinja", {"format": "folder", "allow_embedded_jinja": True}),
     ("ollama_path", {"format": "folder", "ollama_path": "jinja"}),
     ("onto", {"format": "folder", "onto": Path("x")}),
+    ("ollama", {"format": "adapter", "ollama": "x"}),
     ("dtype", {"dtype": "bf16"}),
     ("shard_max_size", {"shard_max_size": 200_000}),
     ("rounding", {"format": "adapter", "rounding": "peft"}),

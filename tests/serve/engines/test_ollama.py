@@ -253,10 +253,10 @@ def test_models_that_are_not_there(ollama: Any, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_ollama_host(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorafold.serve.engines.servers.ollama import _host
+    from lorafold.libraries.ollama import ollama_url
 
     monkeypatch.setenv("OLLAMA_HOST", given)
-    assert _host() == url
+    assert ollama_url() == url
 
 
 def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ The server comes from PyPI (`xllamacpp`, a development dependency). Without it t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +58,26 @@ def llama_prompts(template: str, bodies: Sequence[dict[str, Any]], model: Path |
     return answer
 
 
+@contextlib.contextmanager
+def running(model: Path) -> Iterator[str]:
+    """The address of llama.cpp's server with a model and its own chat template."""
+    if find_spec("xllamacpp") is None:
+        pytest.skip("xllamacpp is not installed")
+    with subprocess.Popen(
+        [sys.executable, __file__, "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps({"model": str(model), "template": "", "bodies": []}))
+        process.stdin.close()
+        lines = iter(process.stdout.readline, "")
+        yield next(line.removeprefix("at ").strip() for line in lines if line.startswith("at "))
+        process.kill()
+
+
 def main() -> None:
     """Serve one model, ask it everything, and go."""
     import xllamacpp
@@ -65,6 +87,10 @@ def main() -> None:
     settings.model.path, settings.chat_template = request["model"], request["template"]
     settings.port, settings.n_ctx, settings.n_parallel, settings.warmup = 0, 256, 1, False
     server = xllamacpp.Server(settings)
+    if "--serve" in sys.argv:
+        sys.stdout.write(f"at {server.listening_address}\n")
+        sys.stdout.flush()
+        threading.Event().wait()
     prompts = []
     for body in request["bodies"]:
         asked = urllib.request.Request(
