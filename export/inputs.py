@@ -258,9 +258,22 @@ def _notes(
         )
 
 
+# Names of folders that say nothing of the model in them: a Trainer's checkpoints, the steps of tutorials.
+_NAMELESS = re.compile(
+    r"(?:adapter|checkpoint|final|last|best|out|output|lora|model)(?:[-_]?\d+)?", re.IGNORECASE
+)
+
+
 def _name(base: Base, folder: Path) -> str:
     """A file name for the model: the folder's, unless that says nothing."""
-    stem = folder.name if folder != base.folder else base.id.rsplit("/", 1)[-1]
-    if stem in ("adapter", "checkpoint", "final", "out", "output"):
-        stem = folder.resolve().parent.name
-    return file_stem(stem) or "model"
+    if folder == base.folder:
+        stem = base.id.rsplit("/", 1)[-1]
+    else:
+        place = folder.resolve()
+        if place.parent.name == "snapshots":  # the hub's cache: models--ORG--NAME/snapshots/REVISION
+            stem = place.parent.parent.name.rpartition("--")[2]
+        else:
+            while _NAMELESS.fullmatch(place.name) and place.parent != place.parent.parent:
+                place = place.parent
+            stem = place.name
+    return file_stem(stem.replace("___", ".")) or "model"  # ModelScope spells a dot so

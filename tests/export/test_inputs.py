@@ -344,3 +344,21 @@ def _cached(home: Path, repository: str, revisions: dict[str, dict[str, bytes]])
         (place / "snapshots" / commit).mkdir(parents=True)
         for name, data in files.items():
             (place / "snapshots" / commit / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("my-bot/checkpoint-100", "my-bot"),
+        ("my-bot/final/adapter", "my-bot"),
+        ("output/checkpoint-50/../../persona", "persona"),
+        ("models--org--tuned-bot/snapshots/0123abc", "tuned-bot"),
+        ("Qwen2-1___5B-tuned", "Qwen2-1.5B-tuned"),
+        ("checkpoints-of-mine", "checkpoints-of-mine"),
+    ],
+)
+def test_the_name_is_that_of_the_folder_that_says_something(place: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "output" / "checkpoint-50").mkdir(parents=True)
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    assert opened(tiny_adapter(folder)).name == name
