@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_base import tiny_base
+from tiny_run import tiny_run
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.train import TrainConfig, train
@@ -342,3 +343,17 @@ def test_new_tokens_get_trained_rows(config: TrainConfig, base: Path, method: st
         train(dataclasses.replace(chosen, new_tokens=("a",), force=True))
     with pytest.raises(UsageError, match="cannot train the embeddings"):
         train(dataclasses.replace(chosen, method="prompt", force=True))
+
+
+@pytest.mark.slow
+def test_an_evaluation_does_not_change_the_training_of_a_4_bit_base(tmp_path: Path) -> None:
+    """bitsandbytes repacks weights in evaluation mode, and training went on without their gradient."""
+    pytest.importorskip("bitsandbytes")
+    losses = []
+    for every in (1, 8):
+        config = dataclasses.replace(
+            tiny_run(tmp_path / str(every)), method="qlora", eval_split=0.2, eval_steps=every
+        )
+        result = train(dataclasses.replace(config, save_steps=0))
+        losses.append([row["loss"] for row in result.records if "loss" in row])
+    assert losses[0] == losses[1]

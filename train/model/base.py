@@ -96,11 +96,24 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
             problem, at=base.folder, fix="correct config.json, or download the model again"
         ) from error
     _check_loaded(base.folder, info)
+    _keep_differentiable(model)
     model.config.use_cache = False
     # peft's `prepare_model_for_kbit_training` would also widen embeddings and norms to float32: 1.6 GiB more
     # for a 7B model, which their own type does without.
     model.requires_grad_(method.peft is None)
     return model
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep 4-bit layers from repacking their weights on a CPU, after which they give no gradient.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks a layer at its first pass in evaluation mode, for
+    an operation without a derivative, and trains on with it: every step after an evaluation or a checkpoint
+    would be wrong, with no more than a warning of torch.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _quantization(config: TrainConfig, in_4bit: bool, device: torch.device) -> Any:
