@@ -7,7 +7,6 @@ writes. Runs in a process with torch and transformers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +109,7 @@ ODD: dict[str, dict[str, Any]] = {
     "Gemma4UnifiedForConditionalGeneration": {"text_config": _NANO},
     "Glm4MoeLiteForCausalLM": _LATENT,
     "GlmMoeDsaForCausalLM": _LATENT,
+    "GraniteMoeHybridForCausalLM": {"layer_types": _LAYERS},
     "Lfm2MoeForCausalLM": _SHORT,
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "MambaForCausalLM": _INNER,
@@ -119,7 +119,7 @@ ODD: dict[str, dict[str, Any]] = {
     "YoutuForCausalLM": _LATENT,
 }
 
-# class -> fields of config.json that the converter wants and transformers 5 renames or drops.
+# class -> fields that the converter wants in config.json, and transformers 5 renames or drops.
 _ROUTED = {"scoring_func": "sigmoid", "first_k_dense_replace": 1}
 LEGACY: dict[str, dict[str, Any]] = {
     "BambaForCausalLM": {"attn_layer_indices": [1, 3], "attn_rotary_emb": 8},
@@ -131,6 +131,7 @@ LEGACY: dict[str, dict[str, Any]] = {
     "FalconForCausalLM": {"n_head_kv": 1, "num_kv_heads": 1},
     "Glm4MoeLiteForCausalLM": _ROUTED,
     "GlmMoeDsaForCausalLM": _ROUTED,
+    "Gemma4UnifiedForConditionalGeneration": {"text_config": {"moe_intermediate_size": 48}},
     "GPT2LMHeadModel": {"n_ctx": 128},
     "GPTNeoXForCausalLM": {"rotary_pct": 0.25},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["mamba", "attention"] * 2},
@@ -142,10 +143,19 @@ LEGACY: dict[str, dict[str, Any]] = {
     "MiniMaxM2ForCausalLM": {"rotary_dim": 16},
     "PhimoeForCausalLM": {"architectures": ["PhiMoEForCausalLM"], "original_max_position_embeddings": 128},
     "MptForCausalLM": {"architectures": ["MPTForCausalLM"]},
+    "InternVLForConditionalGeneration": {"text_config": {"architectures": ["Qwen2ForCausalLM"]}},
+    "Lfm2VlForConditionalGeneration": {"text_config": {"architectures": ["Lfm2ForCausalLM"]}},
+    "SmolVLMForConditionalGeneration": {"text_config": {"architectures": ["LlamaForCausalLM"]}},
     "T5ForConditionalGeneration": {"decoder_start_token_id": 0},
 }
 # Classes that the converter finds under another name than transformers'.
-ALIASES = ("MptForCausalLM", "PhimoeForCausalLM")
+ALIASES = (
+    "InternVLForConditionalGeneration",
+    "Lfm2VlForConditionalGeneration",
+    "MptForCausalLM",
+    "PhimoeForCausalLM",
+    "SmolVLMForConditionalGeneration",
+)
 
 
 def tiny_config(name: str) -> Any:
@@ -199,18 +209,5 @@ def write_tiny(name: str, folder: Path, dtype: str = "bfloat16", seed: int = 0) 
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0  # as some classes do whenever they are loaded
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    add_legacy(name, folder)
     write_tokenizer(folder, TEXT["vocab_size"])
     return config
-
-
-def add_legacy(name: str, folder: Path) -> None:
-    """Put back into config.json what the converter wants."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for key, value in LEGACY.get(name, {}).items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            config[key] |= value
-        else:
-            config[key] = value
-    path.write_text(json.dumps(config))

