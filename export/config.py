@@ -116,7 +116,7 @@ class ExportConfig:
     """Fail, with exit code 6, also if a part of the proof could not be checked."""
 
     split_max_size: int | None = None
-    """Split a GGUF into files of at most this many bytes (Ollama imports only whole ones)."""
+    """Split a GGUF into files of at most this many bytes (Ollama before 0.30 imports only whole ones)."""
 
     shard_max_size: int = 5_000_000_000
     """Split a merged folder's weights into files of at most this many bytes."""

@@ -1,8 +1,8 @@
 """Jinja chat template -> segments and rules, found by probing; the middle between Jinja and Go.
 
-In: a `ChatTemplate`. Out: a `ChatFormat`: what is written around each text under which conditions, and how
-texts are trimmed. A template that does more than that (transforms, counts, repeats or drops what people say)
-is refused with a reason. Conditions are seven: thinking set, thinking on, has system, first, second and last
+A `ChatFormat` says what is written around each text under which conditions, and how texts are trimmed. A
+template that does more than that (transforms, counts, repeats or drops what people say) is refused with a
+reason. Conditions are seven: thinking set, thinking on, has system, first, second and last
 user turn; for each piece the smallest subset that decides it in all probed renderings is kept. Method:
 docs/modelfile.md.
 """
@@ -43,7 +43,7 @@ DATE_PARTS = frozenset(
 class ChatFormat:
     """A chat template as segments.
 
-    Segments are texts in which `chat_probe.SYSTEM` stands for the system text and marked strftime formats for
+    Segments are texts in which `probe.SYSTEM` stands for the system text and marked strftime formats for
     dates.
 
     Args:

@@ -132,7 +132,8 @@ def find_stops(
     stops = [token for token in (eot, template.tokens.get("eos_token")) if token]
     plain: list[str] = []
     for head in sorted(_later_heads(form)) if form is not None else ():
-        following = (form.assistant_suffix + head).removeprefix(ending) if form is not None else ""
+        between = form.assistant_suffix + head if form is not None else ""
+        following = between.removeprefix(ending) if controls else between
         pieces = split_controls(following, template.controls)
         pieces = pieces[1:] if len(pieces) > 1 and not pieces[0][0].strip() else pieces
         if pieces and pieces[0][1]:

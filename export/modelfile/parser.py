@@ -42,6 +42,7 @@ class Modelfile:
 
     Args:
         model: FROM: a path or a model's name.
+        parts: further FROM lines: the other files of a split GGUF, which Ollama 0.30 and later put together.
         adapter: ADAPTER: a path, or None.
         template: TEMPLATE: a Go template, or None where the GGUF's own Jinja counts.
         system: SYSTEM, or None.
@@ -59,6 +60,7 @@ class Modelfile:
     system: str | None = None
     stops: tuple[str, ...] = ()
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     parser: str | None = None
     requires: str | None = None
     comments: tuple[str, ...] = field(default=(), compare=False)
@@ -73,7 +75,7 @@ class Modelfile:
             InputError: a value cannot be written, or a parameter is not one of Ollama's.
         """
         lines = [f"# {line}".rstrip() for comment in self.comments for line in comment.splitlines()]
-        lines.append(_command("FROM", self.model))
+        lines += [_command("FROM", name) for name in (self.model, *self.parts)]
         if self.adapter is not None:
             lines.append(_command("ADAPTER", self.adapter))
         if self.requires is not None:
@@ -157,11 +159,14 @@ def parse(text: str) -> Modelfile:
         InputError: Ollama would refuse it.
     """
     single: dict[str, str] = {}
+    models: list[str] = []
     stops: list[str] = []
     parameters: dict[str, Parameter] = {}
     for name, value in commands(text):
         if name == "stop":
             stops.append(value)
+        elif name == "from":
+            models.append(value)
         elif name in COMMANDS:
             single[name] = value
         elif name in PARAMETERS:
@@ -169,7 +174,8 @@ def parse(text: str) -> Modelfile:
         else:
             raise InputError(f"unknown parameter {name!r}", at="Modelfile", fix="remove it")
     return Modelfile(
-        model=single["from"],
+        model=models[0],
+        parts=tuple(models[1:]),
         adapter=single.get("adapter"),
         template=single.get("template"),
         system=single.get("system"),

@@ -254,6 +254,7 @@ def write_modelfile(
     plan: ModelfilePlan,
     from_name: str,
     *,
+    parts: Sequence[str] = (),
     system: str | None = None,
     adapter: str | None = None,
     comments: Sequence[str] = (),
@@ -263,6 +264,7 @@ def write_modelfile(
     Args:
         plan: what was planned.
         from_name: FROM: a path as seen from the Modelfile, or a model's name.
+        parts: the other files of a split GGUF.
         system: a system text for chats that bring none; where a Modelfile cannot hold it, it goes into the
             TEMPLATE.
         adapter: ADAPTER: an adapter GGUF.
@@ -279,6 +281,7 @@ def write_modelfile(
         comments = (*comments, ADAPTER_NOTE)
     modelfile = Modelfile(
         model=from_name,
+        parts=tuple(parts),
         adapter=adapter,
         parser=contract.parser,
         template=contract.go_template,

@@ -1,6 +1,5 @@
 """A chat template asked questions: what it writes around each turn, and what it does to the texts in between.
 
-In: a `ChatTemplate`. Out: `Probe`s, one per rendering, cut into the segments between the turns.
 The questions are conversations of unique words with a clock that shows its format instead of a date, so that
 nothing has to be read out of Jinja source. Method: docs/modelfile.md.
 """

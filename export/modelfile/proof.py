@@ -1,10 +1,9 @@
 """The proof that an Ollama TEMPLATE and a Jinja chat template write the same prompts.
 
-In: a template, its derived format, and the Go source. Out: a `PromptProof`, with the smallest counterexample
-found where there is one. Hundreds of random conversations of one to eight user turns with awkward whitespace,
-quotes, braces, blank lines, CJK and emoji, with and without system text, under every thinking setting and
-several dates, are rendered by Jinja (as transformers does) and by the evaluator of `go_eval.py`, and compared
-character by character.
+Hundreds of random conversations of one to eight user turns, with awkward whitespace, quotes, braces, blank
+lines, CJK and emoji, with and without system text, under every thinking setting and several dates, are
+rendered by Jinja (as transformers does) and by the evaluator in `go/`, and compared character by character.
+If two differ, the smallest conversation on which they do is found.
 """
 
 from __future__ import annotations

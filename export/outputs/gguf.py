@@ -113,7 +113,7 @@ class GgufOutput:
         return written
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
-        """Chat here, or create the model in Ollama, which a split one must be joined for."""
+        """Chat here, or create the model in Ollama."""
         return next_steps(out, self.plan.files[0], self.prompt)
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def modelfiles(prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | 
     """Name and text of each model's Modelfile."""
     return {
         f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
-            prompt, f"./{file.joined or file.name}", system=system, comments=how_to_join(file)
+            prompt,
+            f"./{file.name}",
+            parts=[f"./{name}" for name in parts_of(file)[1:]],
+            system=system,
+            comments=how_to_join(file),
         )
         for number, file in enumerate(models)
     }
@@ -44,24 +49,30 @@ def write_modelfiles(
         write_atomic(folder / name, text)
 
 
+def parts_of(file: GgufFile) -> list[str]:
+    """The names of all files of the model that this file begins."""
+    found = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", file.name)
+    if file.joined is None or found is None:
+        return [file.name]
+    stem, count = found[1], int(found[2])
+    return [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+
+
 def how_to_join(file: GgufFile) -> list[str]:
-    """What must be done before Ollama takes a model; nothing for one in a single file."""
+    """What must be done before an older Ollama takes a model; nothing for one in a single file."""
     if file.joined is None:
         return []
     return [
-        "Ollama does not import split GGUF files: before `ollama create`, join them with "
-        f"`llama-gguf-split --merge {file.name} {file.joined}` in this folder"
+        "Ollama before 0.30 does not import split GGUF files, which later versions put together from a FROM "
+        f"line each: for those join them with `llama-gguf-split --merge {file.name} {file.joined}` in this "
+        "folder, and write one FROM line"
     ]
 
 
 def next_steps(out: Path, first: GgufFile, prompt: ModelfilePlan | None) -> list[tuple[str, str]]:
-    """Chat here, or create the model in Ollama, which a split one must be joined for."""
+    """Chat here, or create the model in Ollama."""
     steps = [("chat", f"lorafold chat {out / first.name}")]
-    if first.joined is not None:
-        steps.append(("join", f"llama-gguf-split --merge {out / first.name} {out / first.joined}"))
-    elif prompt:
-        steps.append(("Ollama", f"ollama create NAME -f {out / 'Modelfile'}"))
-    return steps
+    return steps + ([("Ollama", f"ollama create NAME -f {out / 'Modelfile'}")] if prompt else [])
 
 
 def check_prompt(

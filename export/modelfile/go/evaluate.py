@@ -1,6 +1,5 @@
-"""A Go text/template executed, for users who have no Go: the subset of `go_parse.py`.
+"""A Go text/template executed as Go 1.24 or later does it, for users without Go: the subset of `parse.py`.
 
-In: source, Ollama's data for a chat, a date. Out: the text Go's text/template (Go 1.24 or later) would write.
 Go's strings are bytes: `len` counts bytes and `slice` cuts bytes, so values here are `bytes` too. Tests hold
 this evaluator against the real text/template.
 """

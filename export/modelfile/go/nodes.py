@@ -1,4 +1,4 @@
-"""The nodes of a parsed Go template: what `go_parse.py` makes and `go_eval.py` executes."""
+"""The nodes of a parsed Go template: what `parse.py` makes and `evaluate.py` executes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""A Go text/template parsed: the subset that `go_template.py` writes, and nothing that Go would not accept.
+"""A Go text/template parsed: the subset that `template.py` writes, and nothing that Go would not accept.
 
-In: source. Out: a tree of the nodes below, and the templates it defines.
 Language: https://pkg.go.dev/text/template. Within: text with trim markers, comments, pipelines, `if`/`else
 if`/`else`, `range` over a list, `define`, `template`, variables, and constants of strings, integers and
 booleans. Everything else is an error, so that what passes here means the same in Go.

@@ -1,4 +1,4 @@
-"""A GGUF in several files: no file is larger than asked for, together they are the model, Ollama is told."""
+"""A GGUF in several files: no file is larger than asked for, together they are the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import UsageError
-from lorafold.export import ExportConfig, export, plan_export
+from lorafold.export import ExportConfig, export
 from lorafold.export.gguf.header import encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import GgufModel, plan_files
@@ -102,20 +102,19 @@ def test_a_limit_too_small_for_a_tensor_is_said_with_what_is_needed() -> None:
         split_tensors(tensors, (), needed - 1)
 
 
-def test_ollama_is_not_given_a_split_model(tmp_path: Path) -> None:
+def test_ollama_is_given_every_part(tmp_path: Path) -> None:
     settings = config(tmp_path / "out", split_max_size=200_000, quant=("F32", "Q8_0"))
     result = export(settings)
-    parts = sorted(path.name for path in (tmp_path / "out").glob("m-F32-*.gguf"))
-    assert len(parts) > 1
-    assert not any("ollama create" in text for _, text in result.next_steps)
-    assert dict(result.next_steps)["join"].endswith(f"{parts[0]} {tmp_path / 'out' / 'm-F32.gguf'}")
-    notes = [note for note in result.notes if "Ollama does not import split" in note]
-    assert [note for label, note in plan_export(config(tmp_path / "new", split_max_size=200_000))
-            if label == "note"][-1:] == notes[:1]  # fmt: skip
-    text = (tmp_path / "out" / "Modelfile").read_text()
-    assert f"# {notes[0]}\n" in text and f"--merge {parts[0]} m-F32.gguf`" in notes[0]
-    # What FROM names is not there until the parts are joined: nobody imports a first part alone.
-    assert parse(text).model == "./m-F32.gguf"
+    for name in ("m-F32", "m-Q8_0"):
+        parts = sorted(f"./{path.name}" for path in (tmp_path / "out").glob(f"{name}-*.gguf"))
+        text = (tmp_path / "out" / ("Modelfile" if name == "m-F32" else "Modelfile-Q8_0")).read_text()
+        read = parse(text)
+        assert [read.model, *read.parts] == (parts or [f"./{name}.gguf"])
+        assert (name == "m-F32") == (len(parts) > 1)
+    assert any("ollama create" in text for _, text in result.next_steps)
+    notes = [note for note in result.notes if "Ollama before 0.30 does not import split" in note]
+    assert len(notes) == 1 and "llama-gguf-split --merge m-F32-00001-of-0000" in notes[0]
+    assert f"# {notes[0]}" in (tmp_path / "out" / "Modelfile").read_text()
 
 
 def test_a_model_that_fits_into_one_file_is_for_ollama(tmp_path: Path) -> None:
