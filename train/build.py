@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
+from lorafold.libraries.causal_lm import quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
@@ -19,7 +20,7 @@ from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, Method, linear_names
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
-from lorafold.train.model.base import load_model, pick_device, pick_dtype, quiet_transformers
+from lorafold.train.model.base import load_model, pick_device, pick_dtype
 from lorafold.train.model.new_tokens import make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.tokens.batches import StepPlan

@@ -20,7 +20,7 @@ from lorafold.errors import InputError
 from lorafold.export.fold.folded import vocabulary_size
 from lorafold.export.fold.for_peft import differs_for_peft, empty_products, write_for_peft
 from lorafold.export.inputs import Inputs
-from lorafold.libraries.quiet import quiet_bitsandbytes
+from lorafold.libraries.causal_lm import REFUSALS, load_causal_lm, told
 from lorafold.machine import memory_available
 
 if TYPE_CHECKING:
@@ -61,11 +61,9 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
         InputError: transformers cannot load it.
     """
     with _refusals(inputs.base.folder):
-        quiet_bitsandbytes()
         import torch
-        from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(inputs.base.folder, dtype=torch.float32)
+        model: Any = load_causal_lm(inputs.base.folder, dtype=torch.float32)
         known, rows = vocabulary_size(inputs.base.config()), vocabulary_size(inputs.config)
         if known is not None and rows is not None and rows != known:
             # Without transformers' own means: those are drawn at random, and take the square of the width.
@@ -106,19 +104,16 @@ def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
         return tuned.eval()
 
 
-# What loading raises for a model, an adapter or a version that it does not fit: there is no common ancestor.
-_REFUSALS = (ValueError, RuntimeError, OSError, ImportError, LookupError, AttributeError, TypeError)
-
-
 @contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
     """Turn what transformers and PEFT raise while they load into an `InputError`."""
     try:
         yield
-    except _REFUSALS as error:
-        reason = " ".join(str(error).split())
+    except (*REFUSALS, InputError) as error:
+        cause = error.__cause__ or error
+        said = cause.problem if isinstance(cause, InputError) else f"{type(cause).__name__}: {told(cause)}"
         raise InputError(
-            f"transformers and PEFT cannot load it as a reference ({type(error).__name__}: {reason:.300})",
+            f"transformers and PEFT cannot load it as a reference ({said})",
             at=folder,
             fix="collect an importance matrix elsewhere (llama-imatrix), and give it with --imatrix",
         ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import InputError, NumericError, SystemFault
-from lorafold.libraries.quiet import quiet_bitsandbytes
+from lorafold.libraries.causal_lm import REFUSALS, is_memory_fault, load_causal_lm, quiet_transformers, told
 from lorafold.models import require
 from lorafold.serve.engines.sampling import log_softmax
 
@@ -68,13 +68,8 @@ def load(
         InputError: the folder or an adapter cannot be loaded.
         SystemFault: memory or a package is missing.
     """
-    quiet_bitsandbytes()
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as chatter
 
-    chatter.disable_progress_bar()  # it would draw into the conversation
-    chatter.set_verbosity_error()
     torch.set_num_threads(threads)
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": "auto" if on_gpu else torch.float32}
@@ -88,39 +83,41 @@ def load(
             bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            device_map="auto" if on_gpu else None,
-            **options,
+        model = load_causal_lm(
+            folder, trust_remote_code=trust_remote_code, device_map="auto" if on_gpu else None, **options
         )
-        rows = model.get_input_embeddings().num_embeddings
-        if adapters and vocabulary > rows:
-            model.resize_token_embeddings(vocabulary)
-        peft = None
-        for number, adapter in enumerate(adapters):
-            require("peft", extra="train")
-            from peft import PeftModel
-
-            if peft is None:
-                peft = PeftModel.from_pretrained(model, adapter, adapter_name="0")
-            else:
-                peft.load_adapter(adapter, adapter_name=str(number))
-        if peft is not None and len(adapters) > 1:
-            peft.base_model.set_adapter([str(number) for number in range(len(adapters))])
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise SystemFault("not enough memory for the model", at=folder, fix="try --load-in-4bit") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        with quiet_transformers():
+            peft = _with_adapters(model, adapters, vocabulary)
+    except REFUSALS as error:
+        if is_memory_fault(error):
+            problem, fix = "not enough memory for the model", "pass --load-in-4bit"
+            raise SystemFault(problem, at=folder, fix=fix) from error
         place = adapters[0] if adapters else folder
-        said = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"transformers cannot load it: {said}", at=place, fix="check the folder") from error
+        raise InputError(
+            f"transformers cannot load it: {told(error)}", at=place, fix="download or save it again"
+        ) from error
     model.eval()
     learns_prompt = peft is not None and peft.active_peft_config.is_prompt_learning
     limit = getattr(model.config, "max_position_embeddings", None)
     quantization = "NF4" if in_4bit else str(model.dtype).removeprefix("torch.")
     return LoadedModel(model, peft if learns_prompt else None, quantization, limit, folder)
+
+
+def _with_adapters(model: Any, adapters: Sequence[Path], vocabulary: int) -> Any:
+    """PEFT's wrapper with all adapters active; None if there is none."""
+    if not adapters:
+        return None
+    require("peft", extra="train")
+    from peft import PeftModel
+
+    if vocabulary > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(vocabulary)
+    peft = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
+    for number, adapter in enumerate(adapters[1:], start=1):
+        peft.load_adapter(adapter, adapter_name=str(number))
+    if len(adapters) > 1:
+        peft.base_model.set_adapter([str(number) for number in range(len(adapters))])
+    return peft
 
 
 class TorchCache:

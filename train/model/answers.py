@@ -13,8 +13,8 @@ from typing import Any
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
+from lorafold.libraries.causal_lm import quiet_transformers
 from lorafold.records.layouts import Example
-from lorafold.train.model.base import quiet_transformers
 
 MOST_TOKENS = 40  # of an answer
 _SHOWN = 60  # characters of a question or an answer in one line

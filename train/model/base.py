@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.errors import InputError, LorafoldError, SystemFault
-from lorafold.libraries.quiet import quiet_bitsandbytes
+from lorafold.errors import SystemFault
+from lorafold.libraries.causal_lm import is_memory_fault, load_causal_lm
 from lorafold.models import Base, require
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import Method
@@ -59,9 +57,6 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         UnsafeInputError: there are only pickled weights.
         SystemFault: a package or memory is missing.
     """
-    quiet_bitsandbytes()
-    from transformers import AutoModelForCausalLM
-
     Checkpoint.open(base.folder)
     in_4bit = config.load_in_4bit or (method.quantized and not config.load_in_8bit)
     quantized = in_4bit or config.load_in_8bit
@@ -76,26 +71,7 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
     # Weights that will be cut up among GPUs need not fit on one; 4-bit ones are made there.
     start: Any = "cpu" if config.fsdp and not quantized else device
     options["device_map"] = config.device_map or {"": start}
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                base.folder,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **options,
-            )
-    except LorafoldError:
-        raise
-    except (ValueError, KeyError, RuntimeError, OSError, ImportError, AttributeError) as error:
-        if _is_memory_fault(error):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        problem = f"transformers cannot load this base ({reason})"
-        raise InputError(
-            problem, at=base.folder, fix="correct config.json, or download the model again"
-        ) from error
-    _check_loaded(base.folder, info)
+    model = load_causal_lm(base.folder, **options)
     _keep_differentiable(model)
     model.config.use_cache = False
     # peft's `prepare_model_for_kbit_training` would also widen embeddings and norms to float32: 1.6 GiB more
@@ -129,62 +105,19 @@ def _quantization(config: TrainConfig, in_4bit: bool, device: torch.device) -> A
     )
 
 
-def _check_loaded(folder: Path, info: dict[str, Any]) -> None:
-    """Refuse what transformers would only warn about: it fills missing tensors with random numbers."""
-    for key, what in (
-        ("mismatched_keys", "shape against config.json"),
-        ("missing_keys", "missing from the weights"),
-    ):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in info.get(key) or ())
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise InputError(f"{what}: {shown}", at=folder, fix="download the model again")
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and warnings off the terminal, which belongs to the caller."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # transformers and peft deprecate each other's attributes.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 @contextlib.contextmanager
 def memory_faults() -> Iterator[None]:
     """Turn running out of memory into a fault that says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_memory_fault(error):
+        if not is_memory_fault(error):
             raise
         raise SystemFault(
             "out of memory",
             fix="lower --per-device-train-batch-size or --max-length, or pass --gradient-checkpointing "
             "or --method qlora",
         ) from error
-
-
-def _is_memory_fault(error: Exception) -> bool:
-    """Whether memory ran out: Python's and CUDA's own exceptions, else the texts of torch and of errno 12."""
-    import torch
-
-    texts = ("can't allocate memory", "Cannot allocate memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        text in str(error) for text in texts
-    )
 
 
 def base_dtype(base: Base) -> torch.dtype:
