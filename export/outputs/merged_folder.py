@@ -108,7 +108,7 @@ def plan_merged_folder(
     """
     shards = plan_shards(source, dtype, shard_bytes)
     config = getattr(source, "config", None) or read_object(base / "config.json")
-    written = {**side_files.written, "config.json": _json(_typed_config(dict(config), dtype))}
+    written = {**side_files.written, "config.json": _json(_as_older(_typed_config(dict(config), dtype)))}
     if len(shards) > 1:
         tensors = [info for shard in shards for info in shard.tensors]
         total = {
@@ -287,6 +287,23 @@ def _typed_config(config: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
             config["text_config"] = {
                 field: name if field in ("dtype", "torch_dtype") else value for field, value in nested.items()
             }
+    return config
+
+
+def _as_older(config: dict[str, Any]) -> dict[str, Any]:
+    """With the rotary settings also where transformers before 5, vLLM and Ollama look for them.
+
+    Ollama reads a base frequency of 0 where only `rope_parameters` tells it. Settings by kind of layer
+    (`rope_parameters: {"full_attention": …}`) have no older form.
+    """
+    for settings in (config, config.get("text_config")):
+        rotary = settings.get("rope_parameters") if isinstance(settings, dict) else None
+        if not isinstance(settings, dict) or not isinstance(rotary, dict) or "rope_theta" not in rotary:
+            continue
+        settings.setdefault("rope_theta", rotary["rope_theta"])
+        scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            settings.setdefault("rope_scaling", scaling)
     return config
 
 

@@ -6,6 +6,7 @@ What is left behind is said in a note, so that nothing of a base or an adapter i
 from __future__ import annotations
 
 import filecmp
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -17,10 +18,12 @@ from lorafold.chat.sources import (
     MORE_TEMPLATES,
     TemplateSource,
     folder_tokens,
+    read_text,
     template_sources,
 )
 from lorafold.errors import UnsafeInputError
 from lorafold.export.inputs import Inputs
+from lorafold.jsonfile import read_object
 from lorafold.tokenizer.folder import TOKENIZER_FILES, find_files, tokenizer_files
 
 # What a model's folder holds beside weights, config.json and tokenizer, and a merged folder needs too.
@@ -64,6 +67,7 @@ _RECORDS = (
 # Special tokens that begin and end what a model writes.
 _ENDS = ("bos_token", "eos_token")
 _NAMED = 6  # files that a note names
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ def find_side_files(
         own = ours | own
     copied = find_files(base, MODEL_FILES) | own
     if of_base and template is None and not transformers_templates(adapters):
-        return SideFiles(copied)
+        return _template_inside(SideFiles(copied))
     # The templates come from several places: all are written as the files that transformers prefers.
     chosen = transformers_templates([*adapters, tokenizer or base, base])
     texts = {name: source.text for name, source in chosen.items()}
@@ -116,7 +120,27 @@ def find_side_files(
         JINJA_FILE if name == DEFAULT else f"{MORE_TEMPLATES}/{_file_name(name, base)}.jinja": text
         for name, text in texts.items()
     }
-    return SideFiles({name: path for name, path in copied.items() if name not in written}, written)
+    return _template_inside(
+        SideFiles({name: path for name, path in copied.items() if name not in written}, written)
+    )
+
+
+def _template_inside(files: SideFiles) -> SideFiles:
+    """The files with the default template in tokenizer_config.json too.
+
+    Ollama and older transformers read it only there.
+    """
+    text = files.written.get(JINJA_FILE)
+    if text is None and JINJA_FILE in files.copied:
+        text = read_text(files.copied[JINJA_FILE])
+    path = files.copied.get(TOKENIZER_CONFIG)
+    settings = {} if path is None else read_object(path)
+    inside = settings.get("chat_template")
+    if text is None or path is None or inside == text or isinstance(inside, list | dict):
+        return files
+    copied = {name: other for name, other in files.copied.items() if name != TOKENIZER_CONFIG}
+    changed = json.dumps({**settings, "chat_template": text}, indent=2, ensure_ascii=False) + "\n"
+    return SideFiles(copied, {**files.written, TOKENIZER_CONFIG: changed})
 
 
 def _file_name(template: str, base: Path) -> str:

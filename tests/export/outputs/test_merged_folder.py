@@ -200,3 +200,38 @@ def test_a_full_disk(tmp_path: Path) -> None:
     (out / "config.json").symlink_to("/dev/full")
     with pytest.raises(SystemFault, match="the disk is full"):
         write_merged_folder(planned(source, tmp_path / "base"), source, out)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "older"),
+    [
+        ({"rope_theta": 5e5, "rope_type": "default"}, {"rope_theta": 5e5}),
+        (
+            {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0},
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        ),
+        ({"full_attention": {"rope_theta": 1e6}}, {}),
+        (None, {}),
+    ],
+)
+def test_rotary_settings_stand_where_older_readers_look(rotary: Any, older: dict[str, Any]) -> None:
+    """Ollama takes a frequency of 0 from a config.json that tells it in `rope_parameters` only."""
+    from lorafold.export.outputs.merged_folder import _as_older
+
+    given = {"model_type": "llama"} | ({} if rotary is None else {"rope_parameters": rotary})
+    assert _as_older(dict(given)) == given | older
+    nested = _as_older({"text_config": dict(given)})["text_config"]
+    assert nested == given | older
+    kept = _as_older({**given, "rope_theta": 7.0})
+    assert kept["rope_theta"] == 7.0, "what is there stays"
+
+
+def test_transformers_reads_the_older_settings_as_the_newer(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    from lorafold.export.outputs.merged_folder import _as_older
+
+    rotary = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    ours = LlamaConfig(rope_parameters=dict(rotary), max_position_embeddings=8192).to_dict()
+    again = LlamaConfig.from_dict(_as_older(json.loads(json.dumps(ours))))
+    assert again.rope_parameters == LlamaConfig.from_dict(ours).rope_parameters

@@ -256,3 +256,22 @@ def test_an_adapter_gguf_says_that_it_holds_no_template(tmp_path: Path) -> None:
     (adapter / "chat_template.jinja").write_text(OTHER)
     (note,) = made(adapter, tmp_path / "other", base=str(base), format="adapter").notes
     assert "chat_template.jinja) is not the base's" in note and "--chat-template-file" in note
+
+
+@pytest.mark.parametrize("chosen", [None, OTHER])
+def test_ollama_finds_the_default_template_in_the_tokenizers_settings(
+    tmp_path: Path, chosen: str | None
+) -> None:
+    """It reads no chat_template.jinja; transformers still reads the same template."""
+    from transformers import AutoTokenizer
+
+    base = base_with(as_files, tmp_path / "base")
+    options = {}
+    if chosen is not None:
+        (tmp_path / "t.jinja").write_text(chosen)
+        options = {"chat_template": str(tmp_path / "t.jinja")}
+    export(ExportConfig(str(base), out=tmp_path / "o", format="folder", verify=False, **options))
+    inside = json.loads((tmp_path / "o" / "tokenizer_config.json").read_text())["chat_template"]
+    assert inside == (chosen or CHATML)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "o").chat_template
+    assert (loaded["default"] if isinstance(loaded, dict) else loaded) == inside
