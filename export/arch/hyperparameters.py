@@ -216,6 +216,16 @@ def f32(key: str, value: str | Callable[[ModelConfig], Any]) -> Hyperparameter:
     return Hyperparameter(key, GGUFValueType.FLOAT32, value)
 
 
+def text(key: str, value: Callable[[ModelConfig], Any]) -> Hyperparameter:
+    """A STRING entry."""
+    return Hyperparameter(key, GGUFValueType.STRING, value)
+
+
+def array(key: str, subtype: GGUFValueType, value: Callable[[ModelConfig], Any]) -> Hyperparameter:
+    """An ARRAY entry of one value for each layer, or the like."""
+    return Hyperparameter(key, GGUFValueType.ARRAY, value, subtype)
+
+
 def read_all(table: Sequence[Hyperparameter], config: ModelConfig, arch: str) -> list[KeyValue]:
     """The entries of a table for one model; a key that comes twice keeps its first place and last value."""
     entries: dict[str, KeyValue] = {}

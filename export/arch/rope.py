@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f32, head_dim, is_finite
+from lorafold.export.arch.hyperparameters import (
+    Hyperparameter,
+    ModelConfig,
+    array,
+    f32,
+    head_dim,
+    is_finite,
+    is_whole,
+)
 
 # Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
 SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
@@ -54,8 +62,12 @@ class Rope:
 
     @property
     def kind(self) -> str:
-        """The kind of scaling in lower case; "default" if there is none."""
-        return str(self.full.get("rope_type") or "default").lower()
+        """The kind of scaling in lower case; "default" if there is none.
+
+        "mrope" was the name for none in models that see images.
+        """
+        kind = str(self.full.get("rope_type") or "default").lower()
+        return "default" if kind == "mrope" else kind
 
 
 def read_rope(config: ModelConfig) -> Rope:
@@ -180,6 +192,19 @@ SCALING = (
     f32("rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn")),
     f32("rope.scaling.attn_factor", _yarn_correction),
 )
+
+
+def _sections(config: ModelConfig) -> list[int] | None:
+    """How many pairs of a head turn with time, height and width, padded to four; None without such."""
+    given = read_rope(config).full.get("mrope_section")
+    if given is None:
+        return None
+    if not (isinstance(given, list) and len(given) <= 4 and all(map(is_whole, given))):
+        raise config.wrong("rope_scaling.mrope_section", given, "at most four whole numbers")
+    return [*given, *[0] * (4 - len(given))]
+
+
+SECTIONS = array("rope.dimension_sections", GGUFValueType.INT32, _sections)
 FREQUENCY_BASE = f32("rope.freq_base", lambda config: read_rope(config).full.get("rope_theta"))
 SLIDING_FREQUENCY_BASE = f32("rope.freq_base_swa", lambda config: read_rope(config).sliding.get("rope_theta"))
 

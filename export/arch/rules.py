@@ -21,9 +21,18 @@ from lorafold.export.arch.hyperparameters import (
     kv_heads,
     u32,
 )
-from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, SLIDING_FREQUENCY_BASE, read_rope, usual_yarn
+from lorafold.export.arch.rope import (
+    FREQUENCY_BASE,
+    SCALING,
+    SECTIONS,
+    SLIDING_FREQUENCY_BASE,
+    read_rope,
+    usual_yarn,
+)
 
 Sizes = Mapping[str, int]
+# Placeholders in a source's name: the sources with the numbers from 0 up are stacked in that order.
+STACKS = {"{expert}": "experts", "{head}": "heads", "{kv_head}": "kv_heads"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +41,8 @@ class TensorRule:
 
     Attributes:
         name: the GGUF name; "{layer}" stands for each layer's number.
-        source: the Hugging Face name; "{expert}" stands for each expert, whose tensors are stacked.
+        source: the Hugging Face name; "{expert}" stands for each expert, whose tensors are stacked, and so
+            do the other placeholders of `STACKS`.
         shape: the source's shape, in names of sizes.
         becomes: the GGUF tensor's shape if it is not the source's (stacked and transposed ones need none).
         rows: (start, stop) ranges of the source's rows that are taken; None takes all.
@@ -43,6 +53,7 @@ class TensorRule:
         unless: a config switch with which the source may be absent.
         instead: the source to take if `unless` is on and the source is absent, for a tensor that llama.cpp
             insists on.
+        layers: whether each layer has it, one after the other; None means that all do.
     """
 
     name: str
@@ -56,6 +67,12 @@ class TensorRule:
     when: str | None = None
     unless: str | None = None
     instead: str | None = None
+    layers: Callable[[ModelConfig], Sequence[bool]] | None = None
+
+    @property
+    def stacked(self) -> str | None:
+        """The size that counts the sources which are stacked, or None if there is one source."""
+        return next((size for mark, size in STACKS.items() if mark in self.source), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,24 +204,73 @@ def expert_rules(prefix: str, down: str, gate: str, up: str, ff: str, order: str
     return tuple(rules[name] for name in order.split())
 
 
-def fused_experts(ff: str) -> tuple[TensorRule, ...]:
+def half_rows(part: int, ff: str, count: str = "experts") -> Callable[[Sizes], Sequence[tuple[int, int]]]:
+    """The upper (0) or lower (1) half of the rows of each of `count` matrices of 2 `ff` rows."""
+
+    def rows(sizes: Sizes) -> list[tuple[int, int]]:
+        inner = sizes[ff]
+        starts = ((2 * number + part) * inner for number in range(sizes[count]))
+        return [(start, start + inner) for start in starts]
+
+    return rows
+
+
+def fused_experts(
+    ff: str, gate_up: str = "mlp.experts.gate_up_proj", down: str = "mlp.experts.down_proj"
+) -> tuple[TensorRule, ...]:
     """Rules for transformers 5's fused experts: gate above up in one (experts, 2 ff, width), and down."""
-
-    def half(part: int) -> Callable[[Sizes], Sequence[tuple[int, int]]]:
-        def rows(sizes: Sizes) -> list[tuple[int, int]]:
-            inner = sizes[ff]
-            starts = ((2 * expert + part) * inner for expert in range(sizes["experts"]))
-            return [(start, start + inner) for start in starts]
-
-        return rows
-
     fused: dict[str, Any] = {"becomes": ("experts", ff, "width")}
     shape = ("experts", f"2_{ff}", "width")
     return (
-        layer("ffn_gate_exps.weight", "mlp.experts.gate_up_proj", *shape, rows=half(0), **fused),
-        layer("ffn_up_exps.weight", "mlp.experts.gate_up_proj", *shape, rows=half(1), **fused),
-        layer("ffn_down_exps.weight", "mlp.experts.down_proj", "experts", "width", ff),
+        layer("ffn_gate_exps.weight", gate_up, *shape, rows=half_rows(0, ff), **fused),
+        layer("ffn_up_exps.weight", gate_up, *shape, rows=half_rows(1, ff), **fused),
+        layer("ffn_down_exps.weight", down, "experts", "width", ff),
     )
+
+
+def shared_expert_rules(prefix: str) -> tuple[TensorRule, ...]:
+    """Rules for the expert that sees every token; `prefix` is that of its tensors within a layer."""
+    return (
+        layer("ffn_gate_shexp.weight", f"{prefix}.gate_proj.weight", "shared_ff", "width"),
+        layer("ffn_up_shexp.weight", f"{prefix}.up_proj.weight", "shared_ff", "width"),
+        layer("ffn_down_shexp.weight", f"{prefix}.down_proj.weight", "width", "shared_ff"),
+    )
+
+
+def in_layers(which: Callable[[ModelConfig], Sequence[bool]], *rules: TensorRule) -> tuple[TensorRule, ...]:
+    """The same rules for some layers only."""
+    return tuple(replace(rule, layers=which) for rule in rules)
+
+
+def dense_layers(config: ModelConfig) -> list[bool]:
+    """The first layers have no experts: `first_k_dense_replace` of them."""
+    first = config.integer("first_k_dense_replace", least=0)
+    return [number < first for number in range(config.integer("num_hidden_layers"))]
+
+
+def expert_layers(config: ModelConfig) -> list[bool]:
+    """The layers behind those of `dense_layers`."""
+    return [not dense for dense in dense_layers(config)]
+
+
+def layer_kinds(kind: str, otherwise: Callable[[int], str]) -> Callable[[ModelConfig], list[bool]]:
+    """Which layers are of a kind by `layer_types`.
+
+    Args:
+        kind: the word.
+        otherwise: the kind of a layer, by its number from 1, if config.json has no such list.
+    """
+
+    def which(config: ModelConfig) -> list[bool]:
+        kinds = config.get("layer_types")
+        layers = config.integer("num_hidden_layers")
+        if not kinds:
+            kinds = [otherwise(number) for number in range(1, layers + 1)]
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise config.wrong("layer_types", kinds, f"a list of {layers} kinds, one for each layer")
+        return [got == kind for got in kinds]
+
+    return which
 
 
 # What every header has, in the converter's order.
@@ -216,17 +282,29 @@ SIZES = (
     u32("attention.head_count", "num_attention_heads"),
     u32("attention.head_count_kv", kv_heads),
 )
-ROPE = (*SCALING, FREQUENCY_BASE, SLIDING_FREQUENCY_BASE)
+ROPE = (*SCALING, SECTIONS, FREQUENCY_BASE, SLIDING_FREQUENCY_BASE)
 RMS_EPSILON = f32("attention.layer_norm_rms_epsilon", "rms_norm_eps")
 EXPERTS = (
     u32("expert_count", "num_experts"),
     u32("expert_used_count", "num_experts_per_tok"),
 )
+LAYER_NORM_EPSILON = f32("attention.layer_norm_epsilon", "layer_norm_eps")
 # The width of a head, if the config gives it or has a default.
 HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "head_dim"))
 COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
+# The same for models that normalise with LayerNorm.
+LAYER_NORM_COMMON = (*SIZES, *ROPE, LAYER_NORM_EPSILON, *EXPERTS, *HEAD)
 VOCABULARY = u32("vocab_size", "vocab_size")
 ROTATED = u32("rope.dimension_count", head_dim)
+
+
+def fixed(field: str, value: Any) -> Condition:
+    """A config field that is built into llama.cpp's graph."""
+    return Condition(
+        field,
+        lambda config: bool(config.get(field) == value),
+        f"{value!r}: llama.cpp computes no other here",
+    )
 
 
 def activation(name: str, *same: str, of: str = "hidden_act") -> Condition:
@@ -256,11 +334,19 @@ PLAIN_HEADS = Condition(
     undivided_heads,
     "hidden_size / num_attention_heads: llama.cpp takes no other here",
 )
+
+
+def _all_full(kinds: Any) -> bool:
+    """Whether `layer_types` gives no layer a window."""
+    return isinstance(kinds, list) and bool(kinds) and set(kinds) == {"full_attention"}
+
+
 FULL_ATTENTION = Condition(
     "sliding_window",
     lambda config: (
         config.get("sliding_window") is None
         or config.get("use_sliding_window") is False
+        or _all_full(config.get("layer_types"))
         or config.integer("sliding_window", least=0) >= config.integer("max_position_embeddings")
     ),
     "none: llama.cpp lets this architecture see the whole context, so texts longer than the window differ",
@@ -292,6 +378,20 @@ def rope_kinds(*kinds: str, partial: bool = False) -> tuple[Condition, ...]:
         "1: llama.cpp rotates whole heads here",
     )
     return (known, ramp) if partial else (known, ramp, whole)
+
+
+def plain_rope(theta: float | None = None) -> Condition:
+    """Rope without scaling, and with the base that llama.cpp takes if its header has none."""
+
+    def holds(config: ModelConfig) -> bool:
+        rope = read_rope(config)
+        return rope.kind == "default" and (
+            theta is None or float(rope.full.get("rope_theta") or theta) == theta
+        )
+
+    expected = "plain rope" if theta is None else f"{theta:.0f} without scaling"
+    field = "rope_scaling" if theta is None else "rope_theta"
+    return Condition(field, holds, f"{expected}: llama.cpp computes no other here")
 
 
 # What llama.cpp leaves out of most architectures; both matter for long texts only.

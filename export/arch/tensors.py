@@ -46,7 +46,7 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     row, view = view_of(config)
     sizes = dimensions(view)
     actual = {_canonical(name, row): name for name in tensors}
-    rules = [rule for rule in (*row.tensors, *_variant(row, actual)) if _counts(rule, view)]
+    rules = [rule for rule in (*row.tensors, *_variant(row, actual, view)) if _counts(rule, view)]
     _check_number(rules, sizes, len(tensors))
     _check(view, row)
     order = {name: place for place, name in enumerate(_file_order(tensors))}
@@ -54,7 +54,7 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     missing: list[str] = []
     used: set[str] = set()
     for number, rule in enumerate(rules):
-        for layer in range(sizes["layers"]) if "{layer}" in rule.name else (0,):
+        for layer in _layers(rule, view):
             wanted = _wanted(rule, layer, sizes, actual, view)
             absent = [source for source in wanted if source not in actual]
             missing += absent
@@ -120,7 +120,7 @@ def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: i
     """Refuse a config that asks for far more tensors than there are, before counting through their names."""
     wanted = sum(
         (sizes["layers"] if "{layer}" in rule.source else 1)
-        * (sizes.get("experts", 0) if "{expert}" in rule.source else 1)
+        * (sizes.get(rule.stacked, 0) if rule.stacked else 1)
         for rule in rules
     )
     if wanted > 2 * held + 1000:
@@ -155,11 +155,13 @@ def _canonical(name: str, row: Architecture) -> str:
     return name
 
 
-def _variant(row: Architecture, actual: Mapping[str, str]) -> tuple[TensorRule, ...]:
+def _variant(row: Architecture, actual: Mapping[str, str], config: ModelConfig) -> tuple[TensorRule, ...]:
     """The variant whose tensors are present; the first if none is, so that its tensors are named."""
     for rules in row.variants:
-        if any(rule.source.format(layer=0, expert=0) in actual for rule in rules):
-            return rules
+        for rule in rules:
+            first = next(iter(_layers(rule, config)), 0)
+            if _source(rule, first, 0) in actual:
+                return rules
     return row.variants[0] if row.variants else ()
 
 
@@ -186,10 +188,24 @@ def _wanted(
     return [] if rule.instead is None else [rule.instead]
 
 
+def _layers(rule: TensorRule, config: ModelConfig) -> Sequence[int]:
+    """The layers that have a rule's tensor; one outside the layers counts as the first layer's."""
+    if "{layer}" not in rule.name:
+        return (0,)
+    if rule.layers is None:
+        return range(config.integer("num_hidden_layers"))
+    return [number for number, has in enumerate(rule.layers(config)) if has]
+
+
+def _source(rule: TensorRule, layer: int, number: int) -> str:
+    """The canonical name of one of a rule's sources."""
+    return rule.source.format(layer=layer, expert=number, head=number, kv_head=number)
+
+
 def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
-    """The canonical names of a rule's sources, one for each expert if there are experts."""
-    experts = range(sizes.get("experts", 0)) if "{expert}" in rule.source else (0,)
-    return [rule.source.format(layer=layer, expert=expert) for expert in experts]
+    """The canonical names of a rule's sources: one, or as many as are stacked."""
+    count = sizes.get(rule.stacked, 0) if rule.stacked else 1
+    return [_source(rule, layer, number) for number in range(count)]
 
 
 def _last_part(
@@ -229,7 +245,7 @@ def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[s
         shape = tuple(sizes[name] for name in rule.becomes)
     elif rule.transpose:
         shape = shape[::-1]
-    elif "{expert}" in rule.source:
+    elif rule.stacked:
         shape = (len(names), *shape)
     group = sizes[rule.group]
     return MappedTensor(
