@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorafold.api.stages import make_stage
 from lorafold.export.config import ExportConfig, ModelfileConfig
-from lorafold.stages import make_stage
 
 if TYPE_CHECKING:
     from lorafold.export.modelfile.plan import ModelfileResult, make_modelfile

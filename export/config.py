@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from lorafold.api.settle import settle
 from lorafold.errors import UsageError
 from lorafold.machine import cores
-from lorafold.settle import settle
 
 # Options that only some formats use.
 ONLY_FOR: dict[str, tuple[str, ...]] = {

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.artifacts import damaged_files, new_folder, read_manifest
 from lorafold.errors import InputError, LorafoldError, NumericError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
@@ -26,7 +27,6 @@ from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.export.proof.observed import Observing, check_name
 from lorafold.machine import return_free_memory
-from lorafold.notebook import lines_as_html, lines_as_text
 from lorafold.progress import Progress, silent
 from lorafold.stopwatch import Spent
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorafold.api.stages import make_stage
 from lorafold.serve.config import ChatConfig, CompareConfig
-from lorafold.stages import make_stage
 
 if TYPE_CHECKING:
     from lorafold.serve.comparison.compare import compare

@@ -6,8 +6,8 @@ import math
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
+from lorafold.api.settle import settle
 from lorafold.errors import UsageError
-from lorafold.settle import settle
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorafold.stages import make_stage
+from lorafold.api.stages import make_stage
 from lorafold.train.config import TrainConfig
 
 if TYPE_CHECKING:

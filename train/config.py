@@ -12,8 +12,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorafold.api.settle import settle
 from lorafold.errors import UsageError
-from lorafold.settle import settle
 
 MethodName = Literal[
     "lora",

@@ -35,6 +35,7 @@ from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Runner, runner
 from lorafold.export.proof.reference import load_base, own_reading, why_no_reference, with_adapter
 from lorafold.export.proof.rounding import parameters_of, round_weights
+from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -305,16 +306,6 @@ def check_effect(effect: float, losses: Mapping[str, float]) -> Check:
             figures,
         )
     return Check("effect", "passed", f"{told}; of that the rounding is {beside}", figures)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> LogProbabilities:
-    """In float32, as the logits are: with a vocabulary of 150,000 these arrays take much of the proof's time.
-
-    numpy's sums are pairwise: the error stays near the last bit.
-    """
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities: LogProbabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_probabilities
 
 
 def mean_kl(reference: Answers, other: Answers) -> float:

@@ -60,12 +60,3 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     powers: NDArray[np.float64] = np.exp(logits - logits.max())
     powers /= powers.sum()
     return powers
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-probabilities of logits (vocabulary,)."""
-    import numpy as np
-
-    shifted: NDArray[np.float32] = logits - logits.max()
-    shifted -= np.log(np.exp(shifted).sum())
-    return shifted

@@ -15,7 +15,7 @@ from lorafold.chat.layout import shared_prefix
 from lorafold.errors import InputError, NumericError, SystemFault
 from lorafold.libraries.causal_lm import REFUSALS, is_memory_fault, load_causal_lm, quiet_transformers, told
 from lorafold.models import require
-from lorafold.serve.engines.sampling import log_softmax
+from lorafold.probabilities import log_softmax
 
 if TYPE_CHECKING:
     import numpy as np

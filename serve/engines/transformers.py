@@ -16,12 +16,13 @@ from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
+from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
 from lorafold.serve.engines.digests import weights_sha256
 from lorafold.serve.engines.fit import PromptFitter
 from lorafold.serve.engines.local_answer import Decoder, Reader, score_answer, stream_answer
-from lorafold.serve.engines.sampling import draw, log_softmax
+from lorafold.serve.engines.sampling import draw
 from lorafold.serve.engines.threads import ModelThread
 from lorafold.serve.engines.torch_model import LoadedModel, TorchCache, load
 from lorafold.serve.protocol import About, Cancel, Event, context_of

@@ -59,7 +59,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
 }
 # What starts the stages stands above them; everything else in lorafold/ stands below.
-ABOVE = ("cli", "demo", "doctor", "inspection", "stages", "__init__", "__main__")
+ABOVE = ("cli", "demo", "doctor", "inspection", "__init__", "__main__")
 # A package may use the vocabulary of the package that holds it.
 INNER = {("arch.families", "arch"), ("quant.kernels", "quant"), ("modelfile.go", "modelfile")}
 

@@ -9,10 +9,10 @@ import pytest
 import tiny_chat
 
 import lorafold
+from lorafold.api.settle import settle
 from lorafold.errors import UsageError
 from lorafold.export import ExportConfig
 from lorafold.serve import ChatConfig
-from lorafold.settle import settle
 from lorafold.train import TrainConfig
 
 

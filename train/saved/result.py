@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.notebook import lines_as_html, lines_as_text
+from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.saved.curve import curves, text_curve

@@ -1,0 +1,1 @@
+"""The program from Python: stages that are called, text for paths and lists, results that show themselves."""
