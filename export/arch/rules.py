@@ -53,7 +53,7 @@ class TensorRule:
         unless: a config switch with which the source may be absent.
         instead: the source to take if `unless` is on and the source is absent, for a tensor that llama.cpp
             insists on.
-        layers: whether each layer has it, one after the other; None means that all do.
+        layers: whether a layer has the tensor, by its number from 0; None means that all do.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TensorRule:
     when: str | None = None
     unless: str | None = None
     instead: str | None = None
-    layers: Callable[[ModelConfig], Sequence[bool]] | None = None
+    layers: Callable[[ModelConfig, int], bool] | None = None
 
     @property
     def stacked(self) -> str | None:
@@ -237,40 +237,37 @@ def shared_expert_rules(prefix: str) -> tuple[TensorRule, ...]:
     )
 
 
-def in_layers(which: Callable[[ModelConfig], Sequence[bool]], *rules: TensorRule) -> tuple[TensorRule, ...]:
+def in_layers(which: Callable[[ModelConfig, int], bool], *rules: TensorRule) -> tuple[TensorRule, ...]:
     """The same rules for some layers only."""
     return tuple(replace(rule, layers=which) for rule in rules)
 
 
-def dense_layers(config: ModelConfig) -> list[bool]:
-    """The first layers have no experts: `first_k_dense_replace` of them."""
-    first = config.integer("first_k_dense_replace", least=0)
-    return [number < first for number in range(config.integer("num_hidden_layers"))]
+def is_dense(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer is one of the first `first_k_dense_replace`, which have no experts."""
+    return layer < config.integer("first_k_dense_replace", least=0)
 
 
-def expert_layers(config: ModelConfig) -> list[bool]:
-    """The layers behind those of `dense_layers`."""
-    return [not dense for dense in dense_layers(config)]
+def has_experts(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer lies behind those of `is_dense`."""
+    return not is_dense(config, layer)
 
 
-def layer_kinds(kind: str, otherwise: Callable[[int], str]) -> Callable[[ModelConfig], list[bool]]:
-    """Which layers are of a kind by `layer_types`.
+def layer_kinds(config: ModelConfig) -> list[str]:
+    """`layer_types`, or its default.
 
-    Args:
-        kind: the word.
-        otherwise: the kind of a layer, by its number from 1, if config.json has no such list.
+    Raises:
+        InputError: it is not one word for each layer.
     """
+    kinds, layers = config.get("layer_types"), config.integer("num_hidden_layers")
+    if not (isinstance(kinds, list) and len(kinds) == layers and all(isinstance(k, str) for k in kinds)):
+        raise config.wrong("layer_types", kinds, f"a list of {layers} kinds, one for each layer")
+    return kinds
 
-    def which(config: ModelConfig) -> list[bool]:
-        kinds = config.get("layer_types")
-        layers = config.integer("num_hidden_layers")
-        if not kinds:
-            kinds = [otherwise(number) for number in range(1, layers + 1)]
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise config.wrong("layer_types", kinds, f"a list of {layers} kinds, one for each layer")
-        return [got == kind for got in kinds]
 
-    return which
+def every_fourth_full(config: ModelConfig) -> list[str]:
+    """A default for `layer_types`: windows, but for every fourth layer."""
+    layers = range(1, config.integer("num_hidden_layers") + 1)
+    return ["sliding_attention" if number % 4 else "full_attention" for number in layers]
 
 
 # What every header has, in the converter's order.

@@ -54,7 +54,7 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     missing: list[str] = []
     used: set[str] = set()
     for number, rule in enumerate(rules):
-        for layer in _layers(rule, view):
+        for layer in layers_of(rule, view):
             wanted = _wanted(rule, layer, sizes, actual, view)
             absent = [source for source in wanted if source not in actual]
             missing += absent
@@ -159,7 +159,7 @@ def _variant(row: Architecture, actual: Mapping[str, str], config: ModelConfig) 
     """The variant whose tensors are present; the first if none is, so that its tensors are named."""
     for rules in row.variants:
         for rule in rules:
-            first = next(iter(_layers(rule, config)), 0)
+            first = next(iter(layers_of(rule, config)), 0)
             if _source(rule, first, 0) in actual:
                 return rules
     return row.variants[0] if row.variants else ()
@@ -188,13 +188,12 @@ def _wanted(
     return [] if rule.instead is None else [rule.instead]
 
 
-def _layers(rule: TensorRule, config: ModelConfig) -> Sequence[int]:
-    """The layers that have a rule's tensor; one outside the layers counts as the first layer's."""
+def layers_of(rule: TensorRule, config: ModelConfig) -> list[int]:
+    """The layers that have a rule's tensor; [0] for a tensor outside layers."""
     if "{layer}" not in rule.name:
-        return (0,)
-    if rule.layers is None:
-        return range(config.integer("num_hidden_layers"))
-    return [number for number, has in enumerate(rule.layers(config)) if has]
+        return [0]
+    layers = range(config.integer("num_hidden_layers"))
+    return [layer for layer in layers if rule.layers is None or rule.layers(config, layer)]
 
 
 def _source(rule: TensorRule, layer: int, number: int) -> str:
