@@ -59,6 +59,9 @@ app = CommandLine(
 )
 
 
+app.register_install_completion_command(help="Install shell completion (bash, zsh, fish).")
+
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
