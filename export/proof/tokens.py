@@ -48,7 +48,7 @@ def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[
             f"{len(wrong)} of {len(texts)} texts get other token ids in llama.cpp, {shortest!r} for one",
             {**figures, "example": shortest},
         )
-    meaning = f"{len(texts):,} awkward texts get the same token ids in llama.cpp"
+    meaning = f"{len(texts):,} edge-case texts get the same token ids in llama.cpp"
     if aside:
         meaning += f"; {aside.total()} were set aside: " + "; ".join(aside)
     return Check("tokenizer", "passed", meaning, figures)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from oracles import REPOSITORY
 from lorafold.cli import app
 from lorafold.commandline.hints import names_of
 from lorafold.commandline.recipes import known_recipes
+from lorafold.export.quant.recipes import RECIPES
 
 DOCUMENTS = sorted(
     path
@@ -30,11 +33,21 @@ def text_of(name: str) -> str:
 def test_files_and_links_exist(name: str) -> None:
     text = text_of(name)
     home = (REPOSITORY / name).parent
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        if not re.match(r"[a-z]+:", target):
-            assert (home / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        place = home / target if target else REPOSITORY / name
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place.read_text(encoding="utf-8")), f"{target}#{anchor}"
     for path in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", text):
         assert (REPOSITORY / path).exists() or _module(path) or _function(path), path
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.*)", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def _module(path: str) -> bool:
@@ -84,18 +97,58 @@ def test_commands_flags_and_recipes_exist(name: str) -> None:
                 assert word in recipes, word
 
 
-def test_both_readmes_have_the_same_parts() -> None:
-    english, chinese = text_of("README.md"), text_of("README.zh-CN.md")
-    assert len(re.findall(r"^#+ ", english, re.M)) == len(re.findall(r"^#+ ", chinese, re.M))
-    assert len(re.findall(r"^```", english, re.M)) == len(re.findall(r"^```", chinese, re.M))
-    assert english.count("\n|") == chinese.count("\n|")
-
-
 def test_the_tree_in_the_readme_is_the_tree() -> None:
     folders = {path.name for path in REPOSITORY.iterdir() if (path / "__init__.py").is_file()} - {"tests"}
     tree = text_of("README.md")
     for name in folders:
         assert re.search(rf"^{name}/", tree, re.M), name
+
+
+def test_the_supported_models_are_those_of_the_table() -> None:
+    printed = subprocess.run(
+        [sys.executable, "tools/list_models.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert text_of("docs/models.md") == printed.stdout
+
+
+@pytest.mark.parametrize("name", ["docs/export.md", "docs/export.zh-CN.md"])
+def test_all_types_are_listed(name: str) -> None:
+    listed = re.search(r"^(?:All types:|全部类型：)(.*?)[.。] ?(?:They|它们)", text_of(name), re.M | re.S)
+    assert listed is not None
+    assert re.findall(r"`(\w+)`", listed[1]) == list(RECIPES)
+
+
+def _written_messages() -> str:
+    """The sources, with string literals that Python joins made one, and without values."""
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for room in ("lorafold", "train", "export", "serve")
+        for path in (REPOSITORY / room).rglob("*.py")
+    )
+    return re.sub(r"\"\s*\n\s*f?\"", "", text)
+
+
+@pytest.mark.parametrize("name", ["docs/troubleshooting.md", "docs/troubleshooting.zh-CN.md"])
+def test_messages_are_those_of_the_program(name: str) -> None:
+    sources = _written_messages()
+    rows = re.findall(r"^\| (`.*?) \|", text_of(name), re.M)
+    assert len(rows) > 40
+    for row in rows:
+        for message in re.findall(r"`([^`]+)`", row):
+            for piece in filter(None, map(str.strip, message.split("…"))):
+                assert piece in sources, message
+
+
+@pytest.mark.parametrize(
+    "page", ["README", "docs/training", "docs/export", "docs/mirrors", "docs/troubleshooting"]
+)
+def test_both_languages_say_the_same(page: str) -> None:
+    """Headings, tables, blocks and the names of the program: as many in one language as in the other."""
+    english, chinese = text_of(f"{page}.md"), text_of(f"{page}.zh-CN.md")
+    for pattern in (r"^#+ ", r"^```", r"^\|", r"^- ", r"^    \S"):
+        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, chinese, re.M)), pattern
+    flags = [set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text)) for text in (english, chinese)]
+    assert flags[0] == flags[1]
 
 
 def test_the_log_names_only_files_of_the_repository() -> None:

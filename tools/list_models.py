@@ -1,0 +1,81 @@
+"""Writes docs/models.md: which models become GGUF, from the table of architectures.
+
+    python tools/list_models.py > docs/models.md
+
+A test holds the page equal to what this prints.
+"""
+
+from __future__ import annotations
+
+from lorafold.chat.named import NAMED
+from lorafold.export.arch.table import ARCHITECTURES
+
+# Models that people know, by the class that their config.json names.
+KNOWN = {
+    "LlamaForCausalLM": "Llama 2, 3, 3.1, 3.2 (text), 3.3; DeepSeek-LLM; Yi; Vicuna; TinyLlama; SmolLM2",
+    "MistralForCausalLM": "Mistral 7B and its relatives",
+    "MixtralForCausalLM": "Mixtral 8x7B, 8x22B",
+    "SmolLM3ForCausalLM": "SmolLM3",
+    "IndexForCausalLM": "Index-1.9B",
+    "Qwen2ForCausalLM": "Qwen2, Qwen2.5, QwQ; DeepSeek-R1-Distill-Qwen",
+    "Qwen2MoeForCausalLM": "Qwen1.5-MoE, Qwen2-57B-A14B",
+    "Qwen3ForCausalLM": "Qwen3, dense sizes",
+    "Qwen3MoeForCausalLM": "Qwen3-30B-A3B, Qwen3-235B-A22B",
+    "Phi3ForCausalLM": "Phi-3, Phi-3.5-mini, Phi-4",
+    "Glm4ForCausalLM": "GLM-4-0414",
+    "GraniteForCausalLM": "Granite 3",
+    "Olmo2ForCausalLM": "OLMo 2",
+    "Gemma2ForCausalLM": "Gemma 2",
+    "Gemma3ForCausalLM": "Gemma 3 (of the larger ones the text part)",
+    "InternLM2ForCausalLM": "InternLM2, InternLM2.5",
+    "GPT2LMHeadModel": "GPT-2",
+}
+
+PAGE = """\
+# Supported models
+
+Made by `python tools/list_models.py` from the table in `export/arch/table.py`.
+
+A model is recognised by `architectures` in its config.json. `lorafold inspect MODEL` says whether yours is in
+the table ("becomes a GGUF: yes, as llama"), without reading weights.
+
+| what | which models |
+|---|---|
+| `lorafold train` | every causal language model that transformers loads and peft adapts |
+| `lorafold export`, GGUF and adapter GGUF | the table below |
+| `lorafold export --format folder` | every architecture: the folder is the base's, with merged weights |
+| `lorafold export --onto BASE.gguf` | every architecture of which you have a GGUF |
+| `lorafold chat` | every GGUF that llama.cpp loads, every folder that transformers loads, every server |
+
+Pictures, sound and tools are out of scope: of a multimodal model the text part is exported, and text is
+what is trained. So is preference training (DPO, PPO, reward models).
+
+## What becomes a GGUF
+
+{table}
+
+llama.cpp has some things fixed for an architecture (the activation, the kind of RoPE scaling, windows). A
+model that needs another thing is refused with the field of its config.json; what llama.cpp leaves out for
+long texts is a note.
+
+## Chat templates
+
+The template is the model's own. If there is none, `--chat-template` takes a Jinja file or one of these
+names:
+{templates}.
+[templates.md](templates.md) lists which published templates become an Ollama TEMPLATE, and which are
+refused and why.
+"""
+
+
+def page() -> str:
+    """The page."""
+    rows = ["| models | class in config.json | in the GGUF |", "|---|---|---|"]
+    for row in ARCHITECTURES:
+        classes = ", ".join(f"`{name}`" for name in row.classes)
+        rows.append(f"| {KNOWN[row.classes[0]]} | {classes} | `{row.gguf}` |")
+    return PAGE.format(table="\n".join(rows), templates=", ".join(f"`{name}`" for name in NAMED))
+
+
+if __name__ == "__main__":
+    print(page(), end="")
