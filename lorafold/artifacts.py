@@ -212,7 +212,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is none (a folder made by another tool).
+    """The manifest of a folder, or None if there is none (a folder made by another tool).
 
     Raises:
         InputError: there is one, but it cannot be read.

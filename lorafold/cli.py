@@ -97,7 +97,7 @@ def demo(
         base: A model of your own, instead of the embedded one, to try the chain on: a folder or hub id.
         max_steps: Train only so many steps: quicker, with less to see of the persona; 0: as many as it takes.
         limit: Ask only the first so many of the twenty questions.
-        force: Do everything anew instead of reusing what is there.
+        force: Start over instead of reusing what is there.
     """
     from lorafold.demo import run_demo
 
@@ -160,7 +160,7 @@ def verify(
 
     Args:
         folder: The export.
-        base: The base model, where it lies elsewhere now.
+        base: The base model, if it lies elsewhere now.
         chats: Held-out chats, instead of those of the export.
         ollama: Compare with the prompts of a running Ollama: its address, or `here` for OLLAMA_HOST or this
             machine. A throwaway model is created there and removed again.

@@ -79,14 +79,14 @@ def _visible(char: str, keep: str) -> str:
 
 
 class _Pipe(Console):
-    """rich would exit with 1 where the reader of a pipe has gone; `cli.main` knows better what that means."""
+    """rich would exit with 1 if the reader of a pipe has gone; `cli.main` knows better what that means."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def stdout() -> Console:
-    """The console for results. Built anew, so that a redirected stream (a test, a pipe) is honoured."""
+    """The console for results, built at each call: a redirected stream (a test, a pipe) is honoured."""
     return _Pipe(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
@@ -119,7 +119,7 @@ WIDE = 100  # columns of a terminal from which a progress bar may be long
 
 
 class _Amount(ProgressColumn):
-    """Done and total, as bytes where the total is large."""
+    """Done and total, as bytes if the total is large."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -310,7 +310,7 @@ class LiveRows:
 
 
 def print_rows(rows: Sequence[Row], *, color: bool = True) -> None:
-    """Print styled rows to standard output; plain text where it is no terminal."""
+    """Print styled rows to standard output; plain text if it is no terminal."""
     if rows:
         console = Console(file=sys.stdout, highlight=False, no_color=not color or None)
         console.print(_joined(rows), soft_wrap=True)

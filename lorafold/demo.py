@@ -43,8 +43,8 @@ def run_demo(
         out: the folder to make; what is whole in it is reused, and an interrupted training goes on.
         base: model to train: `demo` is the embedded one; else as `lorafold train` takes it.
         max_steps: optimizer steps; 0: one and a half epochs.
-        limit: number of questions in the proof and the comparison; all where not given.
-        force: make everything anew.
+        limit: number of questions in the proof and the comparison; all if not given.
+        force: start over.
 
     Raises:
         LorafoldError: as the stages raise it.
@@ -132,7 +132,7 @@ def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, pr
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder with every file as it says; None where there is no such folder."""
+    """The manifest of a folder with every file as it says; None if there is no such folder."""
     try:
         manifest = read_manifest(folder)
     except InputError:

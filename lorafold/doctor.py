@@ -1,4 +1,4 @@
-"""What this machine can do for each job, what is missing, and the one command that mends it.
+"""What this machine can do for each job, what is missing, and the one command that installs it.
 
 Nothing heavy is imported and nothing is compiled: it answers in about a second.
 """

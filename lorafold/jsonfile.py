@@ -1,7 +1,7 @@
 """JSON objects from files that somebody else wrote: config.json, adapter_config.json, shard indexes.
 
-In: a path. Out: one `dict`, or an `InputError` that says what is wrong with the file. The size is bounded,
-a Git LFS pointer is recognised, and a key given twice is an error instead of a silent choice.
+The size is bounded, a Git LFS pointer is recognised, and a key given twice is an error instead of a silent
+choice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_if_there(path: Path) -> dict[str, Any] | None:
-    """`read_object`, or None where there is no such file."""
+    """`read_object`, or None if there is no such file."""
     return read_object(path) if path.is_file() else None
 
 

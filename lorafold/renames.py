@@ -65,7 +65,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change names in one step, by renameat2(2); False where the system cannot."""
+    """Let two folders change names in one step, by renameat2(2); False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:  # not Linux, or a C library from before 2018

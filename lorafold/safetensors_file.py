@@ -1,6 +1,6 @@
 """The header of one safetensors file, validated without reading the data.
 
-In: a path. Out: a `TensorInfo` per tensor, with the absolute position of its bytes. The format
+Each tensor becomes a `TensorInfo` with the absolute position of its bytes. The format
 (https://github.com/huggingface/safetensors, "Format"):
 
     | 8 bytes: N, little-endian u64 | N bytes: JSON header, starts with "{", may end in spaces | data |

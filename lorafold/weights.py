@@ -1,8 +1,8 @@
 """The weights of a model folder, read row block by row block.
 
-In: a Hugging Face folder with `model.safetensors` or `model.safetensors.index.json` and its shards.
-Out: a `TensorSource`, which hands out rows of any tensor as float32. Opening reads headers alone; rows come
-by `pread`, so memory does not grow with the model and any number of threads may read at once.
+A folder has `model.safetensors`, or `model.safetensors.index.json` and its shards. A `TensorSource` hands out
+rows of any tensor as float32. Opening reads headers alone; rows come by `pread`, so memory does not grow with
+the model and any number of threads may read at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kill training runs by SIGKILL at random moments, resume them, and compare with the run that was let be.
+"""Kill training runs by SIGKILL at random moments, resume them, and compare with the undisturbed run.
 
     python tools/kill_train.py [--kills 100] [--seed 0]
 

@@ -1,7 +1,7 @@
 """Random models of published Qwen2 shapes with an adapter, for benchmarks: quantizers do not care.
 
-In: a shape's name. Out: two Hugging Face folders, a base in bfloat16 with the real tokenizer of
-../shared/tokenizers/qwen2 and an adapter of rank 8 on all seven projections; made once.
+A shape becomes two Hugging Face folders, made once: a base in bfloat16 with the real tokenizer of
+../shared/tokenizers/qwen2, and an adapter of rank 8 on all seven projections.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def train(
     run = run_folder(out)
     with join() as workers:
         if not workers.first:
-            workers.wait()  # the first one fetches the base and prepares the folder
+            workers.wait()  # the first one downloads the base and prepares the folder
             if (manifest := finished_run(out, config)) is not None:
                 return _already_done(config, out, manifest)
             return carry_out(Order(config, _base(config), out, run, workers, silent, unheard))

@@ -2,7 +2,7 @@
 
 Each is written here from the published prompt format of its family; `--chat-template NAME` chooses one.
 The source is what gets saved with the adapter, into the merged folder and the GGUF, so that nothing depends
-on this table later. `tokens` are the family's special tokens, used only where the model's own tokenizer names
+on this table later. `tokens` are the family's special tokens, used only if the model's own tokenizer names
 none.
 """
 

@@ -153,7 +153,7 @@ def find_template(adapters: Sequence[Path]) -> tuple[str, str, str] | None:
     transformers writes chat_template.jinja today, and wrote tokenizer_config.json before 4.52.
 
     Returns:
-        What `ChatTemplate.chosen` finds it by, its Jinja source, and the place it was found in; None where no
+        What `ChatTemplate.chosen` finds it by, its Jinja source, and the place it was found in; None if no
         adapter has one.
     """
     for folder in adapters:

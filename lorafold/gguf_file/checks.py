@@ -1,7 +1,7 @@
 """What a GGUF model must say about itself so that llama.cpp loads or refuses it, and does not abort.
 
-In: a header that `read_gguf_header` has checked. llama.cpp asserts these while loading (GGML_ASSERT ends
-the whole process); each row below is one of its assertions, in a form that names the key.
+llama.cpp asserts these while loading (GGML_ASSERT ends the whole process). Each row below is one of its
+assertions, in a form that names the key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ARRAYS = {
 }
 # Their head count is 0.
 WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
-# Key below the architecture -> least and greatest value, where it is given as one number.
+# Key below the architecture -> least and greatest value, if it is given as one number.
 _RANGES = {
     "block_count": (1, MAX_LAYERS),
     "embedding_length": (1, 1 << 24),
@@ -36,7 +36,7 @@ def check_model(header: GgufHeader) -> None:
     """Check a model's hyper-parameters and tokenizer.
 
     Args:
-        header: of a model (not of an adapter); of the first part where it is split.
+        header: of a model (not of an adapter); of the first part if it is split.
 
     Raises:
         InputError: a key is missing, of a wrong type or out of range; the message names it.
@@ -93,4 +93,4 @@ def _check_tokenizer(header: GgufHeader) -> None:
 
 
 def _wrong(header: GgufHeader, key: str, problem: str) -> InputError:
-    return InputError(f"{key} {problem}", at=header.path, fix="fetch or export the file again")
+    return InputError(f"{key} {problem}", at=header.path, fix="download or export the file again")

@@ -121,12 +121,12 @@ class GgufHeader:
     size: int
 
     def text(self, key: str) -> str | None:
-        """A string of the metadata, or None where there is none."""
+        """A string of the metadata, or None if there is none."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def number(self, key: str) -> int | None:
-        """An integer of the metadata, or None where there is none."""
+        """An integer of the metadata, or None if there is none."""
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -147,7 +147,7 @@ class GgufHeader:
         return max(weights, key=lambda name: weights[name]) if weights else "no tensors"
 
     def shards(self) -> list[Path]:
-        """All files of a split model, this one included, in order; the file alone where it is not split.
+        """All files of a split model, this one included, in order; the file alone if it is not split.
 
         Raises:
             InputError: a file of the set is missing.
@@ -163,6 +163,6 @@ class GgufHeader:
         paths = [self.path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
         if missing := [path.name for path in paths if not path.is_file()]:
             raise InputError(
-                f"parts of the model are missing: {', '.join(missing)}", at=self.path, fix="fetch them"
+                f"parts of the model are missing: {', '.join(missing)}", at=self.path, fix="download them"
             )
         return paths

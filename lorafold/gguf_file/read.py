@@ -1,7 +1,7 @@
 """Reading the header of a GGUF file, checked before anything native reads it.
 
-In: a GGUF (model, adapter, importance matrix). Out: its `GgufHeader`. No weights are read and arrays are
-left undecoded: a file with 150,000 tokens opens in 0.2 seconds. llama.cpp can abort the whole process on a
+Models, adapters and importance matrices are read alike. No weights are read and arrays are left undecoded: a
+file with 150,000 tokens opens in 0.2 seconds. llama.cpp can abort the whole process on a
 damaged file, so every file passes through here first.
 Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
@@ -118,7 +118,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises:
         InputError: not a GGUF, truncated or inconsistent.
     """
-    fix = "fetch or export the file again"
+    fix = "download or export the file again"
     try:
         with open(path, "rb") as file:
             start = file.read(64)

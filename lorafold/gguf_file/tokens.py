@@ -1,7 +1,7 @@
 """What a GGUF file says about its tokenizer and its prompt, without loading the model.
 
-In: a GGUF. Out: special tokens by transformers' names, control tokens, chat template, context length, BOS
-setting. Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (`tokenizer.ggml.*`,
+That is: special tokens by transformers' names, control tokens, chat template, context length, BOS setting.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (`tokenizer.ggml.*`,
 `tokenizer.chat_template`).
 """
 
@@ -59,7 +59,7 @@ def read_gguf_tokens(source: Path | GgufHeader) -> GgufTokens:
     """Read the tokenizer's metadata of a GGUF.
 
     Args:
-        source: the file, or its header where the caller has read it already.
+        source: the file, or its header if the caller has read it already.
 
     Returns:
         What it says.

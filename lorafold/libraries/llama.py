@@ -67,7 +67,7 @@ def look(path: Path, expected: str) -> GgufHeader:
     """Read and check the header of a file that llama.cpp is about to load.
 
     Args:
-        path: a GGUF; the first part, where it is split.
+        path: a GGUF; the first part, if it is split.
         expected: "model" or "adapter".
 
     Raises:
@@ -102,8 +102,9 @@ def load_weights(path: Path, vocab_only: bool = False) -> Any:
     binding = library()
     parameters = binding.llama_model_default_params()
     parameters.vocab_only = vocab_only
-    # llama.cpp packs weights anew for the matrix units of recent Xeons. Those kernels end the process as soon
-    # as a prompt is read (seen in llama-cpp-python 0.3.36 with Q4_1 and Q8_0 on a Sapphire Rapids machine).
+    # llama.cpp packs weights in another order for the matrix units of recent Xeons. Those kernels end the
+    # process as soon as a prompt is read (seen in llama-cpp-python 0.3.36 with Q4_1 and Q8_0 on a
+    # Sapphire Rapids machine).
     parameters.use_extra_bufts = not has_matrix_units()
     pointer = binding.llama_model_load_from_file(str(path).encode(), parameters)
     if not pointer:

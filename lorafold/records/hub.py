@@ -1,7 +1,7 @@
 """Data sets of the `datasets` library -> records: a folder that it saved, or one on the hub.
 
 Of several splits, `train` is read. A data set with a loading script is refused: scripts are code. What was
-fetched stays in the hub's cache; offline, the newest copy there is read and nothing connects.
+downloaded stays in the hub's cache; offline, the newest copy there is read and nothing connects.
 """
 
 from __future__ import annotations
