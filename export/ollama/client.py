@@ -207,18 +207,24 @@ class Ollama(_Asked):
         if status not in (200, 404):
             raise self._fault(status, _said(body))
 
-    def prompt(self, name: str, messages: Sequence[Message], think: bool | None) -> str | Refused:
+    def prompt(
+        self, name: str, messages: Sequence[Message], think: bool | None, **more: Any
+    ) -> str | Refused:
         """The exact prompt that the server would send, without an answer.
 
         Args:
             name: the model.
             messages: the conversation.
             think: the request's `think`; None leaves it out.
+            more: other fields of the request: `tools`.
+
+        Returns:
+            The prompt, or what the server says if it refuses the request's `think` or `more` (HTTP 400).
 
         Raises:
             SystemFault: the server shows no prompts, or fails.
         """
-        body = self._chat(name, messages, think, _debug_render_only=True)
+        body = self._chat(name, messages, think, _debug_render_only=True, **more)
         if isinstance(body, Refused):
             return body
         prompt = (body.get("_debug_info") or {}).get("rendered_template")
@@ -248,7 +254,7 @@ class Ollama(_Asked):
         if think is not None:
             asked["think"] = think
         status, body = self._ask("POST", "/api/chat", asked)
-        if status == 400 and think is not None:
+        if status == 400 and (think is not None or len(more) > 1):
             return Refused(_said(body))
         if status != 200:
             raise self._fault(status, _said(body))

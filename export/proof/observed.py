@@ -113,7 +113,7 @@ def observe_ollama(
     name = keep or f"lorafold-proof-{secrets.token_hex(4)}"
     read = parse(modelfile)
     with _created(
-        server, name, _fields(read), folder, files, kept=keep is not None, progress=progress
+        server, name, created_fields(read), folder, files, kept=keep is not None, progress=progress
     ) as stays:
         wrong, compared = _compare(server, name, template, read.system, equal, bos, progress)
         counts = [] if wrong else [(count(chat), _count(server, name, chat)) for chat in questions]
@@ -141,7 +141,7 @@ def _count(server: Ollama, name: str, chat: list[Message]) -> int | None:
     return None if isinstance(prompt, Refused) else server.count(name, prompt)
 
 
-def _fields(read: Modelfile) -> dict[str, Any]:
+def created_fields(read: Modelfile) -> dict[str, Any]:
     """A Modelfile as `/api/create` wants it, without its files."""
     parameters = {**read.parameters, **({"stop": list(read.stops)} if read.stops else {})}
     named = {

@@ -1,0 +1,152 @@
+"""Export a tiny model with every chat template, create each in a running Ollama, and compare its prompts.
+
+    python tools/observe_templates.py ../shared/templates --ollama 127.0.0.1:11434 --out now.json
+    python tools/check_templates.py ../shared/templates --now now.json --out docs/templates.md
+
+Nothing stays on the server. The tiny model is random; only prompts are looked at, under `think` unset, true
+and false, and with one tool. Templates: as in check_templates.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from check_templates import SUPPORT, TOKENS, templates
+
+from lorafold.artifacts import write_atomic
+from lorafold.chat.sandbox import Refusal
+from lorafold.chat.tokenizer import ChatTemplate
+from lorafold.errors import LorafoldError
+from lorafold.export import ExportConfig, export
+from lorafold.export.modelfile.native import STATES, state_name
+from lorafold.export.modelfile.parser import parse
+from lorafold.export.modelfile.probe import find_reference, find_switches
+from lorafold.export.modelfile.proof import random_chats
+from lorafold.export.ollama.client import Ollama
+from lorafold.export.ollama.rules import Refused
+from lorafold.export.proof.observed import created_fields
+from lorafold.gguf_file.tokens import read_gguf_tokens
+
+NAME = "lorafold-templates"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def tiny_model(folder: Path) -> Path:
+    """A random model whose tokenizer has `<s>` and `</s>`."""
+    from tiny_base import tiny_base
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = folder / "tokenizer"
+    words.mkdir()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([*TOKENS.values(), "<|pad|>"])
+    tokenizer.save(str(words / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **TOKENS}
+    (words / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tiny_base(folder / "base", tokenizer=words, max_position_embeddings=32_768)
+
+
+def observe(server: Ollama, base: Path, template: ChatTemplate, out: Path, count: int) -> dict[str, str]:
+    """One row: the way, and how many prompts are right under each setting."""
+    jinja = out.with_suffix(".jinja")
+    jinja.write_text(template.source, encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    options: dict[str, Any] = {
+        "quant": ("F32",),
+        "verify": False,
+        "name": "tiny",
+        "chat_template": str(jinja),
+    }
+    try:
+        export(ExportConfig(str(base), out=out, **options))
+    except LorafoldError as error:
+        return {"way": f"not exported: {error.problem[:80]}"}
+    gguf = out / "tiny-F32.gguf"
+    read = parse((out / "Modelfile").read_text(encoding="utf-8"))
+    fields = {**created_fields(read), "files": {gguf.name: server.upload(gguf)}}
+    server.create(NAME, fields, lambda _: None)
+    try:
+        plan = json.loads((out / "lorafold.json").read_text())
+        assert plan["kind"] == "export"
+        row = {"way": "TEMPLATE" if read.parser or _template_wins(gguf, read.template) else "Jinja"}
+        row |= _prompts(server, ChatTemplate.from_folder(base, str(jinja)), gguf, count)
+        prompt = server.prompt(NAME, [{"role": "user", "content": "Hello"}], None, tools=[TOOL])
+        told = "refused" if isinstance(prompt, Refused) else "yes" if "get_weather" in prompt else "not shown"
+        return row | {"tools": told}
+    finally:
+        server.delete(NAME)
+
+
+def _template_wins(gguf: Path, template: str | None) -> bool:
+    from lorafold.export.ollama.rules import select
+
+    return select(read_gguf_tokens(gguf).chat_template, template) == "template"
+
+
+def _prompts(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> dict[str, str]:
+    reference = find_reference(template, {})
+    switches = find_switches(template.source)
+    bos = template.tokens["bos_token"] if read_gguf_tokens(gguf).add_bos else ""
+    row = {}
+    for state in STATES:
+        right = asked = 0
+        said = ""
+        variables = {} if state is None else dict.fromkeys(switches, state)
+        for chat in random_chats(count, seed=7):
+            (wanted,) = reference.render([chat], variables, clock=datetime.datetime.now().isoformat())
+            if isinstance(wanted, Refusal):
+                continue
+            prompt = server.prompt(NAME, chat.messages(), state)
+            if isinstance(prompt, Refused):
+                said = "refused"
+                break
+            asked += 1
+            right += bos + prompt == wanted
+        row[state_name(state)] = said or f"{right}/{asked}"
+    return row
+
+
+def main() -> None:
+    """Run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ollama", default="", help="address; default: OLLAMA_HOST or this machine")
+    parser.add_argument("--conversations", type=int, default=24)
+    parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    sys.path[:0] = [str(SUPPORT), str(SUPPORT / "material")]
+    server = Ollama(asked.ollama)
+    rows: dict[str, Any] = {"version": server.version(), "conversations": asked.conversations, "rows": {}}
+    with tempfile.TemporaryDirectory() as place:
+        base = tiny_model(Path(place))
+        for group, template in templates(asked.folder):
+            if group == "Cannot be expressed" or asked.only not in template.origin:
+                continue
+            row = observe(server, base, template, Path(place) / "out", asked.conversations)
+            print(f"{template.origin[:48]:48} {row}", flush=True)
+            rows["rows"][template.origin] = row
+    write_atomic(asked.out, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
