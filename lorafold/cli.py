@@ -289,9 +289,9 @@ def show_recipe(name: str) -> None:
     Args:
         name: Of a known recipe, or a file.
     """
-    from lorafold.commandline.recipes import find_recipe
+    from lorafold.commandline.recipes import read_recipe
 
-    print(find_recipe(name).text, end="")
+    print(read_recipe(name).text, end="")
 
 
 @command("doctor")

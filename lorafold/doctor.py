@@ -42,7 +42,7 @@ PACKAGES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Ability:
     """Whether a job can be done here.
 
     Attributes:
@@ -59,11 +59,11 @@ class Verdict:
 def examine() -> tuple[list[tuple[str, str, str]], list[tuple[str, str, str]]]:
     """What can be done, as (job, verdict, note), and what there is, as (part, what was found, note)."""
     gpus = _gpus()
-    jobs = [(verdict.job, verdict.can, verdict.note) for verdict in _verdicts(gpus)]
+    jobs = [(ability.job, ability.can, ability.note) for ability in _abilities(gpus)]
     return jobs, list(_parts(gpus))
 
 
-def _verdicts(gpus: list[str]) -> Iterator[Verdict]:
+def _abilities(gpus: list[str]) -> Iterator[Ability]:
     yield _needs("export", ("llama-cpp-python", "tokenizers"), _export_note)
     yield _needs(
         "chat", ("llama-cpp-python", "tokenizers"), lambda: "GGUF files; Hugging Face folders need torch"
@@ -74,7 +74,7 @@ def _verdicts(gpus: list[str]) -> Iterator[Verdict]:
     )
     yield _needs("train in 4 bit", (*training, "bitsandbytes"), lambda: "--method qlora")
     several = len(gpus) > 1
-    yield Verdict(
+    yield Ability(
         "several GPUs",
         YES if several else NO,
         "torchrun --nproc-per-node N -m lorafold train …" if several else f"{len(gpus)} found",
@@ -84,11 +84,11 @@ def _verdicts(gpus: list[str]) -> Iterator[Verdict]:
     yield _hub()
 
 
-def _needs(job: str, packages: tuple[str, ...], note: Callable[[], str]) -> Verdict:
+def _needs(job: str, packages: tuple[str, ...], note: Callable[[], str]) -> Ability:
     missing = [name for name in packages if importlib.util.find_spec(PACKAGES[name]) is None]
     if missing:
-        return Verdict(job, NO, f"pip install {' '.join(missing)}")
-    return Verdict(job, YES, note())
+        return Ability(job, NO, f"pip install {' '.join(missing)}")
+    return Ability(job, YES, note())
 
 
 def _export_note() -> str:
@@ -99,19 +99,19 @@ def _export_note() -> str:
     return "with the whole proof"
 
 
-def _ollama() -> Verdict:
+def _ollama() -> Ability:
     program = shutil.which("ollama")
     address = os.environ.get("OLLAMA_HOST") or OLLAMA
     if _answers(address if "//" in address else f"http://{address}"):
-        return Verdict("Ollama", YES, f"a server answers at {address}")
+        return Ability("Ollama", YES, f"a server answers at {address}")
     if program:
-        return Verdict("Ollama", PARTLY, f"{program} is installed, no server answers: ollama serve")
-    return Verdict(
+        return Ability("Ollama", PARTLY, f"{program} is installed, no server answers: ollama serve")
+    return Ability(
         "Ollama", NO, "not found; its Modelfile is written all the same (https://ollama.com/download)"
     )
 
 
-def _hub() -> Verdict:
+def _hub() -> Ability:
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     token = (
         "a token is set"
@@ -119,12 +119,12 @@ def _hub() -> Verdict:
         else "no token (gated models need one)"
     )
     if _answers(endpoint):
-        return Verdict("hub", YES, f"{endpoint}, {token}")
+        return Ability("hub", YES, f"{endpoint}, {token}")
     if _answers(MODELSCOPE):
-        return Verdict(
+        return Ability(
             "hub", PARTLY, f"{endpoint} does not answer; ModelScope does: --base modelscope:ORG/NAME"
         )
-    return Verdict(
+    return Ability(
         "hub", NO, f"{endpoint} does not answer: give folders, or a mirror (HF_ENDPOINT=https://…)"
     )
 

@@ -17,7 +17,7 @@ FIX = "`lorafold recipes` lists the known ones; a file of your own is given by i
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class NamedSettings:
     """A recipe.
 
     Attributes:
@@ -41,13 +41,13 @@ class Recipe:
         return " ".join(lines).partition(". ")[0].rstrip(".")
 
 
-def known_recipes() -> list[Recipe]:
+def known_recipes() -> list[NamedSettings]:
     """The recipes that come with the program, by name."""
     found = sorted(_folder().iterdir(), key=lambda path: path.name)
     return [_parse(path, _stem(path)) for path in found if path.name.endswith(".yaml")]
 
 
-def find_recipe(name: str) -> Recipe:
+def read_recipe(name: str) -> NamedSettings:
     """A recipe by the name of one that comes with the program, or by the path of a file.
 
     Raises:
@@ -73,12 +73,12 @@ def answers(app: Any, commands: tuple[str, ...], arguments: Any) -> None:
         arguments: what cyclopts read from the words; filled in place.
 
     Raises:
-        InputError: as `find_recipe`.
+        InputError: as `read_recipe`.
     """
     argument = next((found for found in arguments if found.field_info.name == "recipe"), None)
     if argument is None or not argument.tokens:
         return
-    recipe = find_recipe(argument.tokens[-1].value)
+    recipe = read_recipe(argument.tokens[-1].value)
     source: Callable[..., None] = Dict(dict.fromkeys(commands, recipe.values), source=recipe.name)
     source(app, commands, arguments)
 
@@ -91,7 +91,7 @@ def _stem(path: Traversable) -> str:
     return path.name.removesuffix(".yaml")
 
 
-def _parse(path: Traversable | Path, name: str) -> Recipe:
+def _parse(path: Traversable | Path, name: str) -> NamedSettings:
     import yaml
 
     try:
@@ -103,4 +103,4 @@ def _parse(path: Traversable | Path, name: str) -> Recipe:
     if not isinstance(loaded, dict):
         raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=name)
     values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
-    return Recipe(name, text, values)
+    return NamedSettings(name, text, values)

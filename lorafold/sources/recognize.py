@@ -21,7 +21,7 @@ _SPELLED_DOT = "___"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Place:
     """What is there.
 
     Attributes:
@@ -33,28 +33,28 @@ class Found:
     use: Path | None = None
 
 
-def recognize(place: Path) -> Found | None:
+def recognize(place: Path) -> Place | None:
     """What lies at a place; None if nothing that is known here."""
     if place.is_file():
         return _file(place)
     if not place.is_dir():
         return None
     if is_adapter(place):
-        return Found(f"an adapter{_of_base(place)}")
+        return Place(f"an adapter{_of_base(place)}")
     if (place / MODEL).is_file():
-        return Found("a model folder")
+        return Place("a model folder")
     if ggufs := sorted(place.glob("*.gguf")):
-        return Found("a folder with GGUF files", ggufs[0])
+        return Place("a folder with GGUF files", ggufs[0])
     if adapter := newest_checkpoint(place, ADAPTER):
-        return Found("a Trainer's output folder with adapters in checkpoint-*", adapter)
+        return Place("a Trainer's output folder with adapters in checkpoint-*", adapter)
     if model := newest_checkpoint(place, MODEL):
-        return Found("a Trainer's output folder with models in checkpoint-*", model)
+        return Place("a Trainer's output folder with models in checkpoint-*", model)
     if snapshot := _newest_snapshot(place):
-        return Found("a repository's folder in the hub's cache", snapshot)
+        return Place("a repository's folder in the hub's cache", snapshot)
     inside = [path for path in sorted(place.iterdir()) if path.is_dir()]
     for name, what in ((ADAPTER, "an adapter"), (MODEL, "a model folder")):
         if hits := [path for path in inside if (path / name).is_file()]:
-            return Found(f"a folder that holds {what}", hits[0])
+            return Place(f"a folder that holds {what}", hits[0])
     return None
 
 
@@ -108,12 +108,12 @@ def likely_hub_id(path: str) -> str | None:
     return "/".join(parts[-2:])
 
 
-def _file(path: Path) -> Found | None:
+def _file(path: Path) -> Place | None:
     names = {"adapter_model": ADAPTER, "adapters": ADAPTER, "model": MODEL, "config": MODEL}
     for stem, config in names.items():
         if path.name.startswith(stem) and (path.parent / config).is_file():
-            return Found("one file of a folder", path.parent)
-    return Found("a GGUF file") if path.suffix == ".gguf" else None
+            return Place("one file of a folder", path.parent)
+    return Place("a GGUF file") if path.suffix == ".gguf" else None
 
 
 def _of_base(folder: Path) -> str:
