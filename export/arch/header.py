@@ -13,13 +13,15 @@ header or tensors, in these listed cases:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUFValueType
 
-from lorafold.export.arch.hyperparameters import read_all
+from lorafold.export.arch.hyperparameters import ModelConfig, read_all
 from lorafold.export.arch.model_card import general_metadata
 from lorafold.export.arch.table import view_of
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
@@ -46,6 +48,7 @@ def metadata(
         InputError: a field of config.json or of the model card cannot be used.
     """
     row, view = view_of(config)
+    view = replace(view, further_layers=_further_layers(tensors, view))
     general = general_metadata(folder, tensors, name)
     file_type_entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
     hyperparameters = read_all((*row.hyperparameters, *row.extensions), view, row.gguf)
@@ -59,3 +62,9 @@ def metadata(
         *(entry for entry in hyperparameters if entry.key not in before),
         KeyValue("general.quantization_version", GGML_QUANT_VERSION, GGUFValueType.UINT32),
     ]
+
+
+def _further_layers(tensors: Sequence[MappedTensor], config: ModelConfig) -> int:
+    """How many blocks there are behind the last layer that the config counts."""
+    blocks = [int(found[1]) + 1 for tensor in tensors if (found := re.match(r"blk\.(\d+)\.", tensor.name))]
+    return max(max(blocks, default=0) - config.integer("num_hidden_layers"), 0)

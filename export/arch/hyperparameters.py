@@ -34,11 +34,13 @@ class ModelConfig:
         defaults: canonical field -> value, or a function of this config, used if the file has no such
             field.
         aliases: canonical field -> the name this family uses (GPT-2's "n_embd" for "hidden_size").
+        further_layers: blocks behind the last layer, which predict further tokens, as many as the files hold.
     """
 
     raw: Mapping[str, Any]
     defaults: Mapping[str, Default]
     aliases: Mapping[str, str]
+    further_layers: int = 0
 
     def get(self, field: str) -> Any:
         """The field's value, its default, or None; a default that is worked out replaces null too."""

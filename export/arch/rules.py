@@ -29,6 +29,7 @@ from lorafold.export.arch.rope import (
     read_rope,
     usual_yarn,
 )
+from lorafold.export.gguf.parts import ColumnRange
 
 Sizes = Mapping[str, int]
 # Placeholders in a source's name: the sources with the numbers from 0 up are stacked in that order.
@@ -46,14 +47,19 @@ class TensorRule:
         shape: the source's shape, in names of sizes.
         becomes: the GGUF tensor's shape if it is not the source's (stacked and transposed ones need none).
         rows: (start, stop) ranges of the source's rows that are taken; None takes all.
+        columns: (start, stop, step) ranges of its columns that are taken; None takes all. See
+            `gguf.parts.MappedTensor`.
         op: key in `gguf.rows.ROW_OPS`.
         group: the size that blocks of rows are multiples of; it is the op's parameter too.
-        transpose: the source is stored transposed.
+        transpose: the source is stored transposed; in a stack (three dimensions), each of its matrices, or
+            of the matrices that are `rows`.
+        flat: the source is a vector that fills the rows of `becomes`.
+        layers: whether a layer has the tensor, by its number from 0; None: all but those that predict further
+            tokens.
         when: a config switch without which the rule does not count, or "not SWITCH".
         unless: a config switch with which the source may be absent.
         instead: the source to take if `unless` is on and the source is absent, for a tensor that llama.cpp
             insists on.
-        layers: whether a layer has the tensor, by its number from 0; None means that all do.
     """
 
     name: str
@@ -61,9 +67,11 @@ class TensorRule:
     shape: tuple[str, ...]
     becomes: tuple[str, ...] | None = None
     rows: Callable[[Sizes], Sequence[tuple[int, int]]] | None = None
+    columns: Callable[[Sizes], Sequence[ColumnRange]] | None = None
     op: str | None = None
     group: str = "one"
     transpose: bool = False
+    flat: bool = False
     when: str | None = None
     unless: str | None = None
     instead: str | None = None
@@ -110,6 +118,10 @@ class Architecture:
         aliases: canonical field -> this family's name.
         spellings: (prefix in the file, canonical prefix) of tensor names.
         skipped: (regular expression, reason) of tensors that llama.cpp has no use for.
+        canonical: a tensor's name as the rules spell it, if prefixes are not all.
+        sizes: sizes beyond those of `hyperparameters.dimensions` that shapes are spelled in.
+        further: what becomes of layers behind the last one that the config counts, which predict further
+            tokens: "kept" as blocks of their own, "left out", or "" if there can be none.
         required: what must hold, or the result would compute something else.
         caveats: what llama.cpp leaves out; the result is right within these limits.
     """
@@ -127,6 +139,9 @@ class Architecture:
     aliases: Mapping[str, str] = field(default_factory=dict)
     spellings: tuple[tuple[str, str], ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    canonical: Callable[[str, ModelConfig], str] | None = None
+    sizes: Callable[[ModelConfig], dict[str, int]] | None = None
+    further: str = ""
     required: tuple[Condition, ...] = ()
     caveats: tuple[Condition, ...] = ()
 
@@ -270,9 +285,10 @@ def every_fourth_full(config: ModelConfig) -> list[str]:
     return ["sliding_attention" if number % 4 else "full_attention" for number in layers]
 
 
+BLOCK_COUNT = u32("block_count", lambda config: config.integer("num_hidden_layers") + config.further_layers)
 # What every header has, in the converter's order.
 SIZES = (
-    u32("block_count", "num_hidden_layers"),
+    BLOCK_COUNT,
     u32("context_length", "max_position_embeddings"),
     u32("embedding_length", "hidden_size"),
     u32("feed_forward_length", "intermediate_size"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.export.arch.hyperparameters import ModelConfig, dimensions
 from lorafold.export.arch.rules import Architecture, TensorRule
-from lorafold.export.arch.table import FOLDER_WORKS, find, view_of
+from lorafold.export.arch.table import FOLDER_WORKS, view_of
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.weights import TensorInfo
 
@@ -44,8 +45,9 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
             missing, has another shape than the config says, or is none of the architecture's.
     """
     row, view = view_of(config)
-    sizes = dimensions(view)
-    actual = {_canonical(name, row): name for name in tensors}
+    actual = {_canonical(name, row, view): name for name in tensors}
+    view = replace(view, further_layers=_further(row, view, actual))
+    sizes = sizes_of(row, view)
     rules = [rule for rule in (*row.tensors, *_variant(row, actual, view)) if _counts(rule, view)]
     _check_number(rules, sizes, len(tensors))
     _check(view, row)
@@ -97,13 +99,37 @@ def skipped_tensors(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
     Returns:
         Reason by name.
     """
-    row = find(config)
-    return {
+    row, view = view_of(config)
+    skipped = {
         name: reason
         for name in tensors
         for pattern, reason in (*_BUFFERS, *row.skipped)
         if re.search(pattern, name)
     }
+    if row.further == "left out":
+        for name in tensors:
+            if _behind(_canonical(name, row, view), view) >= 0:
+                skipped[name] = "predicts further tokens, which llama.cpp leaves out here"
+    return skipped
+
+
+def sizes_of(row: Architecture, config: ModelConfig) -> dict[str, int]:
+    """The sizes that an architecture's shapes are spelled in.
+
+    Raises:
+        InputError: a field of the config cannot be used.
+    """
+    return dimensions(config) | (row.sizes(config) if row.sizes else {})
+
+
+def layers_of(rule: TensorRule, config: ModelConfig) -> list[int]:
+    """The layers that have a rule's tensor; [0] for a tensor outside layers."""
+    if "{layer}" not in rule.name:
+        return [0]
+    layers = config.integer("num_hidden_layers")
+    if rule.layers is None:
+        return list(range(layers))
+    return [layer for layer in range(layers + config.further_layers) if rule.layers(config, layer)]
 
 
 def quantize_order(names: Iterable[str]) -> list[str]:
@@ -119,7 +145,7 @@ def quantize_order(names: Iterable[str]) -> list[str]:
 def _check_number(rules: Sequence[TensorRule], sizes: Mapping[str, int], held: int) -> None:
     """Refuse a config that asks for far more tensors than there are, before counting through their names."""
     wanted = sum(
-        (sizes["layers"] if "{layer}" in rule.source else 1)
+        (sizes["layers"] if "{layer}" in rule.source and rule.layers is None else 1)
         * (sizes.get(rule.stacked, 0) if rule.stacked else 1)
         for rule in rules
     )
@@ -147,12 +173,26 @@ def _check(config: ModelConfig, row: Architecture) -> None:
             raise InputError(error.problem, at=error.at, fix=FOLDER_WORKS)
 
 
-def _canonical(name: str, row: Architecture) -> str:
+def _canonical(name: str, row: Architecture, config: ModelConfig) -> str:
     """A tensor's name as the table spells it."""
     for spelled, canonical in row.spellings:
         if name.startswith(spelled):
-            return canonical + name.removeprefix(spelled)
-    return name
+            name = canonical + name.removeprefix(spelled)
+            break
+    return name if row.canonical is None else row.canonical(name, config)
+
+
+def _behind(name: str, config: ModelConfig) -> int:
+    """How many layers behind the last one that the config counts a tensor lies; -1 if it does not."""
+    found = re.match(r"model\.layers\.(\d{1,9})\.", name)
+    return max(int(found[1]) - config.integer("num_hidden_layers"), -1) if found else -1
+
+
+def _further(row: Architecture, config: ModelConfig, names: Iterable[str]) -> int:
+    """How many blocks behind the last layer are kept."""
+    if row.further != "kept":
+        return 0
+    return max((_behind(name, config) + 1 for name in names), default=0)
 
 
 def _variant(row: Architecture, actual: Mapping[str, str], config: ModelConfig) -> tuple[TensorRule, ...]:
@@ -186,14 +226,6 @@ def _wanted(
     if rule.unless is None or not config.flag(rule.unless) or sources[0] in actual:
         return sources
     return [] if rule.instead is None else [rule.instead]
-
-
-def layers_of(rule: TensorRule, config: ModelConfig) -> list[int]:
-    """The layers that have a rule's tensor; [0] for a tensor outside layers."""
-    if "{layer}" not in rule.name:
-        return [0]
-    layers = range(config.integer("num_hidden_layers"))
-    return [layer for layer in layers if rule.layers is None or rule.layers(config, layer)]
 
 
 def _source(rule: TensorRule, layer: int, number: int) -> str:
@@ -239,11 +271,11 @@ def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -
 def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int]) -> MappedTensor:
     """One GGUF tensor from a rule and its sources' names."""
     shape = tuple(sizes[name] for name in rule.shape)
-    ranges = rule.rows(sizes) if rule.rows else [(0, math.prod(shape[:-1]))]
+    ranges = rule.rows(sizes) if rule.rows else _matrices(shape, rule.transpose)
     if rule.becomes is not None:
         shape = tuple(sizes[name] for name in rule.becomes)
     elif rule.transpose:
-        shape = shape[::-1]
+        shape = (*shape[:-2], shape[-1], shape[-2])
     elif rule.stacked:
         shape = (len(names), *shape)
     group = sizes[rule.group]
@@ -254,8 +286,17 @@ def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[s
         op=rule.op,
         group=group if len(shape) > 1 else 1,
         param=group if rule.op is not None and rule.group != "one" else None,
+        columns=tuple(rule.columns(sizes)) if rule.columns else (),
         transpose=rule.transpose,
+        flat=rule.flat,
     )
+
+
+def _matrices(shape: tuple[int, ...], apart: bool) -> list[tuple[int, int]]:
+    """All rows of a source, in one range or, if its matrices are to be transposed, in one for each."""
+    rows = math.prod(shape[:-1])
+    height = shape[-2] if apart and len(shape) > 1 else rows
+    return [(start, start + height) for start in range(0, rows, height)]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -43,20 +43,26 @@ class RowRange:
         source: the Hugging Face tensor's name.
         start: first row.
         stop: one past the last row.
+        scale: what the rows are multiplied by.
     """
 
     source: str
     start: int
     stop: int
+    scale: float = 1.0
+
+
+ColumnRange = tuple[int, int, int]
+"""Columns of a source: first, one past the last, step."""
 
 
 @dataclass(frozen=True, slots=True)
 class MappedTensor:
     """One tensor of the GGUF file.
 
-    Exactly one of `sources` and `constant` is given. Where `transpose` is set, `sources` is one whole tensor
-    stored as (cols, rows): it is read whole and transposed before anything else, since its rows are our
-    columns. A fold therefore always sees the Hugging Face orientation.
+    Exactly one of `sources` and `constant` is given. If `transpose` is set, each of `sources` is a matrix
+    stored as (cols, rows), and the tensor is the stack of their transposes. A fold always sees the Hugging
+    Face orientation.
 
     Attributes:
         name: the GGUF name, e.g. "blk.0.attn_q.weight".
@@ -65,7 +71,10 @@ class MappedTensor:
         op: key in `gguf.rows.ROW_OPS`: what is done to a block of float32 rows; None leaves them as they are.
         group: a block of rows must start and end at a multiple of this.
         param: the op's parameter.
-        transpose: the source is stored transposed (GPT-2's Conv1D).
+        columns: the columns of the sources that are taken, in this order; () takes all as they are. They are
+            chosen before anything else, so in a transposed tensor they are its rows.
+        transpose: the sources are stored transposed (GPT-2's Conv1D, experts of gpt-oss).
+        flat: the sources are vectors, whose numbers fill the rows one after the other.
         constant: the values themselves, for tensors that no checkpoint holds (rope factors); exact in
             float32.
     """
@@ -76,13 +85,20 @@ class MappedTensor:
     op: str | None = None
     group: int = 1
     param: int | float | None = None
+    columns: tuple[ColumnRange, ...] = ()
     transpose: bool = False
+    flat: bool = False
     constant: tuple[float, ...] | None = None
 
     @property
     def rows(self) -> int:
         """Rows of the tensor seen as 2-D."""
         return math.prod(self.shape[:-1])
+
+    @property
+    def height(self) -> int:
+        """Rows of one matrix: of the whole tensor, unless it is a stack of experts or heads."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
 
     @property
     def cols(self) -> int:

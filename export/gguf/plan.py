@@ -16,7 +16,7 @@ from lorafold.export.config import file_stem
 from lorafold.export.gguf.header import GgufFile, encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.split import split_metadata, split_tensors
-from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, MAX_BLOCK_WEIGHTS
+from lorafold.export.gguf.writer import BYTES_IN_FLIGHT, largest_block
 
 # Python, numpy, numba with LLVM (110 MB of it, two thirds a mapped file): measured, see docs/benchmarks.md.
 PROCESS_BYTES = 150_000_000
@@ -112,7 +112,8 @@ def plan_files(
             placed = place_tensors(part)
             header = encode_header(metadata, placed)
             files.append(GgufFile(file_name, model.recipe, header, tuple(placed), number == 0, joined))
-    in_flight = min(max_memory, threads * MAX_BLOCK_WEIGHTS * BYTES_IN_FLIGHT)
+    largest = max(largest_block(tensor) for model in models for tensor, _ in model.tensors)
+    in_flight = min(max_memory, threads * largest * BYTES_IN_FLIGHT)
     headers = sum(len(file.header) for file in files)
     weights = ((typed.type.name, math.prod(typed.tensor.shape)) for file in files for typed in file.tensors)
     seconds = estimated_seconds(weights, threads)

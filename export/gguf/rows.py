@@ -10,13 +10,13 @@ of the second become rows 2i and 2i+1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.parts import ColumnRange, MappedTensor
 
 Block = NDArray[np.float32]
 
@@ -68,12 +68,21 @@ def l2_normalize(block: Block, eps: int | float | None) -> Block:
     return unit
 
 
+def negative_exp(block: Block, _param: int | float | None) -> Block:
+    """State space models store the logarithm of a decay; llama.cpp takes the decay itself, negative."""
+    return -np.exp(block)
+
+
 ROW_OPS: dict[str, Callable[[Block, int | float | None], Block]] = {
     "interleave_rows": interleave_rows,
     "interleave_cols": interleave_cols,
     "add_one": add_one,
     "l2_normalize": l2_normalize,
+    "negative_exp": negative_exp,
 }
+
+# Rows of a stored matrix that are transposed at once.
+_STRIP = 256
 
 
 def read_block(source: RowSource, tensor: MappedTensor, start: int, stop: int) -> Block:
@@ -94,11 +103,14 @@ def read_block(source: RowSource, tensor: MappedTensor, start: int, stop: int) -
         whole = np.array(tensor.constant, dtype=np.float32).reshape(tensor.rows, tensor.cols)
         return whole[start:stop]
     if tensor.transpose:
-        (stored,) = tensor.sources  # (cols, rows)
-        columns = source.rows(stored.source, stored.start, stored.stop)[:, start:stop]
-        block = np.ascontiguousarray(columns.T)
+        block = _transposed(source, tensor, start, stop)
+    elif tensor.flat:
+        whole = np.concatenate([source.rows(piece.source, 0, 1) for piece in tensor.sources])
+        block = np.ascontiguousarray(whole.reshape(tensor.rows, tensor.cols)[start:stop])
     else:
         block = _concatenated(source, tensor, start, stop)
+        if tensor.columns:
+            block = take_columns(block, tensor.columns)
     return block if tensor.op is None else ROW_OPS[tensor.op](block, tensor.param)
 
 
@@ -110,9 +122,43 @@ def _concatenated(source: RowSource, tensor: MappedTensor, start: int, stop: int
         length = piece.stop - piece.start
         begin, end = max(start - first, 0), min(stop - first, length)
         if begin < end:
-            parts.append(source.rows(piece.source, piece.start + begin, piece.start + end))
+            rows = source.rows(piece.source, piece.start + begin, piece.start + end)
+            parts.append(rows if piece.scale == 1 else rows * np.float32(piece.scale))
         first += length
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _transposed(source: RowSource, tensor: MappedTensor, start: int, stop: int) -> Block:
+    """Rows [start, stop) of the stacked transposes of the sources."""
+    block = np.empty((stop - start, tensor.cols), np.float32)
+    for matrix in range(start // tensor.height, -(-stop // tensor.height)):
+        top = matrix * tensor.height  # the stack's row at which this matrix begins
+        first, last = max(start, top), min(stop, top + tensor.height)
+        _transpose(source, tensor, matrix, first - top, block[first - start : last - start])
+    return block
+
+
+def _transpose(source: RowSource, tensor: MappedTensor, matrix: int, first: int, block: Block) -> None:
+    """Fill a block with rows of one matrix's transpose, from row `first` on."""
+    stored, last = tensor.sources[matrix], first + len(block)
+    # The columns of the stored matrix that are these rows.
+    chosen = column_numbers(tensor.columns)[first:last] if tensor.columns else np.arange(first, last)
+    step = int(chosen[1] - chosen[0]) if len(chosen) > 1 else 1
+    even = step > 0 and bool((np.diff(chosen) == step).all())
+    columns = slice(int(chosen[0]), int(chosen[-1]) + 1, step) if even else chosen
+    for row in range(stored.start, stored.stop, _STRIP):
+        strip = source.rows(stored.source, row, min(row + _STRIP, stored.stop))
+        block[:, row - stored.start : row - stored.start + len(strip)] = strip[:, columns].T
+
+
+def column_numbers(columns: Sequence[ColumnRange]) -> NDArray[np.int64]:
+    """The numbers of the columns that are taken, in order."""
+    return np.concatenate([np.arange(*part) for part in columns])
+
+
+def take_columns(block: Block, columns: Sequence[ColumnRange]) -> Block:
+    """The chosen columns of a block, in order."""
+    return np.concatenate([block[:, start:stop:step] for start, stop, step in columns], axis=1)
 
 
 def column_weights(

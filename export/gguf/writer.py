@@ -66,11 +66,11 @@ def write_gguf_files(
         SystemFault: the disk refused.
     """
     tensors = {typed.tensor.name: typed.tensor for file in files for typed in file.tensors}
-    weights_per_block = min(MAX_BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
+    most = max_memory // (BYTES_IN_FLIGHT * threads)
     blocks = (
         (tensor, start, stop)
         for tensor in tensors.values()
-        for start, stop in block_rows(tensor, weights_per_block)
+        for start, stop in block_rows(tensor, min(most, largest_block(tensor)))
     )
     watch = Stopwatch()
     with ExitStack() as opened:
@@ -179,15 +179,17 @@ def _write_block(
     return written
 
 
-def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
-    """Cut a tensor into blocks of about `weights` weights: whole groups, within one matrix of experts.
+def largest_block(tensor: MappedTensor) -> int:
+    """The weights that a block holds at most, if memory allows.
 
-    A transposed tensor is read whole for each block, so it is one block.
+    Every block of a transposed tensor reads a whole matrix, so it should hold the matrix.
     """
-    matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1  # rows of one expert
-    if tensor.transpose:
-        yield 0, tensor.rows
-        return
+    return max(MAX_BLOCK_WEIGHTS, tensor.height * tensor.cols) if tensor.transpose else MAX_BLOCK_WEIGHTS
+
+
+def block_rows(tensor: MappedTensor, weights: int) -> Iterator[tuple[int, int]]:
+    """Cut a tensor into blocks of about `weights` weights: whole groups, within one matrix of experts."""
+    matrix = tensor.height
     step = max(weights // tensor.cols // tensor.group, 1) * tensor.group
     for first in range(0, tensor.rows, matrix):
         for start in range(first, first + matrix, step):

@@ -33,7 +33,7 @@ from lorafold.export.fold.changes import AddLowRank
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.rows import ROW_OPS, Block
+from lorafold.export.gguf.rows import ROW_OPS, Block, take_columns
 from lorafold.export.quant import ggml
 
 Products = Mapping[str, Sequence[AddLowRank]]  # by Hugging Face name
@@ -255,6 +255,10 @@ def _check_places(products: Products, tensors: Sequence[MappedTensor], at: str |
             problem = f"{name} is changed, and the base has no such tensor for llama.cpp"
         elif tensor.name == "token_embd.weight" and tied:
             problem = f"{name} is both embedding and output head, which llama.cpp's adapters cannot change"
+        elif tensor.transpose and len(tensor.shape) > 2:
+            problem = f"{name} is transposed matrix by matrix, which llama.cpp's adapters cannot follow"
+        elif any(piece.scale != 1 for piece in tensor.sources):
+            problem = f"{name} is multiplied by constants, which llama.cpp's adapters cannot follow"
         elif len(tensor.shape) < 2 or (tensor.op is not None and tensor.op not in _MOVES_ROWS):
             problem = f"{name} is converted by {tensor.op}, after which its change is no low-rank product"
         else:
@@ -295,6 +299,8 @@ def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
 def _oriented(product: AddLowRank, tensor: MappedTensor) -> tuple[Block, Block]:
     """Left (rows, rank) and right (rank, cols) of the GGUF weight; a transposed one swaps its factors."""
     left, right = product.left(0, product.stop - product.start), product.right()
+    if tensor.columns:
+        right = take_columns(right, tensor.columns)
     return (right.T, left.T) if tensor.transpose else (left, right)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.gguf.parts import RowRange
-from lorafold.export.gguf.rows import RowSource, column_weights
+from lorafold.export.gguf.rows import RowSource, column_numbers, column_weights
 from lorafold.export.quant import ggml
 from lorafold.export.quant.quantize import quantize
 from lorafold.machine import cores
@@ -56,7 +56,7 @@ class Piece:
     def weights(self) -> int:
         """How many weights these are."""
         tensor = self.typed.tensor
-        return tensor.rows * tensor.cols if tensor.transpose else self.count * tensor.cols
+        return (tensor.height if tensor.transpose else self.count) * tensor.cols
 
     @property
     def count(self) -> int:
@@ -75,7 +75,7 @@ class Piece:
             for start in range(expert, min(expert + height, self.count), step):
                 stop = min(start + step, expert + height, self.count)
                 begin = self.rows.start
-                rows = RowRange(self.rows.source, begin + start, begin + stop)
+                rows = RowRange(self.rows.source, begin + start, begin + stop, self.rows.scale)
                 yield Piece(self.typed, rows, self.first + start)
 
 
@@ -164,7 +164,7 @@ def _pieces(tensors: Sequence[TypedTensor], plain_too: bool) -> Iterator[Piece]:
         first = 0
         for rows in typed.tensor.sources:
             yield Piece(typed, rows, first)
-            first += rows.stop - rows.start
+            first += typed.tensor.height if typed.tensor.transpose else rows.stop - rows.start
 
 
 def _parameter(parameters: Mapping[str, Any], name: str) -> Any:
@@ -186,14 +186,15 @@ def _round(
     part, tensor = piece.rows, piece.typed.tensor
     wanted = exact.rows(part.source, part.start, part.stop)
     rows = wanted if source is exact else source.rows(part.source, part.start, part.stop)
-    if tensor.transpose:
-        rows = np.ascontiguousarray(rows.T)
+    columns = column_numbers(tensor.columns) if tensor.columns else slice(None)
+    rows = rows[:, columns] * np.float32(part.scale)
+    rows = np.ascontiguousarray(rows.T if tensor.transpose else rows)
     written = _there_and_back(rows, piece.typed.type, column_weights(imatrix, tensor, piece.first))
-    error = (written.T if tensor.transpose else written) - wanted
+    error = (written.T if tensor.transpose else written) / np.float32(part.scale) - wanted[:, columns]
     # A file may have more tokens than the model, or the reverse.
     matrix = values.reshape(-1, values.shape[-1])
     stop = min(part.stop, len(matrix))
-    matrix[part.start : stop] += error[: stop - part.start]
+    matrix[part.start : stop, columns] += error[: stop - part.start]
 
 
 def _there_and_back(

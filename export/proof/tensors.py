@@ -177,7 +177,7 @@ def _is_changed(typed: TypedTensor, source: ProvenSource) -> bool:
 def _sample(typed: TypedTensor, random: np.random.Generator) -> list[tuple[int, int]]:
     """A few groups of rows, spread over the tensor, inside one matrix each."""
     tensor = typed.tensor
-    matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+    matrix = tensor.height
     size = min(max(WEIGHTS // tensor.cols // tensor.group, 1) * tensor.group, matrix)
     firsts = np.arange(0, matrix - size + 1, tensor.group)
     starts = random.choice(firsts, min(GROUPS, len(firsts)), replace=False)

@@ -17,6 +17,7 @@ from lorafold.export.gguf.rows import (
     interleave_cols,
     interleave_rows,
     l2_normalize,
+    negative_exp,
     read_block,
 )
 
@@ -133,3 +134,48 @@ def test_every_operation_keeps_its_shape() -> None:
         block = np.ones((8, 8), dtype=np.float32)
         result = operation(block, 4 if name.startswith("interleave") else None)
         assert result.shape == block.shape and result.dtype == np.float32, name
+
+
+def test_negative_exp_by_hand() -> None:
+    """The logarithm of a decay becomes the decay, negative."""
+    assert negative_exp(np.float32([[0.0, np.log(2.0)]]), None).tolist() == [[-1.0, -2.0]]
+
+
+@given(
+    matrices=st.integers(1, 3),
+    height=st.integers(1, 300),
+    width=st.integers(2, 9),
+    columns=st.sampled_from([(), ((0, 9, 2),), ((1, 9, 2),), ((4, 9, 1), (0, 4, 1)), ((2, 3, 1),)]),
+    step=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_stack_of_transposed_matrices(
+    matrices: int, height: int, width: int, columns: tuple[tuple[int, int, int], ...], step: int
+) -> None:
+    """Each matrix is transposed by itself, some of its columns taken as rows, however it is cut."""
+    width = 9 if columns else width
+    stored = numbered(matrices * height, width).reshape(matrices, height, width)
+    taken = [number for part in columns for number in range(*part)] or list(range(width))
+    expected = stored[:, :, taken].transpose(0, 2, 1)
+    ranges = tuple(RowRange("a", at * height, (at + 1) * height) for at in range(matrices))
+    tensor = MappedTensor("t", expected.shape, ranges, columns=columns, transpose=True)
+    source = Matrices(a=stored)
+    assert np.array_equal(read_block(source, tensor, 0, tensor.rows), expected.reshape(tensor.rows, height))
+    for matrix in range(matrices):
+        first = matrix * len(taken)
+        for start in range(0, len(taken), step):
+            stop = min(start + step, len(taken))
+            block = read_block(source, tensor, first + start, first + stop)
+            assert np.array_equal(block, expected[matrix, start:stop])
+            assert block.flags.c_contiguous
+
+
+def test_columns_scales_and_vectors() -> None:
+    """Columns in another order, rows times a constant, a vector that fills rows."""
+    source = Matrices(a=numbered(3, 6), v=np.arange(6, dtype=np.float32))
+    pieces = (RowRange("a", 2, 3), RowRange("a", 0, 1, 0.5))
+    tensor = MappedTensor("t", (2, 5), pieces, columns=((1, 6, 2), (0, 4, 2)))
+    assert read_block(source, tensor, 0, 2).tolist() == [[13, 15, 17, 12, 14], [0.5, 1.5, 2.5, 0, 1]]
+    assert read_block(source, tensor, 1, 2).tolist() == [[0.5, 1.5, 2.5, 0, 1]]
+    flat = MappedTensor("t", (3, 2), (RowRange("v", 0, 1),), flat=True)
+    assert read_block(source, flat, 1, 3).tolist() == [[2, 3], [4, 5]]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from lorafold.export.arch import ARCHITECTURES, find
-from lorafold.export.arch.hyperparameters import ModelConfig, dimensions
+from lorafold.export.arch.hyperparameters import ModelConfig
+from lorafold.export.arch.tensors import layers_of, sizes_of
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.weights import TensorInfo
 
@@ -52,14 +53,14 @@ def tensors_of(config: Mapping[str, Any], variant: int = 0) -> dict[str, TensorI
     """Headers of every tensor that a config asks for, as one file would hold them."""
     row = find(config)
     view = ModelConfig(config, row.defaults, row.aliases)
-    sizes = dimensions(view)
+    sizes = sizes_of(row, view)
     found = {}
     for rule in (*row.tensors, *(row.variants[variant] if row.variants else ())):
         if rule.when and view.flag(rule.when.removeprefix("not ")) == rule.when.startswith("not "):
             continue
         if rule.unless and view.flag(rule.unless):
             continue
-        for layer in range(sizes["layers"]):
+        for layer in layers_of(rule, view):
             for expert in range(sizes.get("experts", 1)):
                 name = rule.source.format(layer=layer, expert=expert)
                 found[name] = header(name, *(sizes[size] for size in rule.shape))
