@@ -85,6 +85,7 @@ class OllamaEngine:
             "model": self._name,
             "messages": list(messages),
             "stream": True,
+            "truncate": False,  # a conversation that does not fit is refused, not cut without a word
             "options": self._options(sampling),
         }
         answer = ServerAnswer(self._server.url, sampling, cancel)

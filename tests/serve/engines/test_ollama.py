@@ -99,6 +99,7 @@ def test_an_answer(ollama: Any, size: int | None) -> None:
     assert (
         body["options"] | {"seed": 5, "num_ctx": 512, "num_predict": 16, "temperature": 0} == body["options"]
     )
+    assert body["truncate"] is False
     assert (body["model"], body["messages"], body["stream"], body["logprobs"]) == (
         "tuned:latest",
         ASKED,
