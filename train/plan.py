@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from lorafold.errors import SystemFault, UsageError
@@ -45,6 +46,7 @@ def plan_training(config: TrainConfig, progress: Progress = silent) -> Lines:
     Raises:
         LorafoldError: as `train` raises it; that memory is short is no error here but a line.
     """
+    config = replace(config, plan=True)  # which does without `out`
     config.check()
     require("torch", "transformers", "peft", extra="train")
     if place().count > 1:
