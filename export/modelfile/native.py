@@ -112,11 +112,15 @@ _TOOL = {
 
 
 def writes_tools(template: ChatTemplate) -> bool:
-    """Whether a template puts the definition of a tool into the prompt."""
+    """Whether a template puts the definition of a tool into the prompt, in a form that engines agree on.
+
+    `{{ tools }}` alone prints Python's way, which llama.cpp does not know: its prompt would differ, and it
+    may not even load such a template.
+    """
     (text,) = template.render_all(
         [[{"role": "user", "content": "Hello"}]], add_generation_prompt=True, tools=[_TOOL]
     )
-    return isinstance(text, str) and "zq_tool" in text
+    return isinstance(text, str) and "zq_tool" in text and "'zq_tool'" not in text
 
 
 def write_native(template: ChatTemplate, conversations: int = 100) -> Native:

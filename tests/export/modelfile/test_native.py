@@ -124,6 +124,9 @@ def test_a_guarded_jinja_is_taken_for_no_other() -> None:
 def test_tools_that_are_only_mentioned_do_not_count() -> None:
     assert writes_tools(published("Qwen-Qwen3-0.6B"))
     assert not writes_tools(published("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B"))
+    loop = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert writes_tools(ChatTemplate("{{ tools | tojson }}" + loop, TOKENS, CONTROLS))
+    assert not writes_tools(ChatTemplate("{{ tools }}" + loop, TOKENS, CONTROLS)), "Python's own spelling"
 
 
 def _today() -> str:
