@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
@@ -82,6 +83,8 @@ def find_sources(fold: Fold, base: TensorSource, model: BaseGguf, progress: Prog
     """
     names = list(fold.touched)
     _check_sizes(fold, base, names)
+    if not model.exact:
+        _check_norms(base, model)
     search = searched(base, model, names, progress)
     added, notes = _settle_roles(search, fold)
     _check_found(search, names, notes)
@@ -135,6 +138,30 @@ def _check_sizes(fold: Fold, base: TensorSource, names: Sequence[str]) -> None:
                 at="--onto",
                 fix="export without --onto, which writes a header of its own",
             )
+
+
+def _check_norms(base: TensorSource, model: BaseGguf) -> None:
+    """Refuse a quantized file by its norms, which are not quantized: most must be the base's, or one more.
+
+    Its matrices cannot tell a revision that differs by less than the quantization's own error.
+    """
+    known = set()
+    for name, info in base.tensors.items():
+        if len(info.shape) == 1 and "norm" in name:
+            values = base.rows(name, 0, 1)
+            known |= {values.tobytes(), (values + np.float32(1)).tobytes()}
+    norms = [
+        tensor
+        for tensor in model.tensors.values()
+        if tensor.type == Type.F32 and len(tensor.shape) == 1 and "norm.weight" in tensor.name
+    ]
+    other = [tensor.name for tensor in norms if model.values(tensor.name, 0, 1).tobytes() not in known]
+    if known and len(other) > len(norms) / 2:
+        raise InputError(
+            f"{len(other)} of its {len(norms)} norms are not the base's, the first is {other[0]}",
+            at=model.header.path,
+            fix=SAME_BASE,
+        )
 
 
 def _settle_roles(search: Search, fold: Fold) -> tuple[tuple[FileTensor, ...], list[str]]:
@@ -215,8 +242,10 @@ def _check_once(search: Search, names: Sequence[str]) -> None:
     for gguf_name, found in search.maps.items():
         numbers = found.lines[found.lines != NONE]
         again = numbers[used[numbers]]
-        repeated = len(np.unique(numbers)) != len(numbers)
-        strips = [search.lines.strips[index] for index in np.unique(search.lines.owners(numbers))]
+        used[numbers] = True
+        ordered = np.sort(numbers)
+        repeated = bool((ordered[1:] == ordered[:-1]).any())
+        strips = search.lines.strips_of(numbers)
         if repeated or again.size:
             both = gguf_name in (EMBEDDING, HEAD) and {strip.tensor for strip in strips} == {tied}
             if not both or repeated:
@@ -227,7 +256,6 @@ def _check_once(search: Search, names: Sequence[str]) -> None:
                     at=search.model.header.path,
                     fix="export without --onto, or as a merged folder (--format folder)",
                 )
-        used[numbers] = True
         owner.update({strip.first: gguf_name for strip in strips})
     for name in names:
         strips = [strip for strip in search.lines.strips if strip.tensor == name]

@@ -77,7 +77,11 @@ class Index:
 
     def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where each key's lines stand in `numbers`: [low, high) for each."""
-        return (
-            np.searchsorted(self.keys, keys, side="left"),
-            np.searchsorted(self.keys, keys, side="right"),
-        )
+        low = np.searchsorted(self.keys, keys)
+        high = low.copy()
+        padded = np.append(self.keys, self.keys[-1:] ^ np.uint64(1))  # behind the last there is another key
+        here = np.flatnonzero(padded[np.minimum(low, len(self.keys))] == keys)
+        high[here] += 1
+        again = here[padded[low[here] + 1] == keys[here]]
+        high[again] = np.searchsorted(self.keys, keys[again], side="right")
+        return low, high

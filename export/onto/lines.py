@@ -82,6 +82,27 @@ class Lines:
         """Index of the strip of each line."""
         return np.searchsorted(self._firsts, numbers, side="right") - 1
 
+    def strips_of(self, numbers: Numbers) -> list[Strip]:
+        """The strips that these lines belong to, each once; NONE belongs to none."""
+        real = numbers[numbers != NONE] if (numbers == NONE).any() else numbers
+        if not real.size:
+            return []
+        first, last = self.owners(np.array([real.min(), real.max()])).tolist()
+        if first == last:
+            return [self.strips[first]]
+        return [self.strips[index] for index in np.unique(self.owners(real)).tolist()]
+
+    def as_rows(self, numbers: Numbers) -> tuple[str, int, int] | None:
+        """Lines that are rows [start, stop) of one tensor, in order: tensor, start and stop; else None."""
+        first, last = int(numbers[0]), int(numbers[-1])
+        if last - first + 1 != len(numbers) or not (numbers[1:] > numbers[:-1]).all():
+            return None
+        ends = self.owners(numbers[[0, -1]])
+        strip = self.strips[int(ends[0])]
+        if ends[0] != ends[1] or strip.columns:
+            return None
+        return strip.tensor, first - strip.first + strip.start, last - strip.first + strip.start + 1
+
     def gather(self, read: Reader, numbers: Numbers, out: NDArray[Any]) -> None:
         """Read lines, in any order.
 
@@ -90,6 +111,9 @@ class Lines:
             numbers: the lines; all of one length.
             out: (len(numbers), length), of the reader's type.
         """
+        if (whole := self.as_rows(numbers)) is not None:
+            out[:] = read(*whole)
+            return
         owners = self.owners(numbers)
         for index in np.unique(owners).tolist():
             strip = self.strips[index]
@@ -104,11 +128,6 @@ class Lines:
             else:
                 for start, stop, inside in runs(local + strip.start):
                     rows = read(strip.tensor, start, stop)
-                    if len(inside) == stop - start and inside[-1] - inside[0] + 1 == len(inside):
-                        ordered = bool((np.diff(local[inside[0] : inside[-1] + 1]) == 1).all())
-                        if ordered:
-                            out[at[inside[0]] : at[inside[-1]] + 1] = rows
-                            continue
                     out[at[inside]] = rows[local[inside] + strip.start - start]
 
 

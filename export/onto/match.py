@@ -69,7 +69,7 @@ class TensorMap:
         if self.plus:
             return "plus one"
         numbers = self.lines[self.lines != NONE]
-        strips = [lines.strips[index] for index in np.unique(lines.owners(numbers)).tolist()]
+        strips = lines.strips_of(numbers)
         if any(strip.columns for strip in strips):
             parts = len({(strip.start, strip.stop) for strip in strips}) > 1
             return "transposed parts" if parts else "transposed"

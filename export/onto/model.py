@@ -85,8 +85,9 @@ class BaseGguf:
         Raises:
             InputError: not a GGUF, damaged, not a language model, or a part of it is missing.
         """
-        paths = read_gguf_header(path).shards()
-        headers = [read_gguf_header(part) for part in paths]
+        given = read_gguf_header(path)
+        paths = given.shards()
+        headers = [given if part == given.path else read_gguf_header(part) for part in paths]
         first = headers[0]
         for kind in (first.text("general.type"), first.architecture):
             if kind in NO_MODELS:

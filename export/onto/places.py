@@ -59,7 +59,7 @@ def _ranges(search: Search, found: TensorMap) -> tuple[tuple[RowRange, ...], boo
     numbers = np.sort(found.lines)
     if not numbers.size or numbers[-1] == NONE or found.scales:
         return None
-    strips = [search.lines.strips[index] for index in np.unique(search.lines.owners(numbers)).tolist()]
+    strips = search.lines.strips_of(numbers)
     if any(strip.columns for strip in strips):
         (strip, *more) = strips
         info = search.info(strip.tensor)

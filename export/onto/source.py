@@ -87,8 +87,7 @@ class OntoSource:
         found = self.found.maps.get(tensor.name)
         if found is not None:
             lines = self.found.search.lines
-            used = np.unique(lines.owners(found.lines[found.lines != NONE]))
-            columns = [lines.strips[index] for index in used if lines.strips[index].columns]
+            columns = [strip for strip in lines.strips_of(found.lines) if strip.columns]
             matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
             group = max((min(strip.count, matrix) for strip in columns), default=1)
             group = group if matrix % group == 0 else matrix
@@ -145,6 +144,10 @@ class OntoSource:
         numbers = found.lines[start:stop]
         changed = np.flatnonzero(numbers != NONE)
         tensor = self.model.tensors.get(name) or next(t for t in self.found.added if t.name == name)
+        whole = self.found.search.lines.as_rows(numbers) if changed.size == len(numbers) else None
+        if whole is not None and found.columns is None and not found.scales and not found.plus:
+            rows: NDArray[Any] = read(*whole)
+            return rows
         out: NDArray[Any] = np.empty((stop - start, tensor.cols), kind)
         if changed.size == len(numbers):
             self.found.search.lines.gather(read, numbers, out)

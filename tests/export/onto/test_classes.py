@@ -13,7 +13,7 @@ from oracles import REPOSITORY, llama_cpp_source
 pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-# One of each kind of map; what the facts of a class are is the table in docs/models.md.
+# One of each kind of map; what the facts of a class are is the table in docs/coverage.md.
 SAMPLE = (
     "DeepseekV3ForCausalLM",  # parts transposed per head, experts stacked
     "FalconH1ForCausalLM",  # rows times constants

@@ -8,8 +8,10 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from onto_cases import Case, Tensors, case, drawn
+from onto_cases import Case, Tensors, case, drawn, write_gguf
 
+from lorafold.errors import InputError
+from lorafold.export.onto.model import BaseGguf
 from lorafold.export.onto.source import OntoSource
 
 SHAPE = {f"model.layers.{layer}.x.proj.weight": (64, 96) for layer in (0, 1)}
@@ -85,3 +87,23 @@ def test_rows_beside_a_touched_expert_keep_their_bytes(tmp_path: Path) -> None:
     folded = gguf.quants.dequantize(got[64:96], Type.Q4_0)
     assert np.abs(folded - source.rows("blk.0.e.weight", 64, 96)).max() < 0.2
     assert not np.array_equal(got[64:96], own[64:96])
+
+
+def test_a_revision_that_differs_less_than_quantizing_is_told_by_its_norms(tmp_path: Path) -> None:
+    shapes = SHAPE | {f"model.layers.{layer}.norm.weight": (96,) for layer in (0, 1)}
+
+    def convert(t: Tensors) -> Tensors:
+        return plain(t) | {
+            f"blk.{layer}.norm.weight": t[f"model.layers.{layer}.norm.weight"] for layer in (0, 1)
+        }
+
+    base = drawn(shapes)
+    found, _ = case(tmp_path, base, BOTH, convert, Type.Q4_0)
+    found.find()
+    near = {name: values * np.float32(1.003) for name, values in base.items()}
+    other = Case(found.fold, BaseGguf.open(write_gguf(tmp_path / "near.gguf", convert(near), Type.Q4_0)))
+    with pytest.raises(InputError, match=r"2 of its 2 norms are not the base's, the first is blk\.0\.norm"):
+        other.find()
+    one_more = {name: values + np.float32("norm" in name) for name, values in convert(base).items()}
+    gemma = Case(found.fold, BaseGguf.open(write_gguf(tmp_path / "gemma.gguf", one_more, Type.Q4_0)))
+    gemma.find()

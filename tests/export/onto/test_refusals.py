@@ -216,3 +216,23 @@ def test_a_resized_vocabulary(tmp_path: Path) -> None:
     fold = Folded(Checkpoint.open(tmp_path / "base"), [(Adapter.open(adapter), 1.0)])
     found = Case(fold, BaseGguf.open(write_gguf(tmp_path / "x.gguf", with_head(base))))
     assert re.search(r"resizes \S+ from 16 to 18 rows", refusal(found))
+
+
+def test_no_flipped_bit_of_a_header_is_more_than_a_refusal(tmp_path: Path) -> None:
+    found, wanted = case(tmp_path, drawn(SHAPE), BOTH, blocks, Type.BF16)
+    whole = (tmp_path / "base.gguf").read_bytes()
+    header = whole.index(b"blk.1.a.weight") + 60
+    random = np.random.default_rng(5)
+    refused = 0
+    for place, bit in zip(random.integers(0, header, 300), random.integers(0, 8, 300), strict=True):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(bit)
+        (tmp_path / "flipped.gguf").write_bytes(data)
+        try:
+            source = Case(found.fold, BaseGguf.open(tmp_path / "flipped.gguf")).source()
+        except InputError:
+            refused += 1
+            continue
+        # A name or a key that nothing depends on: what is folded is right all the same.
+        assert len(source.found.maps) == len(wanted)
+    assert refused > 100
