@@ -412,7 +412,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the models here")
     parser.add_argument("--write", type=Path, help="a file for the rows as JSON")
     parser.add_argument(
-        "--page", type=Path, nargs="+", help="print docs/coverage.md from files METHOD-*.json that --write made"
+        "--page", type=Path, nargs="+", help="print docs/coverage.md from METHOD-*.json, made with --write"
     )
     parser.add_argument("--serve", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
