@@ -109,6 +109,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         notes=(
             *(note for adapter, _ in adapters for note in adapter.config.notes),
             *_notes(base, source, prompt, folders, template),
+            *_system_note(config, folders),
         ),
     )
 
@@ -256,6 +257,19 @@ def _notes(
             f"the adapter resizes the vocabulary from {before} to {after} rows and brings no tokenizer: rows "
             "beyond the base's tokens have no text (save the tokenizer of the training beside the adapter)"
         )
+
+
+def _system_note(config: ExportConfig, adapters: list[Path]) -> Iterator[str]:
+    """A persona that was trained with a system message hardly shows in chats without it."""
+    if config.format != "gguf" or not config.modelfile or config.system is not None:
+        return
+    for folder in adapters:
+        trained = (read_manifest(folder) or {}).get("config")
+        if isinstance(trained, dict) and isinstance(text := trained.get("system"), str) and text:
+            yield (
+                f"{folder.name} was trained with the system message {text!r}, which the Modelfile lacks: "
+                "pass it with --system"
+            )
 
 
 # Names of folders that say nothing of the model in them: a Trainer's checkpoints, the steps of tutorials.

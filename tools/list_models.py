@@ -44,7 +44,7 @@ the table ("becomes a GGUF: yes, as llama"), without reading weights.
 | `lorafold train` | every causal language model that transformers loads and peft adapts |
 | `lorafold export`, GGUF and adapter GGUF | the table below |
 | `lorafold export --format folder` | every architecture: the folder is the base's, with merged weights |
-| `lorafold export --onto BASE.gguf` | every architecture of which you have the base and a GGUF: [onto.md](onto.md) |
+| `lorafold export --onto BASE.gguf` | any architecture, if you have a GGUF of the base: [onto.md](onto.md) |
 | `lorafold chat` | every GGUF that llama.cpp loads, every folder that transformers loads, every server |
 
 Pictures, sound and tools are out of scope: of a multimodal model the text part is exported, and text is

@@ -28,6 +28,7 @@ from tiny_tokenizers import (
     write_folder,
 )
 
+from lorafold.artifacts import write_manifest
 from lorafold.cli import main
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export
@@ -100,6 +101,19 @@ def test_the_adapters_chat_template_wherever_it_lies(name: str, tmp_path: Path) 
     shutil.rmtree(tmp_path / "exported")
     header, notes = exported(adapter, chat_template="chatml")  # what the user names comes first
     assert header["tokenizer.chat_template"] != OWN and not any("the adapter's" in note for note in notes)
+
+
+def test_the_system_message_of_the_training_is_named(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "adapter")
+    assert not any("system" in note for note in opened(adapter).notes)
+    write_manifest(adapter, "adapter", {"config": {"system": "你是甄嬛"}})
+    (note,) = (note for note in opened(adapter).notes if "system" in note)
+    assert note == (
+        "adapter was trained with the system message '你是甄嬛', which the Modelfile lacks: "
+        "pass it with --system"
+    )
+    for options in ({"system": "x"}, {"modelfile": False}, {"format": "folder"}):
+        assert not any("system" in note for note in opened(adapter, **options).notes)
 
 
 def test_a_merged_folder_has_the_adapters_template(tmp_path: Path) -> None:

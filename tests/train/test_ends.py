@@ -70,3 +70,5 @@ def test_the_end_names_what_is_there_and_what_is_next(config: TrainConfig) -> No
 def test_next_commands(method: str, out: str, commands: tuple[str, ...]) -> None:
     config = TrainConfig(base="demo", method=method)  # type: ignore[arg-type]
     assert next_commands(config, Path(out)) == commands
+    config = dataclasses.replace(config, system="You are Ada")
+    assert next_commands(config, Path(out)) == tuple(f"{one} --system 'You are Ada'" for one in commands)

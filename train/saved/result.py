@@ -97,12 +97,14 @@ def _size(paths: Sequence[Path]) -> str:
 def next_commands(config: TrainConfig, folder: Path) -> tuple[str, ...]:
     """What can be done with a result, as commands for the shell."""
     method, named = METHODS[config.method], shlex.quote(str(folder))
-    export = f"lorafold export {named} --out {shlex.quote(f'{folder}-gguf')}"
+    # What was trained under a system message is asked under it.
+    system = f" --system {shlex.quote(config.system)}" if config.system else ""
+    export = f"lorafold export {named} --out {shlex.quote(f'{folder}-gguf')}{system}"
     base = Path(config.base).expanduser()
     spec = str(base) if base.is_dir() else config.base
     # An adapter's folder alone names its base too; a + in a path would be taken for the sign between two.
     alone = method.peft is None or "+" in f"{spec}{folder}"
-    chat = f"lorafold chat {named if alone else shlex.quote(f'{spec}+{folder}')}"
+    chat = f"lorafold chat {named if alone else shlex.quote(f'{spec}+{folder}')}{system}"
     return (chat,) if method.prompt else (export, chat)
 
 
