@@ -28,6 +28,8 @@ SAMPLE = (
     "Qwen3_5ForCausalLM",  # permuted columns
     "T5ForConditionalGeneration",  # encoder and decoder
 )
+# PEFT has no DoRA for stacked experts, and takes some names of shared experts for these.
+DORA = ("FalconH1ForCausalLM", "Gemma3nForCausalLM", "GPT2LMHeadModel")
 
 
 def coverage() -> ModuleType:
@@ -58,7 +60,7 @@ def examined(names: tuple[str, ...], method: str, work: Path) -> dict[str, tuple
 def test_sample_of_classes_equals_the_converters_output_of_the_merged_model(
     tmp_path: Path, method: str
 ) -> None:
-    names = SAMPLE if method == "lora" else SAMPLE[:3]
+    names = SAMPLE if method == "lora" else DORA
     found = examined(names, method, tmp_path)
     assert {name: verdict for name, (verdict, _) in found.items()} == dict.fromkeys(names, "equal"), found
 
