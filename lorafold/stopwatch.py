@@ -1,9 +1,9 @@
 """What the threads of one piece of work spend their time on.
 
-Code at work says what it does (`with doing("read"): ...`), and inside it something else may be done: every
-moment counts once, for the innermost. In: such blocks, on threads that a `Stopwatch` was started for. Out:
-wall and processor seconds of each kind. A block costs about a microsecond, and next to nothing on a thread
-that nobody measures, so that it may stay around whatever takes a tenth of a millisecond or more.
+Code marks its work with `with doing("read"):`. Blocks may be nested; time counts only for the innermost
+one. A `Stopwatch` that was started on a thread gives the wall and processor seconds of each kind. A block
+costs about a microsecond, and next to nothing on a thread that nobody measures, so it may stay in the code
+around any work of 0.1 ms or more.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measured(self, kind: str = OTHER) -> Iterator[None]:
-        """Measure this thread for the length of the block; what no `doing` names counts as `kind`."""
+        """Measure this thread for the block; time outside every `doing` block counts as `kind`."""
         before = getattr(_here, "clock", None)
         clock = _here.clock = _Clock(kind)
         try:

@@ -57,7 +57,7 @@ REPEAT_WINDOW = 64  # tokens that the repeat penalty looks back on, as in llama.
 
 
 def noise_note(sampling: Sampling) -> str:
-    """What to say of a temperature at which hardly a model says anything; "" for a usual one."""
+    """A warning for a temperature at which few models give sensible answers; "" for a usual one."""
     if sampling.temperature <= NOISY:
         return ""
     return f"temperature {sampling.temperature:g}: above {NOISY:g} answers are mostly noise"

@@ -74,7 +74,7 @@ def find(config: Mapping[str, Any]) -> Architecture:
 
 
 def view_of(config: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
-    """A model's row, and its config seen through it: a multimodal model's text part, but the whole's tie."""
+    """A model's row, and its config read by that row: of a multimodal model the text part."""
     row = find(config)
     text = config.get("text_config")
     if isinstance(text, Mapping):

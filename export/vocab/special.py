@@ -19,7 +19,8 @@ from lorafold.export.vocab.files import TokenizerFiles, content_of
 # Token kinds in the order in which llama.cpp's converter writes them.
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask")
 
-# Texts that llama.cpp takes for an end of generation by themselves (src/llama-vocab.cpp, special_eog_ids).
+# A copy of llama.cpp's own list (src/llama-vocab.cpp, special_eog_ids): it stops at these texts without any
+# metadata. A token that is added here would lose its entry in the header, and llama.cpp would not stop at it.
 _END_OF_GENERATION = """
     <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s>
     <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response>

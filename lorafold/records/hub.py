@@ -120,7 +120,7 @@ def _hub_error(error: Exception, spec: str) -> LorafoldError:
     text = str(error)
     if "gated" in text:
         fix = "accept its terms on the hub and log in with `hf auth login`"
-        return InputError("the data set is gated for you", at=spec, fix=fix)
+        return InputError("you have no access to this gated data set", at=spec, fix=fix)
     if isinstance(error, FileNotFoundError):
         problem = "neither a file here nor a data set on the hub"
         return InputError(

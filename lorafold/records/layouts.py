@@ -24,7 +24,8 @@ from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.records.turns import is_parts, kind, list_of, read_turns, text_of, unread_of_turn, void
 
-# An answer by which a comparison holds those of the models; `chosen` is that of preference data.
+# Fields with the expected answer, which a comparison shows beside the models' answers; `chosen` is that of
+# preference data. An answer field of a new layout belongs here too.
 EXPECTED = ("expected", "completion", "response", "output", "answer", "assistant", "chosen")
 
 

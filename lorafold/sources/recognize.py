@@ -1,4 +1,4 @@
-"""What a folder or file is that was given for something else, so that an error can name what is there.
+"""Recognises a folder or file that the user gave by mistake, so that the error can say what it is.
 
 People give a Trainer's output folder, an adapter as a base, one file of a folder, or a folder of the hub's
 cache. Only names are looked at; nothing is read but small JSON files.
@@ -25,8 +25,8 @@ class Place:
     """What is there.
 
     Attributes:
-        what: it, as the end of "this is …".
-        use: what to give instead; None if the place itself can be used, for what it is.
+        what: words that complete "this is …", such as "a model folder".
+        use: what to give instead; None if this path is usable itself, but for another purpose.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Place:
 
 
 def recognize(place: Path) -> Place | None:
-    """What lies at a place; None if nothing that is known here."""
+    """Recognise what is at a path; None if it is nothing we know."""
     if place.is_file():
         return _file(place)
     if not place.is_dir():

@@ -1,7 +1,7 @@
 """Chooses what a run computes with, for the machine and the model, and says it in one line.
 
-A piece is off if it cannot run or was switched off, and the reason is kept. `check.py` then holds the whole
-against the plain way.
+A piece is off if it cannot run or was switched off, and the reason is kept. `check.py` then compares the
+fast path's result with the plain path's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Speed:
         checkpointing: activations are computed twice instead of kept.
         capacity: maximum tokens per pack.
         reasons: why a piece is off, in words.
-        dtype: that is computed in.
+        dtype: the type that the run computes in, such as bfloat16.
         optimizer: its name.
     """
 
@@ -197,7 +197,7 @@ def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype, tokens: fl
     Args:
         config: of the run.
         speed: chosen so far.
-        dtype: that is computed in.
+        dtype: the type that the run computes in, such as bfloat16.
         tokens: of a step on one GPU, on average.
     """
     import torch

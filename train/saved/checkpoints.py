@@ -39,7 +39,7 @@ class RunState:
         tokens: tokens seen, padding not counted.
         best_loss: lowest evaluation loss, None before the first evaluation.
         best_step: the step of it.
-        worse: evaluations since then.
+        worse: number of evaluations since `best_step`.
         scaler: state of the loss scaling of float16; empty in other types.
     """
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 DEEPEST = 20  # parts within parts
+ANSWER = ("content", "refusal")  # where a message or a delta keeps its text, the first that has some
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
-_INNER = ("text", "content", "value", "refusal", "output_text")  # where a part keeps its text
+_INNER = ("text", "content", "value", "refusal", "output_text")  # where a part of a list keeps its text
 
 
 def parsed(raw: bytes | str) -> Any:
@@ -55,9 +56,11 @@ def text(value: Any, depth: int = DEEPEST) -> str:
 
 def said(message: Mapping[str, Any]) -> tuple[str, str]:
     """What a message or a delta adds: (text of the answer, text of the reasoning)."""
-    answer, reasoning = _parts(message.get("content"))
+    found = [_parts(message.get(key)) for key in ANSWER]
+    answer = next(filter(None, (said for said, _ in found)), "")
+    reasoning = next(filter(None, (thought for _, thought in found)), "")
     thought = next(filter(None, (text(message.get(key)) for key in REASONING)), "")
-    return answer or text(message.get("refusal")), thought or reasoning
+    return answer, thought or reasoning
 
 
 def _parts(content: Any) -> tuple[str, str]:

@@ -136,3 +136,14 @@ def test_spellings_of_question_and_answer(record: dict[str, Any], name: str, tmp
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(record))
     assert next(read_chats(path)).messages == example.messages
+
+
+def test_the_three_lists_of_layouts_agree() -> None:
+    from typing import get_args
+
+    from lorafold.records.layouts import EXPECTED, LAYOUTS
+    from lorafold.train.config import LayoutName
+
+    assert set(get_args(LayoutName)) == {"auto", *LAYOUTS}
+    answers = {name for row in LAYOUTS.values() for name in row.answer}
+    assert answers <= set(EXPECTED), "what training learns, a comparison shows as expected"
