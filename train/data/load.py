@@ -115,8 +115,9 @@ def _sha256(examples: Sequence[Example]) -> str:
 def load_splits(config: TrainConfig) -> tuple[DataSet, DataSet | None]:
     """The training data and, if the config asks for one, the evaluation data.
 
-    A split is drawn from the training data with the config's seed; it does not depend on anything else. Examples
-    that are in both sets, or would be without our care, are reported in the notes of the evaluation set.
+    A split is drawn from the training data with the config's seed; it does not depend on anything else.
+    Examples that are in both sets, or would be without our care, are reported in the notes of the
+    evaluation set.
     """
 
     def read(sources: Sequence[str]) -> DataSet:
