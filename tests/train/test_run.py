@@ -179,6 +179,8 @@ def test_the_card_tells_what_the_method_has(
     card = model_card(chosen, facts, "title", curve=False)
     assert f"- {tag}\n" in card and shown in card and hidden not in card
     assert tag == "lora" or "- lora\n" not in card
+    assert f"lorafold chat {config.base}+title\n```" in card
+    assert "## Use" not in model_card(dataclasses.replace(chosen, system="```\n# x"), facts, "t", curve=False)
 
 
 def test_outputs_by_other_names(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

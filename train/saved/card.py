@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ import yaml
 from lorafold.console import sanitize
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
+from lorafold.train.saved.result import next_commands
 
 # The hub's tag of a method, if it is not LoRA or one of its variants.
 _TAGS = {
@@ -87,7 +89,11 @@ def model_card(
         text += f"; last loss {training['loss']:.4f}"
     if training["eval_loss"] is not None:
         text += f", evaluation loss {training['eval_loss']:.4f}"
-    text += f".\n\n| setting | value |\n|---|---|\n{rows}\n"
+    use = "\n".join(next_commands(config, Path(title)))
+    text += ".\n"
+    if "```" not in use:  # which a system message could hold, and end the block with it
+        text += f"\n## Use\n\n```sh\n{sanitize(use)}\n```\n"
+    text += f"\n## Training\n\n| setting | value |\n|---|---|\n{rows}\n"
     text += "\n![loss](loss.png)\n" if curve else ""
     if samples:
         text += (
