@@ -52,7 +52,7 @@ def metadata(
     general = general_metadata(folder, tensors, name)
     file_type_entry = KeyValue("general.file_type", file_type, GGUFValueType.UINT32)
     hyperparameters = read_all((*row.hyperparameters, *row.extensions), view, row.gguf)
-    before = {f"{row.gguf}.{entry.key}" for entry in row.hyperparameters}
+    before = {entry.key for entry in read_all(row.hyperparameters, view, row.gguf)}
     return [
         KeyValue("general.architecture", row.gguf, GGUFValueType.STRING),
         *read_all(row.first, view, row.gguf),

@@ -148,6 +148,7 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
         "layers": config.integer("num_hidden_layers"),
         "vocab": config.integer("vocab_size"),
         "width": width,
+        "3_width": 3 * width,
         "one": 1,
         "heads": heads,
         "kv_heads": groups,
@@ -159,7 +160,7 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
     for name, field in OPTIONAL_SIZES.items():
         if config.get(field) is not None:
             sizes[name] = config.integer(field, least=0)
-    for name in ("ff", "expert_ff"):
+    for name in ("ff", "expert_ff", "shared_ff"):
         if name in sizes:
             sizes[f"2_{name}"] = 2 * sizes[name]
     return sizes
@@ -172,6 +173,8 @@ OPTIONAL_SIZES = {
     "expert_ff": "moe_intermediate_size",
     "shared_ff": "shared_expert_intermediate_size",
     "positions": "max_position_embeddings",
+    "adjusted_ff": "adjusted_intermediate_size",
+    "taps": "conv_L_cache",
 }
 
 

@@ -307,6 +307,8 @@ HEAD = (u32("attention.key_length", "head_dim"), u32("attention.value_length", "
 COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
 # The same for models that normalise with LayerNorm.
 LAYER_NORM_COMMON = (*SIZES, *ROPE, LAYER_NORM_EPSILON, *EXPERTS, *HEAD)
+# How a router's scores become weights, as `expert_gating_func` numbers it.
+SOFTMAX, SIGMOID = 1, 2
 VOCABULARY = u32("vocab_size", "vocab_size")
 ROTATED = u32("rope.dimension_count", head_dim)
 

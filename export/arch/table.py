@@ -8,32 +8,34 @@ from llama.cpp's loader, graphs and converter (names, header entries, what is fi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.export.arch.families.gemma import GEMMA_ROWS
 from lorafold.export.arch.families.glm import GLM_ROWS
 from lorafold.export.arch.families.granite import GRANITE_ROWS
-from lorafold.export.arch.families.index import INDEX_ROWS
 from lorafold.export.arch.families.internlm import INTERNLM_ROWS
+from lorafold.export.arch.families.layer_norm import LAYER_NORM_ROWS
+from lorafold.export.arch.families.liquid import LIQUID_ROWS
 from lorafold.export.arch.families.llama import LLAMA_ROWS
+from lorafold.export.arch.families.llama_like import LLAMA_LIKE_ROWS
 from lorafold.export.arch.families.mistral import MISTRAL_ROWS
 from lorafold.export.arch.families.olmo import OLMO_ROWS
 from lorafold.export.arch.families.openai import OPENAI_ROWS
 from lorafold.export.arch.families.phi import PHI_ROWS
 from lorafold.export.arch.families.qwen import QWEN_ROWS
-from lorafold.export.arch.families.smollm import SMOLLM_ROWS
 from lorafold.export.arch.hyperparameters import ModelConfig
 from lorafold.export.arch.rules import (
     TIED,
     Architecture,
 )
+from lorafold.export.arch.wrappers import SPELLINGS, TEXT_SIZES, TOWERS, text_part
 
 ARCHITECTURES = (
     *LLAMA_ROWS,
     *MISTRAL_ROWS,
-    *SMOLLM_ROWS,
-    *INDEX_ROWS,
+    *LLAMA_LIKE_ROWS,
     *QWEN_ROWS,
     *PHI_ROWS,
     *GLM_ROWS,
@@ -42,6 +44,8 @@ ARCHITECTURES = (
     *GEMMA_ROWS,
     *INTERNLM_ROWS,
     *OPENAI_ROWS,
+    *LAYER_NORM_ROWS,
+    *LIQUID_ROWS,
 )
 
 
@@ -49,7 +53,7 @@ FOLDER_WORKS = "`--format folder` merges any architecture"
 
 
 def find(config: Mapping[str, Any]) -> Architecture:
-    """The row of the table for a model.
+    """The row of the table for a model; for a wrapper, the row of the model inside, with its prefixes.
 
     Args:
         config: the parsed config.json.
@@ -57,6 +61,16 @@ def find(config: Mapping[str, Any]) -> Architecture:
     Raises:
         InputError: no row is for this class.
     """
+    text = text_part(config)
+    if text is not None:
+        inner = find(text)
+        return replace(
+            inner,
+            classes=(config["architectures"][0],),
+            defaults={**TEXT_SIZES.get(inner.model_types[0], {}), **inner.defaults},
+            spellings=(*SPELLINGS, *inner.spellings),
+            skipped=(*TOWERS, *inner.skipped),
+        )
     classes = config.get("architectures") or []
     name = classes[0] if isinstance(classes, list) and classes else None
     for row in ARCHITECTURES:

@@ -79,12 +79,24 @@ def main() -> None:
     def set_vocab(model: Any) -> None:
         add_vocabulary(model.gguf_writer, model.hparams["vocab_size"])
 
+    load_hparams = ModelBase.load_hparams
+
+    def load_all_hparams(folder: Path, is_mistral_format: bool) -> dict[str, Any]:
+        """What transformers 5 makes of config.json, above what it leaves out but the converter reads."""
+        return json.loads((folder / "config.json").read_text()) | load_hparams(folder, is_mistral_format)
+
+    ModelBase.load_hparams = staticmethod(load_all_hparams)
     torch.set_num_threads(1)
     for job in json.load(sys.stdin):
         folder = Path(job["folder"])
         hparams = ModelBase.load_hparams(folder, False)
         model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-        model_class.set_vocab = set_vocab
+        for writer in (
+            model_class,
+            *vars(model_class).values(),
+        ):  # Mistral 3's has a class inside that writes
+            if isinstance(writer, type):
+                writer.set_vocab = set_vocab
         with torch.inference_mode():
             model_class(folder, types[job["outtype"]], Path(job["out"])).write()
 

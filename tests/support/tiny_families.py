@@ -30,6 +30,66 @@ YARN = {
     "original_max_position_embeddings": 64,
 }
 
+MINISTRAL3_ROPE = YARN | {
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+    "original_max_position_embeddings": 8,
+}
+
+# Parts that see images, as small as their classes take them.
+TINY_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+PIXTRAL = TINY_VISION | {"model_type": "pixtral", "head_dim": 16}
+
+OLMO3 = {"sliding_window": 8, "num_hidden_layers": 5}
+
+QWEN_VL: dict[str, Any] = {
+    "text_config": SIZES
+    | {
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1000000.0,
+            "mrope_section": [2, 3, 3],
+        },
+    },
+    "vision_config": {
+        "embed_dim": 32,
+        "hidden_size": 64,
+        "out_hidden_size": 64,
+        "intermediate_size": 48,
+        "depth": 1,
+        "num_heads": 2,
+    },
+}
+
+LLAMA_INSIDE = SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "head_dim": 16}
+
+LFM2_SIZES = {
+    "block_auto_adjust_ff_dim": False,
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "conv", "full_attention", "conv"],
+}
+
+GRANITE_EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 48,
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+
 MODEL_CARD = """---
 license: apache-2.0
 language: [en, "no"]
@@ -174,6 +234,175 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("Olmo2Config", {}),
     "olmo2-tied": ("Olmo2Config", {"tie_word_embeddings": True}),
+    "gemma": ("GemmaConfig", {"head_dim": 32}),
+    "ministral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": MINISTRAL3_ROPE}),
+    "mistral3-wrapped": (
+        "Mistral3Config",
+        {
+            "text_config": SIZES
+            | {"model_type": "ministral3", "head_dim": 16, "rope_parameters": MINISTRAL3_ROPE},
+            "vision_config": PIXTRAL,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mistral3-older": (
+        "Mistral3Config",
+        {
+            "text_config": SIZES
+            | {"model_type": "mistral", "head_dim": 32, "sliding_window": None, "tie_word_embeddings": True},
+            "vision_config": PIXTRAL,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo": ("OlmoConfig", {"clip_qkv": 0.5}),
+    "olmo3": ("Olmo3Config", OLMO3),
+    "olmo3-yarn": (
+        "Olmo3Config",
+        OLMO3
+        | {
+            "rope_parameters": {
+                "full_attention": YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            }
+        },
+    ),
+    "olmoe": ("OlmoeConfig", QWEN_EXPERTS | {"num_key_value_heads": 4, "norm_topk_prob": False}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25}),
+    "cohere-plus": ("CohereConfig", {"num_hidden_layers": 64, "use_qk_norm": True, "hidden_size": 32}),
+    "cohere2": (
+        "Cohere2Config",
+        {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 5, "rotary_pct": 1.0},
+    ),
+    "seed-oss": ("SeedOssConfig", {"head_dim": 32}),
+    "exaone4": (
+        "Exaone4Config",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "rope_parameters": LLAMA3_ROPE,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone4-windows": (
+        "Exaone4Config",
+        {"sliding_window": 8, "num_hidden_layers": 64, "hidden_size": 32, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "hunyuan": ("HunYuanDenseV1Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "hunyuan-alpha": (
+        "HunYuanDenseV1Config",
+        {
+            "head_dim": 16,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "alpha": 1000.0,
+                "factor": 1.0,
+                "rope_theta": 10000.0,
+            },
+        },
+    ),
+    "ernie4.5": ("Ernie4_5Config", {"head_dim": 32}),
+    "ernie4.5-moe": (
+        "Ernie4_5_MoeConfig",
+        {
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 48,
+            # The converter divides this by the key-value heads to get two experts' width.
+            "intermediate_size": 192,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 2,
+        },
+    ),
+    "dots1": (
+        "Dots1Config",
+        {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+            "scoring_func": "sigmoid",
+            "sliding_window": None,
+        },
+    ),
+    "qwen2-vl": ("Qwen2VLConfig", QWEN_VL),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLConfig",
+        QWEN_VL | {"text_config": QWEN_VL["text_config"] | {"tie_word_embeddings": False}},
+    ),
+    "qwen3-vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": SIZES
+            | {
+                "head_dim": 32,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1000000.0,
+                    "mrope_section": [6, 5, 5],
+                    "mrope_interleaved": True,
+                },
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "depth": 2,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llava": ("LlavaConfig", {"text_config": LLAMA_INSIDE, "vision_config": TINY_VISION}),
+    "smolvlm": (
+        "SmolVLMConfig",
+        {"text_config": LLAMA_INSIDE, "vision_config": TINY_VISION, "tie_word_embeddings": True},
+    ),
+    "internvl": (
+        "InternVLConfig",
+        {
+            "text_config": SIZES | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+            "vision_config": TINY_VISION | {"image_size": [28, 28], "patch_size": [14, 14]},
+        },
+    ),
+    "phi2": ("PhiConfig", {"intermediate_size": 256, "num_key_value_heads": 4}),
+    "starcoder2": ("Starcoder2Config", {}),
+    "starcoder2-untied": ("Starcoder2Config", {"tie_word_embeddings": False}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
+    "stablelm-parallel": ("StableLmConfig", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "nemotron": ("NemotronConfig", {"head_dim": 16}),
+    "nemotron-linear": (
+        "NemotronConfig",
+        {
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "lfm2": ("Lfm2Config", LFM2_SIZES),
+    "lfm2-adjusted": (
+        "Lfm2Config",
+        LFM2_SIZES | {"block_auto_adjust_ff_dim": True, "block_multiple_of": 32},
+    ),
+    "lfm2-moe": (
+        "Lfm2MoeConfig",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+    ),
+    "granite-moe": ("GraniteMoeConfig", GRANITE_EXPERTS),
+    "granite-moe-shared": ("GraniteMoeSharedConfig", GRANITE_EXPERTS | {"shared_intermediate_size": 96}),
+    "arcee": ("ArceeConfig", {"head_dim": 32}),
     "gpt2": ("GPT2Config", GPT2_SIZES),
     "gpt2-narrow": ("GPT2Config", GPT2_SIZES | {"n_inner": 96}),
 }
@@ -214,7 +443,9 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     config = getattr(transformers, name)(**(sizes | fields | changes))
     # Gemma stores its norms less one. llama.cpp's GELU goes through a table in float16, so Gemma's logits
     # differ by some thousandths of what its layers add; norms around a half keep that below the test's bound.
-    write_model(config, folder, dtype, seed, norm_centre=-0.5 if family.startswith("gemma") else 1.0)
+    write_model(
+        config, folder, dtype, seed, norm_centre=-0.5 if family.startswith(("gemma", "nemotron")) else 1.0
+    )
     write_tokenizer(folder, config.get_text_config().vocab_size)
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)

@@ -79,9 +79,8 @@ def write_model(
     are drawn here: matrices with standard deviation 0.08, norms around `norm_centre`, biases around zero.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = model_class(config).from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -94,6 +93,14 @@ def write_model(
             if file.is_file() and file.name != "config.json":
                 shutil.copyfile(file, folder / file.name)
     return folder
+
+
+def model_class(config: Any) -> Any:
+    """transformers' automatic class for a config: the causal one, or the one for models that see images."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
 
 
 def _vocabulary_size(tokenizer: Path) -> int:

@@ -1,23 +1,22 @@
-"""Google: Gemma 2 and 3. Norms are stored less one.
+"""Google: Gemma 1 to 3. Norms are stored less one.
 
 llama.cpp's graphs fix the pattern of windows and the scale of attention; the config must agree with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lorafold.export.arch.hyperparameters import ModelConfig, divided_width, f32, is_finite, kv_heads, u32
-from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
     COMMON,
+    DEFAULTS,
     EMBEDDING,
     HEAD,
     HEAD_NORMS,
     LIMITS,
     MLP,
     MODEL,
+    NORMS,
     OUTPUT_NORM,
     RMS_EPSILON,
     TIED,
@@ -26,9 +25,11 @@ from lorafold.export.arch.rules import (
     activation,
     layer,
     normed,
+    plain_rope,
     rope_kinds,
     switched_off,
 )
+from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 
 _NORMS = (
     layer("attn_norm.weight", "input_layernorm.weight", "width"),
@@ -83,31 +84,45 @@ def _windows(period: int) -> Condition:
     )
 
 
-def _theta_is(expected: float) -> Callable[[ModelConfig], bool]:
-    """Whether rope is plain, with the base that llama.cpp takes when the header has none."""
+_TIED_HEAD = Condition(TIED, lambda config: config.flag(TIED), "true: llama.cpp has no head of its own here")
+_HEAD_COPY = ((r"^lm_head\.weight$", "a copy of the embedding, which llama.cpp uses as the head"),)
+# The converter writes no rope at all for Gemma 1 and 2.
+_GEMMA_HEADER = (
+    u32("context_length", "max_position_embeddings"),
+    u32("embedding_length", "hidden_size"),
+    u32("block_count", "num_hidden_layers"),
+    u32("feed_forward_length", "intermediate_size"),
+    u32("attention.head_count", "num_attention_heads"),
+    u32("attention.head_count_kv", kv_heads),
+    RMS_EPSILON,
+    *HEAD,
+)
 
-    def holds(config: ModelConfig) -> bool:
-        rope = read_rope(config)
-        return rope.kind == "default" and float(rope.full.get("rope_theta") or expected) == expected
-
-    return holds
-
+GEMMA = Architecture(
+    classes=("GemmaForCausalLM",),
+    model_types=("gemma",),
+    gguf="gemma",
+    tensors=normed(EMBEDDING, OUTPUT_NORM, *NORMS, *ATTENTION, *MLP),
+    hyperparameters=_GEMMA_HEADER,
+    defaults=DEFAULTS
+    | {"head_dim": 256, "max_position_embeddings": 8192, "num_key_value_heads": 16, TIED: True},
+    skipped=_HEAD_COPY,
+    required=(
+        _TIED_HEAD,
+        plain_rope(10000.0),
+        # Early files say "gelu", but the model was trained with the approximation.
+        activation("gelu_pytorch_tanh", "gelu"),
+        switched_off("attention_bias"),
+        switched_off("use_bidirectional_attention"),
+    ),
+)
 
 GEMMA2 = Architecture(
     classes=("Gemma2ForCausalLM",),
     model_types=("gemma2",),
     gguf="gemma2",
     tensors=normed(EMBEDDING, OUTPUT_NORM, *_NORMS, *ATTENTION, *MLP),
-    hyperparameters=(
-        u32("context_length", "max_position_embeddings"),
-        u32("embedding_length", "hidden_size"),
-        u32("block_count", "num_hidden_layers"),
-        u32("feed_forward_length", "intermediate_size"),
-        u32("attention.head_count", "num_attention_heads"),
-        u32("attention.head_count_kv", kv_heads),
-        RMS_EPSILON,
-        *HEAD,
-    ),
+    hyperparameters=_GEMMA_HEADER,
     extensions=(f32("attn_logit_softcapping", "attn_logit_softcapping"), _SOFTCAP, _WINDOW),
     defaults={
         "attn_logit_softcapping": 50.0,
@@ -121,12 +136,10 @@ GEMMA2 = Architecture(
         "sliding_window": 4096,
         TIED: True,
     },
-    skipped=((r"^lm_head\.weight$", "a copy of the embedding, which llama.cpp uses as the head"),),
+    skipped=_HEAD_COPY,
     required=(
-        Condition(TIED, lambda config: config.flag(TIED), "true: llama.cpp has no head of its own here"),
-        Condition(
-            "rope_theta", _theta_is(10000.0), "10000 without scaling: llama.cpp computes no other here"
-        ),
+        _TIED_HEAD,
+        plain_rope(10000.0),
         _TANH_GELU,
         _given("attn_logit_softcapping"),
         _given("final_logit_softcapping"),
@@ -159,15 +172,8 @@ GEMMA3 = Architecture(
         TIED: True,
     },
     caveats=LIMITS[1:],
-    spellings=(
-        ("language_model.model.", "model."),
-        ("model.language_model.", "model."),
-        ("language_model.lm_head.", "lm_head."),
-    ),
-    skipped=(
-        (r"^(model\.)?vision_tower\.", "sees images; the text model does not"),
-        (r"^(model\.)?multi_modal_projector\.", "sees images; the text model does not"),
-    ),
+    spellings=SPELLINGS,
+    skipped=TOWERS,
     required=(
         _TANH_GELU,
         *rope_kinds("linear"),
@@ -180,4 +186,4 @@ GEMMA3 = Architecture(
     ),
 )
 
-GEMMA_ROWS = (GEMMA2, GEMMA3)
+GEMMA_ROWS = (GEMMA, GEMMA2, GEMMA3)

@@ -1,18 +1,26 @@
-"""IBM: Granite, a Llama with multipliers."""
+"""IBM: Granite, a Llama with multipliers, dense and with experts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from lorafold.export.arch.families.llama import LLAMA
-from lorafold.export.arch.hyperparameters import f32
+from lorafold.export.arch.hyperparameters import f32, u32
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     HEAD,
+    INTERLEAVED_ATTENTION,
+    MODEL,
+    NORMS,
     PLAIN_HEADS,
     ROTATED,
     VOCABULARY,
+    fused_experts,
+    half_rows,
+    layer,
+    switched_off,
 )
 
 GRANITE = replace(
@@ -40,4 +48,52 @@ GRANITE = replace(
     required=(*LLAMA.required, PLAIN_HEADS),
 )
 
-GRANITE_ROWS = (GRANITE,)
+_HALVES: dict[str, Any] = {"becomes": ("shared_ff", "width")}
+
+GRANITE_MOE = replace(
+    GRANITE,
+    classes=("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
+    model_types=("granitemoe", "granitemoeshared"),
+    gguf="granitemoe",
+    tensors=(
+        *(*MODEL, *NORMS, *INTERLEAVED_ATTENTION),
+        layer("ffn_gate_inp.weight", "block_sparse_moe.router.layer.weight", "experts", "width"),
+        layer(
+            "ffn_gate_shexp.weight",
+            *("shared_mlp.input_linear.weight", "2_shared_ff", "width"),
+            rows=half_rows(0, "shared_ff", "one"),
+            when="shared_intermediate_size",
+            **_HALVES,
+        ),
+        layer(
+            "ffn_up_shexp.weight",
+            *("shared_mlp.input_linear.weight", "2_shared_ff", "width"),
+            rows=half_rows(1, "shared_ff", "one"),
+            when="shared_intermediate_size",
+            **_HALVES,
+        ),
+        layer(
+            "ffn_down_shexp.weight",
+            *("shared_mlp.output_linear.weight", "width", "shared_ff"),
+            when="shared_intermediate_size",
+        ),
+        *fused_experts("ff", "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    ),
+    extensions=(
+        *GRANITE.extensions,
+        u32(
+            "expert_shared_feed_forward_length",
+            lambda config: config.get("shared_intermediate_size") or None,
+        ),
+    ),
+    defaults=GRANITE.defaults
+    | {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": lambda config: config.get("shared_intermediate_size"),
+    },
+    aliases={"num_experts": "num_local_experts"},
+    required=(*GRANITE.required, switched_off("attention_bias")),
+)
+
+GRANITE_ROWS = (GRANITE, GRANITE_MOE)

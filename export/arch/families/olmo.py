@@ -1,22 +1,47 @@
-"""Ai2: OLMo 2, which normalises after attention and MLP."""
+"""Ai2: OLMo 1, OLMo 2 and 3, which normalise after attention and MLP, and OLMoE."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gguf import GGUFValueType
+
+from lorafold.export.arch.hyperparameters import ModelConfig, array, f32, kv_heads, u32
+from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
     COMMON,
     DEFAULTS,
     EMBEDDING,
+    EVEN_HEADS,
+    INTERLEAVED_ATTENTION,
     LIMITS,
     MLP,
+    NORMS,
+    OUTPUT,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
     PLAIN_HEADS,
+    RMS_EPSILON,
     SILU,
     Architecture,
+    Condition,
+    every_fourth_full,
+    expert_rules,
+    fixed,
+    fused_experts,
     layer,
+    layer_kinds,
     rope_kinds,
     switched_off,
+)
+
+# One norm for all heads together.
+_WIDE_NORMS = (
+    layer("attn_q_norm.weight", "self_attn.q_norm.weight", "query"),
+    layer("attn_k_norm.weight", "self_attn.k_norm.weight", "key"),
 )
 
 OLMO2 = Architecture(
@@ -28,8 +53,7 @@ OLMO2 = Architecture(
         OUTPUT_NORM,
         OUTPUT_ALWAYS,
         *ATTENTION,
-        layer("attn_q_norm.weight", "self_attn.q_norm.weight", "query"),
-        layer("attn_k_norm.weight", "self_attn.k_norm.weight", "key"),
+        *_WIDE_NORMS,
         layer("post_attention_norm.weight", "post_attention_layernorm.weight", "width"),
         layer("post_ffw_norm.weight", "post_feedforward_layernorm.weight", "width"),
         *MLP,
@@ -40,4 +64,94 @@ OLMO2 = Architecture(
     caveats=LIMITS,
 )
 
-OLMO_ROWS = (OLMO2,)
+
+def _olmo3_theta(config: ModelConfig) -> Any:
+    """The base of layers with a window, which transformers 4 gave once for all layers."""
+    given = config.get("rope_scaling")
+    return (given.get("rope_theta") if isinstance(given, Mapping) else None) or config.get("rope_theta")
+
+
+OLMO3 = replace(
+    OLMO2,
+    classes=("Olmo3ForCausalLM",),
+    model_types=("olmo3",),
+    extensions=(
+        u32("attention.sliding_window", "sliding_window"),
+        array(
+            "attention.sliding_window_pattern",
+            GGUFValueType.BOOL,
+            lambda config: [kind == "sliding_attention" for kind in layer_kinds(config)],
+        ),
+    ),
+    defaults=OLMO2.defaults
+    | {
+        "layer_types": every_fourth_full,
+        "rope_local_base_freq": _olmo3_theta,
+        "rope_theta": 500000.0,
+        "sliding_window": 4096,
+    },
+    required=(
+        *OLMO2.required,
+        Condition(
+            "sliding_window",
+            lambda config: config.get("sliding_window") is not None,
+            "a number: llama.cpp takes a model without for OLMo 2",
+        ),
+        Condition(
+            "rope_parameters.sliding_attention",
+            lambda config: read_rope(config).sliding.get("rope_type") in (None, "default"),
+            "rope without scaling: llama.cpp computes no other in layers with a window",
+        ),
+    ),
+    caveats=LIMITS[1:],
+)
+
+OLMO = Architecture(
+    classes=("OlmoForCausalLM", "OLMoForCausalLM"),
+    model_types=("olmo",),
+    gguf="olmo",
+    tensors=(EMBEDDING, OUTPUT, *INTERLEAVED_ATTENTION, *MLP),
+    hyperparameters=tuple(entry for entry in COMMON if entry != RMS_EPSILON),
+    extensions=(
+        f32("attention.layer_norm_epsilon", lambda _: 1e-5),
+        f32("attention.clamp_kqv", "clip_qkv"),
+    ),
+    defaults={name: value for name, value in OLMO2.defaults.items() if name != "rms_norm_eps"},
+    required=(SILU, PLAIN_HEADS, EVEN_HEADS, switched_off("attention_bias"), *rope_kinds("linear", "yarn")),
+    caveats=LIMITS,
+)
+
+OLMOE = replace(
+    OLMO2,
+    classes=("OlmoeForCausalLM",),
+    model_types=("olmoe",),
+    gguf="olmoe",
+    tensors=(
+        *(EMBEDDING, OUTPUT_NORM, OUTPUT_ALWAYS, *NORMS, *ATTENTION, *_WIDE_NORMS),
+        layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width"),
+    ),
+    variants=(
+        expert_rules("mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", "ff", "down gate up"),
+        fused_experts("ff"),
+    ),
+    defaults=OLMO2.defaults
+    | {
+        "max_position_embeddings": 4096,
+        "norm_topk_prob": False,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "num_key_value_heads": 16,
+    },
+    required=(
+        *OLMO2.required,
+        fixed("norm_topk_prob", False),
+        switched_off("clip_qkv"),
+        Condition(
+            "num_key_value_heads",
+            lambda config: kv_heads(config) == config.integer("num_attention_heads"),
+            "num_attention_heads: llama.cpp loads no other here",
+        ),
+    ),
+)
+
+OLMO_ROWS = (OLMO, OLMO2, OLMO3, OLMOE)

@@ -1,6 +1,8 @@
-"""Microsoft: Phi 3 and 4."""
+"""Microsoft: Phi 2, 3 and 4."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads, u32
 from lorafold.export.arch.rope import (
@@ -13,16 +15,27 @@ from lorafold.export.arch.rules import (
     ATTENTION_OUTPUT,
     DEFAULTS,
     DOWN,
+    EMBEDDING,
     GATE_UP,
+    KEY,
+    LAYER_NORM_EPSILON,
     LIMITS,
     MODEL,
     NORMS,
+    OUTPUT_ALWAYS,
     PLAIN_HEADS,
+    QUERY,
     RMS_EPSILON,
     SILU,
+    VALUE,
     Architecture,
+    TensorRule,
+    activation,
     layer,
+    plain_rope,
     rope_kinds,
+    switched_off,
+    with_bias,
 )
 
 
@@ -74,4 +87,45 @@ PHI3 = Architecture(
     caveats=LIMITS,
 )
 
-PHI_ROWS = (PHI3,)
+
+_DENSE = layer("attn_output.weight", "self_attn.dense.weight", "width", "query")
+_FC1 = layer("ffn_up.weight", "mlp.fc1.weight", "ff", "width")
+_FC2 = layer("ffn_down.weight", "mlp.fc2.weight", "width", "ff")
+_LAST_NORM = TensorRule("output_norm.weight", "model.final_layernorm.weight", ("width",))
+
+PHI2 = Architecture(
+    classes=("PhiForCausalLM",),
+    model_types=("phi",),
+    gguf="phi2",
+    tensors=(
+        *(EMBEDDING, *with_bias(_LAST_NORM), *with_bias(replace(OUTPUT_ALWAYS, unless=None, instead=None))),
+        *with_bias(NORMS[0]),
+        *(part for linear in (QUERY, KEY, VALUE, _DENSE, _FC1, _FC2) for part in with_bias(linear)),
+    ),
+    hyperparameters=(
+        u32("context_length", "max_position_embeddings"),
+        u32("embedding_length", "hidden_size"),
+        u32("feed_forward_length", "intermediate_size"),
+        u32("block_count", "num_hidden_layers"),
+        u32("attention.head_count", "num_attention_heads"),
+        u32("attention.head_count_kv", kv_heads),
+        LAYER_NORM_EPSILON,
+        u32("rope.dimension_count", _phi_rotated),
+    ),
+    defaults=DEFAULTS
+    | {
+        "hidden_act": "gelu_new",
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": False,
+    },
+    required=(
+        activation("gelu_new", "gelu_pytorch_tanh"),
+        PLAIN_HEADS,
+        plain_rope(10000.0),
+        switched_off("qk_layernorm"),
+    ),
+)
+
+PHI_ROWS = (PHI2, PHI3)

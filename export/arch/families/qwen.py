@@ -1,10 +1,12 @@
-"""Alibaba: Qwen 2 and 3, dense and with experts."""
+"""Alibaba: Qwen 2 and 3, dense and with experts, and the language part of those that see images."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from lorafold.export.arch.hyperparameters import u32
+from lorafold.export.arch.hyperparameters import ModelConfig, u32
+from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
     ATTENTION_OUTPUT,
@@ -32,6 +34,7 @@ from lorafold.export.arch.rules import (
     switched_off,
     with_bias,
 )
+from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 
 QWEN2 = Architecture(
     classes=("Qwen2ForCausalLM",),
@@ -138,4 +141,41 @@ QWEN3_MOE = replace(
     required=(*QWEN3.required, *_EXPERTS_EVERYWHERE, normalized_routing(True)),
 )
 
-QWEN_ROWS = (QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE)
+_SECTIONED = Condition(
+    "rope_scaling.mrope_section",
+    lambda config: read_rope(config).full.get("mrope_section") is not None,
+    "how many pairs turn with time, height and width: llama.cpp has no model without",
+)
+
+QWEN2_VL = replace(
+    QWEN2,
+    classes=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+    model_types=("qwen2_vl_text", "qwen2_vl", "qwen2_5_vl_text", "qwen2_5_vl"),
+    gguf="qwen2vl",
+    defaults=QWEN2.defaults | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+    spellings=SPELLINGS,
+    skipped=TOWERS,
+    required=(SILU, PLAIN_HEADS, *rope_kinds(), _SECTIONED),
+)
+
+
+def _deep_layers(config: ModelConfig) -> int:
+    """How many of the first layers get an image's features once more."""
+    vision = config.get("vision_config")
+    indexes = vision.get("deepstack_visual_indexes") if isinstance(vision, Mapping) else None
+    return len(indexes) if isinstance(indexes, list) else 0
+
+
+QWEN3_VL = replace(
+    QWEN3,
+    classes=("Qwen3VLForConditionalGeneration",),
+    model_types=("qwen3_vl_text", "qwen3_vl"),
+    gguf="qwen3vl",
+    extensions=(u32("n_deepstack_layers", _deep_layers),),
+    defaults=QWEN3.defaults | {"max_position_embeddings": 128000, "rope_theta": 500000.0},
+    spellings=SPELLINGS,
+    skipped=TOWERS,
+    required=(SILU, switched_off("attention_bias"), *rope_kinds(), _SECTIONED),
+)
+
+QWEN_ROWS = (QWEN2, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL)
