@@ -19,6 +19,24 @@ from lorafold.libraries.quiet import quiet_bitsandbytes
 REFUSALS = (ValueError, RuntimeError, OSError, ImportError, LookupError, AttributeError, TypeError)
 
 
+def automatic_class(config: Any) -> Any:
+    """transformers' automatic class for a config: the one for models that see images if it is one of those.
+
+    Some of them, such as Gemma 3, are causal language models too, and are taken as such.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind = type(config)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
 def load_causal_lm(folder: Path, **options: Any) -> Any:
     """Load a model folder.
 
@@ -34,11 +52,13 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
         MemoryError, RuntimeError, OSError: memory ran out (`is_memory_fault` tells).
     """
     quiet_bitsandbytes()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            remote = bool(options.get("trust_remote_code"))
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote)
+            model, info = automatic_class(config).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
             )
     except REFUSALS as error:

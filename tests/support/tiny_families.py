@@ -56,6 +56,8 @@ QWEN_VL: dict[str, Any] = {
     "text_config": SIZES
     | {
         "tie_word_embeddings": True,
+        # llama.cpp does not read it for these, and it shows in a model as small as this.
+        "rms_norm_eps": 1e-12,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1000000.0,

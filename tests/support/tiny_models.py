@@ -80,7 +80,9 @@ def write_model(
     """
     import torch
 
-    model = model_class(config).from_config(config, dtype=torch.float32)
+    from lorafold.libraries.causal_lm import automatic_class
+
+    model = automatic_class(config).from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -95,12 +97,14 @@ def write_model(
     return folder
 
 
-def model_class(config: Any) -> Any:
-    """transformers' automatic class for a config: the causal one, or the one for models that see images."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+def load_model(folder: Path) -> Any:
+    """A model folder in float32, by the class that its config.json means."""
+    from transformers import AutoConfig
 
-    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    from lorafold.libraries.causal_lm import automatic_class
+
+    kind = automatic_class(AutoConfig.from_pretrained(folder))
+    return kind.from_pretrained(folder, dtype="float32").eval()
 
 
 def _vocabulary_size(tokenizer: Path) -> int:

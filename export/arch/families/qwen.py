@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lorafold.export.arch.hyperparameters import ModelConfig, u32
+from lorafold.export.arch.hyperparameters import ModelConfig, is_whole, u32
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
@@ -141,9 +141,16 @@ QWEN3_MOE = replace(
     required=(*QWEN3.required, *_EXPERTS_EVERYWHERE, normalized_routing(True)),
 )
 
+
+def _has_sections(config: ModelConfig) -> bool:
+    """Whether the pairs of a head are shared out among time, height and width."""
+    given = read_rope(config).full.get("mrope_section")
+    return isinstance(given, list) and len(given) <= 4 and all(map(is_whole, given))
+
+
 _SECTIONED = Condition(
     "rope_scaling.mrope_section",
-    lambda config: read_rope(config).full.get("mrope_section") is not None,
+    _has_sections,
     "how many pairs turn with time, height and width: llama.cpp has no model without",
 )
 
@@ -152,10 +159,18 @@ QWEN2_VL = replace(
     classes=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
     model_types=("qwen2_vl_text", "qwen2_vl", "qwen2_5_vl_text", "qwen2_5_vl"),
     gguf="qwen2vl",
-    defaults=QWEN2.defaults | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+    defaults=QWEN2.defaults | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0},
     spellings=SPELLINGS,
     skipped=TOWERS,
     required=(SILU, PLAIN_HEADS, *rope_kinds(), _SECTIONED),
+    caveats=(
+        *LIMITS,
+        Condition(
+            "rms_norm_eps",
+            lambda config: config.number("rms_norm_eps") < 1e-8,
+            "0: llama.cpp does not read it here; the numbers of a trained model are far above it",
+        ),
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from converter import add_vocabulary, convert
 from numpy.typing import NDArray
 from oracles import llama_logits, quantize_with_llama
 from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
+from tiny_models import load_model
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
 from lorafold.export.gguf.rows import read_block
@@ -152,11 +153,8 @@ def test_logits_equal_transformers(family: str) -> None:
 def transformers_logits(folder: Path, ids: list[int]) -> NDArray[np.float32]:
     """Logits of every position, computed by transformers in float32 on the CPU."""
     import torch
-    from tiny_models import model_class
-    from transformers import AutoConfig
 
-    loaded = AutoConfig.from_pretrained(folder)
-    network = model_class(loaded).from_pretrained(folder, dtype=torch.float32)
+    network = load_model(folder)
     with torch.inference_mode():
         logits: NDArray[np.float32] = network(torch.tensor([ids])).logits[0].numpy()
     return logits

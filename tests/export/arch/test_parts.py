@@ -10,6 +10,7 @@ from arch_headers import config_of, header, named, tensors_of
 
 from lorafold.errors import InputError
 from lorafold.export.arch import map_tensors, metadata, skipped_tensors
+from lorafold.export.arch.wrappers import TEXT_SIZES
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -76,6 +77,45 @@ def test_text_part_of_a_multimodal_gemma3(prefix: str) -> None:
     assert [(t.name, t.shape, t.op) for t in mapped] == [(t.name, t.shape, t.op) for t in plain]
     assert skipped_tensors(whole, images).keys() == set(images)
     assert metadata(whole, mapped, Path("nowhere"), 0) == metadata(text, plain, Path("nowhere"), 0)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "prefix", "tower"),
+    [
+        ("LlavaForConditionalGeneration", "LlamaForCausalLM", "language_model.model.", "vision_tower.x"),
+        ("SmolVLMForConditionalGeneration", "LlamaForCausalLM", "model.text_model.", "model.connector.x"),
+        ("InternVLForConditionalGeneration", "Qwen2ForCausalLM", "language_model.model.", "vision_tower.x"),
+    ],
+)
+def test_text_part_of_a_wrapper(outer: str, inner: str, prefix: str, tower: str) -> None:
+    """A class that wraps a language model gives the tensors and the header of the model inside."""
+    text = config_of(inner)
+    whole = {"architectures": [outer], "text_config": text, "vision_config": {}}
+    plain = map_tensors(text, tensors_of(text))
+    tensors = {
+        name: header(name, *info.shape)
+        for name, info in (
+            (original.replace("model.", prefix, 1), info) for original, info in tensors_of(text).items()
+        )
+    }
+    mapped = map_tensors(whole, tensors | {tower: header(tower, 4)})
+    assert {(t.name, t.shape, t.op) for t in mapped} == {(t.name, t.shape, t.op) for t in plain}
+    assert metadata(whole, mapped, Path("nowhere"), 0) == metadata(text, plain, Path("nowhere"), 0)
+    assert list(skipped_tensors(whole, [tower, *tensors])) == [tower]
+
+
+def test_wrapped_sizes_are_those_of_transformers() -> None:
+    """A text_config may leave out what is as in the class inside: LLaVA 1.5 gives no width at all."""
+    transformers = pytest.importorskip("transformers")
+    for model_type, sizes in TEXT_SIZES.items():
+        full = transformers.CONFIG_MAPPING[model_type]().to_dict()
+        assert sizes == {name: full[name] for name in sizes}
+    whole = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    }
+    entries = {entry.key: entry.value for entry in metadata(whole, [], Path("nowhere"), 0)}
+    assert entries["llama.embedding_length"] == 4096 and entries["llama.block_count"] == 32
 
 
 def test_tie_of_a_multimodal_model_is_the_outer_one() -> None:

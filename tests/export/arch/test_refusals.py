@@ -30,6 +30,9 @@ def test_model_type_stands_in_for_architectures() -> None:
         find({})
 
 
+ROPE = "rope_scaling"
+
+
 @pytest.mark.parametrize(
     ("class_name", "changes", "field"),
     [
@@ -82,6 +85,51 @@ def test_model_type_stands_in_for_architectures() -> None:
         ("GPT2LMHeadModel", {"activation_function": "relu"}, "activation_function"),
         ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("GPT2LMHeadModel", {"n_embd": 65}, "n_head"),
+        ("GemmaForCausalLM", {"rope_theta": 20000.0}, "rope_theta"),
+        ("GemmaForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("GemmaForCausalLM", {"hidden_act": "relu"}, "hidden_act"),
+        ("Ministral3ForCausalLM", {"model_type": "mistral4"}, "model_type"),
+        ("Ministral3ForCausalLM", {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
+        ("Ministral3ForCausalLM", {"model_type": "mistral", "rope_scaling": YARN | {"type": "yarn"}}, ROPE),
+        ("Olmo3ForCausalLM", {"sliding_window": None}, "sliding_window"),
+        (
+            "Olmo3ForCausalLM",
+            {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_type": "linear"}}},
+            "rope_parameters.sliding_attention",
+        ),
+        ("OlmoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("OlmoeForCausalLM", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("OlmoeForCausalLM", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("CohereForCausalLM", {"use_qk_norm": True}, "use_qk_norm"),
+        ("CohereForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ("CohereForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("Cohere2ForCausalLM", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("Cohere2ForCausalLM", {"sliding_window": None}, "sliding_window"),
+        ("SeedOssForCausalLM", {"attention_out_bias": True}, "attention_out_bias"),
+        ("Exaone4ForCausalLM", {"sliding_window": 4096}, "sliding_window"),
+        ("HunYuanDenseV1ForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling"),
+        ("Ernie4_5ForCausalLM", {"use_bias": True}, "use_bias"),
+        ("Ernie4_5_MoeForCausalLM", {"moe_layer_interval": 2}, "moe_layer_interval"),
+        ("Ernie4_5_MoeForCausalLM", {"moe_layer_end_index": 0}, "moe_layer_end_index"),
+        ("Dots1ForCausalLM", {"n_group": 2}, "n_group"),
+        ("Dots1ForCausalLM", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("Qwen2VLForConditionalGeneration", {"rope_scaling": None}, "rope_scaling.mrope_section"),
+        (
+            "Qwen2VLForConditionalGeneration",
+            {"rope_scaling": {"mrope_section": [1, 2, 3, 4, 5]}},
+            "rope_scaling.mrope_section",
+        ),
+        ("PhiForCausalLM", {"qk_layernorm": True}, "qk_layernorm"),
+        ("PhiForCausalLM", {"rope_theta": 20000.0}, "rope_theta"),
+        ("Starcoder2ForCausalLM", {"use_bias": False}, "use_bias"),
+        ("StableLmForCausalLM", {"rope_theta": 20000.0}, "rope_theta"),
+        ("NemotronForCausalLM", {"mlp_bias": True}, "mlp_bias"),
+        ("NemotronForCausalLM", {"hidden_act": "silu"}, "hidden_act"),
+        ("Lfm2ForCausalLM", {"conv_bias": True}, "conv_bias"),
+        ("Lfm2ForCausalLM", {"layer_types": None, "full_attn_idxs": 2}, "full_attn_idxs"),
+        ("Lfm2MoeForCausalLM", {"use_expert_bias": False}, "use_expert_bias"),
+        ("Lfm2MoeForCausalLM", {"routed_scaling_factor": 2.0}, "routed_scaling_factor"),
+        ("ArceeForCausalLM", {"hidden_act": "silu"}, "hidden_act"),
     ],
 )
 def test_refused(class_name: str, changes: dict[str, Any], field: str) -> None:
@@ -104,6 +152,8 @@ def test_wrong_values_of_the_header_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=field):
             metadata(config_of("LlamaForCausalLM", **changes), [], Path("nowhere"), 0)
+    with pytest.raises(InputError, match="layer_types"):
+        metadata(config_of("Olmo3ForCausalLM", layer_types=["full_attention"]), [], Path("nowhere"), 0)
 
 
 def test_caveats() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny_families import FAMILIES, tiny_family
+from tiny_models import load_model
 
 from lorafold.errors import InputError
 from lorafold.export.arch import map_tensors
@@ -25,11 +26,9 @@ Array = NDArray[np.float64]
 
 
 def load(folder: Path) -> tuple[Any, list[MappedTensor]]:
-    from transformers import AutoModelForCausalLM
-
     config = json.loads((folder / "config.json").read_text())
     tensors = map_tensors(config, Checkpoint.open(folder).tensors)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(), tensors
+    return load_model(folder), tensors
 
 
 def weights(model: Any) -> dict[str, Array]:

@@ -42,6 +42,20 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
         "Qwen2MoeForCausalLM": EXPERTS,
         "Qwen3MoeForCausalLM": EXPERTS | {"norm_topk_prob": True},
         "MixtralForCausalLM": EXPERTS,
+        "Exaone4ForCausalLM": {"sliding_window": None},
+        "Qwen2VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}},
+        "Qwen3VLForConditionalGeneration": {"rope_scaling": {"mrope_section": [24, 20, 20]}},
+        "Ernie4_5_MoeForCausalLM": {"moe_num_experts": 12},
+        "Dots1ForCausalLM": {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 12,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+        },
+        "OlmoeForCausalLM": EXPERTS | {"num_key_value_heads": 4},
+        "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
+        "Lfm2MoeForCausalLM": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+        "GraniteMoeForCausalLM": EXPERTS | {"shared_intermediate_size": 96},
         "GPT2LMHeadModel": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 320},
     }
     own: dict[str, Any] = fixed.get(class_name, {})
