@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lorafold.chat.named import NAMED
 from lorafold.export.arch.table import ARCHITECTURES
+from lorafold.export.arch.wrappers import WRAPPERS
 
 # Models that people know, by the class that their config.json names.
 KNOWN = {
@@ -29,6 +30,29 @@ KNOWN = {
     "Gemma3ForCausalLM": "Gemma 3 (of the larger ones the text part)",
     "InternLM2ForCausalLM": "InternLM2, InternLM2.5",
     "GPT2LMHeadModel": "GPT-2",
+    "Ministral3ForCausalLM": "Ministral 3; Mistral Small 3.1 and 3.2 (text part)",
+    "ArceeForCausalLM": "AFM-4.5B",
+    "SeedOssForCausalLM": "Seed-OSS-36B",
+    "Exaone4ForCausalLM": "EXAONE 4.0 1.2B, 32B",
+    "HunYuanDenseV1ForCausalLM": "Hunyuan 0.5B, 1.8B, 4B, 7B (dense)",
+    "Ernie4_5ForCausalLM": "ERNIE-4.5-0.3B",
+    "Ernie4_5_MoeForCausalLM": "ERNIE-4.5-21B-A3B, 300B-A47B",
+    "Dots1ForCausalLM": "dots.llm1",
+    "Qwen2VLForConditionalGeneration": "Qwen2-VL, Qwen2.5-VL (text part)",
+    "Qwen3VLForConditionalGeneration": "Qwen3-VL, dense sizes (text part)",
+    "PhiForCausalLM": "Phi-1, Phi-1.5, Phi-2",
+    "GraniteMoeForCausalLM": "Granite 3 1B-A400M, 3B-A800M",
+    "OlmoForCausalLM": "OLMo 1",
+    "Olmo3ForCausalLM": "OLMo 3",
+    "OlmoeForCausalLM": "OLMoE-1B-7B",
+    "GemmaForCausalLM": "Gemma 1, CodeGemma",
+    "CohereForCausalLM": "Command R, Command R+, Aya 23",
+    "Cohere2ForCausalLM": "Command R7B, Command A",
+    "Starcoder2ForCausalLM": "StarCoder2",
+    "StableLmForCausalLM": "StableLM 2, StableLM Zephyr",
+    "NemotronForCausalLM": "Nemotron-4, Minitron",
+    "Lfm2ForCausalLM": "LFM2, LFM2.5, dense sizes",
+    "Lfm2MoeForCausalLM": "LFM2-8B-A1B",
 }
 
 PAGE = """\
@@ -74,6 +98,8 @@ def page() -> str:
     for row in ARCHITECTURES:
         classes = ", ".join(f"`{name}`" for name in row.classes)
         rows.append(f"| {KNOWN[row.classes[0]]} | {classes} | `{row.gguf}` |")
+    inside = ", ".join(f"`{name}`" for name in sorted(WRAPPERS))
+    rows.append(f"| the text part of LLaVA, SmolVLM, InternVL and LFM2-VL | {inside} | by the class inside |")
     return PAGE.format(table="\n".join(rows), templates=", ".join(f"`{name}`" for name in NAMED))
 
 

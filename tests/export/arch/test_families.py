@@ -198,6 +198,8 @@ def spelled_as_before(new: dict[str, Any]) -> dict[str, Any]:
         if name in rope:
             old[name] = rope.pop(name)
     kind = rope.pop("rope_type", "default")
+    if kind == "default" and "mrope_section" in rope:
+        kind = "mrope"
     if kind != "default":
         old["rope_scaling"] = rope | {"type": kind}
     return old
