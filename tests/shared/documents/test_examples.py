@@ -19,7 +19,19 @@ from oracles import REPOSITORY
 
 BASE = "Qwen/Qwen2-1.5B-Instruct"  # a folder of this name comes before the hub
 # What an example needs and a test has not: a server, a hub, a model of full width.
-NOT_HERE = ("ollama:", "http://", "modelscope:", "--recipe", "ORG/MODEL", "IQ3_XXS", "…", "doctor", "demo")
+NOT_HERE = (
+    "ollama:",
+    "--ollama",
+    "--llama-server",
+    "http://",
+    "modelscope:",
+    "--recipe",
+    "ORG/MODEL",
+    "IQ3_XXS",
+    "…",
+    "doctor",
+    "demo",
+)
 
 pytestmark = pytest.mark.slow
 
