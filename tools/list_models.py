@@ -24,6 +24,7 @@ KNOWN = {
     "Qwen3MoeForCausalLM": "Qwen3-30B-A3B, Qwen3-235B-A22B",
     "Phi3ForCausalLM": "Phi-3, Phi-3.5-mini, Phi-4",
     "Glm4ForCausalLM": "GLM-4-0414",
+    "Glm4MoeForCausalLM": "GLM-4.5, GLM-4.5-Air, GLM-4.6",
     "GraniteForCausalLM": "Granite 3",
     "Olmo2ForCausalLM": "OLMo 2",
     "Gemma2ForCausalLM": "Gemma 2",

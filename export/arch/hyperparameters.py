@@ -148,6 +148,7 @@ def dimensions(config: ModelConfig) -> dict[str, int]:
         "layers": config.integer("num_hidden_layers"),
         "vocab": config.integer("vocab_size"),
         "width": width,
+        "2_width": 2 * width,
         "3_width": 3 * width,
         "one": 1,
         "heads": heads,

@@ -88,13 +88,29 @@ class PreTokenizer:
 # Names that mean the same in llama.cpp (gpt-2 = mpt = olmo, smollm = starcoder = refact, …) appear once,
 # under the oldest name, which the most versions of llama.cpp and Ollama know.
 TABLE: tuple[PreTokenizer, ...] = (
-    PreTokenizer("gpt-2", (GPT2_WORDS,), synonyms=(("olmo", "olmo"), ("mpt", "mpt"), ("phi", "phi-2"))),
+    PreTokenizer(
+        "gpt-2",
+        (GPT2_WORDS,),
+        synonyms=(("olmo", "olmo"), ("mpt", "mpt"), ("phi", "phi-2"), ("exaone4", "exaone4")),
+    ),
     PreTokenizer(
         "smollm",
         (DIGIT, GPT2_WORDS),
-        synonyms=(("starcoder2", "starcoder"), ("granite", "refact"), ("cohere", "command-r")),
+        synonyms=(
+            ("starcoder2", "starcoder"),
+            ("granite", "refact"),
+            ("granitemoe", "refact"),
+            ("granitemoeshared", "refact"),
+            ("cohere", "command-r"),
+            ("cohere2", "command-r"),
+        ),
     ),
-    PreTokenizer("llama-bpe", (LLAMA3_WORDS,), whole_words=True),
+    PreTokenizer(
+        "llama-bpe",
+        (LLAMA3_WORDS,),
+        whole_words=True,
+        synonyms=(("lfm2", "lfm2"), ("lfm2_moe", "lfm2"), ("glm4", "glm4"), ("glm4_moe", "glm4")),
+    ),
     PreTokenizer(
         "dbrx",
         (LLAMA3_WORDS,),
@@ -103,9 +119,10 @@ TABLE: tuple[PreTokenizer, ...] = (
             ("chatglm", "chatglm-bpe"),
             ("glm", "chatglm-bpe"),
             ("glm4", "glm4"),
+            ("glm4_moe", "glm4"),
         ),
     ),
-    PreTokenizer("qwen2", (QWEN2_WORDS,)),
+    PreTokenizer("qwen2", (QWEN2_WORDS,), synonyms=(("stablelm", "stablelm2"),)),
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer(
         "deepseek-llm",
@@ -116,7 +133,11 @@ TABLE: tuple[PreTokenizer, ...] = (
         "deepseek-coder",
         (_LINE_ENDS, r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, DIGIT),
     ),
-    PreTokenizer("deepseek-v3", (DIGITS_3, _DEEPSEEK_V3_CJK, _DEEPSEEK_V3_WORDS)),
+    PreTokenizer(
+        "deepseek-v3",
+        (DIGITS_3, _DEEPSEEK_V3_CJK, _DEEPSEEK_V3_WORDS),
+        synonyms=(("hunyuan_v1_dense", "hunyuan-dense"),),
+    ),
     PreTokenizer("tekken", (TEKKEN,), whole_words=True, differs=CASE_AND_MARKS),
     PreTokenizer(
         "gpt-4o", (O200K,), differs=CASE_AND_MARKS, synonyms=(("llama4_text", "llama4"), ("llama4", "llama4"))

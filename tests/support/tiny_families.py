@@ -82,6 +82,17 @@ LFM2_SIZES = {
     "layer_types": ["conv", "conv", "full_attention", "conv"],
 }
 
+GLM_EXPERTS = {
+    "head_dim": 16,
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "num_nextn_predict_layers": 0,
+}
+
 GRANITE_EXPERTS = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
@@ -332,6 +343,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": None,
         },
     ),
+    "glm4-moe": ("Glm4MoeConfig", GLM_EXPERTS),
+    "glm4-moe-normed": ("Glm4MoeConfig", GLM_EXPERTS | {"use_qk_norm": True, "attention_bias": True}),
     "qwen2-vl": ("Qwen2VLConfig", QWEN_VL),
     "qwen2.5-vl": (
         "Qwen2_5_VLConfig",
@@ -417,6 +430,10 @@ RESAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe-sharded": ("qwen2-moe", {"max_shard_size": "60KB"}),
 }
 
+# Families with a layer that predicts a further token, which transformers neither makes nor loads: here a copy
+# of the last layer, and what only such a layer has.
+FURTHER: dict[str, str] = {"glm4-moe-further": "glm4-moe"}
+
 # Families whose model class transformers does not hold; their twin is a Llama that computes the same.
 TWINS = ("index", "internlm2")
 
@@ -425,7 +442,7 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """Write a tiny random model.
 
     Args:
-        family: key of `FAMILIES` or `RESAVED`, or one of `TWINS`.
+        family: key of `FAMILIES`, `RESAVED` or `FURTHER`, or one of `TWINS`.
         folder: where it goes; its name becomes general.name.
         dtype: of the weights.
         seed: of the weights.
@@ -436,6 +453,8 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """
     if family in TWINS:
         return _with_twin(family, folder, dtype, seed)
+    if family in FURTHER:
+        return _with_further_layer(tiny_family(FURTHER[family], folder, dtype, seed))
     if family in RESAVED:
         return _saved_again(family, folder, dtype, seed)
     import transformers
@@ -452,6 +471,29 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)
         (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    return folder
+
+
+def _with_further_layer(folder: Path) -> Path:
+    """Add a layer behind the last one to a GLM 4.5."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
+    layers, width = config["num_hidden_layers"], config["hidden_size"]
+    weights = load_file(path)
+    last, further = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    added = {
+        name.replace(last, further): value * 1.5 for name, value in weights.items() if name.startswith(last)
+    }
+    generator = torch.Generator().manual_seed(5)
+    rows = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
+    rows |= {"shared_head.norm": (width,), "shared_head.head": (config["vocab_size"], width)}
+    for name, shape in rows.items():
+        drawn = torch.randn(shape, generator=generator)
+        added[f"{further}{name}.weight"] = drawn.to(weights["lm_head.weight"].dtype)
+    save_file(weights | added, path, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     return folder
 
 

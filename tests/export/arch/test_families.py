@@ -14,7 +14,7 @@ import pytest
 from converter import add_vocabulary, convert
 from numpy.typing import NDArray
 from oracles import llama_logits, quantize_with_llama
-from tiny_families import FAMILIES, RESAVED, TWINS, tiny_family
+from tiny_families import FAMILIES, FURTHER, RESAVED, TWINS, tiny_family
 from tiny_models import load_model
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
@@ -24,7 +24,7 @@ from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.weights import Checkpoint
 
 QUICK = ("llama-tied", "qwen2")
-SLOW = tuple(family for family in (*FAMILIES, *RESAVED, *TWINS) if family not in QUICK)
+SLOW = tuple(family for family in (*FAMILIES, *RESAVED, *FURTHER, *TWINS) if family not in QUICK)
 # What the converter does not know or writes so that llama.cpp computes something else (`arch` lists the
 # differences); their logits are compared.
 NO_ORACLE = (

@@ -87,7 +87,9 @@ def test_defaults_are_those_of_transformers(row: Architecture) -> None:
     full = CONFIG_MAPPING[model_type]().to_dict() | {"architectures": [row.classes[0]]}
     # What every published config.json holds.
     always = ("architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    routed = {"norm_topk_prob": True} if row.gguf == "qwen3moe" else {}
+    routed: dict[str, Any] = {"qwen3moe": {"norm_topk_prob": True}, "glm4moe": {"head_dim": 128}}.get(
+        row.gguf, {}
+    )
     short = {name: full[name] for name in (*always, "vocab_size") if name in full}
     folder = Path("nowhere")
     assert metadata(short | routed, [], folder, 1) == metadata(full | routed, [], folder, 1)

@@ -11,6 +11,7 @@ from tiny_tokenizers import BYTE_LEVEL, sequence, split
 
 from lorafold.errors import UsageError
 from lorafold.export.vocab.pre_tokenizers import (
+    DIGIT,
     GPT2_WORDS,
     KNOWN_NAMES,
     LLAMA3_WORDS,
@@ -19,6 +20,7 @@ from lorafold.export.vocab.pre_tokenizers import (
     find_pre_tokenizer,
 )
 
+DEEPSEEK_V3 = next(row for row in TABLE if row.name == "deepseek-v3").steps
 WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
 
 
@@ -57,6 +59,27 @@ def test_names_that_mean_the_same_follow_the_family() -> None:
         for family in ("llama", "granite", "starcoder2")
     }
     assert names == {"llama": "smollm", "granite": "refact", "starcoder2": "starcoder"}
+
+
+@pytest.mark.parametrize(
+    ("family", "steps", "whole_words", "name"),
+    [
+        ("exaone4", (split(GPT2_WORDS),), False, "exaone4"),
+        ("cohere2", (split(DIGIT), split(GPT2_WORDS)), False, "command-r"),
+        ("granitemoe", (split(DIGIT), split(GPT2_WORDS)), False, "refact"),
+        ("stablelm", (split(QWEN2_WORDS),), False, "stablelm2"),
+        ("lfm2_moe", (split(LLAMA3_WORDS),), True, "lfm2"),
+        ("glm4_moe", (split(LLAMA3_WORDS),), False, "glm4"),
+        ("glm4_moe", (split(LLAMA3_WORDS),), True, "glm4"),
+        ("hunyuan_v1_dense", tuple(map(split, DEEPSEEK_V3)), False, "hunyuan-dense"),
+    ],
+)
+def test_the_families_own_name(
+    family: str, steps: tuple[dict[str, Any], ...], whole_words: bool, name: str
+) -> None:
+    """The name that llama.cpp's converter gives a family's tokenizer, by its structure and model_type."""
+    tokenizer = by_hand(pre_tokenizer=sequence(*steps, BYTE_LEVEL), model={"ignore_merges": whole_words})
+    assert find_pre_tokenizer(tokenizer, Path("t"), family).name == name
 
 
 def test_every_name_of_the_table_is_one_of_llama_cpps() -> None:

@@ -52,6 +52,7 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
             "n_shared_experts": 1,
             "first_k_dense_replace": 1,
         },
+        "Glm4MoeForCausalLM": {"n_routed_experts": 12},
         "OlmoeForCausalLM": EXPERTS | {"num_key_value_heads": 4},
         "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
         "Lfm2MoeForCausalLM": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
