@@ -28,9 +28,10 @@ from lorafold.export.arch.hyperparameters import (
     is_whole,
 )
 
-# Kinds that llama.cpp names in the header; "llama3" is a factor tensor instead, "default" is nothing.
+# Kinds that llama.cpp names in the header; "llama3" and Gemma 4's "proportional" are a factor tensor instead,
+# "default" is nothing.
 SCALING_NAMES = {"linear": "linear", "yarn": "yarn", "longrope": "longrope", "su": "longrope"}
-PLAIN_KINDS = ("default", "llama3", "dynamic")
+PLAIN_KINDS = ("default", "llama3", "dynamic", "proportional")
 # Parameters that must be numbers above 0 if they are given.
 NUMBERS = (
     "attention_factor",

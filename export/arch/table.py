@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorafold.errors import InputError
+from lorafold.export.arch.families.deepseek import DEEPSEEK_ROWS
 from lorafold.export.arch.families.gemma import GEMMA_ROWS
 from lorafold.export.arch.families.glm import GLM_ROWS
 from lorafold.export.arch.families.granite import GRANITE_ROWS
@@ -25,7 +26,7 @@ from lorafold.export.arch.families.olmo import OLMO_ROWS
 from lorafold.export.arch.families.openai import OPENAI_ROWS
 from lorafold.export.arch.families.phi import PHI_ROWS
 from lorafold.export.arch.families.qwen import QWEN_ROWS
-from lorafold.export.arch.hyperparameters import ModelConfig
+from lorafold.export.arch.hyperparameters import ModelConfig, is_whole
 from lorafold.export.arch.rules import (
     TIED,
     Architecture,
@@ -46,9 +47,11 @@ ARCHITECTURES = (
     *OPENAI_ROWS,
     *LAYER_NORM_ROWS,
     *LIQUID_ROWS,
+    *DEEPSEEK_ROWS,
 )
 
 
+_MOST_LAYERS = 10_000
 FOLDER_WORKS = "`--format folder` merges any architecture"
 
 
@@ -94,4 +97,8 @@ def view_of(config: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
     if isinstance(text, Mapping):
         outer = {TIED: config[TIED]} if TIED in config else {}
         config = {**config, **text, **outer}
-    return row, ModelConfig(config, row.defaults, row.aliases)
+    view = ModelConfig(config, row.defaults, row.aliases)
+    layers = view.get("num_hidden_layers")
+    if is_whole(layers) and layers > _MOST_LAYERS:  # tables of layers must not fill the memory
+        raise view.wrong("num_hidden_layers", layers, f"at most {_MOST_LAYERS}")
+    return row, view

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
     actual = {_canonical(name, row, view): name for name in tensors}
     view = replace(view, further_layers=_further(row, view, actual))
     sizes = sizes_of(row, view)
-    rules = [rule for rule in (*row.tensors, *_variant(row, actual, view)) if _counts(rule, view)]
+    rules = [rule for rule in (*row.tensors, *_variants(row, actual, view)) if _counts(rule, view)]
     _check_number(rules, sizes, len(tensors))
     _check(view, row)
     order = {name: place for place, name in enumerate(_file_order(tensors))}
@@ -193,6 +193,31 @@ def _further(row: Architecture, config: ModelConfig, names: Iterable[str]) -> in
     if row.further != "kept":
         return 0
     return max((_behind(name, config) + 1 for name in names), default=0)
+
+
+def _variants(row: Architecture, actual: Mapping[str, str], config: ModelConfig) -> tuple[TensorRule, ...]:
+    """The variants whose tensors are present: of the layers, and of those that predict further tokens."""
+    rules = _variant(row, actual, replace(config, further_layers=0))
+    if not config.further_layers:
+        return rules
+    last = config.integer("num_hidden_layers")
+    behind = {name: at for name, at in actual.items() if _behind(name, config) >= 0}
+    further = next(
+        (some for some in row.variants if any(_source(rule, last, 0) in behind for rule in some)), rules
+    )
+    if further is rules:
+        return rules
+    return (*_only(rules, range(last)), *_only(further, range(last, last + config.further_layers)))
+
+
+def _only(rules: Sequence[TensorRule], layers: range) -> Iterator[TensorRule]:
+    """Rules for some of their layers."""
+
+    def both(had: Callable[[ModelConfig, int], bool] | None) -> Callable[[ModelConfig, int], bool]:
+        return lambda config, layer: layer in layers and (had is None or had(config, layer))
+
+    for rule in rules:
+        yield replace(rule, layers=both(rule.layers))
 
 
 def _variant(row: Architecture, actual: Mapping[str, str], config: ModelConfig) -> tuple[TensorRule, ...]:

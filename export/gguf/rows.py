@@ -70,7 +70,7 @@ def l2_normalize(block: Block, eps: int | float | None) -> Block:
 
 def negative_exp(block: Block, _param: int | float | None) -> Block:
     """State space models store the logarithm of a decay; llama.cpp takes the decay itself, negative."""
-    return -np.exp(block)
+    return (-np.exp(block, dtype=np.float64)).astype(np.float32)
 
 
 ROW_OPS: dict[str, Callable[[Block, int | float | None], Block]] = {

@@ -44,6 +44,9 @@ TENSOR_ROLES: tuple[tuple[str, str], ...] = (
 KEPT_PARTS = (
     "_norm.weight",
     "ffn_gate_inp.weight",
+    "per_layer_model_proj",
+    "altup",
+    "laurel",
     "ssm_conv1d",
     "shortconv.conv.weight",
     "attn_rel_b.weight",

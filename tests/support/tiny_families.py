@@ -132,6 +132,58 @@ GPT2_SIZES = {
     "n_ctx": 256,  # transformers 5 no longer writes it, the converter still reads it
 }
 
+# Two key heads for four value heads, whose order changes.
+LINEAR_SIZES = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "mtp_num_hidden_layers": 1,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1000000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+LINEAR_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 96,
+}
+
+LATENT_SIZES = {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 48,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+
+GEMMA4_SIZES = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 24,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+
+MAMBA_SIZES = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+
 # family -> (transformers' config class, what departs from tiny_models.SIZES)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
@@ -418,6 +470,103 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-moe": ("GraniteMoeConfig", GRANITE_EXPERTS),
     "granite-moe-shared": ("GraniteMoeSharedConfig", GRANITE_EXPERTS | {"shared_intermediate_size": 96}),
     "arcee": ("ArceeConfig", {"head_dim": 32}),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        LINEAR_SIZES
+        | LINEAR_EXPERTS
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+    ),
+    "qwen35": ("Qwen3_5TextConfig", LINEAR_SIZES),
+    "qwen35-multimodal": (
+        "Qwen3_5Config",
+        {
+            "text_config": SIZES | LINEAR_SIZES | {"linear_num_value_heads": 2},
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 2,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 16,
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen35-moe": ("Qwen3_5MoeTextConfig", LINEAR_SIZES | LINEAR_EXPERTS),
+    "gemma4": (
+        "Gemma4TextConfig",
+        GEMMA4_SIZES
+        | {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        GEMMA4_SIZES
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 48,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
+    "granite-hybrid": (
+        "GraniteMoeHybridConfig",
+        MAMBA_SIZES
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 96,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "gpt-oss": (
+        "GptOssConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_hidden_layers": 2,
+            "head_dim": 32,
+            "sliding_window": 8,
+            "rope_parameters": YARN,
+            "intermediate_size": 96,
+        },
+    ),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        LATENT_SIZES
+        | {
+            "num_hidden_layers": 26,  # by which llama.cpp knows that there is no q_lora_rank
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "scoring_func": "softmax",
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        LATENT_SIZES
+        | {
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "scoring_func": "sigmoid",
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
     "gpt2": ("GPT2Config", GPT2_SIZES),
     "gpt2-narrow": ("GPT2Config", GPT2_SIZES | {"n_inner": 96}),
 }
@@ -464,9 +613,11 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     config = getattr(transformers, name)(**(sizes | fields | changes))
     # Gemma stores its norms less one. llama.cpp's GELU goes through a table in float16, so Gemma's logits
     # differ by some thousandths of what its layers add; norms around a half keep that below the test's bound.
-    write_model(
-        config, folder, dtype, seed, norm_centre=-0.5 if family.startswith(("gemma", "nemotron")) else 1.0
-    )
+    write_model(config, folder, dtype, seed, norm_centre=_norm_centre(family))
+    if "mtp_num_hidden_layers" in (fields | fields.get("text_config", {})):
+        _add_prediction(folder, "full_attention", seed)
+    if family.startswith("granite-hybrid"):
+        _spell_layers_as_released(folder)
     write_tokenizer(folder, config.get_text_config().vocab_size)
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)
@@ -495,6 +646,55 @@ def _with_further_layer(folder: Path) -> Path:
     save_file(weights | added, path, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     return folder
+
+
+def _norm_centre(family: str) -> float:
+    """Around what the norms are drawn; Gemma 4 scales attention by its norms alone."""
+    if family.startswith("gemma4"):
+        return 0.3
+    return -0.5 if family.startswith(("gemma", "nemotron")) else 1.0
+
+
+def _spell_layers_as_released(folder: Path) -> None:
+    """Call the layers mamba and attention, as Granite's makers do; transformers 5 writes other words."""
+    config = json.loads((folder / "config.json").read_text())
+    words = {"linear_attention": "mamba", "full_attention": "attention"}
+    config["layer_types"] = [words[kind] for kind in config["layer_types"]]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _add_prediction(folder: Path, kind: str, seed: int) -> None:
+    """Add what predicts the token after next, as Qwen releases it; transformers does not load it.
+
+    Args:
+        folder: the model.
+        kind: of the layer that it resembles.
+        seed: of the weights.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    text["mtp_num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    width, like = text["hidden_size"], text["layer_types"].index(kind)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def drawn(weight: Any) -> Any:
+        return (0.08 * torch.randn(weight.shape, generator=generator)).to(weight.dtype)
+
+    added = {
+        f"mtp.layers.0.{name.partition(f'layers.{like}.')[2]}": drawn(weight)
+        for name, weight in weights.items()
+        if f"layers.{like}." in name and "visual" not in name
+    }
+    some = next(iter(weights.values()))
+    added["mtp.fc.weight"] = drawn(some.new_zeros(width, 2 * width))
+    for norm in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"):
+        added[f"mtp.{norm}.weight"] = drawn(some.new_zeros(width))
+    save_file(weights | added, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _saved_again(family: str, folder: Path, dtype: str, seed: int) -> Path:

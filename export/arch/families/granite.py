@@ -1,27 +1,43 @@
-"""IBM: Granite, a Llama with multipliers, dense and with experts."""
+"""IBM: Granite, a Llama with multipliers, dense and with experts, and Granite 4, mixed with Mamba layers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from gguf import GGUFValueType
+
 from lorafold.export.arch.families.llama import LLAMA
-from lorafold.export.arch.hyperparameters import f32, u32
+from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, array, f32, kv_heads, u32
+from lorafold.export.arch.mamba import LONGEST, MAMBA_HEADER, mamba_rules, mamba_sizes
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
+    EVEN_HEADS,
     HEAD,
     INTERLEAVED_ATTENTION,
     MODEL,
     NORMS,
     PLAIN_HEADS,
     ROTATED,
+    SILU,
     VOCABULARY,
+    Condition,
+    TensorRule,
     fused_experts,
     half_rows,
+    in_layers,
     layer,
+    layer_kinds,
     switched_off,
 )
+
+
+def _mamba_head(config: ModelConfig) -> int:
+    """The width of a Mamba head if the config does not give it."""
+    inner = config.integer("mamba_expand") * config.integer("hidden_size")
+    return inner // config.integer("mamba_n_heads")
+
 
 GRANITE = replace(
     LLAMA,
@@ -96,4 +112,127 @@ GRANITE_MOE = replace(
     required=(*GRANITE.required, switched_off("attention_bias")),
 )
 
-GRANITE_ROWS = (GRANITE, GRANITE_MOE)
+
+def _kinds(config: ModelConfig) -> list[str]:
+    """The layers' kinds, in transformers 5's words."""
+    words = {"mamba": "linear_attention", "attention": "full_attention"}
+    return [words.get(kind, kind) for kind in layer_kinds(config)]
+
+
+def _is_attention(config: ModelConfig, layer: int) -> bool:
+    return _kinds(config)[layer] == "full_attention"
+
+
+def _is_mamba(config: ModelConfig, layer: int) -> bool:
+    return not _is_attention(config, layer)
+
+
+def _kv_heads_of_layers(config: ModelConfig) -> list[int]:
+    """Key-value heads of each layer; Mamba layers have none."""
+    return [kv_heads(config) if kind == "full_attention" else 0 for kind in _kinds(config)]
+
+
+def _half_of_shared(name: str, half: int, when: str) -> TensorRule:
+    """Gate or up projection of what every token passes."""
+    return layer(
+        name,
+        "shared_mlp.input_linear.weight",
+        *("2_shared_ff", "width"),
+        rows=half_rows(half, "shared_ff", "one"),
+        becomes=("shared_ff", "width"),
+        when=when,
+    )
+
+
+_WITHOUT = "not num_experts"
+GRANITE_HYBRID = replace(
+    GRANITE,
+    classes=("GraniteMoeHybridForCausalLM",),
+    model_types=("granitemoehybrid",),
+    gguf="granitehybrid",
+    tensors=(
+        *MODEL,
+        *NORMS,
+        *in_layers(_is_attention, *INTERLEAVED_ATTENTION),
+        *mamba_rules("mamba.", _is_mamba),
+        *(
+            replace(rule, when="num_experts")
+            for rule in (
+                layer("ffn_gate_inp.weight", "block_sparse_moe.router.layer.weight", "experts", "width"),
+                *fused_experts(
+                    "ff", "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"
+                ),
+            )
+        ),
+        _half_of_shared("ffn_gate_shexp.weight", 0, "num_experts"),
+        _half_of_shared("ffn_up_shexp.weight", 1, "num_experts"),
+        _half_of_shared("ffn_gate.weight", 0, _WITHOUT),
+        _half_of_shared("ffn_up.weight", 1, _WITHOUT),
+        *(
+            layer(name, "shared_mlp.output_linear.weight", "width", "shared_ff", when=when)
+            for name, when in (("ffn_down_shexp.weight", "num_experts"), ("ffn_down.weight", _WITHOUT))
+        ),
+    ),
+    generated=None,
+    extensions=(
+        *GRANITE.extensions,
+        u32("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+        *MAMBA_HEADER,
+        array("attention.head_count_kv", GGUFValueType.INT32, _kv_heads_of_layers),
+        Hyperparameter("rope.scaling.finetuned", GGUFValueType.BOOL, lambda _: False),
+        LONGEST,
+    ),
+    sizes=lambda config: (
+        mamba_sizes(config) | {"2_shared_ff": 2 * config.integer("shared_expert_intermediate_size")}
+    ),
+    defaults=GRANITE.defaults
+    | {
+        "layer_types": lambda config: ["linear_attention"] * config.integer("num_hidden_layers"),
+        "mamba_conv_bias": True,
+        "mamba_d_conv": 4,
+        "mamba_d_head": _mamba_head,
+        "mamba_d_state": 256,
+        "mamba_expand": 2,
+        "mamba_n_groups": 1,
+        "mamba_n_heads": 128,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 1024,
+    },
+    aliases={
+        "layer_types": "layers_block_type",
+        "num_experts": "num_local_experts",
+        "shared_expert_intermediate_size": "shared_intermediate_size",
+    },
+    required=(
+        SILU,
+        EVEN_HEADS,
+        PLAIN_HEADS,
+        switched_off("attention_bias"),
+        switched_off("mamba_proj_bias"),
+        Condition(
+            "layer_types",
+            lambda config: (
+                "linear_attention" in _kinds(config)
+                and set(_kinds(config)) <= {"linear_attention", "full_attention"}
+            ),
+            "Mamba and attention layers: llama.cpp has another architecture for attention alone",
+        ),
+        Condition(
+            "position_embedding_type",
+            lambda config: config.get("position_embedding_type") in (None, "nope"),
+            "none: llama.cpp has no rotary positions here",
+        ),
+        Condition(
+            "mamba_expand",
+            lambda config: (
+                config.integer("mamba_expand") * config.integer("hidden_size")
+                == config.integer("mamba_n_heads") * config.integer("mamba_d_head")
+            ),
+            "mamba_n_heads * mamba_d_head / hidden_size",
+        ),
+    ),
+    caveats=(),
+)
+
+GRANITE_ROWS = (GRANITE, GRANITE_MOE, GRANITE_HYBRID)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from converter import add_vocabulary, convert
 from numpy.typing import NDArray
-from oracles import llama_logits, quantize_with_llama
+from oracles import llama_logits, plan_with_llama, quantize_with_llama
 from tiny_families import FAMILIES, FURTHER, RESAVED, TWINS, tiny_family
 from tiny_models import load_model
 
@@ -37,6 +37,8 @@ NO_ORACLE = (
     "phi3-longrope-factor",
     "stablelm-parallel",  # the converter never writes the norms of heads that it has collected
 )
+# Families with tensors of their own kind: state spaces, delta nets, gates, sinks, latent attention.
+MIXED = ("qwen3-next", "qwen35", "qwen35-moe", "gemma4", "gpt-oss", "deepseek-v3")
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 Header = list[tuple[str, list[int], Any]]
 
@@ -135,7 +137,10 @@ def test_equals_converter(family: str, outtype: str) -> None:
     assert [t.name for t in our_reader.tensors] == [t.name for t in their_reader.tensors]
     for mine, other in zip(our_reader.tensors, their_reader.tensors, strict=True):
         assert list(mine.shape) == list(other.shape), mine.name
-        assert np.array_equal(mine.data.view(np.uint8), other.data.view(np.uint8)), mine.name
+        if mine.name.endswith("ssm_a"):  # torch's exponential may be wrong in the last bit
+            np.testing.assert_array_max_ulp(mine.data, other.data, 1)
+        else:
+            assert np.array_equal(mine.data.view(np.uint8), other.data.view(np.uint8)), mine.name
 
 
 @pytest.mark.parametrize("family", families())
@@ -158,6 +163,24 @@ def transformers_logits(folder: Path, ids: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
         logits: NDArray[np.float32] = network(torch.tensor([ids])).logits[0].numpy()
     return logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MIXED)
+def test_types_are_those_of_llama_cpp(family: str) -> None:
+    """Every mixture gives tensors of these layers the types that llama_model_quantize gives them."""
+    folder = model(family, "float32")
+    path = our_gguf(folder, folder / "types.gguf", {}, 0)
+    config = json.loads((folder / "config.json").read_text())
+    tensors = map_tensors(config, Checkpoint.open(folder).tensors)
+    entries = metadata(config, tensors, folder, 0)
+    shape = ModelShape.from_metadata({entry.key: entry.value for entry in entries})
+    recipes = [find_recipe(name) for name in ("Q8_0", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS")]
+    plans = plan_with_llama([(path, recipe.file_type, True, ()) for recipe in recipes])
+    for recipe, plan in zip(recipes, plans, strict=True):
+        names = [(tensor.name, tensor.shape) for tensor in tensors]
+        ours = plan_types(names, recipe, shape, [name for name, _ in names])
+        assert {name: kind.name.lower() for name, kind in ours.items()} == plan.types, recipe.name
 
 
 @pytest.mark.parametrize("family", ["llama-tied", pytest.param("qwen2-moe", marks=pytest.mark.slow)])

@@ -128,3 +128,46 @@ def test_tie_of_a_multimodal_model_is_the_outer_one() -> None:
     }
     with pytest.raises(InputError, match=re.escape("lm_head.weight is missing")):
         map_tensors(whole, tensors_of(text))
+
+
+def test_prediction_of_further_tokens_is_kept() -> None:
+    """Qwen's mtp becomes a block of its own, counted in the header; without it there is none."""
+    config = config_of("Qwen3_5ForCausalLM")
+    tensors = tensors_of(config)
+    plain = {
+        entry.key: entry.value for entry in metadata(config, map_tensors(config, tensors), Path("no"), 0)
+    }
+    assert plain["qwen35.block_count"] == 2 and "qwen35.nextn_predict_layers" not in plain
+    added = {
+        name.replace("model.layers.1.", "mtp.layers.0."): info.shape
+        for name, info in tensors.items()
+        if name.startswith("model.layers.1.")
+    } | {"mtp.fc.weight": (64, 128)}
+    added |= {f"mtp.{norm}.weight": (64,) for norm in ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    both = tensors | {name: header(name, *shape) for name, shape in added.items()}
+    mapped = named(map_tensors(config, both))
+    assert mapped["blk.2.nextn.eh_proj.weight"].sources[0].source == "mtp.fc.weight"
+    assert mapped["blk.2.attn_q.weight"].sources[0].source == "mtp.layers.0.self_attn.q_proj.weight"
+    assert mapped["blk.2.nextn.shared_head_norm.weight"].op == "add_one"
+    entries = metadata(config, list(mapped.values()), Path("no"), 0)
+    counts = {entry.key: entry.value for entry in entries}
+    assert counts["qwen35.block_count"] == 3 and counts["qwen35.nextn_predict_layers"] == 1
+    both.pop("mtp.fc.weight")
+    with pytest.raises(InputError, match=re.escape("model.layers.2.eh_proj.weight is missing")):
+        map_tensors(config, both)
+
+
+def test_value_heads_are_repeated_in_llama_cpps_order() -> None:
+    """Heads 0 1 | 2 3 of two key heads become 0 2 | 1 3: rows, columns of the output, numbers of vectors."""
+    config = config_of("Qwen3_5ForCausalLM")
+    tensors = named(map_tensors(config, tensors_of(config)))
+
+    def rows(name: str) -> list[int]:
+        return [piece.start for piece in tensors[f"blk.0.{name}"].sources]
+
+    assert rows("attn_qkv.weight") == [0, 64, 96, 80, 112]
+    assert rows("attn_gate.weight") == [0, 32, 16, 48]
+    assert rows("ssm_alpha.weight") == rows("ssm_beta.weight") == [0, 2, 1, 3]
+    assert [start for start, _, _ in tensors["blk.0.ssm_out.weight"].columns] == [0, 32, 16, 48]
+    assert [start for start, _, _ in tensors["blk.0.ssm_a"].columns] == [0, 2, 1, 3]
+    assert [start for start, _, _ in tensors["blk.0.ssm_dt.bias"].columns] == [0, 2, 1, 3]

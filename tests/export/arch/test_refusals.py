@@ -84,6 +84,12 @@ ROPE = "rope_scaling"
         ("InternLM2ForCausalLM", {"bias": True}, "bias"),
         ("GPT2LMHeadModel", {"activation_function": "relu"}, "activation_function"),
         ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("Qwen3_5ForCausalLM", {"linear_value_head_dim": 8}, "linear_value_head_dim"),
+        ("Qwen3_5ForCausalLM", {"linear_num_value_heads": 3}, "linear_num_value_heads"),
+        ("Qwen3_5ForCausalLM", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+        ("Qwen3_5ForCausalLM", {"layer_types": ["linear_attention"]}, "layer_types"),
+        ("Qwen3_5ForCausalLM", {"attn_output_gate": False}, "attn_output_gate"),
+        ("Qwen3NextForCausalLM", {"norm_topk_prob": False}, "norm_topk_prob"),
         ("GPT2LMHeadModel", {"n_embd": 65}, "n_head"),
         ("GemmaForCausalLM", {"rope_theta": 20000.0}, "rope_theta"),
         ("GemmaForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings"),
@@ -187,6 +193,7 @@ FIELDS = (
         "n_inner",
         "n_positions",
     ),
+    *("full_attention_interval", "linear_num_key_heads", "linear_value_head_dim", "mtp_num_hidden_layers"),
     *("tie_word_embeddings", "attention_bias", "mlp_bias", "qkv_bias", "layer_norm_epsilon"),
 )
 ROPE_FIELDS = (

@@ -7,29 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 from arch_headers import LLAMA3, LONGROPE, YARN, config_of, every_row, header, named, tensors_of
 
 from lorafold.errors import InputError
 from lorafold.export.arch import Architecture, map_tensors, metadata, quantize_order
+from lorafold.export.gguf.rows import column_numbers
 
 
 @pytest.mark.parametrize("row", every_row())
 def test_rows_cover_every_source_once(row: Architecture) -> None:
-    """Each row of each source goes into the GGUF exactly once, and the totals agree with the shapes."""
+    """Each number of each source goes into the GGUF exactly once, and the totals agree with the shapes."""
     for variant in range(max(len(row.variants), 1)):
         config = config_of(row.classes[0])
         tensors = tensors_of(config, variant)
-        taken: dict[str, list[tuple[int, int]]] = {name: [] for name in tensors}
+        taken = {name: np.zeros((info.rows, info.cols), int) for name, info in tensors.items()}
         for tensor in map_tensors(config, tensors):
+            numbers = 0
             for piece in tensor.sources:
-                taken[piece.source].append((piece.start, piece.stop))
-            if not tensor.transpose:
-                assert sum(piece.stop - piece.start for piece in tensor.sources) == tensor.rows, tensor.name
-        for name, ranges in taken.items():
-            ends = [0, *(stop for _, stop in sorted(ranges))]
-            assert [start for start, _ in sorted(ranges)] == ends[:-1], name
-            assert ends[-1] == tensors[name].rows, name
+                counts = taken[piece.source][piece.start : piece.stop]
+                columns = column_numbers(tensor.columns or ((0, counts.shape[1], 1),))
+                counts[:, columns] += 1
+                numbers += len(counts) * len(columns)
+            assert numbers == tensor.rows * tensor.cols or tensor.constant, tensor.name
+        for name, counts in taken.items():
+            assert (counts == 1).all(), name
 
 
 @pytest.mark.parametrize("row", every_row())
@@ -40,7 +43,7 @@ def test_names_are_those_of_gguf(row: Architecture) -> None:
         gguf.TENSOR_NAMES[tensor].format(bid=layer) + suffix
         for tensor in gguf.MODEL_TENSORS[number]
         for layer in range(2)
-        for suffix in (".weight", ".bias")
+        for suffix in (".weight", ".bias", "")
     }
     for variant in range(max(len(row.variants), 1)):
         config = config_of(row.classes[0])

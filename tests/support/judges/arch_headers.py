@@ -24,6 +24,32 @@ SMALL = {
     "vocab_size": 320,
 }
 EXPERTS = {"num_experts": 12, "num_local_experts": 12}
+LINEAR = {
+    "full_attention_interval": 2,
+    "head_dim": 16,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_expert_intermediate_size": 24,
+}
+MAMBA = {
+    "layer_types": ["mamba", "attention"],
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 2,
+    "mamba_n_heads": 8,
+}
+LATENT = {
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "n_routed_experts": 12,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -39,6 +65,12 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
     fixed = {
         "Gemma2ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
         "Gemma3ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
+        "Gemma4ForConditionalGeneration": {
+            "global_head_dim": 32,
+            "head_dim": 16,
+            "hidden_size_per_layer_input": 24,
+            "vocab_size_per_layer_input": 320,
+        },
         "Qwen2MoeForCausalLM": EXPERTS,
         "Qwen3MoeForCausalLM": EXPERTS | {"norm_topk_prob": True},
         "MixtralForCausalLM": EXPERTS,
@@ -57,6 +89,13 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
         "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"]},
         "Lfm2MoeForCausalLM": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
         "GraniteMoeForCausalLM": EXPERTS | {"shared_intermediate_size": 96},
+        "Qwen3NextForCausalLM": LINEAR | EXPERTS,
+        "Qwen3_5ForCausalLM": LINEAR,
+        "Qwen3_5MoeForCausalLM": LINEAR | EXPERTS,
+        "GraniteMoeHybridForCausalLM": EXPERTS | MAMBA,
+        "GptOssForCausalLM": EXPERTS | {"head_dim": 16},
+        "DeepseekV2ForCausalLM": LATENT,
+        "DeepseekV3ForCausalLM": LATENT,
         "GPT2LMHeadModel": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 320},
     }
     own: dict[str, Any] = fixed.get(class_name, {})
