@@ -518,6 +518,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         },
     ),
+    "glm4-flash": (
+        "Glm4MoeLiteConfig",
+        LATENT_SIZES | {"n_routed_experts": 4, "scoring_func": "sigmoid"},
+    ),
     "granite-hybrid": (
         "GraniteMoeHybridConfig",
         MAMBA_SIZES

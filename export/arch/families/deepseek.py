@@ -53,6 +53,7 @@ def _latent_sizes(config: ModelConfig) -> dict[str, int]:
         "v": value,
         "rank": rank,
         "rank_rope": rank + rope,
+        "2_width": 2 * config.integer("hidden_size"),
         "query": heads * (nope + rope),
         "keys_values": heads * (nope + value),
         "values": heads * value,
@@ -123,7 +124,11 @@ _LITE = (26, 27)
 
 def _gating(config: ModelConfig) -> int:
     """llama.cpp's number of the function that makes the router's weights."""
-    return {"softmax": 1, "sigmoid": 2}[config.get("scoring_func")]
+    functions = ["softmax", "sigmoid"]
+    function = config.get("scoring_func")
+    if function not in functions:
+        raise config.wrong("scoring_func", function, "'softmax' or 'sigmoid'")
+    return functions.index(function) + 1
 
 
 def _yarn_weight(config: ModelConfig) -> float | None:

@@ -1,4 +1,4 @@
-"""Zhipu: GLM 4, and GLM 4.5 to 4.6 with experts."""
+"""Zhipu: GLM 4, GLM 4.5 to 4.6 with experts, and GLM-4.7-Flash, which is built like DeepSeek V3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.families.deepseek import (
+    DEEPSEEK3,
+    LATENT_EXTENSIONS,
+    LATENT_HEADER,
+    ROUTER,
+    ROUTER_BIAS,
+    SHARED,
+    latent_attention,
+)
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f32, u32
 from lorafold.export.arch.rope import (
     rotary_dim,
@@ -28,6 +37,7 @@ from lorafold.export.arch.rules import (
     SILU,
     VALUE,
     Architecture,
+    Condition,
     expert_rules,
     fixed,
     fused_experts,
@@ -89,6 +99,15 @@ def _shared_width(config: ModelConfig) -> int:
 
 # Some files hold the embedding and the head once more for the layers that predict further tokens.
 _SHARED = "nextn_head_is_shared"
+_PREDICTION = in_layers(
+    _predicts_further,
+    layer("nextn.eh_proj.weight", "eh_proj.weight", "width", "2_width"),
+    layer("nextn.enorm.weight", "enorm.weight", "width"),
+    layer("nextn.hnorm.weight", "hnorm.weight", "width"),
+    layer("nextn.shared_head_norm.weight", "shared_head.norm.weight", "width"),
+    layer("nextn.embed_tokens.weight", "embed_tokens.weight", "vocab", "width", unless=_SHARED),
+    layer("nextn.shared_head_head.weight", "shared_head.head.weight", "vocab", "width", unless=_SHARED),
+)
 
 
 GLM4_MOE = Architecture(
@@ -114,17 +133,7 @@ GLM4_MOE = Architecture(
             layer("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", "experts"),
             *shared_expert_rules("mlp.shared_experts"),
         ),
-        *in_layers(
-            _predicts_further,
-            layer("nextn.eh_proj.weight", "eh_proj.weight", "width", "2_width"),
-            layer("nextn.enorm.weight", "enorm.weight", "width"),
-            layer("nextn.hnorm.weight", "hnorm.weight", "width"),
-            layer("nextn.shared_head_norm.weight", "shared_head.norm.weight", "width"),
-            layer("nextn.embed_tokens.weight", "embed_tokens.weight", "vocab", "width", unless=_SHARED),
-            layer(
-                "nextn.shared_head_head.weight", "shared_head.head.weight", "vocab", "width", unless=_SHARED
-            ),
-        ),
+        *_PREDICTION,
     ),
     variants=(
         in_layers(
@@ -177,4 +186,65 @@ GLM4_MOE = Architecture(
     caveats=LIMITS,
 )
 
-GLM_ROWS = (GLM4, GLM4_MOE)
+
+def _first_dense(config: ModelConfig) -> int:
+    """How many of the first layers have no experts, as transformers 5 says it."""
+    kinds = config.get("mlp_layer_types")
+    if not isinstance(kinds, list):
+        return 1
+    return kinds.index("sparse") if "sparse" in kinds else len(kinds)
+
+
+GLM4_FLASH = replace(
+    DEEPSEEK3,
+    classes=("Glm4MoeLiteForCausalLM",),
+    model_types=("glm4_moe_lite",),
+    tensors=(
+        *MODEL,
+        *in_layers(_everywhere, *NORMS),
+        *latent_attention(_everywhere),
+        *in_layers(is_dense, *MLP),
+        *in_layers(has_experts, ROUTER, ROUTER_BIAS, *SHARED),
+        *_PREDICTION,
+    ),
+    hyperparameters=LATENT_HEADER,
+    extensions=(
+        *LATENT_EXTENSIONS,
+        u32("nextn_predict_layers", lambda config: config.further_layers or None),
+    ),
+    further="kept",
+    defaults=DEEPSEEK3.defaults
+    | {
+        "first_k_dense_replace": _first_dense,
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 202752,
+        "moe_intermediate_size": 1536,
+        "n_group": 1,
+        "num_experts": 64,
+        "num_experts_per_tok": 4,
+        _SHARED: True,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "rms_norm_eps": 1e-5,
+        "routed_scaling_factor": 1.8,
+        "topk_group": 1,
+        "v_head_dim": 256,
+    },
+    required=(
+        *DEEPSEEK3.required,
+        Condition(
+            "mlp_layer_types",
+            lambda config: (
+                config.get("mlp_layer_types") is None
+                or config.get("mlp_layer_types")
+                == [
+                    "dense" if is_dense(config, at) else "sparse"
+                    for at in range(config.integer("num_hidden_layers"))
+                ]
+            ),
+            "dense layers first and experts in all others",
+        ),
+    ),
+)
+
+GLM_ROWS = (GLM4, GLM4_MOE, GLM4_FLASH)

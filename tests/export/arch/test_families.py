@@ -38,7 +38,7 @@ NO_ORACLE = (
     "stablelm-parallel",  # the converter never writes the norms of heads that it has collected
 )
 # Families with tensors of their own kind: state spaces, delta nets, gates, sinks, latent attention.
-MIXED = ("qwen3-next", "qwen35", "qwen35-moe", "gemma4", "gpt-oss", "deepseek-v3")
+MIXED = ("qwen3-next", "qwen35", "gemma4", "gpt-oss", "deepseek-v3", "granite-hybrid")
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 Header = list[tuple[str, list[int], Any]]
 

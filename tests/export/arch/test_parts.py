@@ -171,3 +171,45 @@ def test_value_heads_are_repeated_in_llama_cpps_order() -> None:
     assert [start for start, _, _ in tensors["blk.0.ssm_out.weight"].columns] == [0, 32, 16, 48]
     assert [start for start, _, _ in tensors["blk.0.ssm_a"].columns] == [0, 2, 1, 3]
     assert [start for start, _, _ in tensors["blk.0.ssm_dt.bias"].columns] == [0, 2, 1, 3]
+
+
+def test_prediction_of_glm_flash_is_kept_and_of_deepseek_left_out() -> None:
+    """GLM's layer behind the last becomes a block, its own embedding and head only if they are there."""
+    for class_name, kept in (("Glm4MoeLiteForCausalLM", True), ("DeepseekV3ForCausalLM", False)):
+        config = config_of(class_name)
+        further = tensors_of(config | {"num_hidden_layers": 3})
+        shapes = {"eh_proj": (64, 128), "enorm": (64,), "hnorm": (64,), "shared_head.norm": (64,)}
+        for name, shape in shapes.items():
+            full = f"model.layers.2.{name}.weight"
+            further[full] = header(full, *shape)
+        mapped = map_tensors(config, further)
+        blocks = {tensor.name.split(".")[1] for tensor in mapped if tensor.name.startswith("blk.")}
+        assert blocks == ({"0", "1", "2"} if kept else {"0", "1"})
+        assert ("blk.2.nextn.eh_proj.weight" in named(mapped)) is kept
+        assert "blk.2.nextn.embed_tokens.weight" not in named(mapped)
+        left_out = [name for name in further if name.startswith("model.layers.2.")]
+        assert set(skipped_tensors(config, further)) == (set() if kept else set(left_out))
+        head = "model.layers.2.shared_head.head.weight"
+        with_head = further | {head: header(head, 320, 64)}
+        assert ("blk.2.nextn.shared_head_head.weight" in named(map_tensors(config, with_head))) is kept
+
+
+def test_keys_and_values_of_latent_attention_by_hand() -> None:
+    """Each of four heads has 24 rows of keys, which are transposed, then 16 of values."""
+    config = config_of("DeepseekV3ForCausalLM")
+    tensors = named(map_tensors(config, tensors_of(config)))
+    keys, values = tensors["blk.0.attn_k_b.weight"], tensors["blk.0.attn_v_b.weight"]
+    assert (keys.shape, keys.transpose) == ((4, 32, 24), True)
+    assert (values.shape, values.transpose) == ((4, 16, 32), False)
+    assert [(piece.start, piece.stop) for piece in keys.sources] == [(0, 24), (40, 64), (80, 104), (120, 144)]
+    assert [(p.start, p.stop) for p in values.sources] == [(24, 40), (64, 80), (104, 120), (144, 160)]
+
+
+def test_experts_of_gpt_oss_by_hand() -> None:
+    """Even columns of each expert are the gate, odd ones the up projection; both are transposed."""
+    config = config_of("GptOssForCausalLM", num_local_experts=2)
+    tensors = named(map_tensors(config, tensors_of(config)))
+    gate, up = (tensors[f"blk.0.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+    assert gate.shape == up.shape == (2, 160, 64) and gate.transpose and up.transpose
+    assert (gate.columns, up.columns) == (((0, 320, 2),), ((1, 320, 2),))
+    assert [(piece.start, piece.stop) for piece in gate.sources] == [(0, 64), (64, 128)]

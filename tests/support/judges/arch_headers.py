@@ -96,6 +96,7 @@ def config_of(class_name: str, **changes: Any) -> dict[str, Any]:
         "GptOssForCausalLM": EXPERTS | {"head_dim": 16},
         "DeepseekV2ForCausalLM": LATENT,
         "DeepseekV3ForCausalLM": LATENT,
+        "Glm4MoeLiteForCausalLM": LATENT,
         "GPT2LMHeadModel": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 320},
     }
     own: dict[str, Any] = fixed.get(class_name, {})
