@@ -9,6 +9,9 @@ header or tensors, in these listed cases:
   read.
 - GPT-2's inner width is `n_inner` if that is given; the converter always writes four times the outer.
 - Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.
+- The router's function of DeepSeek and GLM-4.7-Flash is written even if config.json does not name it
+  (those of transformers 5 do not): llama.cpp would take softmax.
+- A block that predicts further tokens (MTP) is counted if the files hold it, whatever config.json says.
 """
 
 from __future__ import annotations
