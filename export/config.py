@@ -57,6 +57,10 @@ class ExportConfig:
     format: Literal["gguf", "folder", "adapter"] = "gguf"
     """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
+    fold_into: Literal["auto", "original", "quantized"] = "auto"
+    """What an adapter of a 4-bit or 8-bit base is folded into: the 16-bit original, or the base's own
+    weights, unpacked; auto: the base as it is named or given with --base."""
+
     onto: Path | None = None
     """A GGUF of the base to fold onto: any architecture; what the adapter leaves alone stays as it is."""
 

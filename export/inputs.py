@@ -21,6 +21,9 @@ from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
 from lorafold.models import Base, locate, resolve_base
+from lorafold.packed.formats import method_of
+from lorafold.packed.originals import original_of
+from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
 from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter
 from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
@@ -86,10 +89,11 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
             trust_remote_code=config.trust_remote_code,
             progress=progress,
         )
-    _check_precision(base, bool(adapters))
     for adapter, _ in adapters:
         check_base(adapter.folder, base)
-    source = Folded(Checkpoint.open(base.folder), adapters, rounding=config.rounding)
+    weights = open_base(base.folder, base.config(), base.id)
+    _check_fold(config, base, weights)
+    source = Folded(weights, adapters, rounding=config.rounding, config=_own_config(base, weights))
     folders = [adapter.folder for adapter, _ in adapters]
     prompt = with_tokenizer_json(base.folder, pieces=False)
     tokenizer = find_tokenizer(prompt, folders)
@@ -108,6 +112,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         name=config.name or _name(base, folders[0] if folders else base.folder),
         notes=(
             *(note for adapter, _ in adapters for note in adapter.config.notes),
+            *_packed_notes(base, weights, bool(adapters)),
             *_notes(base, source, prompt, folders, template),
             *_system_note(config, folders),
         ),
@@ -176,9 +181,10 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         found = locate(spec, offline=config.offline, progress=progress)
         if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
             raise on_an_adapter(spec, adapter, at)
-        return resolve_base(
+        base = resolve_base(
             spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
         )
+        return _original_base(base, config, progress) if config.fold_into == "original" else base
     except (InputError, SystemFault) as error:
         if named is None or error.at not in (spec, spec.partition("@")[0]):
             raise
@@ -187,6 +193,26 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
             at=at,
             fix=f"{error.fix}; or pass the base with --base FOLDER_OR_HUB_ID",
         ) from error
+
+
+def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base:
+    """The 16-bit original of a packed base; the base itself if it is not packed.
+
+    Raises:
+        InputError: nobody says which one that is, or it is not there.
+    """
+    if method_of(base.config()) is None:
+        return base
+    original = original_of(base.id, base.folder)
+    if original is None:
+        raise InputError(
+            f"neither its name nor its model card says which model {base.id} was made from",
+            at="--fold-into",
+            fix="pass the 16-bit original with --base, or use --fold-into quantized",
+        )
+    return resolve_base(
+        original, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+    )
 
 
 def _narrowed(asked: str, adapter: Path) -> str:
@@ -219,28 +245,47 @@ def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
         )
 
 
-# Ends of names under which a repository holds another one's weights in 4 bits.
-_QUANTIZED_NAME = re.compile(r"(?:-unsloth)?-bnb-4bit$")
-
-
-def _check_precision(base: Base, of_adapter: bool) -> None:
-    """Refuse packed weights by the name of their method, before their shapes look like another base's."""
-    config = base.config()
-    # MLX writes "quantization", and since 0.20 the other name beside it, without the method's name.
-    for key in ("quantization", "quantization_config"):
-        if not (quantized := config.get(key)):
-            continue
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        if key == "quantization":
-            method = "mlx"
-        fix = "pass its 16-bit original with --base" if of_adapter else "choose its 16-bit original"
-        if _QUANTIZED_NAME.search(base.id):
-            fix += f", most likely {_QUANTIZED_NAME.sub('', base.id)}"
+def _check_fold(config: ExportConfig, base: Base, weights: Checkpoint | PackedCheckpoint) -> None:
+    """Refuse what cannot be done with a packed base, and what only can be meant for one."""
+    if config.fold_into == "quantized" and not isinstance(weights, PackedCheckpoint):
         raise InputError(
-            f"the base is quantized ({method or 'method not named'})",
-            at=f"{base.folder / 'config.json'}: {key}",
-            fix=fix,
+            f"the base {base.id} is not packed",
+            at="--fold-into",
+            fix="pass the 4-bit or 8-bit base with --base, or leave --fold-into out",
         )
+    if config.onto is not None and isinstance(weights, PackedCheckpoint):
+        raise InputError(
+            f"the base is packed ({weights.words}), and --onto looks for the 16-bit weights in the GGUF",
+            at=f"{base.folder / 'config.json'}",
+            fix=f"{_original(base)}, or leave --onto out",
+        )
+
+
+def _own_config(base: Base, weights: Checkpoint | PackedCheckpoint) -> dict[str, Any]:
+    """The base's config.json; that of a packed base without what says how it is packed."""
+    return dict(weights.config) if isinstance(weights, PackedCheckpoint) else base.config()
+
+
+def _original(base: Base) -> str:
+    """How to name the 16-bit original of a packed base."""
+    original = original_of(base.id, base.folder)
+    return f"pass its 16-bit original with --base{f' {original}' if original else ''}"
+
+
+def _packed_notes(base: Base, weights: Checkpoint | PackedCheckpoint, of_adapter: bool) -> Iterator[str]:
+    """Which base was folded into if it is packed, what that may cost, and what would be the other way."""
+    if not isinstance(weights, PackedCheckpoint):
+        return
+    what = f"the unpacked weights of {base.id} ({weights.words})"
+    if not of_adapter:
+        original = original_of(base.id, base.folder)
+        yield f"this is made from {what}; the 16-bit original{f', {original},' if original else ''} is closer"
+        return
+    yield (
+        f"the adapter is folded into {what}, which is right if it was trained on these; they lie on a coarse "
+        "grid, and a 4-bit type may round the adapter's changes away (Q8_0 and Q6_K keep them); to fold into "
+        f"the other weights, {_original(base)}"
+    )
 
 
 def _notes(

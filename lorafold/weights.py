@@ -152,6 +152,17 @@ class Checkpoint:
             self._files.read(info.file, info.offset + start * info.cols * itemsize, _bytes(out))
         return out
 
+    def read_bytes(self, name: str, start: int, into: memoryview) -> None:
+        """Fill `into` with a tensor's bytes from `start` on, whatever its type.
+
+        Raises:
+            SystemFault: the file cannot be read, or has changed since it was opened.
+        """
+        info = self.tensors[name]
+        assert start >= 0 and start + len(into) <= info.nbytes, (name, start, len(into), info.nbytes)
+        if len(into):
+            self._files.read(info.file, info.offset + start, into)
+
     def _rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[np.float32]:
         itemsize = item_size(info)
         out = np.empty((stop - start, info.cols), dtype=np.float32)

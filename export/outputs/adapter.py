@@ -25,7 +25,7 @@ from lorafold.export.proof.check import Check
 from lorafold.export.proof.tensors import ExactSource
 from lorafold.export.quant import ggml
 from lorafold.export.workers import Written
-from lorafold.models import read_config
+from lorafold.packed.formats import without_packing
 from lorafold.progress import Progress
 
 GGML_TYPES = {"keep": Type.F16, "f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32}
@@ -129,7 +129,7 @@ def plan_adapter_output(inputs: Inputs, config: ExportConfig) -> AdapterOutput:
             at="--format adapter",
             fix="pass an adapter folder",
         )
-    base_config, source = read_config(inputs.base.folder), inputs.source
+    base_config, source = without_packing(inputs.base.config()), inputs.source
     folders = [adapter.folder for adapter, _ in inputs.adapters]
     tensors = source.base.tensors
     notes = arch.describe_omissions(base_config, tensors, source.touched, folders[0])

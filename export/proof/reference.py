@@ -22,9 +22,14 @@ from lorafold.export.fold.for_peft import differs_for_peft, empty_products, writ
 from lorafold.export.inputs import Inputs
 from lorafold.libraries.causal_lm import REFUSALS, load_causal_lm, told
 from lorafold.machine import memory_available
+from lorafold.packed.bnb import FourBit
+from lorafold.packed.source import PackedCheckpoint
 
 if TYPE_CHECKING:
     import torch
+
+UNPACKED_BY = {"bitsandbytes": "bitsandbytes"}
+"""Which packed bases transformers unpacks on any machine, and the package that it needs for it."""
 
 
 def why_no_reference(inputs: Inputs) -> str | None:
@@ -32,6 +37,15 @@ def why_no_reference(inputs: Inputs) -> str | None:
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         return f"needs {', '.join(missing)} (pip install 'lorafold[train]')"
+    base = inputs.source.base
+    if isinstance(base, PackedCheckpoint):
+        needs = UNPACKED_BY.get(base.method)
+        if needs is None:
+            return f"transformers does not unpack this base here ({base.words})"
+        if importlib.util.find_spec(needs) is None:
+            return f"the base is packed ({base.words}): needs {needs} (pip install {needs})"
+        if any(isinstance(tensor, FourBit) and not tensor.aligned for tensor in base.packed.values()):
+            return "bitsandbytes unpacks rows wrongly on a CPU if they begin inside a block, as here"
     if inputs.config.get("auto_map"):
         return "the base brings its own Python code, which an export does not run"
     if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
@@ -63,7 +77,10 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
     with _refusals(inputs.base.folder):
         import torch
 
-        model: Any = load_causal_lm(inputs.base.folder, dtype=torch.float32)
+        if isinstance(inputs.source.base, PackedCheckpoint):
+            model: Any = _unpacked(inputs.base.folder)
+        else:
+            model = load_causal_lm(inputs.base.folder, dtype=torch.float32)
         known, rows = vocabulary_size(inputs.base.config()), vocabulary_size(inputs.config)
         if known is not None and rows is not None and rows != known:
             # Without transformers' own means: those are drawn at random, and take the square of the width.
@@ -74,6 +91,18 @@ def load_base(inputs: Inputs) -> torch.nn.Module:
                         side.weight[known:] = side.weight[:known].mean(0)
         evaluated: torch.nn.Module = model.eval()
         return evaluated
+
+
+def _unpacked(folder: Path) -> Any:
+    """A packed base as bitsandbytes itself unpacks it, in float32."""
+    import torch
+
+    model = load_causal_lm(folder, dtype=torch.float32, device_map="cpu")
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            state.dtype = torch.float32  # else each weight would be rounded to the type of its training
+    return model.dequantize().float()
 
 
 _IS_B = re.compile(r"\.lora_(?:embedding_)?B\.")

@@ -142,7 +142,7 @@ def test_the_bases_template_saved_again_is_no_news(tmp_path: Path) -> None:
         ("fp8", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
     ],
 )
-def test_a_quantized_base_is_called_so(
+def test_a_packed_base_without_its_scales_is_refused(
     method: str, settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
@@ -156,8 +156,7 @@ def test_a_quantized_base_is_called_so(
     for options in ([str(adapter), "--base", str(base)], [str(base)]):
         assert main(["export", *options, "--out", str(tmp_path / "out")]) == 3
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"config.json: quantization_config: the base is quantized ({method}); fix: " in error
-        assert ("pass its 16-bit original with --base" in error) == ("--base" in options)
+        assert "is U8, and what unpacks it is missing" in error and method in settings.values()
     assert not (tmp_path / "out").exists()
 
 

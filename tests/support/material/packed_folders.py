@@ -1,0 +1,64 @@
+"""Folders with packed weights for tests: written by the library that is installed, or by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import tiny_chat
+
+BNB: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4-double": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    },
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "fp4-double": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "fp4",
+        "bnb_4bit_use_double_quant": True,
+    },
+    "int8": {"load_in_8bit": True},
+}
+
+
+@cache
+def bnb_model(kind: str) -> Path:
+    """`tiny_chat.folder()` as transformers saves it after bitsandbytes packed it, for one kind of `BNB`."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    source, out = tiny_chat.folder(), Path(mkdtemp(prefix="lorafold-packed-")) / kind
+    model = AutoModelForCausalLM.from_pretrained(
+        source, quantization_config=BitsAndBytesConfig(**BNB[kind]), device_map="cpu", dtype=torch.bfloat16
+    )
+    model.save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, out / name)
+    return out
+
+
+def packed_folder(
+    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any], key: str = "quantization_config"
+) -> Path:
+    """A folder with a configuration and numpy or torch tensors; no model that could run."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", key: dict(settings)}))
+    save_file(
+        {
+            name: value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
+            for name, value in tensors.items()
+        },
+        folder / "model.safetensors",
+    )
+    return folder
