@@ -199,6 +199,14 @@ def in_model(key: str) -> str:
     return key
 
 
+def without_names(name: str) -> str:
+    """A name in the model without the adapter's own, which a saved file does not have."""
+    match = _PART.fullmatch(name)
+    if match is not None:
+        return ".".join(filter(None, (match["module"], match["part"], match["leaf"])))
+    return re.sub(r"\.modules_to_save(?:\.[^.]+)?(?=\.[^.]+$)", "", name)
+
+
 def _whole_tensor(name: str) -> str | None:
     """The model's tensor that a key without an adapter's part names; None for a mere copy of the base's."""
     if ".original_module." in name:  # PEFT before 0.6 wrote the untrained copy too

@@ -29,16 +29,14 @@ What else changed its meaning between PEFT 0.4 and 0.21, and what decides:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from lorafold.adapters import ModuleTensors, SavedTensor
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import Replace
-from lorafold.export.fold.conversions import model_types
 from lorafold.export.fold.factors import factor_shapes
 from lorafold.export.fold.targets import Targets
+from lorafold.peft_reading import is_transposed, stored_swapped
 
 # The order in which the experts' modules register their parameters; PEFT wraps the first one innermost.
 PARAMETER_ORDER = (
@@ -50,10 +48,6 @@ PARAMETER_ORDER = (
     "down_proj_bias",
 )
 
-# Model types whose experts' modules have `is_transposed` set in transformers.
-IS_TRANSPOSED = ("aria", "aria_text", "gpt_oss", "openai_privacy_filter")
-
-NOT_SWAPPED_UNTIL, SWAPPED_THE_OTHER_WAY, SWAPPED_SINCE = (0, 18, 1), (0, 19, 0), (0, 19, 1)
 _PLACES = {leaf: place for place, leaf in enumerate(PARAMETER_ORDER)}
 
 
@@ -121,11 +115,6 @@ def adapted_experts(targets: Targets, module: ModuleTensors, parameter: str) -> 
         targets.changes.setdefault(piece.tensor, []).append(targets.rounded(step(piece.first), piece.tensor))
 
 
-def is_transposed(config: Mapping[str, Any]) -> bool:
-    """Whether the experts' modules of a base with this config.json are transposed, in PEFT's sense."""
-    return not set(IS_TRANSPOSED).isdisjoint(model_types(config))
-
-
 def _swapped(a_shape: tuple[int, ...], b_shape: tuple[int, ...], shape: tuple[int, int, int]) -> set[bool]:
     """Which of the two ways the factors fit a parameter (experts, rows, cols), by their shapes alone."""
     _, rows, cols = shape
@@ -161,15 +150,9 @@ def _by_version(targets: Targets, parameter: str) -> bool:
         InputError: it is not known, or is one of a development between two rules.
     """
     written = targets.adapter.config.peft_version
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)(\.?dev)?", written or "")
-    if match is not None:
-        version, is_dev = (int(match[1]), int(match[2]), int(match[3])), match[4] is not None
-        if version < NOT_SWAPPED_UNTIL or (version == NOT_SWAPPED_UNTIL and not is_dev):
-            return False
-        if version == SWAPPED_THE_OTHER_WAY and not is_dev:
-            return is_transposed(targets.names.config)
-        if version > SWAPPED_SINCE or (version == SWAPPED_SINCE and not is_dev):
-            return not is_transposed(targets.names.config)
+    swapped = stored_swapped(written, transposed=is_transposed(targets.names.config))
+    if swapped is not None:
+        return swapped
     size = targets.names.expert_shape(targets.names.pieces(parameter))[1]
     raise InputError(
         f"{parameter} is square ({size} x {size}), and PEFT stored the factors of experts one way round up "

@@ -1,9 +1,8 @@
 """An adapter as today's PEFT reads it, for whoever loads it there to compare.
 
-PEFT takes no tensor whose name it does not expect, and says little about it; it reads the factors of square
-experts by its own rule, whichever version wrote them; it knows nothing of mlx-lm. Each of these adapters
-would be another one in PEFT, without an error. Here the same numbers are put under the names and into the
-order that PEFT 0.21 expects, so that what it computes with them is what the adapter's author computed.
+Some adapters would be other ones in PEFT, without an error; see `lorafold.peft_reading`. Here the same
+numbers are put under the names and into the order that PEFT 0.21 expects, so that what it computes with them
+is what the adapter's author computed.
 """
 
 from __future__ import annotations
@@ -17,18 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.adapter_config import CONFIG
-from lorafold.adapters import PEFT_PREFIX, WEIGHTS, ModuleTensors, in_model
-from lorafold.export.fold.experts import is_transposed
+from lorafold.adapters import WEIGHTS
 from lorafold.export.fold.targets import Targets
 from lorafold.jsonfile import read_object
-
-# How PEFT ends the names of parts; the others are parameters, without an end of their own.
-_ENDS = {
-    "lora_A": "lora_A.weight",
-    "lora_B": "lora_B.weight",
-    "lora_bias": "lora_B.bias",
-    "trainable_tokens_delta": "token_adapter.trainable_tokens_delta",
-}
+from lorafold.peft_reading import MLX, WRAPPED, is_transposed, peft_key, turned
 
 
 def differs_for_peft(targets: Targets) -> str | None:
@@ -39,12 +30,11 @@ def differs_for_peft(targets: Targets) -> str | None:
     """
     adapter = targets.adapter
     if adapter.config.mlx:
-        return "it is an mlx-lm adapter"
+        return MLX
     if any(_turned(targets, key) for key in targets.experts):
-        version = adapter.config.peft_version or "of its time"
-        return f"PEFT {version} stored the factors of experts the other way round"
-    if any(name != key for name, key, _ in _names(targets)):
-        return "its tensors carry the names of wrappers"
+        return turned(adapter.config)
+    if any(name != key for name, key in _names(targets)):
+        return WRAPPED
     return None
 
 
@@ -59,13 +49,13 @@ def write_for_peft(targets: Targets, folder: Path) -> None:
 
     source = targets.adapter.source
     tensors: dict[str, NDArray[np.float32]] = {}
-    for name, key, _ in _names(targets):
+    for name, key in _names(targets):
         info = source.tensors[key]
         tensors[name] = source.rows(key, 0, info.rows).reshape(info.shape)
     for module in targets.adapter.modules:
         key = module.parts.get("lora_A", "")
         if _turned(targets, key):
-            a, b = _name(module, "lora_A"), _name(module, "lora_B")
+            a, b = (_name(targets, module.parts[part]) for part in ("lora_A", "lora_B"))
             tensors[a], tensors[b] = _swap(tensors[a], tensors[b], targets.experts[key][1])
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(_config(targets)), encoding="utf-8")
@@ -81,17 +71,17 @@ def empty_products(targets: Targets) -> int:
     return count
 
 
-def _names(targets: Targets) -> Iterator[tuple[str, str, str]]:
-    """Every tensor's name in PEFT, its key in the file, and its part."""
+def _names(targets: Targets) -> Iterator[tuple[str, str]]:
+    """Every tensor's name in PEFT, and its key in the file."""
     for module in targets.adapter.modules:
-        for part, key in module.parts.items():
-            yield _name(module, part), key, part
+        for key in module.parts.values():
+            yield _name(targets, key), key
     for entry in targets.adapter.saved:
-        yield PEFT_PREFIX + in_model(entry.key), entry.key, ""
+        yield _name(targets, entry.key), entry.key
 
 
-def _name(module: ModuleTensors, part: str) -> str:
-    return f"{PEFT_PREFIX}{module.module}{'.base_layer' * module.depth}.{_ENDS.get(part, part)}"
+def _name(targets: Targets, key: str) -> str:
+    return peft_key(key, targets.adapter.config.peft_type)
 
 
 def _turned(targets: Targets, key: str) -> bool:

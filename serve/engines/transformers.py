@@ -16,6 +16,7 @@ from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
+from lorafold.peft_reading import why_misread
 from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
@@ -69,6 +70,13 @@ def open_transformers(
             fix = "give a folder that PEFT saved"
             raise InputError("no adapter_config.json in it", at=adapter, fix=fix)
         check_base(adapter, base)
+        if (reason := why_misread(adapter, base.config())) is not None:
+            raise InputError(
+                f"PEFT would read another adapter from it: {reason}",
+                at=adapter,
+                fix=f"export it, which reads it as it was saved, and chat with the GGUF: "
+                f"lorafold export {adapter} --base {spec} --out DIR",
+            )
         own = with_tokenizer_json(adapter)
         if (own / JSON).is_file():
             tokenizer_folder = own  # it may have tokens that the base lacks

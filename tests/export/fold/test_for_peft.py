@@ -62,6 +62,27 @@ def test_wrappers_hide_an_adapter_from_peft(name: str, tmp_path: Path) -> None:
         assert np.array_equal(all_rows(merged, tensor), all_rows(right, tensor)), tensor
 
 
+METHODS = {
+    "adalora": peft.AdaLoraConfig(
+        init_r=4, target_r=3, total_step=10, tinit=1, tfinal=2, target_modules=["q_proj"]
+    ),
+    "tokens": peft.TrainableTokensConfig(token_indices=[3, 4], target_modules=["embed_tokens"]),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_whose_tensors_are_parameters_are_as_peft_wrote_them(name: str, tmp_path: Path) -> None:
+    """Under LoRA's names PEFT would take nothing of them, and the reference would be the base alone."""
+    base = base_model(tmp_path / "base", "llama", "float32")
+    adapter = make_adapter(base, tmp_path / "a", "float32", METHODS[name])
+    _, reason = rewritten(base, adapter, tmp_path / "b")
+    assert reason is None
+    file = "adapter_model.safetensors"
+    assert (tmp_path / "b" / file).stat().st_size > 0
+    keys = Checkpoint.of_files(adapter, [adapter / file]).tensors.keys()
+    assert Checkpoint.of_files(adapter, [tmp_path / "b" / file]).tensors.keys() == keys
+
+
 @pytest.mark.slow
 def test_an_mlx_adapter_in_peft(tmp_path: Path) -> None:
     from safetensors.numpy import save_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,19 @@ def test_samplers_draw_by_probability() -> None:
     counts = sum(draw(logits, sampling, [], dice) == 0 for _ in range(4000))
     expected = 0.8 / (0.8 + 0.6)  # at temperature 2 the square roots
     assert counts / 4000 == pytest.approx(expected, abs=0.03)
+
+
+def test_an_adapter_that_peft_would_misread(tmp_path: Path) -> None:
+    """A wrapper's name hides it from PEFT, which would answer with the base alone and say nothing."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_chat.adapter(), tmp_path / "a")
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in load_file(weights).items()}, weights)
+    (tmp_path / "a" / "lorafold.json").unlink(missing_ok=True)
+    with (
+        pytest.raises(InputError, match="read another adapter from it: its tensors carry the") as caught,
+        opened(ChatConfig(models=(f"{tiny_chat.folder()}+{tmp_path / 'a'}",), threads=1)),
+    ):
+        pass
+    assert f"lorafold export {tmp_path / 'a'} --base {tiny_chat.folder()}" in (caught.value.fix or "")
