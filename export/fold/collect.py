@@ -16,7 +16,7 @@ from lorafold.export.fold.changes import Replace
 from lorafold.export.fold.experts import adapted_experts, saved_experts, stacked_parameter
 from lorafold.export.fold.factors import FactorCache, Factors
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, Piece
-from lorafold.export.fold.promises import check_biases, check_complete, check_copies, check_parts
+from lorafold.export.fold.promises import check_biases, check_complete, check_copies, check_parts, is_pruned
 from lorafold.export.fold.targets import Targets
 from lorafold.weights import TensorSource
 
@@ -97,6 +97,8 @@ def _module(targets: Targets, module: ModuleTensors) -> bool:
             at=targets.adapter.folder,
             fix="save or download the adapter again",
         )
+    if is_pruned(targets.adapter, module):
+        return bool(targets.names.rows_of(f"{module.module}.weight"))
     parameter = stacked_parameter(targets, module)
     if parameter is not None:
         adapted_experts(targets, module, parameter)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from lorafold.adapter_config import AdapterConfig
-from lorafold.adapters import Adapter, ModuleTensors
+from lorafold.adapters import PEFT_PREFIX, Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
@@ -52,8 +52,11 @@ def check_parts(adapter: Adapter) -> None:
         InputError: a part is promised and missing, or there and not promised, or a tensor is empty.
     """
     config = adapter.config
+    pruned = {
+        key for module in adapter.modules if is_pruned(adapter, module) for key in module.parts.values()
+    }
     for key, info in adapter.source.tensors.items():
-        if 0 in info.shape:
+        if 0 in info.shape and key not in pruned:
             raise InputError(
                 f"{key!r} holds nothing (its shape is {list(info.shape)}), expected two dimensions",
                 at=adapter.folder,
@@ -62,6 +65,7 @@ def check_parts(adapter: Adapter) -> None:
     for module in adapter.modules:
         for promise in PROMISES:
             _check_promise(adapter, module, promise)
+        _check_target(adapter, module)
     for entry in adapter.saved:
         if ".modules_to_save." in entry.key and not _named(config.modules_to_save, entry.tensor):
             raise _not_promised(adapter, entry.key, "modules_to_save")
@@ -86,6 +90,36 @@ def _check_promise(adapter: Adapter, module: ModuleTensors, promise: _Promise) -
             f"{module.module} has no {promise.part}, which {promise.option} in adapter_config.json promises",
             at=adapter.folder,
             fix=f"{AGAIN}: without it half of what was trained is lost",
+        )
+
+
+def is_pruned(adapter: Adapter, module: ModuleTensors) -> bool:
+    """Whether AdaLoRA left a module no rank at all: it changes nothing, and its factors have no numbers."""
+    if adapter.config.peft_type != "ADALORA" or not {"lora_A", "lora_B", "lora_E"} <= set(module.parts):
+        return False
+    tensors = adapter.source.tensors
+    a, b, e = (tensors[module.parts[part]].shape for part in ("lora_A", "lora_B", "lora_E"))
+    return len(a) == len(b) == 2 and a[0] == b[1] == e[0] == 0
+
+
+def _check_target(adapter: Adapter, module: ModuleTensors) -> None:
+    """Refuse what the configuration does not target: PEFT would take no notice of it."""
+    config = adapter.config
+    key = next((module.parts[part] for part in ("lora_A", "ia3_l") if part in module.parts), None)
+    if key is None or not config.target_modules or config.target_modules == "all-linear":
+        return
+    # Experts: see `check_complete`. Tied sides: PEFT adapts the one that is not named too.
+    if _is_parameter(config, module.module) or ".experts." in module.module or config.ensure_weight_tying:
+        return
+    # A pattern may name wrappers that stood around the model while it was trained.
+    spelled = re.sub(r"\.(?:lora_A|ia3_l)(?:\..*)?$", "", key)
+    spellings = (module.module, spelled, spelled.removeprefix(PEFT_PREFIX))
+    if not any(_is_targeted(adapter, name) for name in spellings):
+        raise InputError(
+            f"{key!r} is in the file, but adapter_config.json does not target {module.module} "
+            "(target_modules, exclude_modules, layers_to_transform), so that PEFT ignores it",
+            at=adapter.folder,
+            fix="set them as they were in the training, or save the adapter again without that tensor",
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 DEEPEST = 20  # parts within parts
 ANSWER = ("content", "refusal")  # where a message or a delta keeps its text, the first that has some
-REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
 _INNER = ("text", "content", "value", "refusal", "output_text")  # where a part of a list keeps its text
 
 

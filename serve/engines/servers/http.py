@@ -134,6 +134,12 @@ class Server:
                 raise SystemFault(
                     f"the server does not answer ({_reason(error)})", at=self.url, fix=fix
                 ) from error
+            if packed := response.headers.get("Content-Encoding", "").strip():
+                raise Failed(
+                    f"the server packs its answers ({packed}), though nobody asked for it",
+                    at=self.url,
+                    fix="turn compression off in the server, or in the proxy before it",
+                )
             if response.status >= 300:
                 raise self._refusal(response)
             yield response
@@ -152,9 +158,26 @@ class Server:
             return Refused(problem, at=self.url, fix="pass the address of the model server itself")
         if response.status in (401, 403):
             return InputError(problem, at=self.url, fix=self.sign_in)
+        if response.status in _NOT_THE_REQUEST:
+            return InputError(problem, at=self.url, fix=_NOT_THE_REQUEST[response.status] + _pause(response))
         if response.status < 500:
             return Refused(problem, at=self.url, fix="check the model's name and the settings")
         return Failed(problem, at=self.url, fix="look at the server's log")
+
+
+# What helps if the server refuses a request in which nothing is wrong; asking for less does not.
+_NOT_THE_REQUEST = {
+    402: "pay, or choose another server",
+    408: "ask again",
+    413: "say less: /clear begins a new conversation",
+    429: "wait, and ask again",
+}
+
+
+def _pause(response: http.client.HTTPResponse) -> str:
+    """How long a server wants to be left alone, if it says so."""
+    seconds = (response.headers.get("Retry-After") or "").strip()
+    return f" (in {seconds} s, it says)" if seconds.isdecimal() and len(seconds) < 7 else ""
 
 
 class Refused(InputError):

@@ -61,6 +61,40 @@ def test_a_part_needs_its_option_and_an_option_its_part(name: str, tmp_path: Pat
     refused(lambda: fold(tmp_path, {}, config), f"which (its )?{option} (in|name)")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["v_proj"]},
+        {"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [0]},
+        {"target_modules": r".*\.0\.self_attn\.q_proj"},
+    ],
+)
+def test_a_module_that_is_not_targeted(options: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT makes no place for it, and takes no notice of its tensors."""
+    refused(lambda: fold(tmp_path, {}, options), "does not target model.layers.[01].self_attn.q_proj")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": "all-linear"},
+        {"target_modules": r"model\.layers\.\d\.self_attn\.(q|v)_proj"},
+        {"target_modules": [Q.format(0), Q.format(1)], "layers_to_transform": [0, 1]},
+    ],
+)
+def test_a_module_that_is_targeted(options: dict[str, Any], tmp_path: Path) -> None:
+    assert len(fold(tmp_path, {}, options).touched) == 2
+
+
+def test_a_pattern_may_name_the_wrappers(tmp_path: Path) -> None:
+    tensors = lora(f"_orig_mod.{Q.format(0)}")
+    pattern = r"_orig_mod\.model\.layers\.0\.self_attn\.q_proj"
+    adapter = Adapter.open(adapter_folder(tmp_path / "adapter", tensors, target_modules=pattern))
+    assert len(Folded(base_folder(tmp_path / "base"), [(adapter, 1.0)]).touched) == 1
+
+
 def test_a_part_that_one_layer_alone_lacks(tmp_path: Path) -> None:
     more, config = PAIRS["use_dora"]
     first, *_ = more

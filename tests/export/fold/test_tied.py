@@ -268,14 +268,14 @@ def test_a_converted_pissa_adapter_is_a_plain_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pruned_adalora_adapter(tmp_path: Path) -> None:
-    """AdaLoRA cuts its tensors to the masks in `rank_pattern` when it is saved: a rank for each module."""
+    """AdaLoRA cuts its tensors to the masks in `rank_pattern` when it saves them: each to a rank, or to 0."""
     base = base_model(tmp_path / "base", "llama", "float32")
     config = peft.AdaLoraConfig(
         init_r=6, lora_alpha=12, target_modules=["q_proj"], total_step=10, task_type="CAUSAL_LM"
     )
     model = draw(peft.get_peft_model(load(base, "float32"), config), size=0.3)
     model.peft_config["default"].rank_pattern = {
-        f"model.layers.{layer}.self_attn.q_proj.lora_E": [True] * (2 + layer) + [False] * (4 - layer)
+        f"model.layers.{layer}.self_attn.q_proj.lora_E": [True] * (2 * layer) + [False] * (6 - 2 * layer)
         for layer in range(3)
     }
     model.save_pretrained(tmp_path / "adapter")

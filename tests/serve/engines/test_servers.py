@@ -71,6 +71,16 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
     ),
     "parts that are texts": (events(delta(["Hel", "lo"]), END), "Hello", "", "stop"),
     "one part": (events(delta({"type": "text", "text": "Hello"}), END), "Hello", "", "stop"),
+    "details alone (MiniMax)": (
+        events(
+            {"choices": [{"delta": {"reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}}]},
+            {"choices": [{"delta": {"content": "Hello"}}]},
+            {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        ),
+        "Hello",
+        "hm",
+        "stop",
+    ),
     "a number": (events(delta(4), END), "4", "", "stop"),
     "null choices": (
         events(part("Hello"), {"choices": [None]}, {"choices": None}, {"choices": []}, END),
@@ -245,6 +255,34 @@ def test_a_named_model_needs_no_list() -> None:
     for listed in ({"models": [{"name": "m"}]}, [{"id": "m"}], {"data": ["m"]}):
         with server({"/v1/models": listed}, {}) as (url, _):
             assert OpenAIEngine(url).about.name == "m"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "fix"),
+    [
+        (429, {"Retry-After": "7"}, "wait, and ask again (in 7 s, it says)"),
+        (429, {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, "wait, and ask again"),
+        (413, {}, "say less: /clear begins a new conversation"),
+        (402, {}, "pay, or choose another server"),
+        (200, {"Content-Encoding": "gzip"}, "turn compression off in the server, or in the proxy before it"),
+        (404, {}, "check the model's name and the settings"),
+    ],
+)
+def test_what_helps_against_a_refusal(status: int, headers: dict[str, str], fix: str) -> None:
+    """A model's name that is right is not to be checked again."""
+
+    def reply(handler: Any, _: Any) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", "25")
+        handler.end_headers()
+        handler.wfile.write(b'{"error":"not this time"}')
+
+    with server(MODELS, {CHAT: reply}) as (url, bodies), pytest.raises(LorafoldError) as caught:
+        answered(OpenAIEngine(url))
+    assert caught.value.fix == fix
+    assert len(bodies) == 1 or status in (404, 200)  # the extras are not to blame
 
 
 def test_a_redirect_is_named() -> None:
