@@ -576,6 +576,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Models of 64 layers, by which llama.cpp tells a kind: slow where each layer is worked on.
+DEEP = ("cohere-plus", "exaone4-windows")
+
 # Families that are another family saved in another way.
 RESAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-fused": ("mixtral", {"save_original_format": False}),
