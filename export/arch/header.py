@@ -7,7 +7,11 @@ header or tensors, in these listed cases:
 - YaRN's `attention_factor`, `mscale` and `mscale_all_dim`, and longrope's `attention_factor` and `factor`, go
   into rope.scaling.attn_factor, which llama.cpp reads; the entries that the converter writes for them are not
   read.
-- GPT-2's inner width is `n_inner` if that is given; the converter always writes four times the outer.
+- GPT-2's and Phi 2's inner width is the one that is given; the converter always writes four times the outer.
+- StableLM's norms of single heads become one matrix; the converter collects them, writes none and stops.
+- ERNIE 4.5's shared experts are as wide as that many experts; the converter divides the dense width by the
+  key-value heads, which gives the same in the released models.
+- GLM 4.5 counts the layers that predict further tokens if the files hold them, and not if they do not.
 - Gemma 3 keeps embedding rows beyond the tokenizer's last token, as every other architecture does.
 - The router's function of DeepSeek and GLM-4.7-Flash is written even if config.json does not name it
   (those of transformers 5 do not): llama.cpp would take softmax.
