@@ -89,7 +89,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "export": {
         "Essentials": ("source", "out", "quant", "base", "format", "onto", "recipe", "plan", "force"),
-        "Adapters": ("adapter", "rounding"),
+        "Adapters": ("adapter", "fold_into", "rounding"),
         "Types and sizes": (
             "tensor_type",
             "imatrix",
