@@ -89,8 +89,9 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
             trust_remote_code=config.trust_remote_code,
             progress=progress,
         )
-    for adapter, _ in adapters:
-        check_base(adapter.folder, base)
+    if config.fold_into != "original":  # there, the base that was given has been compared
+        for adapter, _ in adapters:
+            check_base(adapter.folder, base)
     weights = open_base(base.folder, base.config(), base.id)
     _check_fold(config, base, weights)
     source = Folded(weights, adapters, rounding=config.rounding, config=_own_config(base, weights))
@@ -184,7 +185,10 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         base = resolve_base(
             spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
         )
-        return _original_base(base, config, progress) if config.fold_into == "original" else base
+        if config.fold_into != "original":
+            return base
+        check_base(adapter, base)
+        return _original_base(base, config, progress)
     except (InputError, SystemFault) as error:
         if named is None or error.at not in (spec, spec.partition("@")[0]):
             raise

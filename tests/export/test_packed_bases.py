@@ -19,6 +19,7 @@ from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.inputs import open_inputs
 from lorafold.export.proof.reference import why_no_reference
+from lorafold.models import fingerprint
 from lorafold.packed.source import PackedCheckpoint
 from lorafold.weights import Checkpoint
 
@@ -166,11 +167,17 @@ def test_the_original_of_the_card_is_folded_into(tmp_path: Path, monkeypatch: py
     base = gptq_copy(tmp_path / "base")
     (base / "README.md").write_text("---\nbase_model: org/plain\nbase_model_relation: quantized\n---\n")
     adapter = an_adapter(tmp_path / "adapter", base)
+    made_on = {"kind": "adapter", "lorafold": "0", "files": {}, "base": {"fingerprint": fingerprint(base)}}
+    (adapter / "lorafold.json").write_text(json.dumps(made_on))
     quantized = open_inputs(ExportConfig(str(adapter), out=tmp_path / "out"))
     assert "pass its 16-bit original with --base org/plain" in quantized.notes[0]
     inputs = open_inputs(ExportConfig(str(adapter), out=tmp_path / "out", fold_into="original"))
     assert isinstance(inputs.source.base, Checkpoint)
     assert inputs.base.folder.name == "plain"
+    made_on["base"] = {"fingerprint": "0" * 64}
+    (adapter / "lorafold.json").write_text(json.dumps(made_on))
+    with pytest.raises(InputError, match="made for another base"):
+        open_inputs(ExportConfig(str(adapter), out=tmp_path / "out", fold_into="original"))
 
 
 def test_plain_conversion_says_what_it_was_made_from(tmp_path: Path) -> None:
