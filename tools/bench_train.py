@@ -15,10 +15,14 @@ backward through frozen weights).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import json
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -49,14 +53,23 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print what the GPU's time goes into")
+    parser.add_argument("--card", type=float, help="GiB: what is left of the GPU, as on a smaller one")
     parser.add_argument("--model", type=Path, help="where the random model is kept for a later run")
     parser.add_argument("--out", type=Path, help="folder for bench_train.json and the loss curves")
     options = parser.parse_args()
-    with join() as workers, tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
+    with (
+        join() as workers,
+        tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch,
+        contextlib.ExitStack() as until_end,
+    ):
         folder = options.model or Path(scratch) / "model"
         if workers.first and not folder.exists():
             build_model(folder, options.shape, options.tokenizer)
         workers.wait()
+        if options.card:
+            torch.zeros(1, device="cuda")  # this process's context is there when the rest is measured
+            torch.cuda.empty_cache()
+            until_end.enter_context(smaller_card(options.card))
         base = resolve_base(str(folder), offline=True)
         config = TrainConfig(
             base=str(folder),
@@ -104,6 +117,25 @@ def main() -> None:
             print_table(runs, weights(base), workers.count)
             if options.out:
                 write(options.out, runs)
+
+
+@contextlib.contextmanager
+def smaller_card(gib: float) -> Iterator[None]:
+    """Let another process hold all but so many GiB of the GPU, half of one for this process's own context."""
+    code = """
+import sys, torch
+free = torch.cuda.mem_get_info()[0]
+held = torch.empty(free - int(float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(gib - 0.5)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        if other.stdout.readline() != "held\n":
+            raise SystemExit(f"no {gib} GiB are free on this GPU")
+        yield
+        other.stdin.close()
 
 
 def weights(base: Base) -> int:

@@ -37,6 +37,13 @@ SHAPES = {
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PLAIN: dict[str, Any] = {"use_liger_kernel": False, "fused_kernels": False, "gradient_checkpointing": False}
 LARGE: dict[str, Any] = {"gradient_accumulation_steps": 25}  # 250 examples, about 16,000 tokens a step
+# The 4-bit tutorial's settings.
+QLORA: dict[str, Any] = {
+    "method": "qlora",
+    "gradient_checkpointing": True,
+    "optim": "paged_adamw_32bit",
+    "per_device_train_batch_size": 4,
+}
 
 # name -> (what it is, fields of the config; None: transformers' Trainer)
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,14 +65,16 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
     "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
     "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
-    "qlora": (
-        "4 bit (NF4), checkpointing, paged AdamW, 16 examples a step",
-        {
-            "method": "qlora",
-            "gradient_checkpointing": True,
-            "optim": "paged_adamw_32bit",
-            "per_device_train_batch_size": 4,
-        },
+    "qlora": ("4 bit (NF4), checkpointing, paged AdamW, 16 examples a step", QLORA),
+    "qlora-auto": ("the same, fused AdamW", QLORA | {"optim": "auto"}),
+    "qlora-launched": ("the same without CUDA graphs", QLORA | {"cuda_graphs": False}),
+    "qlora-plain": (
+        "the plain way: padded, no kernels of ours",
+        QLORA | {"packing": False, "use_liger_kernel": False, "fused_kernels": False},
+    ),
+    "qlora-large": (
+        "4 bit, 250 examples a step, the rest by choice",
+        QLORA | {"gradient_checkpointing": None, "optim": "auto", "gradient_accumulation_steps": 62},
     ),
     "16bit": (
         "16 bit, the same settings",

@@ -114,7 +114,9 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
     mean = sum(len(sequence.ids) for sequence in lessons.sequences) / len(lessons.sequences)
-    speed = dataclasses.replace(speed, graphs=graphs_fit(config, speed, dtype, mean * _examples(config)))
+    speed = dataclasses.replace(
+        speed, graphs=graphs_fit(config, speed, forward.model, dtype, mean * _examples(config))
+    )
     speed = _fit(config, speed, forward, lessons, workers)
     if speed.graphs:
         forward.graphs = _graphs(config, forward, lessons, workers)
@@ -173,14 +175,25 @@ def _forward(
     dtype = pick_dtype(config.dtype, device)
     wide = method.peft is None and device.type == "cuda" and dtype != torch.float32
     slow = Forward(model, device, method.prompt, dtype if wide else None)
-    speed = choose(config, method, model, device)
+    speed = _checkpointed(config, choose(config, method, model, device), model)
     if not speed.fast:
-        return slow, _checkpointed(config, speed, model), ""
+        return slow, speed, ""
     examples = sample(lessons.sequences)
+    expected = None
     # Without an adapter all weights are trained: there is no room for a second gradient of them.
-    checked = method.peft is not None
-    expected = measure(slow, make_batch(examples, lessons.pad_id)) if checked else None
-    speed = _checkpointed(config, apply(speed, model, device), model)
+    if method.peft is not None:
+        padded = make_batch(examples, lessons.pad_id)
+        try:
+            expected = measure(slow, padded)
+        except torch.OutOfMemoryError:
+            # The plain way takes the most memory. What needs checkpointing here needs it in the run, too.
+            if config.gradient_checkpointing is not None or config.fsdp:
+                raise
+            model.zero_grad(set_to_none=True)
+            config = dataclasses.replace(config, gradient_checkpointing=True)
+            speed = _checkpointed(config, speed, model)
+            expected = measure(slow, padded)
+    speed = apply(speed, model, device)
     fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct)
     if expected is None:
         return fast, speed, ""
@@ -216,11 +229,17 @@ def _examples(config: TrainConfig) -> int:
 
 
 def _checkpointed(config: TrainConfig, speed: Speed, model: Any) -> Speed:
-    """Switch gradient checkpointing on if the user asks for it."""
+    """Switch gradient checkpointing on if the user asks for it, and what else saves memory on a GPU."""
     if not config.gradient_checkpointing:
         return speed
-    causal_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return dataclasses.replace(speed, checkpointing=True)
+    causal = causal_model(model)
+    causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    moved_out = False
+    if speed.direct and next(model.parameters()).is_cuda and not (config.fsdp or config.device_map):
+        from lorafold.train.fast.embedding_kernels import move_out
+
+        moved_out = move_out(causal)
+    return dataclasses.replace(speed, checkpointing=True, moved_out=moved_out)
 
 
 def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, workers: Workers) -> Speed:
@@ -236,7 +255,7 @@ def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, 
     fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     if fits < max(longest, memory.LEAST) and config.gradient_checkpointing is None:
         short = dataclasses.replace(config, gradient_checkpointing=True)
-        speed = dataclasses.replace(_checkpointed(short, speed, forward.model), graphs=False)
+        speed = _checkpointed(short, speed, forward.model)
         fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     if speed.graphs:
         fits = int(fits * graphs.SHARE)

@@ -99,7 +99,11 @@ class Workers:
         offset = 0
         for parameter in parameters:
             stop = offset + parameter.numel()
-            parameter.grad = flat[offset:stop].view_as(parameter).to(parameter.dtype)
+            total = flat[offset:stop].view_as(parameter)
+            if parameter.grad is None:
+                parameter.grad = total.to(parameter.dtype)
+            else:  # in its place, which CUDA graphs add to
+                parameter.grad.copy_(total)
             offset = stop
 
     def shard(self, model: Any, device: torch.device) -> None:

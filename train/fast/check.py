@@ -67,12 +67,18 @@ class Measured:
 
 
 def measure(forward: Forward, batch: Batch) -> Measured:
-    """Loss and gradient of a batch, without dropout, with the adapter off zero."""
+    """Loss and gradient of a batch, without dropout, with the adapter off zero.
+
+    Layers that are to be computed twice are so here: without that a small card has no room for the plain way.
+    """
     import torch
 
     model = forward.model
     with moved(model):
         model.eval()
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True  # of the layer alone: what drops in it does not
         try:
             loss = forward.loss(batch)
             loss.backward()

@@ -10,12 +10,40 @@ Only plain LoRA on linear layers is taken over; every other layer stays peft's o
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lorafold.train.fast.forward import causal_model
+
 if TYPE_CHECKING:
     from types import ModuleType
+
+_ALIGNED = 4  # numbers a seed takes: Triton compiles a kernel again for an address that 16 does not divide
+
+
+@dataclass(slots=True)
+class Seeds:
+    """What the dropout of each fused layer is seeded with in a forward pass.
+
+    All are drawn at once when the decoder is entered, from torch's own generator. A layer that gradient
+    checkpointing computes again finds the seed of the first time, without the generator being put back.
+
+    Attributes:
+        count: layers.
+        drawn: int32 (count, `_ALIGNED`) on the GPU; None before the first pass.
+    """
+
+    count: int
+    drawn: torch.Tensor | None = None
+
+    def draw(self, decoder: Any, *inputs: Any) -> None:
+        """Draw for one pass; a hook of the decoder."""
+        if decoder.training:
+            device = next(p for p in decoder.parameters() if p.is_cuda).device
+            shape = (self.count, _ALIGNED)
+            self.drawn = torch.randint(2**31 - 1, shape, dtype=torch.int32, device=device)
 
 
 def fuse(model: Any) -> int:
@@ -28,9 +56,31 @@ def fuse(model: Any) -> int:
         Number of layers taken over.
     """
     layers = [layer for layer in model.modules() if _qualifies(layer)]
-    for layer in layers:
-        layer.forward = functools.partial(_forward, layer)
+    seeds = Seeds(len(layers))
+    for number, layer in enumerate(layers):
+        layer.forward = functools.partial(_forward, layer, seeds, number)
+    if any(_dropout(layer) for layer in layers):
+        causal_model(model).base_model.register_forward_pre_hook(seeds.draw)
     return len(layers)
+
+
+def drops_elsewhere(decoder: Any) -> bool:
+    """Whether anything but a fused layer drops in training, and so draws from torch's generator."""
+    fused = [layer for layer in decoder.modules() if _is_fused(layer)]
+    ours = {id(part) for layer in fused for part in layer.lora_dropout.modules()}
+    return any(
+        isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0 and id(part) not in ours
+        for part in decoder.modules()
+    )
+
+
+def _is_fused(layer: Any) -> bool:
+    return getattr(vars(layer).get("forward"), "func", None) is _forward
+
+
+def _dropout(layer: Any) -> float:
+    """The probability with which a LoRA layer drops its input in training."""
+    return float(getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0))
 
 
 def _qualifies(layer: Any) -> bool:
@@ -51,17 +101,20 @@ def _qualifies(layer: Any) -> bool:
     )
 
 
-def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _forward(
+    layer: Any, seeds: Seeds, number: int, x: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
     from lorafold.train.fast import lora_kernels
 
     name = layer.active_adapters[0]
     elements = x.numel() // x.shape[-1] * max(x.shape[-1], layer.out_features)
     if layer.disable_adapters or layer.merged or not lora_kernels.supports(layer.r[name], elements):
         return type(layer).forward(layer, x, *args, **kwargs)
-    dropout = layer.lora_dropout[name]
-    p = float(dropout.p) if layer.training and hasattr(dropout, "p") else 0.0
-    # torch's own generator is what a checkpoint holds, and what gradient checkpointing puts back.
-    seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=x.device) if p else None
+    p = _dropout(layer) if layer.training else 0.0
+    seed = None
+    if p:
+        assert seeds.drawn is not None, "the decoder was entered"
+        seed = seeds.drawn[number].to(x.device)
     return LoraLinear.apply(
         x,
         layer.lora_A[name].weight,

@@ -2,19 +2,26 @@
 
 With short steps the processor that launches kernels is slower than the GPU that runs them. A graph needs
 fixed shapes, so packs are filled up to one of a few sizes; the filling is a sequence of its own that nothing
-attends to and nothing is trained on. A size is captured when it comes for the second time.
+attends to and nothing is trained on. The first pass of a run is launched, filled up as well, which compiles
+the kernels; after that a size is captured when it first comes.
 
-A graph's memory is its own, beside that of passes launched in the ordinary way, so graphs are for short steps
-(`SHORT`) and stop being made when they hold their share of the memory (`SHARE`).
+A size has two graphs, forward and backward, between which the loss is launched: it works on the trained
+positions alone, whose number changes. With gradient checkpointing the second one computes the layers again.
+It adds to the gradients in the place where they lie, so they are zeroed and never made anew.
 
-Only the decoder is captured: the loss works on the trained positions alone, whose number changes. If a
-capture fails, the run goes on without graphs.
+All graphs work in the same memory, since no two of them run at once; each keeps only its inputs and outputs
+to itself. That memory is beside the one of passes launched in the ordinary way, so graphs are for short steps
+(`SHORT`) and stop being made when they hold their share (`SHARE`). If a capture fails, the run goes on
+without graphs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +35,9 @@ SHARE = 0.5  # of the memory for passes: the other half is for those that are la
 _FINEST = 256  # tokens between two sizes of short packs
 _PARTS = 16  # sizes between a power of two and the next: at most a sixteenth is filling
 _MOST = 24  # graphs; each keeps its inputs and outputs
-_WARM = 1  # passes before a capture, in which kernels are compiled
+_TRIES = (
+    2  # at capturing a size: it may have kernels of its own, which the first try shows and cannot compile
+)
 
 
 @dataclass(slots=True)
@@ -41,8 +50,8 @@ class DecoderGraphs:
         attention: name of its attention.
         examples: most sequences in a pack.
         longest: most tokens of a sequence.
-        budget: most bytes that graphs may hold; none after a capture has failed.
-        fault: why a capture has failed.
+        budget: most bytes that graphs may hold.
+        fault: why captures have failed; no graph is used after that.
     """
 
     decoder: Any
@@ -53,39 +62,36 @@ class DecoderGraphs:
     budget: int
     fault: str = ""
     _held: int = 0
-    _seen: dict[int, int] = field(default_factory=dict)
-    _graphs: dict[int, Any] = field(default_factory=dict)
+    _tries: dict[int, int] = field(default_factory=dict)
+    _launched: bool = False
+    _graphs: dict[int, _Pass] = field(default_factory=dict)
     _pool: Any = None
 
     def hidden(self, batch: Batch) -> torch.Tensor | None:
-        """The decoder's output (1, size, width) for a pack, or None if this size has no graph.
+        """The decoder's output (1, size, width) for a pack, or None if the pack is not to be filled up.
 
         The result is overwritten by the next call.
         """
-        if self.fault:  # the generator has another state now than the graphs were captured with
-            return None
         size = filled_size(batch.tokens)
-        self._seen[size] = self._seen.get(size, 0) + 1
-        if size not in self._graphs:
-            if self._seen[size] < 2 or len(self._graphs) >= _MOST or not self._has_room(size):
-                return None
+        if self.fault or size > SHORT:
+            return None
+        inputs = self._filled(batch, size)
+        if size not in self._graphs and self._launched and self._has_room(size):
             before = _reserved()
-            drawn = torch.cuda.get_rng_state(self.device)
-            graph = self._capture(self._filled(batch, size))
-            # Warming up has drawn too; this pass is to drop what it would with the graph there already.
-            torch.cuda.set_rng_state(drawn, self.device)
-            if graph is None:
-                return None
-            self._graphs[size] = graph
+            self._capture(size, inputs)
             self._held += max(0, _reserved() - before)
-        return self._graphs[size](*self._filled(batch, size))
+        if size in self._graphs:
+            return self._graphs[size](inputs)
+        self._launched = True
+        return self._launch(*inputs)
 
     def _has_room(self, size: int) -> bool:
-        """Whether another graph fits: the first one tells what a token takes."""
-        if size > SHORT:
+        """Whether another graph fits: memory grows with the largest one."""
+        if len(self._graphs) >= _MOST:
             return False
-        each = self._held / sum(self._graphs) if self._graphs else 0.0
-        return self._held + each * size <= self.budget
+        largest = max(self._graphs, default=0)
+        each = self._held / largest if largest else 0.0
+        return self._held + each * max(0, size - largest) <= self.budget
 
     def _filled(self, batch: Batch, size: int) -> tuple[torch.Tensor, ...]:
         """Ids, positions and bounds of fixed shapes; after the filling come sequences of no tokens."""
@@ -97,38 +103,102 @@ class DecoderGraphs:
         bounds[: len(batch.bounds)] = batch.bounds
         return tuple(part.to(self.device) for part in (ids, positions, bounds))
 
-    def _capture(self, inputs: tuple[torch.Tensor, ...]) -> Any:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+    def _launch(self, ids: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
         longest = max(self.longest, _step(2 * SHORT))  # the filling is shorter than a step
-        part = _Decoder(self.decoder, self.attention, longest)
+        inputs = packed_inputs(positions, bounds, longest, self.attention)
+        hidden: torch.Tensor = self.decoder(input_ids=ids, **inputs).last_hidden_state
+        return hidden
+
+    def _capture(self, size: int, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Record both passes of a size; nothing is computed, and the random generator is where it was."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state = generator.clone_state()
         # A graph keeps the nodes that add up gradients, made on its own stream: so it is meant to be.
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         # Nodes of an earlier pass that wait for the collector would draw torch's own stream into the capture.
         gc.collect()
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
         try:
-            return torch.cuda.make_graphed_callables(part, inputs, num_warmup_iters=_WARM, pool=self._pool)
+            with _no_generator_state(self.decoder):
+                with torch.cuda.graph(forward, pool=self._pool):
+                    output = self._launch(*inputs)
+                slope = torch.empty_like(output)
+                with torch.cuda.graph(backward, pool=self._pool):
+                    torch.autograd.backward([output], [slope])
         except RuntimeError as error:
-            self.fault = str(error.__context__ or error).splitlines()[0][:200]
-        generator.graphsafe_set_state(state)  # the generator still believes that it is being captured
-        torch.cuda.synchronize()
-        return None
+            self._tries[size] = self._tries.get(size, 0) + 1
+            if self._tries[size] == _TRIES:
+                self.fault = str(error.__context__ or error).splitlines()[0][:200]
+                self._graphs.clear()
+            torch.cuda.set_stream(stream)
+            generator.graphsafe_set_state(state)  # it still believes that it is being captured
+            torch.cuda.synchronize()
+            return
+        self._graphs[size] = _Pass(self.decoder, inputs, output.detach(), slope, forward, backward)
 
 
-class _Decoder(torch.nn.Module):  # type: ignore[misc]
-    """The decoder as a function of tensors alone."""
+class _Pass:
+    """Both graphs of a size, to be called like the decoder."""
 
-    def __init__(self, decoder: Any, attention: str, longest: int) -> None:
-        super().__init__()
-        self.decoder, self.attention, self.longest = decoder, attention, longest
+    def __init__(
+        self,
+        decoder: Any,
+        inputs: tuple[torch.Tensor, ...],
+        output: torch.Tensor,
+        slope: torch.Tensor,
+        forward: torch.cuda.CUDAGraph,
+        backward: torch.cuda.CUDAGraph,
+    ) -> None:
+        self.inputs, self.output, self.slope = inputs, output, slope
+        self.forward, self.backward = forward, backward
+        self.trained = [value for value in decoder.parameters() if value.requires_grad]
+        self.places = [value.grad for value in self.trained]
 
+    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The output (1, size, width) for inputs of this size."""
+        here = zip(self.trained, self.places, strict=True)
+        assert all(value.grad is place for value, place in here), "gradients lie where they did"
+        hidden: torch.Tensor = _Replay.apply(self.trained[0], self, inputs)
+        return hidden
+
+
+class _Replay(torch.autograd.Function):  # type: ignore[misc]
+    """Replays a pass; its first argument only tells autograd that there is something to train."""
+
+    @staticmethod
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, bounds: torch.Tensor
+        ctx: Any, trained: torch.Tensor, graphs: _Pass, inputs: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        inputs = packed_inputs(position_ids, bounds, self.longest, self.attention)
-        output = self.decoder(input_ids=input_ids, **inputs)
-        return output.last_hidden_state
+        for place, value in zip(graphs.inputs, inputs, strict=True):
+            place.copy_(value)
+        graphs.forward.replay()
+        ctx.graphs = graphs
+        return graphs.output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        ctx.graphs.slope.copy_(gradients[0])
+        ctx.graphs.backward.replay()
+        return None, None, None
+
+
+@contextlib.contextmanager
+def _no_generator_state(decoder: Any) -> Iterator[None]:
+    """Let checkpointed layers be captured: for the block, the generator's state is neither read nor put back.
+
+    The graphs are made only if nothing that draws from it is computed twice (`speed.graphs_fit`).
+    """
+    name = "_gradient_checkpointing_func"  # of transformers, a partial of torch's `checkpoint`
+    own = {module: vars(module)[name] for module in decoder.modules() if name in vars(module)}
+    try:
+        for module, function in own.items():
+            setattr(module, name, functools.partial(function, preserve_rng_state=False))
+        yield
+    finally:
+        for module, function in own.items():
+            setattr(module, name, function)
 
 
 def _reserved() -> int:

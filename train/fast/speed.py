@@ -39,6 +39,7 @@ class Speed:
         direct: the loss is computed from hidden states, without all logits.
         graphs: the decoder's launches are replayed as CUDA graphs.
         checkpointing: activations are computed twice instead of kept.
+        moved_out: the input embedding lies in the CPU's memory.
         capacity: maximum tokens per pack.
         reasons: why a piece is off, in words.
         dtype: the type that the run computes in, such as bfloat16.
@@ -52,6 +53,7 @@ class Speed:
     direct: bool = False
     graphs: bool = False
     checkpointing: bool = False
+    moved_out: bool = False
     capacity: int = 0
     reasons: tuple[str, ...] = ()
     dtype: str = ""
@@ -73,6 +75,7 @@ class Speed:
             *(["loss without all logits"] if self.direct else []),
             *(["CUDA graphs"] if self.graphs else []),
             *(["gradient checkpointing"] if self.checkpointing else []),
+            *(["input embedding in the CPU's memory"] if self.moved_out else []),
             *([self.optimizer] if self.optimizer else []),
         ]
         return "; ".join([", ".join(pieces), *self.reasons])
@@ -191,17 +194,19 @@ def restored_modules() -> Iterator[None]:
         _ORIGINALS.clear()
 
 
-def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype, tokens: float) -> bool:
+def graphs_fit(config: TrainConfig, speed: Speed, model: Any, dtype: torch.dtype, tokens: float) -> bool:
     """Whether the decoder is captured: it can be, and its steps are short.
 
     Args:
         config: of the run.
         speed: chosen so far.
+        model: that it was applied to.
         dtype: the type that the run computes in, such as bfloat16.
         tokens: of a step on one GPU, on average.
     """
     import torch
 
+    from lorafold.train.fast.fused_lora import drops_elsewhere
     from lorafold.train.fast.graphs import SHORT
 
     # Nothing that is captured may wait for the processor or change its shape.
@@ -209,8 +214,10 @@ def graphs_fit(config: TrainConfig, speed: Speed, dtype: torch.dtype, tokens: fl
         speed.attention == VARLEN
         and speed.direct
         and bool(speed.fused)
-        and not (speed.checkpointing or config.torch_compile or config.fsdp or config.device_map)
+        and not (config.torch_compile or config.fsdp or config.device_map)
         and dtype == torch.bfloat16
+        # Gradient checkpointing may be switched on later, for want of memory.
+        and not drops_elsewhere(causal_model(model).base_model)
     )
     wanted = tokens <= SHORT if config.cuda_graphs is None else config.cuda_graphs
     return possible and wanted

@@ -128,7 +128,7 @@ def test_a_fused_packed_pass_equals_the_padded_one(family: str, attention: str, 
     assert off(found.gradient, exact.gradient.double()) < 1.5 * off(rounded.gradient, exact.gradient.double())
 
 
-def graphed(folder: Path, **lora: Any) -> list[Forward]:
+def graphed(folder: Path, *, checkpointing: bool = False, **lora: Any) -> list[Forward]:
     """A model launched as usual, and the same as graphs."""
     from lorafold.train.fast.attention import register_varlen
     from lorafold.train.fast.fused_lora import fuse
@@ -139,6 +139,9 @@ def graphed(folder: Path, **lora: Any) -> list[Forward]:
     model = adapted(tiny_base(folder, hidden_size=128, head_dim=64), torch.bfloat16, **lora)
     model.get_base_model().set_attn_implementation(VARLEN)
     fuse(model)
+    if checkpointing:
+        options = {"use_reentrant": False}
+        model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.train()
     device, decoder = torch.device("cuda"), model.get_base_model().base_model
     for value in trainable(model).values():
@@ -162,9 +165,10 @@ def step_of(way: Forward, packs: list[Any]) -> tuple[list[float], torch.Tensor]:
     return losses, torch.cat([value.grad.flatten().clone() for value in trainable(way.model).values()])
 
 
-def test_graphs_compute_what_launches_compute(tmp_path: Path) -> None:
-    """Packs of several sizes, two accumulated a step, each size captured at its second coming."""
-    ways = graphed(tmp_path / "base")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_graphs_compute_what_launches_compute(checkpointing: bool, tmp_path: Path) -> None:
+    """Packs of several sizes, two accumulated a step, each size captured but in the very first pass."""
+    ways = graphed(tmp_path / "base", checkpointing=checkpointing)
     packs = [make_pack(examples(count)) for count in (3, 8, 20)]
     for step in range(4):
         pair = [packs[step % 3], packs[(step + 1) % 3]]
@@ -188,9 +192,12 @@ def test_garbage_of_an_earlier_pass_does_not_spoil_a_capture(tmp_path: Path) -> 
     assert ways[1].graphs is not None and len(ways[1].graphs._graphs) == 1
 
 
-def test_a_seeded_pass_drops_the_same_launched_captured_and_replayed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_seeded_pass_drops_the_same_launched_captured_and_replayed(
+    checkpointing: bool, tmp_path: Path
+) -> None:
     """So a run that goes on before its graphs are captured again follows the one that had them."""
-    _, fast = graphed(tmp_path / "base", lora_dropout=0.3)
+    _, fast = graphed(tmp_path / "base", checkpointing=checkpointing, lora_dropout=0.3)
     packs = [make_pack(examples(8))]
 
     def gradient(step: int) -> torch.Tensor:
@@ -202,6 +209,51 @@ def test_a_seeded_pass_drops_the_same_launched_captured_and_replayed(tmp_path: P
     assert off(captured, launched.double()) < 1e-2 and off(replayed, captured.double()) < 1e-2
     # What was dropped shows in the gradient (0.6 apart) and hardly in the loss (0.0004 of it).
     assert off(other, launched.double()) > 0.3 and off(gradient(1), other.double()) < 1e-2
+
+
+def test_layers_computed_twice_drop_the_same(tmp_path: Path) -> None:
+    """The gradient with checkpointing is the gradient without, dropout included; launched and captured."""
+    kept, saved = (graphed(tmp_path / str(on), checkpointing=on, lora_dropout=0.3)[1] for on in (False, True))
+    packs = [make_pack(examples(8))]
+    for _ in range(3):
+        found = []
+        for way in (kept, saved):
+            seed_pass(42, 3, 0, 0)
+            found.append(step_of(way, packs)[1])
+        assert off(found[1], found[0].double()) < 1e-2
+    for way in (kept, saved):
+        assert way.graphs is not None and len(way.graphs._graphs) == 1
+
+
+def test_rows_of_a_table_in_the_cpus_memory(tmp_path: Path) -> None:
+    """The embedding that was moved out gives the same rows, also to `generate`, and its memory is free."""
+    from transformers import AutoModelForCausalLM
+
+    from lorafold.train.fast.embedding_kernels import move_out
+
+    folder = tiny_base(tmp_path / "base", hidden_size=1100 // 4 * 4, head_dim=64)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda()
+    ids = torch.randint(200, (3, 17), device="cuda")
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    wanted = model.get_input_embeddings()(ids).detach()
+    answer = model.generate(ids, **settings)
+    assert not move_out(model), "weights that are trained stay"
+    model.requires_grad_(False)
+    held = torch.cuda.memory_allocated()
+    assert move_out(model) and not move_out(model)
+    assert torch.cuda.memory_allocated() <= held - 200 * 1100 * 2
+    assert torch.equal(model.get_input_embeddings()(ids), wanted)
+    assert model.device.type == "cuda" and torch.equal(model.generate(ids, **settings), answer)
+
+
+def test_a_tied_embedding_is_not_moved_out(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from lorafold.train.fast.embedding_kernels import move_out
+
+    folder = tiny_base(tmp_path / "base", tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(folder).cuda().requires_grad_(False)
+    assert not move_out(model)
 
 
 def test_a_failed_capture_costs_speed_only(tmp_path: Path) -> None:
@@ -261,6 +313,8 @@ ROWS = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 9) + str
         {},
         {"lora_dropout": 0.1},
         {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "lora_dropout": 0.1},
+        {"gradient_checkpointing": True, "method": "qlora"},
         {"method": "qlora"},
         {"method": "dora"},
         {"method": "full"},
