@@ -119,7 +119,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     )
     speed = _fit(config, speed, forward, lessons, workers)
     if speed.graphs:
-        forward.graphs = _graphs(config, forward, lessons, workers)
+        forward.graphs = _graphs(config, speed, forward, lessons, workers)
     if config.torch_compile:
         for layer in causal_model(forward.model).base_model.layers:
             layer.compile(dynamic=True)
@@ -209,7 +209,7 @@ def _forward(
     return slow, _checkpointed(config, plain, slow.model), why
 
 
-def _graphs(config: TrainConfig, forward: Forward, lessons: Lessons, workers: Workers) -> Any:
+def _graphs(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, workers: Workers) -> Any:
     import torch
 
     from lorafold.train.fast import graphs
@@ -219,7 +219,7 @@ def _graphs(config: TrainConfig, forward: Forward, lessons: Lessons, workers: Wo
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
     for parameter in trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
-    budget = int(graphs.SHARE * torch.cuda.mem_get_info(forward.device)[0])
+    budget = int(graphs.share(speed.capacity) * torch.cuda.mem_get_info(forward.device)[0])
     return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, lessons.longest, budget)
 
 
@@ -253,10 +253,12 @@ def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, 
         wanted = config.packing_length or memory.ON_CPU
         return dataclasses.replace(speed, capacity=max(wanted, longest))
     fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
-    if fits < max(longest, memory.LEAST) and config.gradient_checkpointing is None:
+    asked = config.gradient_checkpointing is not None or speed.checkpointing
+    if fits < max(longest, memory.LEAST) and not asked:
         short = dataclasses.replace(config, gradient_checkpointing=True)
         speed = _checkpointed(short, speed, forward.model)
         fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     if speed.graphs:
-        fits = int(fits * graphs.SHARE)
+        few = min(int(fits * graphs.share(graphs.FEW)), graphs.FEW)
+        fits = max(int(fits * graphs.share(fits)), few)
     return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST), longest))

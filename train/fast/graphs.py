@@ -11,8 +11,8 @@ It adds to the gradients in the place where they lie, so they are zeroed and nev
 
 All graphs work in the same memory, since no two of them run at once; each keeps only its inputs and outputs
 to itself. That memory is beside the one of passes launched in the ordinary way, so graphs are for short steps
-(`SHORT`) and stop being made when they hold their share (`SHARE`). If a capture fails, the run goes on
-without graphs.
+(`SHORT`) and stop being made when they hold their share. Packs so short that they have few sizes (`FEW`) are
+all captured and leave little to the others. If captures fail, the run goes on without graphs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from typing import Any
 import torch
 
 from lorafold.train.fast.attention import packed_inputs
+from lorafold.train.fast.memory import growing_segments
 from lorafold.train.tokens.collate import Batch
 
 SHORT = 8_192  # tokens of a step up to which launching takes longer than computing (docs/log.md)
-SHARE = 0.5  # of the memory for passes: the other half is for those that are launched
+FEW = 4_096  # tokens in a pack up to which there are at most 16 sizes, fewer than graphs
+_SHARE = 0.5  # of the memory for passes: the other half is for those that are launched
+_SHARE_OF_FEW = 0.8  # if none is launched but the first, and those that only evaluate
 _FINEST = 256  # tokens between two sizes of short packs
 _PARTS = 16  # sizes between a power of two and the next: at most a sixteenth is filling
 _MOST = 24  # graphs; each keeps its inputs and outputs
@@ -121,7 +124,7 @@ class DecoderGraphs:
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         try:
-            with _no_generator_state(self.decoder):
+            with _no_generator_state(self.decoder), growing_segments():
                 with torch.cuda.graph(forward, pool=self._pool):
                     output = self._launch(*inputs)
                 slope = torch.empty_like(output)
@@ -205,6 +208,11 @@ def _reserved() -> int:
     """Bytes that torch holds of the GPU and cannot give back."""
     torch.cuda.empty_cache()
     return int(torch.cuda.memory_reserved())
+
+
+def share(capacity: int) -> float:
+    """Of the memory for passes, the part that graphs of packs up to a length may hold."""
+    return _SHARE_OF_FEW if capacity <= FEW else _SHARE
 
 
 def filled_size(tokens: int) -> int:
