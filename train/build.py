@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Encoded
 from lorafold.errors import UsageError
-from lorafold.libraries.causal_lm import quiet_transformers
+from lorafold.libraries.causal_lm import is_memory_fault, quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
@@ -107,6 +107,8 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
 
     model = load()
     if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.current_blas_handle()  # its memory is not torch's: now there is some
         memory.round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
@@ -185,7 +187,9 @@ def _forward(
         padded = make_batch(examples, lessons.pad_id)
         try:
             expected = measure(slow, padded)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_memory_fault(error):
+                raise
             # The plain way takes the most memory. What needs checkpointing here needs it in the run, too.
             if config.gradient_checkpointing is not None or config.fsdp:
                 raise

@@ -80,10 +80,10 @@ def told(error: BaseException) -> str:
 
 
 def is_memory_fault(error: BaseException) -> bool:
-    """Whether memory ran out: Python's and CUDA's own exceptions, else the texts of torch and of errno 12."""
+    """Whether memory ran out, by exceptions of Python and CUDA or texts of torch, cuBLAS and errno."""
     import torch
 
-    texts = ("can't allocate memory", "Cannot allocate memory")
+    texts = ("can't allocate memory", "Cannot allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         text in str(error) for text in texts
     )

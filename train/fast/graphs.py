@@ -34,7 +34,7 @@ from lorafold.train.tokens.collate import Batch
 SHORT = 8_192  # tokens of a step up to which launching takes longer than computing (docs/log.md)
 FEW = 4_096  # tokens in a pack up to which there are at most 16 sizes, fewer than graphs
 _SHARE = 0.5  # of the memory for passes: the other half is for those that are launched
-_SHARE_OF_FEW = 0.8  # if none is launched but the first, and those that only evaluate
+_SHARE_OF_FEW = 0.7  # if none is launched but the first, and those that only evaluate
 _FINEST = 256  # tokens between two sizes of short packs
 _PARTS = 16  # sizes between a power of two and the next: at most a sixteenth is filling
 _MOST = 24  # graphs; each keeps its inputs and outputs
