@@ -14,6 +14,7 @@ from lorafold.libraries.causal_lm import is_memory_fault, quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
+from lorafold.train.fast.allocator import round_blocks
 from lorafold.train.fast.check import difference, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
@@ -109,7 +110,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.current_blas_handle()  # its memory is not torch's: now there is some
-        memory.round_blocks()  # not sooner: weights are for once, and take what they need
+        round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
     forward, speed, why = _forward(config, model, device, lessons, load, workers)

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from lorafold.train.fast.allocator import growing_segments
 from lorafold.train.fast.attention import packed_inputs
-from lorafold.train.fast.memory import growing_segments
 from lorafold.train.tokens.collate import Batch
 
 SHORT = 8_192  # tokens of a step up to which launching takes longer than computing (docs/log.md)

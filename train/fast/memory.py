@@ -1,10 +1,8 @@
-"""Measures how many tokens fit into the GPU's memory, and lets packs of every length reuse its blocks."""
+"""Measures how many tokens fit into the GPU's memory."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorafold.chat.tokenizer import Encoded
@@ -21,44 +19,7 @@ LEAST = 2_048  # tokens in a pack under which gradient checkpointing pays
 ON_CPU = 2_048  # a pack on the CPU, whose attention looks at a whole mask
 _PROBES = (1_024, 3_072)  # tokens of the two passes that are measured
 _SHARE = 0.85  # of the free memory; the rest is for fragments
-_ROUNDED = "roundup_power2_divisions:8"
 _STATE = 12  # bytes a trained parameter: gradient and two moments in float32
-
-
-def round_blocks() -> None:
-    """Let torch round the sizes of blocks up to an eighth of a power of two from now on.
-
-    No two packs have the same length, and of blocks that almost fitted the next one torch piled up the whole
-    card (docs/log.md). What the user has set in the environment stays. A torch that cannot be told goes on
-    without it, at the cost of memory.
-    """
-    _tell_allocator(_ROUNDED)
-
-
-@contextlib.contextmanager
-def growing_segments() -> Iterator[None]:
-    """Let the blocks taken within be cut from one piece of memory that grows.
-
-    CUDA graphs are captured in the order in which their sizes come. A large one finds no block that a smaller
-    one has left, unless what lies side by side is one piece. Passes that are launched would pay for it with a
-    fifth of their speed (docs/log.md), replayed ones do not.
-    """
-    _tell_allocator(f"{_ROUNDED},expandable_segments:True")
-    try:
-        yield
-    finally:
-        _tell_allocator(f"{_ROUNDED},expandable_segments:False")
-
-
-def _tell_allocator(settings: str) -> None:
-    import torch
-
-    if any(name in os.environ for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")):
-        return
-    setters = ("_accelerator_setAllocatorSettings", "_cuda_cudaCachingAllocator_set_allocator_settings")
-    setter = next((getattr(torch._C, name) for name in setters if hasattr(torch._C, name)), None)
-    if setter is not None:
-        setter(settings)
 
 
 def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Workers) -> int:

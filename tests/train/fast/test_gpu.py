@@ -351,7 +351,7 @@ def test_blocks_are_rounded_for_the_next_pack(own: dict[str, str], expected: int
     """33 MiB take 36, in eighths of 32, but 34 as torch does it or where the user has set something."""
     code = """
 import torch
-from lorafold.train.fast.memory import round_blocks
+from lorafold.train.fast.allocator import round_blocks
 before = torch.empty(33 << 20, dtype=torch.uint8, device="cuda")
 weights = torch.cuda.memory_allocated()
 round_blocks()
