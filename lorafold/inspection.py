@@ -15,6 +15,7 @@ from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
+from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
 from lorafold.records.files import holds_data
 from lorafold.sources.adapter_base import base_of
@@ -145,12 +146,22 @@ def _base(folder: Path) -> Lines:
     config = read_config(folder)
     checkpoint = Checkpoint.open(folder)
     types = Counter(info.dtype for info in checkpoint.tensors.values())
-    weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     size = sum(info.nbytes for info in checkpoint.tensors.values())
+    tensors, packed = checkpoint.tensors, list[tuple[str, str]]()
+    try:
+        base = open_base(folder, config)
+    except InputError as error:
+        packed.append(("packed", f"not readable: {error.problem}"))
+    else:
+        tensors = base.tensors
+        if isinstance(base, PackedCheckpoint):
+            packed.append(("packed", f"{base.words}: {len(base.packed)} tensors"))
+    weights = sum(math.prod(info.shape) for info in tensors.values())
     return [
         ("model folder", str(folder)),
         ("architecture", ", ".join(map(str, config.get("architectures") or ["unknown"]))),
-        ("weights", f"{weights:,} in {len(checkpoint.tensors)} tensors, {size:,} bytes"),
+        ("weights", f"{weights:,} in {len(tensors)} tensors, {size:,} bytes"),
+        *packed,
         ("types", ", ".join(f"{name} × {count}" for name, count in types.most_common())),
         ("vocabulary", f"{config.get('vocab_size', 'unknown')} rows"),
         ("context", f"{config.get('max_position_embeddings', 'unknown')} tokens"),

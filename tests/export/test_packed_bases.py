@@ -136,6 +136,20 @@ def test_rows_that_bitsandbytes_unpacks_wrongly_are_no_reference(tmp_path: Path)
     assert "unpacks rows wrongly on a CPU" in str(why_no_reference(open_inputs(config)))
 
 
+def test_inspect_counts_the_models_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = gptq_copy(tmp_path / "base")
+    assert main(["inspect", str(base)]) == 0
+    shown = capsys.readouterr().out
+    plain = Checkpoint.open(tiny_chat.folder()).tensors.values()
+    assert f"{sum(int(np.prod(info.shape)) for info in plain):,} in {len(plain)} tensors" in shown
+    assert "GPTQ, 4 bits: 1 tensors" in shown
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "hqq"
+    (base / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(base)]) == 0
+    assert "not readable: the base is quantized (hqq)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_onto_needs_the_plain_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = an_adapter(tmp_path / "adapter", gptq_copy(tmp_path / "base"))
     plain = tmp_path / "base.gguf"
