@@ -84,7 +84,7 @@ def why_misread(folder: Path, base: Mapping[str, Any]) -> str | None:
         return None
     config = adapter.config
     keys = [key for module in adapter.modules for key in module.parts.values()]
-    keys += [entry.key for entry in adapter.saved]
+    keys += [entry.copy or entry.key for entry in adapter.saved]  # PEFT reads the plain one of two names
     if any(peft_key(key, config.peft_type) != key for key in keys):
         return WRAPPED
     stacks = [shapes for module in adapter.modules if (shapes := _stack(adapter, module))]

@@ -77,7 +77,8 @@ def _names(targets: Targets) -> Iterator[tuple[str, str]]:
         for key in module.parts.values():
             yield _name(targets, key), key
     for entry in targets.adapter.saved:
-        yield _name(targets, entry.key), entry.key
+        key = entry.copy or entry.key  # of two names for one tensor PEFT reads the plain one
+        yield _name(targets, key), key
 
 
 def _name(targets: Targets, key: str) -> str:

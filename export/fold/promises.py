@@ -67,6 +67,8 @@ def check_parts(adapter: Adapter) -> None:
             _check_promise(adapter, module, promise)
         _check_target(adapter, module)
     for entry in adapter.saved:
+        if config.ensure_weight_tying:  # the tied side is saved too, under no name of the configuration
+            continue
         if ".modules_to_save." in entry.key and not _named(config.modules_to_save, entry.tensor):
             raise _not_promised(adapter, entry.key, "modules_to_save")
     has_tokens = any("trainable_tokens_delta" in module.parts for module in adapter.modules)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from peft_models import base_model, load, logits, make_adapter
 
+from lorafold.adapters import Adapter
 from lorafold.peft_reading import MLX, WRAPPED, why_misread
 
 peft = pytest.importorskip("peft")
@@ -33,6 +34,18 @@ def test_what_peft_wrote_it_reads(name: str, tmp_path: Path) -> None:
     base = base_model(tmp_path / "base", "llama", "float32")
     adapter = make_adapter(base, tmp_path / "a", "float32", KEPT[name])
     assert why_misread(adapter, LLAMA) is None
+
+
+def test_an_embedding_that_peft_saves_twice(tmp_path: Path) -> None:
+    """Of a resized vocabulary PEFT writes `modules_to_save` beside the plain name, and reads the latter."""
+    base = base_model(tmp_path / "base", "llama", "float32")
+    model = load(base, "float32")
+    model.resize_token_embeddings(328, mean_resizing=False)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    opened = Adapter.open(tmp_path / "a")
+    assert [entry for entry in opened.saved if entry.copy and "modules_to_save" in entry.key]
+    assert why_misread(tmp_path / "a", LLAMA) is None
 
 
 @pytest.mark.parametrize(
