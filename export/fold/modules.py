@@ -46,7 +46,10 @@ def linear(targets: Targets, module: ModuleTensors, pieces: Sequence[Piece]) -> 
         conv1d = config.fan_in_fan_out
     transposed = conv1d if product_shape == product_shape[::-1] else shape != product_shape
     if shape != (product_shape[::-1] if transposed else product_shape) or (transposed and not conv1d):
-        raise targets.wrong_shape(f"{b} · {a}", product_shape, pieces[0].tensor, shape)
+        raise (
+            targets.turned((a, a_shape), (b, b_shape), shape)
+            or targets.wrong_shape(f"{b} · {a}", product_shape, pieces[0].tensor, shape)
+        )
     rank = targets.rank(module.module, a_shape[0], b_shape[1])
     for part in ("lora_diag", "lora_E"):
         if part in module.parts and targets.factors.shape(module.parts[part])[:1] != (rank,):

@@ -82,6 +82,31 @@ class Targets:
             )
         return expected
 
+    def turned(
+        self, a: tuple[str, tuple[int, ...]], b: tuple[str, tuple[int, ...]], expected: tuple[int, int]
+    ) -> InputError | None:
+        """That factors fit the base, but not in PEFT's form; None if they do not fit at all.
+
+        Args:
+            a, b: keys and shapes of lora_A, (rank, in) as PEFT writes it, and of lora_B, (out, rank).
+            expected: (out, in) of the base's weight.
+        """
+        (a_key, a_shape), (b_key, b_shape) = a, b
+        out, into = expected
+        forms = (
+            ((a_shape[0], b_shape[1], a_shape[1] == b_shape[0]), (into, out), "stored transposed"),
+            ((b_shape[1], a_shape[0], a_shape[1] == b_shape[0]), (into, out), "swapped"),
+        )
+        for (left, right, same_rank), wanted, how in forms:
+            if same_rank and (left, right) == wanted:
+                return InputError(
+                    f"{a_key!r} {list(a_shape)} and {b_key!r} {list(b_shape)} are {how}: PEFT writes lora_A as "
+                    "(rank, in) and lora_B as (out, rank)",
+                    at=self.adapter.folder,
+                    fix="save it with PEFT, or give the folder as the program that trained it wrote it",
+                )
+        return None
+
     def wrong_shape(
         self, key: str, shape: tuple[int, ...], tensor: str, expected: tuple[int, ...]
     ) -> InputError:

@@ -130,7 +130,7 @@ BASE_FAULTS: dict[str, tuple[Damage, int, str]] = {
     "unknown architecture": (
         settings("config.json", architectures=["NewForCausalLM"]),
         3,
-        "'NewForCausalLM' is not in the table of architectures that become GGUF (GPT2LMHeadModel, Gemma2",
+        "'NewForCausalLM' is not in the table of architectures that become GGUF (",
     ),
     "only pickles": (only_pickles, 4, "pytorch_model.bin; fix: where you trust their author, convert them"),
     "LFS pointer": (

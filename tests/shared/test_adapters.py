@@ -281,6 +281,26 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"tensors": {**without(""), **lora(Q.format(0), cols=7)}},
         r"made for another base: .* has the shape \[8, 7\], model.layers.0.*\[8, 6\]",
     ),
+    "factors transposed": (
+        {
+            "tensors": {
+                **without(""),
+                f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(6, 2),
+                f"{PREFIX}{Q.format(0)}.lora_B.weight": zeros(2, 8),
+            }
+        },
+        r"lora_A.weight' \[6, 2\] and .*lora_B.weight' \[2, 8\] are stored transposed: PEFT writes lora_A",
+    ),
+    "factors swapped": (
+        {
+            "tensors": {
+                **without(""),
+                f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(8, 2),
+                f"{PREFIX}{Q.format(0)}.lora_B.weight": zeros(2, 6),
+            }
+        },
+        r"\[8, 2\] and .* \[2, 6\] are swapped: PEFT writes lora_A as \(rank, in\)",
+    ),
     "other rank": ({"r": 3}, "A has rank 2 and B has rank 2, the configuration says 3"),
     "ranks differ": (
         {"tensors": {**without(""), f"{PREFIX}{Q.format(0)}.lora_A.weight": zeros(3, 6)}},
