@@ -100,8 +100,8 @@ class Targets:
         for (left, right, same_rank), wanted, how in forms:
             if same_rank and (left, right) == wanted:
                 return InputError(
-                    f"{a_key!r} {list(a_shape)} and {b_key!r} {list(b_shape)} are {how}: PEFT writes lora_A as "
-                    "(rank, in) and lora_B as (out, rank)",
+                    f"{a_key!r} {list(a_shape)} and {b_key!r} {list(b_shape)} are {how}: PEFT writes lora_A "
+                    "as (rank, in) and lora_B as (out, rank)",
                     at=self.adapter.folder,
                     fix="save it with PEFT, or give the folder as the program that trained it wrote it",
                 )
