@@ -113,6 +113,8 @@ def _check_target(adapter: Adapter, module: ModuleTensors) -> None:
     # Experts: see `check_complete`. Tied sides: PEFT adapts the one that is not named too.
     if _is_parameter(config, module.module) or ".experts." in module.module or config.ensure_weight_tying:
         return
+    if any("." not in name for name in config.target_parameters):
+        return  # a parameter's bare name ("gate_up_proj") tells no module: any may hold it
     # A pattern may name wrappers that stood around the model while it was trained.
     spelled = re.sub(r"\.(?:lora_A|ia3_l)(?:\..*)?$", "", key)
     spellings = (module.module, spelled, spelled.removeprefix(PEFT_PREFIX))

@@ -188,3 +188,17 @@ def test_what_peft_makes_of_a_missing_flag(tmp_path: Path) -> None:
         lambda: Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)]),
         "lora_magnitude_vector' is in the file, but adapter_config.json does not set use_dora",
     )
+
+
+def test_experts_that_are_targeted_by_a_bare_name(tmp_path: Path) -> None:
+    """PEFT writes `gate_up_proj` for experts that all-linear found, and so names no module of theirs."""
+    from lorafold.adapters import Adapter
+    from lorafold.export.fold.promises import check_parts
+
+    module = "model.layers.0.mlp.experts"
+    tensors = {
+        f"base_model.model.{module}.base_layer.lora_A.weight": np.ones((4, 6), np.float32),
+        f"base_model.model.{module}.base_layer.lora_B.weight": np.ones((8, 4), np.float32),
+    }
+    options = {"target_modules": ["q_proj"], "target_parameters": ["down_proj", "gate_up_proj"]}
+    check_parts(Adapter.open(adapter_folder(tmp_path / "a", tensors, peft_version="0.21.2", **options)))
