@@ -173,6 +173,14 @@ def _encode(typed: TypedTensor, values: Block) -> bytes:
     return ggml.quantize(rows, typed.type, None).tobytes()
 
 
+# Architectures for which llama.cpp's answers with an adapter GGUF are not those of the tuned model (seen in
+# the logits of tiny models), or whose converted tensors no pair of factors can follow.
+NOT_APPLIED = {
+    "deepseek2": "kv_b_proj is split and transposed for each head",
+    "gemma4": "llama.cpp's logits with it differ from PEFT's",
+}
+
+
 def plan_adapter_gguf(
     folded: Folded,
     tensors: Sequence[MappedTensor],
@@ -198,6 +206,9 @@ def plan_adapter_gguf(
         InputError: the adapters do something else than add low-rank products to weights that llama.cpp
             multiplies with.
     """
+    if arch in NOT_APPLIED:
+        problem = f"an adapter GGUF for {arch} would not give the tuned model's answers: {NOT_APPLIED[arch]}"
+        raise InputError(problem, at=at, fix=FOLD_IT)
     products = _products(folded, left_out, at)
     _check_places(products, tensors, at)
     found = [low_rank for tensor in tensors if (low_rank := _low_rank(tensor, products)) is not None]

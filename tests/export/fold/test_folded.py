@@ -156,7 +156,8 @@ def test_fold_equals_peft(name: str, dtype: str, tmp_path: Path) -> None:
         assert_equal(folded, merged)
     elif dtype == "float32":
         total = sum(info.rows * info.cols for info in merged.tensors.values())
-        assert_equal(folded, merged, allowed=total, step=1e-5 if "pissa" in name else 1e-6)
+        # torch's singular vectors depend on the processor: 1e-5 apart on Zen, 2e-5 on a Xeon with AMX.
+        assert_equal(folded, merged, allowed=total, step=4e-5 if "pissa" in name else 1e-6)
     else:
         changed = sum(folded.tensors[tensor].rows * folded.tensors[tensor].cols for tensor in folded.touched)
         # Of the numbers next to a rounding boundary some fall on its other side: more in float16, whose steps

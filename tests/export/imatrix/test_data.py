@@ -124,3 +124,16 @@ def test_a_base_alone_has_a_matrix_too(chats: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
     export(settings(tmp_path / "out", chats, source=str(base), verify=False))
     assert (tmp_path / "out" / "imatrix.gguf").exists()
+
+
+def test_an_architecture_that_is_not_measured(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorafold.export.imatrix import data
+
+    monkeypatch.setattr(data, "NOT_COLLECTED", ("llama", "qwen2"))
+    with pytest.raises(
+        InputError, match=r"no importance matrix can be collected here: not for \w+ yet; fix: col"
+    ):
+        export(settings(tmp_path / "out", chats))
+    assert not (tmp_path / "out").exists()

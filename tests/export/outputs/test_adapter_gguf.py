@@ -122,8 +122,21 @@ def test_llama_cpp_answers_as_peft_does(tmp_path: Path, name: str) -> None:
     assert without > 0.05 or name == "alpha of zero"
 
 
+REFUSED = ("gemma4", "gemma4-moe", "glm4-flash", "deepseek-v2", "deepseek-v3")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("llama", *DEEP)])
+@pytest.mark.parametrize("family", REFUSED)
+def test_architectures_that_an_adapter_file_cannot_serve(tmp_path: Path, family: str) -> None:
+    case = make(tmp_path, family, {"target_modules": ["o_proj"], "r": 4})
+    with pytest.raises(InputError, match=r"would not give the tuned model's answers: .*; fix: "):
+        case.written(tmp_path / "adapter.gguf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family not in ("llama", *DEEP, *REFUSED)]
+)
 def test_every_architecture(tmp_path: Path, family: str) -> None:
     case = make(tmp_path, family, LINEAR | {"use_rslora": True})  # of a multimodal model, images too
     with_it, without = differences(case, case.written(tmp_path / "adapter.gguf"), tmp_path)
