@@ -110,7 +110,8 @@ def test_half_characters_of_a_server_end_nothing(tmp_path: Path) -> None:
         terminal(tmp_path, url, *GREEDY, "8") as talk,
     ):
         assert "ser<U+D83D>ved" in talk.type("hello", "first ")
-        assert "so\ud800" in saved(talk, tmp_path).turns[0].answers[0].text
+        answer = saved(talk, tmp_path).turns[0].answers[0]
+        assert (answer.text, answer.reasoning) == ("a\ufffdb", "so\ufffd")
         for ending in ("html", "md", "jsonl"):
             talk.type(f"/export page.{ending}", f"written: page.{ending}")
 
