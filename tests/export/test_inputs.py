@@ -96,7 +96,7 @@ def test_the_adapters_chat_template_wherever_it_lies(name: str, tmp_path: Path) 
     assert header["tokenizer.chat_template"] == OWN
     assert "<|im_start|>assistant\n:" in (tmp_path / "exported" / "Modelfile").read_text()
     file = name.partition(",")[0]
-    (note,) = (note for note in notes if "chat template" in note)
+    (note,) = (note for note in notes if note.startswith("the chat template is"))
     assert note.startswith("the chat template is the adapter's, not the base's (") and file in note
     shutil.rmtree(tmp_path / "exported")
     header, notes = exported(adapter, chat_template="chatml")  # what the user names comes first

@@ -81,7 +81,7 @@ def test_the_train_split_is_read_and_a_revision_can_be_named(hub: Hub, home: Pat
 def test_refusals_are_one_line(hub: Hub, home: Path) -> None:
     wanted = {
         "org/nothing": (3, "org/nothing: neither a file here nor a data set on the hub; fix: "),
-        "org/gated": (3, "org/gated: the data set is gated for you; fix: accept its terms"),
+        "org/gated": (3, "org/gated: you have no access to this gated data set; fix: accept its terms"),
         "org/script": (4, "org/script: the data set brings a loading script, which is not run; fix: "),
         "org/split": (3, "org/split: no split called train (splits: test); fix: "),
         "org/malformed": (3, "org/malformed: "),
