@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
 from lorafold.chat.sources import find_template, folder_source
 from lorafold.errors import InputError, SystemFault, UsageError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header

@@ -165,7 +165,7 @@ def compare(name: str, folder: Path, method: str) -> dict[str, Any]:
     """Hold both ways against the merged model's GGUF."""
     import numpy as np
 
-    from lorafold.adapters import Adapter
+    from lorafold.adapters.folder import Adapter
     from lorafold.errors import LorafoldError
     from lorafold.export.arch.tensors import map_tensors
     from lorafold.export.fold.folded import Folded

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lorafold.adapters import FOREIGN_HEADS, Adapter, ModuleTensors, SavedTensor
+from lorafold.adapters.folder import FOREIGN_HEADS, Adapter, ModuleTensors, SavedTensor
 from lorafold.errors import InputError
 from lorafold.export.fold import modules as fold_modules
 from lorafold.export.fold.changes import Replace

@@ -18,11 +18,11 @@ nothing tells, the adapter is refused: folded the wrong way round it gives a mod
 
 What else changed its meaning between PEFT 0.4 and 0.21, and what decides:
 
-    whole modules       up to 0.5 with an untrained copy, `original_module`     the name; `adapters`
-    `.base_layer`       since 0.6 in the names of what is wrapped               the name; `adapters`
-    DoRA magnitudes     `lora_magnitude_vector`, with ".weight" in 0.11         the name; `adapters`
-    alpha_pattern       up to 0.13 one pattern decided rank and alpha           the version; `adapter_config`
-    AdaLoRA's ranks     the tensors are cut to them, `rank_pattern` holds masks the shapes; `adapter_config`
+    whole modules       up to 0.5 with an untrained copy, `original_module`     the name; `adapters.folder`
+    `.base_layer`       since 0.6 in the names of what is wrapped               the name; `adapters.folder`
+    DoRA magnitudes     `lora_magnitude_vector`, with ".weight" in 0.11         the name; `adapters.folder`
+    alpha_pattern       up to 0.13 one pattern decided rank and alpha           the version; `adapters.config`
+    AdaLoRA's ranks     the tensors are cut to them, `rank_pattern` holds masks the shapes; `adapters.config`
     experts one by one  modules up to transformers 4, stacks since 5            the name; `names`
     names of modules    transformers 4 saw those of the file                    the name; `conversions`
 """
@@ -31,12 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorafold.adapters import ModuleTensors, SavedTensor
+from lorafold.adapters.folder import ModuleTensors, SavedTensor
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import Replace
 from lorafold.export.fold.factors import factor_shapes
 from lorafold.export.fold.targets import Targets
-from lorafold.peft_reading import is_transposed, stored_swapped
+from lorafold.adapters.peft_reading import is_transposed, stored_swapped
 
 # The order in which the experts' modules register their parameters; PEFT wraps the first one innermost.
 PARAMETER_ORDER = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.adapters import Adapter, ModuleTensors
+from lorafold.adapters.folder import Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Block
 from lorafold.weights import TensorSource

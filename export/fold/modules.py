@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorafold.adapter_config import RESIDUAL_BASE, AdapterConfig
-from lorafold.adapters import ModuleTensors
+from lorafold.adapters.config import RESIDUAL_BASE, AdapterConfig
+from lorafold.adapters.folder import ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import (
     AddLowRank,

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from lorafold.adapter_config import AdapterConfig
-from lorafold.adapters import PEFT_PREFIX, Adapter, ModuleTensors
+from lorafold.adapters.config import AdapterConfig
+from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Change, Replace
 from lorafold.export.fold.factors import Factors

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.adapter_config import is_mlx
+from lorafold.adapters.config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object

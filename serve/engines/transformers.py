@@ -16,7 +16,7 @@ from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
-from lorafold.peft_reading import why_misread
+from lorafold.adapters.peft_reading import why_misread
 from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling

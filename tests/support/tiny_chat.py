@@ -117,9 +117,10 @@ def adapter_gguf() -> Path:
 
 
 def exported(source: str, out: Path, **options: Any) -> Path:
-    """What our own export makes of a folder, into `out`."""
+    """What our own export makes of a folder, into `out`; made once, however the caller wrote its arguments."""
     from lorafold.export import ExportConfig, export
 
-    export(ExportConfig(source=source, out=out, verify=False, pre_tokenizer="gpt-2", **options))
+    if not out.exists():
+        export(ExportConfig(source=source, out=out, verify=False, pre_tokenizer="gpt-2", **options))
     (found,) = out.glob("*.gguf")
     return found

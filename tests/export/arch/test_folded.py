@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_families import tiny_family
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.export.arch import map_tensors
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.rows import read_block

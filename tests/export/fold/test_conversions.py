@@ -13,7 +13,7 @@ from adapter_folders import Q, adapter_folder, base_folder, lora
 from peft_models import all_rows, draw, load
 from tiny_models import SIZES, write_model
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import RENAMES, SPLITS, is_loaded, renamed, split_names
 from lorafold.export.fold.folded import Folded

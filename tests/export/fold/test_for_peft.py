@@ -11,7 +11,7 @@ import pytest
 from peft_models import all_rows, base_model, load, make_adapter, merged_by_peft
 from tiny_base import tiny_tokenizer
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig
 from lorafold.export.fold.folded import Folded

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from adapter_folders import PREFIX, Q, adapter_folder, base_folder, lora, zeros
 
-from lorafold.adapter_config import HARMLESS, NOT_FOLDABLE_OPTIONS, USED
-from lorafold.adapters import Adapter
+from lorafold.adapters.config import HARMLESS, NOT_FOLDABLE_OPTIONS, USED
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 
@@ -192,7 +192,7 @@ def test_what_peft_makes_of_a_missing_flag(tmp_path: Path) -> None:
 
 def test_experts_that_are_targeted_by_a_bare_name(tmp_path: Path) -> None:
     """PEFT writes `gate_up_proj` for experts that all-linear found, and so names no module of theirs."""
-    from lorafold.adapters import Adapter
+    from lorafold.adapters.folder import Adapter
     from lorafold.export.fold.promises import check_parts
 
     module = "model.layers.0.mlp.experts"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from peft_models import QKV, all_rows, assert_equal, base_model, load, make_adapter
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.export.fold.folded import Folded
 from lorafold.weights import Checkpoint
 

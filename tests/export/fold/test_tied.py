@@ -15,7 +15,7 @@ import pytest
 from peft_models import base_model, draw, load, logits, make_adapter, merged_by_peft
 from tiny_models import VOCABULARY
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.export.outputs.merged_folder import plan_merged_folder, write_merged_folder

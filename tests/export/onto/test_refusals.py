@@ -11,7 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from onto_cases import Case, Tensors, case, drawn, merged, worst, write_adapter, write_base, write_gguf
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.export.onto.model import BaseGguf

@@ -18,7 +18,7 @@ from tiny_families import DEEP, FAMILIES, tiny_family
 from tiny_gguf import write_tiny_gguf
 from tiny_models import load_model
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError, NumericError
 from lorafold.export.arch import find, map_tensors, skipped_tensors
 from lorafold.export.fold.folded import Folded

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from adapter_folders import adapter_folder, base_folder
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import NumericError, SystemFault
 from lorafold.export.fold.folded import Folded
 from lorafold.export.outputs.merged_folder import (

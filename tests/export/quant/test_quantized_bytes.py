@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from oracles import native, quantize_job
 from tiny_families import tiny_family
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.export import arch
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.plan import GgufModel, plan_files

@@ -15,7 +15,7 @@ from adapter_folders import PREFIX, adapter_folder
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.export.fold.folded import Folded
 from lorafold.export.onto.find import Found, find_sources
 from lorafold.export.onto.model import BaseGguf

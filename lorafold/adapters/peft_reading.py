@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafold.adapter_config import CONFIG, AdapterConfig, is_mlx
-from lorafold.adapters import PEFT_PREFIX, Adapter, ModuleTensors, in_model, without_names
+from lorafold.adapters.config import CONFIG, AdapterConfig, is_mlx
+from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors, in_model, without_names
 from lorafold.errors import LorafoldError
 from lorafold.jsonfile import read_object
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from peft_models import base_model, load, logits, make_adapter
 
-from lorafold.adapters import Adapter
-from lorafold.peft_reading import MLX, WRAPPED, why_misread
+from lorafold.adapters.folder import Adapter
+from lorafold.adapters.peft_reading import MLX, WRAPPED, why_misread
 
 peft = pytest.importorskip("peft")
 

@@ -162,7 +162,7 @@ class AdapterConfig:
         feedforward_modules: (IA)³ modules whose inputs are scaled.
         base_model_name_or_path: what the adapter says its base is.
         peft_version: of the PEFT that wrote it, since 0.18.0; None if it does not say.
-        mlx: mlx-lm wrote it; see `mlx_adapter`.
+        mlx: mlx-lm wrote it; see `adapters.mlx`.
         notes: fields with a value that nothing here knows, to be told.
     """
 

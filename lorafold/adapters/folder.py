@@ -10,7 +10,7 @@ A key of the file, as PEFT 0.4 to 0.21 write it, is
 where PART is one of `PARTS`, or the key names a whole tensor (modules_to_save, saved embeddings, biases).
 What wraps the model while it is trained (torch.compile, DDP, FSDP, TRL) may leave its own name before, behind
 or instead of the prefix: all of it is taken off. The folder of an mlx-lm adapter is read as if PEFT had
-written it (`mlx_adapter`).
+written it (`mlx`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from lorafold.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from lorafold.adapters.config import CONFIG, AdapterConfig, read_adapter_config
 from lorafold.errors import InputError, UnsafeInputError
-from lorafold.mlx_adapter import MlxFactors
+from lorafold.adapters.mlx import MlxFactors
 from lorafold.weights import Checkpoint, TensorSource
 
 WEIGHTS = "adapter_model.safetensors"

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm_oracle import made_by_mlx_lm
 from safetensors.numpy import load_file, save_file
 
-from lorafold.adapters import Adapter
+from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.sources.adapter_base import base_of
