@@ -32,11 +32,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorafold.adapters.folder import ModuleTensors, SavedTensor
+from lorafold.adapters.peft_reading import is_transposed, stored_swapped
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import Replace
 from lorafold.export.fold.factors import factor_shapes
 from lorafold.export.fold.targets import Targets
-from lorafold.adapters.peft_reading import is_transposed, stored_swapped
 
 # The order in which the experts' modules register their parameters; PEFT wraps the first one innermost.
 PARAMETER_ORDER = (

@@ -1,6 +1,6 @@
 """An adapter as today's PEFT reads it, for whoever loads it there to compare.
 
-Some adapters would be other ones in PEFT, without an error; see `lorafold.adapters.peft_reading`. Here the same
+Some adapters would be other ones in PEFT, without an error: `lorafold.adapters.peft_reading`. Here the same
 numbers are put under the names and into the order that PEFT 0.21 expects, so that what it computes with them
 is what the adapter's author computed.
 """
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from lorafold.adapters.config import CONFIG
 from lorafold.adapters.folder import WEIGHTS
+from lorafold.adapters.peft_reading import MLX, WRAPPED, is_transposed, peft_key, turned
 from lorafold.export.fold.targets import Targets
 from lorafold.jsonfile import read_object
-from lorafold.adapters.peft_reading import MLX, WRAPPED, is_transposed, peft_key, turned
 
 
 def differs_for_peft(targets: Targets) -> str | None:

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lorafold.adapters.config import CONFIG, AdapterConfig, read_adapter_config
-from lorafold.errors import InputError, UnsafeInputError
 from lorafold.adapters.mlx import MlxFactors
+from lorafold.errors import InputError, UnsafeInputError
 from lorafold.weights import Checkpoint, TensorSource
 
 WEIGHTS = "adapter_model.safetensors"

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorafold.adapters.peft_reading import why_misread
 from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
 from lorafold.models import require, resolve_base
-from lorafold.adapters.peft_reading import why_misread
 from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling

@@ -117,7 +117,7 @@ def adapter_gguf() -> Path:
 
 
 def exported(source: str, out: Path, **options: Any) -> Path:
-    """What our own export makes of a folder, into `out`; made once, however the caller wrote its arguments."""
+    """What our own export makes of a folder, into `out`; made once, whatever the defaults of the caller."""
     from lorafold.export import ExportConfig, export
 
     if not out.exists():

@@ -12,10 +12,10 @@ from old_peft import TODAY, written_by_peft
 from safetensors.numpy import save_file
 
 from lorafold.adapters.folder import Adapter
+from lorafold.adapters.peft_reading import IS_TRANSPOSED
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
-from lorafold.adapters.peft_reading import IS_TRANSPOSED
 from lorafold.weights import Checkpoint
 
 EXPERTS, RANK, SIZE = 3, 2, 4
