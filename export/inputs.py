@@ -237,10 +237,10 @@ def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
     if config.base is not None or any(folder.glob("adapter_model.*")):
         problem, fix = instead(folder, "an adapter") or (
             "this is not an adapter",
-            "give the adapter's folder, or for a base to be converted as it is no --base",
+            "give the adapter's folder; to convert a base as it is, leave out --base",
         )
         if (folder / "config.json").is_file():
-            fix = "give the adapter's folder, or for a base to be converted as it is no --base"
+            fix = "give the adapter's folder; to convert a base as it is, leave out --base"
         raise InputError(f"no {ADAPTER}: {problem}", at=folder, fix=fix)
     if config.adapter:
         raise UsageError(

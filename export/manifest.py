@@ -89,7 +89,7 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
     known = {field.name for field in fields(ExportConfig)}
     if not {"source", "out"} <= saved.keys() <= known:
         raise InputError(
-            "the saved config is not of this version", at=folder / "lorafold.json", fix="export again"
+            "the saved config is of another version", at=folder / "lorafold.json", fix="export again"
         )
     if saved.get("imatrix_data"):  # what was collected then lies beside the files
         saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}

@@ -238,7 +238,7 @@ def _observe(output: Output, folder: Path, observing: Observing, progress: Progr
     return observe_prompts(folder, files, output.prompt, output.inputs, chats, observing, progress)
 
 
-_LEFT_OUT = Check("proof", "not checked", "left out with --no-verify; `lorafold verify` makes up for it")
+_LEFT_OUT = Check("proof", "not checked", "left out with --no-verify; `lorafold verify DIR` makes it later")
 
 
 def _prove(output: Output, folder: Path, progress: Progress) -> Proof:

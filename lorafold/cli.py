@@ -47,7 +47,7 @@ def version_line() -> str:
 
 app = CommandLine(
     name="lorafold",
-    help="Train a LoRA adapter, merge it into its base, take it to llama.cpp and Ollama, see what changed.",
+    help="Train a LoRA adapter, merge it into its base, export it to llama.cpp and Ollama, see what changed.",
     help_epilogue="Start with `lorafold demo`; `lorafold COMMAND --help` has examples of each.",
     version=version_line,
     version_flags=("--version", "-V"),
@@ -301,8 +301,8 @@ def doctor() -> None:
     from lorafold.doctor import examine
 
     jobs, parts = examine()
-    print_table("What can be done here", ("job", "can", "note"), jobs)
-    print_table("What there is", ("part", "found", "note"), parts)
+    print_table("What this machine can do", ("job", "can", "note"), jobs)
+    print_table("What is installed", ("part", "found", "note"), parts)
 
 
 def _rows(checks: Sequence[Check]) -> list[tuple[str, str, str]]:

@@ -70,7 +70,9 @@ def _abilities(gpus: list[str]) -> Iterator[Ability]:
     )
     training = ("torch", "transformers", "peft", "accelerate", "datasets")
     yield _needs(
-        "train", training, lambda: "on the GPU" if gpus else "on the CPU: fine for the demo, slow for more"
+        "train",
+        training,
+        lambda: "on the GPU" if gpus else "on the CPU: fine for the demo, slow for larger models",
     )
     yield _needs("train in 4 bit", (*training, "bitsandbytes"), lambda: "--method qlora")
     several = len(gpus) > 1
@@ -105,9 +107,11 @@ def _ollama() -> Ability:
     if _answers(address if "//" in address else f"http://{address}"):
         return Ability("Ollama", YES, f"a server answers at {address}")
     if program:
-        return Ability("Ollama", PARTLY, f"{program} is installed, no server answers: ollama serve")
+        return Ability(
+            "Ollama", PARTLY, f"{program} is installed, but no server answers; start it: ollama serve"
+        )
     return Ability(
-        "Ollama", NO, "not found; its Modelfile is written all the same (https://ollama.com/download)"
+        "Ollama", NO, "not found (https://ollama.com/download); an export writes the Modelfile all the same"
     )
 
 
@@ -166,9 +170,9 @@ def _parts(gpus: list[str]) -> Iterator[tuple[str, str, str]]:
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     yield "disk", f"{shutil.disk_usage(existing).free / 1e9:.0f} GB free", f"cache: {cache}"
-    yield "GPU", "; ".join(gpus) or "none", "name, memory in all, memory free" if gpus else ""
+    yield "GPU", "; ".join(gpus) or "none", "name, total memory, free memory" if gpus else ""
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    yield "C++ compiler", compiler or "none", "llama-cpp-python is compiled with it once"
+    yield "C++ compiler", compiler or "none", "pip needs it once, to compile llama-cpp-python"
     for name, module in PACKAGES.items():
         there = importlib.util.find_spec(module) is not None
         yield name, importlib.metadata.version(name) if there else "missing", ""

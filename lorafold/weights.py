@@ -28,7 +28,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
-    'where you trust their author, convert them: `python -c "from transformers import AutoModelForCausalLM'
+    'if you trust their author, convert them: `python -c "from transformers import AutoModelForCausalLM'
     " as M; M.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\"`"
 )
 

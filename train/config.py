@@ -236,7 +236,7 @@ class TrainConfig:
             )
             raise UsageError(problem, at="--learning-rate", fix="raise it, or choose another schedule")
         if self.method == "prefix" and self.gradient_checkpointing:
-            problem = "a trained prefix lies in the cache, and checkpointing has none"
+            problem = "a trained prefix lies in the key-value cache, which checkpointing does not have"
             raise UsageError(
                 problem, at="--gradient-checkpointing", fix="leave it out, or choose --method ptuning"
             )

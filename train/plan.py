@@ -84,7 +84,7 @@ def _told(size: Estimate, computed: str, seconds: float, taken: int) -> Lines:
         ("run", size.course()),
         ("trained", size.model()),
         ("memory", memory_line(peak_memory(), size.room, size.place, measured=True)),
-        ("time", f"about {long} for all steps, by {taken} timed ones"),
+        ("time", f"about {long} for all steps, estimated from {taken} timed steps"),
         ("how", computed),
     ]
 

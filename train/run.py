@@ -218,7 +218,7 @@ def _check_start(config: TrainConfig, initial: dict[str, Any], path: Path) -> No
     saved = load_tensors(path / "initial.safetensors")
     if any(not saved[name].equal(value) for name, value in initial.items()):
         raise InputError(
-            f"{config.method} starts from other numbers on this machine than at the checkpoint",
+            f"{config.method} starts from other numbers on this machine than those of the checkpoint",
             at=path,
             fix="resume on the machine and with the versions it was made with",
         )

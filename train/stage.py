@@ -45,7 +45,7 @@ def train(
     """
     config.check()
     if config.plan:
-        problem = "a plan is asked for, and this trains"
+        problem = "the config asks for a plan, but train() trains"
         raise UsageError(problem, at="plan", fix="call lorafold.train.plan_training(config)")
     require("torch", "transformers", "peft", extra="train")
     with system_faults(config.output):

@@ -1,8 +1,8 @@
 """An adapter as today's PEFT reads it, for whoever loads it there to compare.
 
-Some adapters would be other ones in PEFT, without an error: `lorafold.adapters.peft_reading`. Here the same
-numbers are put under the names and into the order that PEFT 0.21 expects, so that what it computes with them
-is what the adapter's author computed.
+PEFT would read some adapters as other ones, without an error; see `lorafold.adapters.peft_reading`. Here the
+same numbers get the names and the order that PEFT 0.21 expects, so that it computes with them what the
+adapter's author computed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _name(targets: Targets, key: str) -> str:
 
 
 def _turned(targets: Targets, key: str) -> bool:
-    """Whether an A and its B are of experts, and lie otherwise than today's PEFT would store them."""
+    """Whether an A and its B are of experts, and lie in another way than today's PEFT stores them."""
     swapped = targets.experts.get(key)
     return swapped is not None and swapped[0] == is_transposed(targets.names.config)
 

@@ -74,7 +74,9 @@ def check_parts(adapter: Adapter) -> None:
     has_tokens = any("trainable_tokens_delta" in module.parts for module in adapter.modules)
     if config.trainable_token_indices and not has_tokens:
         raise InputError(
-            "no trained tokens in it, which its trainable_token_indices name", at=adapter.folder, fix=AGAIN
+            "it holds no trained tokens, though its trainable_token_indices name some",
+            at=adapter.folder,
+            fix=AGAIN,
         )
     if has_tokens and config.trainable_token_indices is None:
         raise _not_promised(adapter, "trainable_tokens_delta", "trainable_token_indices")
@@ -192,7 +194,7 @@ def check_biases(adapter: Adapter, names: BaseNames) -> None:
         bias = names.find(f"{module.module}.bias")
         if bias is not None and bias not in saved:
             raise InputError(
-                f"no bias of {module.module} in it, which bias {adapter.config.bias!r} says was trained",
+                f"it holds no bias of {module.module}, though bias {adapter.config.bias!r} promises one",
                 at=adapter.folder,
                 fix=f'{AGAIN}; if no bias was trained, set "bias" to "none" in adapter_config.json',
             )
@@ -232,7 +234,7 @@ def _is_targeted(adapter: Adapter, module: str) -> bool:
 
 def _missing(adapter: Adapter, module: str, option: str) -> InputError:
     return InputError(
-        f"nothing in it for {module}, which its {option} names",
+        f"it holds nothing for {module}, which its {option} names",
         at=adapter.folder,
         fix=f"{AGAIN}, or {OTHER_BASE}",
     )

@@ -146,7 +146,7 @@ def find_stops(
     for text in plain:
         if why := _cuts(text, answers):
             rest = "the EOS ends answers" if stops else "answers may not end"
-            notes.append(f"the text {text!r} between turns is no stop, for {why}: {rest}")
+            notes.append(f"the text {text!r} between turns is not used as a stop, because {why}: {rest}")
         else:
             stops.append(text)
     return eot, tuple(dict.fromkeys(stop for stop in stops if expressible(stop))), notes
@@ -157,7 +157,7 @@ def _cuts(text: str, answers: Sequence[str]) -> str | None:
     if text.strip().isalnum() and "\n" not in text:
         return "it is an ordinary word"
     count = sum(text in answer for answer in answers)
-    return f"{count} of the answers at hand have it" if count else None
+    return f"it occurs in {count} of the answers" if count else None
 
 
 def _later_heads(form: ChatFormat) -> set[str]:

@@ -136,7 +136,9 @@ def _command(name: str, value: str) -> str:
             {character for character in value if not printed(character) and character not in "\t\r\n"}
         )
         why = (
-            f"Ollama drops {', '.join(f'U+{ord(c):04X}' for c in lost)}" if lost else "it holds a quote's end"
+            f"Ollama drops {', '.join(f'U+{ord(c):04X}' for c in lost)}"
+            if lost
+            else "it contains the quotation marks that end a quote"
         )
         raise InputError(
             f"{name} cannot be written in a Modelfile: {why}",

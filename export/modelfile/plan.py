@@ -156,7 +156,7 @@ def plan_modelfile(
     if route.template is None and not writable and guessable(route.jinja):
         notes.append(
             "without a TEMPLATE `ollama create` may take one of its own that this Jinja template resembles: "
-            "`ollama show --modelfile NAME` tells; `lorafold export` writes a GGUF that it cannot mistake"
+            "`ollama show --modelfile NAME` shows it; `lorafold export` writes a GGUF that it cannot mistake"
         )
     eot, stops, left_out = find_stops(template, form, answers)
     notes += left_out + warnings(template, form, stops)

@@ -82,7 +82,7 @@ class _Asked:
             return InputError(
                 f"Ollama refuses the TEMPLATE: {said}",
                 at=self.url,
-                fix="report this; --ollama-path jinja does without",
+                fix="please report this; --ollama-path jinja needs no TEMPLATE",
             )
         wrong = status == 400
         said = said or "it gives no reason"
@@ -115,7 +115,7 @@ class Ollama(_Asked):
         version = answer.get("version")
         if not isinstance(version, str):
             raise SystemFault(
-                "this is no Ollama: it tells no version", at=self.url, fix="name another address"
+                "this is not Ollama: it does not tell a version", at=self.url, fix="name another address"
             )
         return version
 
@@ -288,7 +288,7 @@ class LlamaServer(_Asked):
         prompt = self._post("/apply-template", body).get("prompt")
         if not isinstance(prompt, str):
             raise SystemFault(
-                "this is no llama-server: it shows no prompt", at=self.url, fix="name another address"
+                "this is not llama-server: it does not show a prompt", at=self.url, fix="name another address"
             )
         return prompt
 

@@ -91,7 +91,7 @@ class OntoOutput:
         header, touched = self.source.model.header, self.source.touched
         kinds = ", ".join(f"{count} by {kind}" for kind, count in Counter(touched.values()).most_common())
         kept = len(self.source.file_tensors()) - len(touched)
-        how = "quantized anew" if self.config.quant else "copied byte by byte"
+        how = "quantized again" if self.config.quant else "copied byte by byte"
         return [
             ("onto", f"{header.path} ({header.architecture}, {header.quantization})"),
             ("folded", f"{len(touched)} tensors, found by their values: {kinds}"),
@@ -294,7 +294,7 @@ def _same_types(source: OntoSource, imatrix: Importance | None, changed: Changed
             continue
         if tensor.type not in ggml.QUANTIZABLE:
             raise InputError(
-                f"{tensor.name} is {tensor.type.name}, which cannot be written anew",
+                f"{tensor.name} is {tensor.type.name}, which lorafold can read but not write",
                 at=header.path,
                 fix="give a GGUF of another type",
             )

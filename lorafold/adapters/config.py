@@ -439,7 +439,7 @@ class _Fields:
             try:
                 re.compile(pattern)
             except re.error:
-                raise self.wrong(name, f"regular expressions, {pattern!r} is none") from None
+                raise self.wrong(name, f"regular expressions; {pattern!r} is not one") from None
         return value
 
     def names(self, name: str) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def why_misread(folder: Path, base: Mapping[str, Any]) -> str | None:
 
 def turned(config: AdapterConfig) -> str:
     """The reason of an adapter whose experts are stored by another rule than today's."""
-    return f"PEFT {config.peft_version or 'of its time'} stored the factors of experts the other way round"
+    saved_by = f"PEFT {config.peft_version}" if config.peft_version else "the PEFT that saved it"
+    return f"{saved_by} stored the factors of experts the other way round"
 
 
 def _stack(adapter: Adapter, module: ModuleTensors) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

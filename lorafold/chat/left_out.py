@@ -1,4 +1,4 @@
-"""What a chat template leaves out of what was said: as a rule an assistant's reasoning.
+"""What a chat template leaves out of what was said: usually an assistant's reasoning.
 
 Many templates of reasoning models write it for the last answer only, or never. They find it in its own field
 of a message, or within the content (`<think>...</think>`) and cut it off there. So each content is looked for

@@ -192,7 +192,7 @@ class ChatTemplate:
         return InputError(
             f"the chat template {verb} this conversation: {refusal.problem}",
             at=place,
-            fix="give the conversation the order and roles the template wants, or another --chat-template",
+            fix="give the conversation the order and roles that it expects, or another --chat-template",
         )
 
 

@@ -102,7 +102,7 @@ def open_base(folder: Path, config: Mapping[str, Any], id_: str = "") -> Checkpo
     if (format_ := FORMATS.get(method)) is None:
         original = original_of(id_, folder)
         raise InputError(
-            f"the base is quantized ({method}), which is not read; read are {', '.join(FORMATS)}",
+            f"the base is quantized ({method}), which cannot be read; these can: {', '.join(FORMATS)}",
             at=at,
             fix="use its 16-bit original" + (f", most likely {original}" if original else ""),
         )

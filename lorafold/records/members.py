@@ -110,7 +110,7 @@ def sort_out(members: Sequence[Member], known: frozenset[str]) -> tuple[list[Mem
     data = [member for member in members if member.name not in left_out]
     if any(kind_of(member.name)[0] != ".txt" for member in data):
         texts = [member.name for member in data if kind_of(member.name)[0] == ".txt"]
-        left_out |= dict.fromkeys(texts, "a text beside records")
+        left_out |= dict.fromkeys(texts, "a text file beside data files")
         data = [member for member in data if member.name not in left_out]
     return data, left_out
 
@@ -124,9 +124,9 @@ def _no_data(member: Member, known: frozenset[str]) -> str | None:
     if any(part.startswith(".") or part == "__MACOSX" for part in pure.parts):
         return "hidden"
     if pure.name.lower() in _METADATA or pure.name.lower().partition(".")[0] in _ABOUT:
-        return "about the data"
+        return "describes the data"
     if kind in ARCHIVES:
-        return "an archive within"
+        return "an archive inside another"
     if kind in CODE:
         return "code"
     return None if kind in known else "no reader for this type"

@@ -60,7 +60,7 @@ def _turn(turn: Any, field: str, place: str) -> tuple[Message, bool]:
     for key in CALLS:
         if not void(turn.get(key)):
             problem = f"{field}: {key} cannot be trained on"
-            fix = "write the call into the content, as the model is to write it, or remove the record"
+            fix = "write the call into the content, as the model should write it, or remove the record"
             raise InputError(problem, at=place, fix=fix)
     role_key, content_key = spelling(turn)
     for key in (role_key, content_key):
@@ -109,7 +109,7 @@ def _marked(turn: Mapping[str, Any], field: str, place: str) -> bool:
         value = _binary(turn[key])
         if value is None:
             problem = f"{field}.{key}: expected true or false (1 or 0), got {turn[key]!r:.40}"
-            raise InputError(problem, at=place, fix="a turn is trained or it is not: write one of the two")
+            raise InputError(problem, at=place, fix="write true or false")
         said[key] = value == trains
     if len(set(said.values())) > 1:
         problem = f"{field}: {' and '.join(said)} contradict each other"

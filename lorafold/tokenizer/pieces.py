@@ -128,6 +128,6 @@ def _check(source: Path, text: str) -> None:
         wanted, got = processor.encode(probe), tokenizer.encode(probe, add_special_tokens=False).ids
         if got != wanted:
             problem = (
-                f"this kind of SentencePiece model has no tokenizer.json: {probe!r} would be cut otherwise"
+                f"this SentencePiece model cannot become a tokenizer.json: {probe!r} would get other tokens"
             )
             raise InputError(problem, at=source, fix="give the base's folder a tokenizer.json of its own")

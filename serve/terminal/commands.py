@@ -284,7 +284,7 @@ def export(state: ChatState, argument: str) -> None:
 
     turn = last_turn(state)
     if turn.hidden and len(turn.standing()) > 1:
-        raise UsageError("the report tells the names, which the vote is not to know", fix="/vote first")
+        raise UsageError("the report shows the names, which a blind vote must not know", fix="/vote first")
     if path.suffix.lower() not in RENDERERS:
         raise UsageError(f"unknown format {path.suffix!r}", at=path, fix=f"end in {', '.join(RENDERERS)}")
     if path.exists():

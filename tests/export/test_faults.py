@@ -132,7 +132,7 @@ BASE_FAULTS: dict[str, tuple[Damage, int, str]] = {
         3,
         "'NewForCausalLM' is not in the table of architectures that become GGUF (",
     ),
-    "only pickles": (only_pickles, 4, "pytorch_model.bin; fix: where you trust their author, convert them"),
+    "only pickles": (only_pickles, 4, "pytorch_model.bin; fix: if you trust their author, convert them"),
     "LFS pointer": (
         raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
         3,
@@ -208,7 +208,7 @@ ADAPTER_FAULTS: dict[str, tuple[Damage, int, str]] = {
     "module missing": (
         weights(WEIGHTS, lambda tensors: (tensors.pop(A), tensors.pop(B))),
         3,
-        f"nothing in it for {Q}, which its target_modules names",
+        f"it holds nothing for {Q}, which its target_modules names",
     ),
     "NaN": (element(WEIGHTS, B, np.nan), 6, f"NaN or infinity in tensor '{B}'"),
     "method": (settings(CONFIG, peft_type="PREFIX_TUNING"), 3, "prefix tuning puts trained keys and values"),

@@ -202,5 +202,5 @@ def test_plain_conversion_says_what_it_was_made_from(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_refused_by_its_method(tmp_path: Path) -> None:
     packed_folder(tmp_path / "b", {"quant_method": "hqq"}, {"norm.weight": np.ones(4, np.float32)})
-    with pytest.raises(InputError, match=r"the base is quantized \(hqq\), which is not read"):
+    with pytest.raises(InputError, match=r"the base is quantized \(hqq\), which cannot be read"):
         open_inputs(ExportConfig(str(tmp_path / "b"), out=tmp_path / "out"))

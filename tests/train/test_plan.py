@@ -47,7 +47,7 @@ def test_a_plan_says_all_and_leaves_nothing(config: TrainConfig, tmp_path: Path)
     assert lines["run"] == "8 steps of 4 examples, 2.7 epochs"
     assert lines["trained"].startswith(f"{TRAINED:,} trained weights of ")
     assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB on cpu: fits", lines["memory"])
-    assert re.fullmatch(r"about .+ for all steps, by 3 timed ones", lines["time"])
+    assert re.fullmatch(r"about .+ for all steps, estimated from 3 timed steps", lines["time"])
     assert not list(tmp_path.iterdir())
 
 

@@ -52,10 +52,11 @@ def draw_split(examples: Sequence[Example], share: float, seed: int) -> tuple[se
     copies = len(examples) - len(groups)
     if not copies:
         return held_out, ()
-    note = f"{copies} of {len(examples)} examples repeat another: each stays with its copies on one side"
+    told = "copies stay together, for training or for evaluation"
+    note = f"{copies} of {len(examples)} examples repeat another: {told}"
     if len(held_out) != count:
-        note += f"; {len(held_out)} are held out instead of {count}"
-    return held_out, (note + " of the evaluation split",)
+        note += f"; {len(held_out)} examples are held out instead of {count}"
+    return held_out, (note,)
 
 
 def leak_note(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ def leak_note(examples: Sequence[Example], held_out: Sequence[Example]) -> tuple
     if not leaked:
         return ()
     note = f"{len(leaked)} of {len(held_out)} evaluation examples are trained on too"
-    return (f"{note} (first: {leaked[0].place}): the evaluation loss is too good by them",)
+    return (f"{note} (first: {leaked[0].place}): the evaluation loss looks better than it is",)
 
 
 def content_key(example: Example) -> object:

@@ -42,10 +42,10 @@ def settle_thinking(
             settled.template = fixed
             word = "on" if value else "off"
             note = (
-                f"the template's thinking is switched {word} for good: only so its prompt fits the examples"
+                f"the template's thinking is always {word} from here on: only so its prompt fits the examples"
             )
             return settled, (note,)
-    note = "the template ends its prompt otherwise than the examples go on: a chat will ask in another way"
+    note = "the template's prompt does not end where the answers begin: a chat will prompt in another way"
     return tokenizer, (f"{note}; give another --chat-template",)
 
 

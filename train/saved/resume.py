@@ -176,8 +176,9 @@ def _compare(path: Path, facts: dict[str, Any]) -> list[str]:
         if before.get(name) != number
     ]
     if tokens["sha256"] != facts["tokens"]["sha256"]:
-        odd.append("the examples' tokens (does the chat template tell the date?)")
+        odd.append("the examples' tokens (does the chat template write today's date?)")
     if saved.get("drawn") != facts["drawn"]:
-        odd.append("the random numbers, which an older version drew otherwise")
+        odd.append("the random numbers, which an older version drew in another way")
     odd += [f"{name} {then.get(name)} → {now[name]}" for name in differ]
-    return [f"other than at the checkpoint, so not bitwise the same: {', '.join(odd)}"] if odd else []
+    told = "these differ from the checkpoint, so the result will not be bitwise the same"
+    return [f"{told}: {', '.join(odd)}"] if odd else []

@@ -69,7 +69,7 @@ class Tokenized:
             return ()
         return (
             f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples say, "
-            f"as a rule reasoning; they are not trained (first: {self.left_out_first})",
+            f"usually reasoning; they are not trained (first: {self.left_out_first})",
         )
 
 

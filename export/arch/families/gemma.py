@@ -66,7 +66,7 @@ _WINDOW = u32("attention.sliding_window", "sliding_window")
 def _given(field: str) -> Condition:
     """llama.cpp has a default of its own if the header has no entry."""
     return Condition(
-        field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without"
+        field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without it"
     )
 
 
@@ -485,7 +485,7 @@ GEMMA4 = Architecture(
         Condition(
             "use_bidirectional_attention",
             lambda config: config.get("use_bidirectional_attention") in (None, False, "vision"),
-            "nothing or 'vision': llama.cpp has no text that sees what follows it",
+            "nothing or 'vision': in llama.cpp no text token sees what follows it",
         ),
         Condition(
             "layer_types",

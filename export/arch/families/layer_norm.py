@@ -149,7 +149,7 @@ COHERE2 = replace(
         Condition(
             "sliding_window",
             lambda config: config.get("sliding_window") is not None,
-            "a number: llama.cpp has no model without",
+            "a number: llama.cpp has no model without it",
         ),
     ),
 )

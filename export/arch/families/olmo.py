@@ -95,7 +95,7 @@ OLMO3 = replace(
         Condition(
             "sliding_window",
             lambda config: config.get("sliding_window") is not None,
-            "a number: llama.cpp takes a model without for OLMo 2",
+            "a number: llama.cpp takes a model without it for OLMo 2",
         ),
         Condition(
             "rope_parameters.sliding_attention",

@@ -164,7 +164,7 @@ def _has_sections(config: ModelConfig) -> bool:
 _SECTIONED = Condition(
     "rope_scaling.mrope_section",
     _has_sections,
-    "how many pairs turn with time, height and width: llama.cpp has no model without",
+    "how many pairs turn with time, height and width: llama.cpp has no model without them",
 )
 
 QWEN2_VL = replace(

@@ -159,7 +159,7 @@ def test_layers_that_are_not_loaded_do_not_make_an_adapter_incomplete(tmp_path: 
     assert len(folded.touched) == 2 and set(more) <= set(folded.tensors)
     # One that is loaded still does.
     (base / "config.json").write_text('{"model_type": "llama", "vocab_size": 10, "num_hidden_layers": 3}')
-    with pytest.raises(InputError, match=r"nothing in it for model.layers.2.self_attn.q_proj"):
+    with pytest.raises(InputError, match=r"it holds nothing for model.layers.2.self_attn.q_proj"):
         Folded(Checkpoint.open(base), [(adapter, 1.0)])
     # And what an adapter has for such a layer is folded, if the file holds it.
     (base / "config.json").write_text('{"model_type": "llama", "vocab_size": 10, "num_hidden_layers": 2}')

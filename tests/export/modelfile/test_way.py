@@ -174,7 +174,7 @@ def test_stops_keep_their_line_breaks_and_spare_answers(folder: Path) -> None:
     answers = ["It said:\nuser\n\nand so on.", "Yes."]
     plan = plan_modelfile(folder, chat_template=template, conversations=24, answers=answers)
     assert plan.contract.stops == ()
-    assert any("is no stop, for 1 of the answers at hand have it" in note for note in plan.notes)
+    assert any("is not used as a stop, because it occurs in 1 of the answers" in note for note in plan.notes)
     flat = ChatTemplate(SPOKEN.replace("\n", ""), {}, frozenset(), "flat")
     plan = plan_modelfile(folder, chat_template=flat, conversations=24)
     assert plan.contract.stops == () and any("it is an ordinary word" in note for note in plan.notes)

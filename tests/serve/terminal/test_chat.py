@@ -98,7 +98,7 @@ COMMANDS = [
     ("again", "8 tokens"),
     ("/show prompt", "the prompts would tell which model is which"),
     ("/lens", "answer B seen by answer A"),
-    ("/export early.html", "the report tells the names, which the vote is not to know"),
+    ("/export early.html", "the report shows the names, which a blind vote must not know"),
     ("/vote tie", "2 votes, 1 tie"),
     ("/vote a", "the blind vote is given, and the names are known now"),
     ("/blind off", "names are shown"),

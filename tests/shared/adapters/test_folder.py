@@ -272,7 +272,7 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "more layers": ({"layers": 1}, "2 of its tensors belong to nothing in the base, the first is .*layers.1"),
     "fewer layers": (
         {"layers": 3},
-        "nothing in it for model.layers.2.self_attn.q_proj, which its target_modules",
+        "it holds nothing for model.layers.2.self_attn.q_proj, which its target_modules",
     ),
     "left over": ({"tensors": {**without(""), "x.y": zeros(3)}}, "1 of its tensors .* is 'x.y'"),
     "no B": ({"tensors": without("0.self_attn.q_proj.lora_B.weight")}, "has lora_A but no lora_B"),
@@ -316,7 +316,7 @@ FOLD_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not saved": (
         {"modules_to_save": ["lm_head"]},
-        "nothing in it for lm_head, which its modules_to_save names",
+        "it holds nothing for lm_head, which its modules_to_save names",
     ),
     "no bias": (
         {

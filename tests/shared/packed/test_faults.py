@@ -259,7 +259,7 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
     "a method that is not read": (
         {"quant_method": "aqlm"},
         {},
-        r"the base is quantized \(aqlm\), which is not read; read are bitsandbytes, .*16-bit original",
+        r"the base is quantized \(aqlm\), which cannot be read; these can: bitsandbytes, .*16-bit original",
     ),
     "settings of another type": (GPTQ | {"bits": [4]}, gptq(), "bits is \\[4\\]|make no sense"),
 }

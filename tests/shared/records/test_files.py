@@ -163,14 +163,14 @@ MEMBERS: dict[str, bytes] = {
     "part-5.jsonl.zst": zstd(as_lines()),
 }
 LEFT_OUT: dict[str, tuple[bytes, str]] = {
-    "README.txt": (b"About the set.\n", "about the data"),
-    "LICENSE": (b"MIT", "about the data"),
-    "notes.txt": (b"first\n\nsecond\n", "a text beside records"),
+    "README.txt": (b"About the set.\n", "describes the data"),
+    "LICENSE": (b"MIT", "describes the data"),
+    "notes.txt": (b"first\n\nsecond\n", "a text file beside data files"),
     "picture.png": (b"\x89PNG", "no reader for this type"),
-    "inner.zip": (b"PK", "an archive within"),
+    "inner.zip": (b"PK", "an archive inside another"),
     "make.py": (b"print(1)", "code"),
     ".hidden.jsonl": (b"{", "hidden"),
-    "dataset_info.json": (b"{}", "about the data"),
+    "dataset_info.json": (b"{}", "describes the data"),
     "frame.pkl": (b"\x80", "no reader for this type"),
 }
 

@@ -87,10 +87,10 @@ def test_copies_are_said(tmp_path: Path) -> None:
     ]
     data, held_out = splits(tmp_path, rows, eval_split=0.2)
     assert (len(data.examples), len(held_out.examples)) == (24, 6)
-    note = "9 of 30 examples repeat another: each stays with its copies on one side of the evaluation split"
+    note = "9 of 30 examples repeat another: copies stay together, for training or for evaluation"
     assert held_out.notes == (note,)
     _, few = splits(tmp_path, [*rows[:10], *rows[:10], {"prompt": "q", "completion": "a"}], eval_split=0.2)
-    assert len(few.examples) == 1 and "1 are held out instead of 4" in few.notes[0]
+    assert len(few.examples) == 1 and "1 examples are held out instead of 4" in few.notes[0]
 
 
 def test_evaluation_data_that_are_trained_on_are_counted(tmp_path: Path) -> None:

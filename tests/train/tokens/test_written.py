@@ -151,6 +151,6 @@ def test_inspect_says_what_the_template_leaves_out(tmp_path: Path) -> None:
     row: Any = {"messages": [{"role": "user", "content": "q"}, answer]}
     notes = [text for name, text in inspected(tmp_path, row).lines if name == "note"]
     assert notes == [
-        "the chat template leaves out (or rewrites) 7 tokens of what 1 examples say, as a rule reasoning; "
+        "the chat template leaves out (or rewrites) 7 tokens of what 1 examples say, usually reasoning; "
         "they are not trained (first: d.jsonl:1)"
     ]
