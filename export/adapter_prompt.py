@@ -17,7 +17,7 @@ from lorafold.jsonfile import read_object
 from lorafold.tokenizer.folder import with_tokenizer_json
 
 TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
-TEMPLATE = "chat_template.jinja"
+_TEMPLATE = "chat_template.jinja"
 
 
 def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:

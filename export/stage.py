@@ -27,10 +27,8 @@ from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.export.proof.observed import Observing, check_name
 from lorafold.machine import return_free_memory
-from lorafold.progress import Progress, silent
+from lorafold.progress import Lines, Progress, silent
 from lorafold.stopwatch import Spent
-
-Lines = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

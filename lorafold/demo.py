@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from lorafold.train import TrainConfig
 
 QUANTS = ("Q8_0", "Q4_K_M")
-ANSWER_TOKENS = 48
+_ANSWER_TOKENS = 48
 SHOWN = 8  # questions in the terminal; the page has all
-QUESTIONS = "questions.txt"  # the first file of a demo, by which its folder is known again
+_QUESTIONS = "questions.txt"  # the first file of a demo, by which its folder is known again
 
 
 def run_demo(
@@ -62,7 +62,7 @@ def run_demo(
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another --out")
     with system_faults(out):
         # An `adapter` of the user's own would be taken for the demo's, or replaced.
-        if out.is_dir() and any(out.iterdir()) and not (out / QUESTIONS).exists():
+        if out.is_dir() and any(out.iterdir()) and not (out / _QUESTIONS).exists():
             problem = "the folder is not empty, and no demo made it"
             raise UsageError(problem, at=out, fix="choose another --out")
     training = replace(demo_config(out / "adapter"), base=base, max_steps=max_steps, resume=not force)
@@ -75,7 +75,7 @@ def run_demo(
             times.append((name, time.monotonic() - began))
 
         step("base", lambda: resolve_base(base, progress=progress))
-        questions = out / QUESTIONS
+        questions = out / _QUESTIONS
         write_atomic(questions, "\n".join(held_out_questions()[:limit]) + "\n")
         adapter, tuned, original = out / "adapter", out / "tuned", out / "original"
         if force or not _trained(training):
@@ -87,7 +87,7 @@ def run_demo(
             models=(str(_model(original)), str(_model(tuned))),
             prompts=questions,
             out=tuple(out / f"comparison.{ending}" for ending in ("html", "md", "jsonl")),
-            max_tokens=ANSWER_TOKENS,
+            max_tokens=_ANSWER_TOKENS,
             force=True,
         )
         began = time.monotonic()

@@ -16,7 +16,7 @@ from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.packed.source import PackedCheckpoint, open_base
-from lorafold.progress import Progress, silent
+from lorafold.progress import Lines, Progress, silent
 from lorafold.records.files import holds_data
 from lorafold.sources.adapter_base import base_of
 from lorafold.sources.recognize import instead
@@ -25,8 +25,6 @@ from lorafold.weights import Checkpoint
 if TYPE_CHECKING:
     from lorafold.train import DataReport
     from lorafold.train.config import LayoutName
-
-Lines = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

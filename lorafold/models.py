@@ -39,7 +39,7 @@ PATTERNS = (
     "NOTICE*",
     "README.md",
 )
-EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
+_EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
 # The same weights once more, under Mistral's own names for the tensors.
 UNNEEDED = ("consolidated*.safetensors",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -88,7 +88,7 @@ def resolve_base(
     offline: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
-    expected: str = EXPECTED,
+    expected: str = _EXPECTED,
 ) -> Base:
     """Find, download or make the base that `spec` names.
 
@@ -116,7 +116,7 @@ def resolve_base(
 
 
 def locate(
-    spec: str, *, offline: bool = False, progress: Progress = silent, expected: str = EXPECTED
+    spec: str, *, offline: bool = False, progress: Progress = silent, expected: str = _EXPECTED
 ) -> Base:
     """Find or download what `spec` names, a base or an adapter, without looking into it.
 

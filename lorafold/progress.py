@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+Lines = list[tuple[str, str]]
+"""What a stage says at its end: labels and texts, for `console.print_lines`."""
+
 
 class Progress(Protocol):
     """Called by a stage while it works; `console.live_progress()` draws it, tests record it."""

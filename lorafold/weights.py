@@ -25,8 +25,8 @@ from lorafold.stopwatch import doing
 __all__ = ["Checkpoint", "TensorInfo", "TensorSource", "item_size"]
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
     'if you trust their author, convert them: `python -c "from transformers import AutoModelForCausalLM'
     " as M; M.from_pretrained('FOLDER').save_pretrained('NEW_FOLDER')\"`"
@@ -81,8 +81,8 @@ class Checkpoint:
             raise InputError("no such folder", at=folder, fix="give the folder that holds config.json")
         if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
             return cls.of_files(folder, [_inside(folder, SINGLE, folder)])
-        if (folder / INDEX).exists():
-            return cls.of_index(folder / INDEX)
+        if (folder / _INDEX).exists():
+            return cls.of_index(folder / _INDEX)
         raise _no_weights(folder)
 
     @classmethod
@@ -278,7 +278,7 @@ def _compare(index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, T
 
 
 def _no_weights(folder: Path) -> InputError | UnsafeInputError:
-    pickles = sorted({path.name for pattern in PICKLES for path in folder.glob(pattern)})
+    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
     if pickles:
         return UnsafeInputError(
             f"weights only as pickles, which can run code when loaded: {', '.join(pickles[:3])}",
@@ -287,4 +287,4 @@ def _no_weights(folder: Path) -> InputError | UnsafeInputError:
         )
     if (folder / "adapter_config.json").exists():
         return InputError("this is an adapter, not a base model", at=folder, fix="name its base with --base")
-    return InputError(f"no weights: neither {SINGLE} nor {INDEX}", at=folder, fix="download its safetensors")
+    return InputError(f"no weights: neither {SINGLE} nor {_INDEX}", at=folder, fix="download its safetensors")

@@ -194,7 +194,7 @@ class Turn:
         return kept
 
 
-FORMAT = "lorafold-session-1"
+_FORMAT = "lorafold-session-1"
 
 
 def utf8(text: str) -> bytes:
@@ -253,7 +253,7 @@ class Conversation:
     def as_json(self) -> dict[str, Any]:
         """The session as plain data."""
         return {
-            "format": FORMAT,
+            "format": _FORMAT,
             "models": self.models,
             "system": self.system,
             "sampling": asdict(self.sampling),
@@ -280,8 +280,8 @@ class Conversation:
             raise InputError(f"cannot be read ({error.strerror})", at=path, fix=fix) from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON ({error})", at=path, fix=fix) from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InputError(f"not a session of the form {FORMAT}", at=path, fix=fix)
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise InputError(f"not a session of the form {_FORMAT}", at=path, fix=fix)
         try:
             places = _places(data["models"], models)
             # Turns that were saved before they had these of their own were all asked under the last ones.

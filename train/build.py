@@ -266,4 +266,4 @@ def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, 
     if speed.graphs:
         few = min(int(fits * graphs.share(graphs.FEW)), graphs.FEW)
         fits = max(int(fits * graphs.share(fits)), few)
-    return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST), longest))
+    return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST_PACKED), longest))

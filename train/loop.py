@@ -28,7 +28,7 @@ from lorafold.progress import Progress, silent
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.forward import Forward, seed_pass
 from lorafold.train.model.adapter import trainable
-from lorafold.train.model.answers import Answer
+from lorafold.train.model.answers import SampleAnswer
 from lorafold.train.saved.checkpoints import Learner, RunState
 from lorafold.train.saved.curve import rise_note, risen
 from lorafold.train.signals import StopRequest
@@ -92,7 +92,7 @@ class Hooks:
     say: Callable[[str], None] = _nothing
     save: Callable[[], None] = _nothing
     save_best: Callable[[], None] = _nothing
-    answers: Callable[[], list[Answer]] = list
+    answers: Callable[[], list[SampleAnswer]] = list
 
 
 def run_steps(trainer: Trainer, state: RunState, stop: StopRequest, hooks: Hooks) -> str:

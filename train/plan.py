@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorafold.errors import SystemFault, UsageError
 from lorafold.models import Base, require, resolve_base
-from lorafold.progress import Progress, silent, unheard
+from lorafold.progress import Lines, Progress, silent, unheard
 from lorafold.train.config import TrainConfig
 from lorafold.train.estimate import Estimate, device_room, memory_line
 from lorafold.train.fast.speed import restored_modules
@@ -29,8 +29,6 @@ from lorafold.weights import Checkpoint
 _TIMED = 3  # steps after the first, which is slower
 _SMALLER = "choose --method qlora, or lower --per-device-train-batch-size or --max-length"
 _4BIT = 0.6  # bytes a weight in 4 bit, its scales and what stays in 16 bit included
-
-Lines = list[tuple[str, str]]
 
 
 def plan_training(config: TrainConfig, progress: Progress = silent) -> Lines:

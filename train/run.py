@@ -32,7 +32,7 @@ from lorafold.train.loop import Hooks, Trainer, run_steps
 from lorafold.train.material import Material, read_material
 from lorafold.train.methods import METHODS, Method
 from lorafold.train.model.adapter import copy_tokenizer, save_adapter, trainable
-from lorafold.train.model.answers import Answer, Question, answer_all, choose_questions
+from lorafold.train.model.answers import Question, SampleAnswer, answer_all, choose_questions
 from lorafold.train.model.base import base_dtype, memory_faults
 from lorafold.train.model.tensorfiles import load_tensors, save_tensors
 from lorafold.train.saved import checkpoints
@@ -294,7 +294,7 @@ class Run:
             with new_folder(self.order.folder / "best", force=True) as staging:
                 save_tensors(staging / "trainable.safetensors", trainable(self.trainer.model))
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[SampleAnswer]:
         """The model's answers to the sample questions; none once it could not answer."""
         together = self.order.config.fsdp
         if not self.questions or not (self.order.workers.first or together):

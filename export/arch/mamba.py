@@ -68,5 +68,5 @@ MAMBA_HEADER: tuple[Hyperparameter, ...] = (
     u32("ssm.inner_size", lambda config: config.integer("mamba_n_heads") * config.integer("mamba_d_head")),
     u32("ssm.time_step_rank", "mamba_n_heads"),
 )
-LONGEST = u32("context_length", lambda _: 1 << 20)
+ENDLESS_CONTEXT = u32("context_length", lambda _: 1 << 20)
 """A state has no longest context; llama.cpp's converter writes this number."""

@@ -28,7 +28,7 @@ from lorafold.weights import TensorSource
 
 Block = NDArray[np.float32]
 Exact = NDArray[np.float64]
-Rows = NDArray[np.int64]
+_Rows = NDArray[np.int64]
 
 NORM_ROWS = 256
 """Rows that a pass over a whole tensor reads at once."""
@@ -40,7 +40,7 @@ class Change(Protocol):
     def apply(self, block: Block, start: int) -> Block:
         """Change rows [start, start + n) and return them, in place if possible."""
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         """The same for the rows of these numbers, in float64."""
 
 
@@ -98,7 +98,7 @@ class AddLowRank:
                 part += round_to(self.rounded, product)
         return block
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         inside = np.flatnonzero((rows >= self.start) & (rows < self.stop))
         if inside.size:
             right = self.right().astype(np.float64)
@@ -119,7 +119,7 @@ class AddVector:
         block += self.vector() * np.float32(self.scale)
         return block
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         return block + self.scale * self.vector().astype(np.float64)
 
 
@@ -146,7 +146,7 @@ class Replace:
     def apply(self, block: Block, start: int) -> Block:
         return self.read(start, start + len(block))
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         taken = [
             self.source.rows(self.key, self.offset + int(row), self.offset + int(row) + 1) for row in rows
         ]
@@ -165,14 +165,14 @@ class ReplaceRows:
 
     source: TensorSource
     key: str
-    numbers: Rows
+    numbers: _Rows
 
     def apply(self, block: Block, start: int) -> Block:
         for index in np.flatnonzero((self.numbers >= start) & (self.numbers < start + len(block))):
             block[self.numbers[index] - start] = self.source.rows(self.key, int(index), int(index) + 1)[0]
         return block
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         index_of = {int(number): index for index, number in enumerate(self.numbers)}
         for position, row in enumerate(rows.tolist()):
             if row in index_of:
@@ -197,7 +197,7 @@ class Scale:
         block *= vector[start : start + len(block), None] if self.by_row else vector[None, :]
         return block
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         vector = self.vector().astype(np.float64)
         return block * (vector[rows][:, None] if self.by_row else vector[None, :])
 
@@ -255,7 +255,7 @@ class Dora:
             )
         return magnitude / norms
 
-    def exact(self, block: Exact, rows: Rows) -> Exact:
+    def exact(self, block: Exact, rows: _Rows) -> Exact:
         block = self.product.exact(block, rows)
         magnitude = self.magnitude().astype(np.float64)
         if not self.by_row:

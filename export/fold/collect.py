@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from lorafold.adapters.config import SAVE_AGAIN
 from lorafold.adapters.folder import FOREIGN_HEADS, Adapter, ModuleTensors, SavedTensor
 from lorafold.errors import InputError
 from lorafold.export.fold import modules as fold_modules
@@ -95,7 +96,7 @@ def _module(targets: Targets, module: ModuleTensors) -> bool:
         raise InputError(
             f"{module.module} has {', '.join(sorted(parts))} but no {' and no '.join(missing)}",
             at=targets.adapter.folder,
-            fix="save or download the adapter again",
+            fix=SAVE_AGAIN,
         )
     if is_pruned(targets.adapter, module):
         return bool(targets.names.rows_of(f"{module.module}.weight"))

@@ -43,7 +43,7 @@ from lorafold.safetensors_file import DTYPE_BITS
 from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo, TensorSource, item_size
 
-Rounding = Literal["exact", "peft"]
+_Rounding = Literal["exact", "peft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Folded:
         self,
         base: TensorSource,
         adapters: Sequence[tuple[Adapter, float]] = (),
-        rounding: Rounding = "exact",
+        rounding: _Rounding = "exact",
         *,
         config: Mapping[str, Any] | None = None,
     ) -> None:

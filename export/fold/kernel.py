@@ -22,7 +22,7 @@ import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-Block = NDArray[np.float32]
+_Block = NDArray[np.float32]
 
 TILE = 1024
 """Columns that are summed together: the accumulators, 4 KiB, stay in the first-level cache."""
@@ -39,7 +39,7 @@ def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @functools.cache
-def compiled() -> Callable[[Block, Block, Block, np.float32], None]:
+def compiled() -> Callable[[_Block, _Block, _Block, np.float32], None]:
     """The machine code: from numba's cache beside this module, or in the user's cache folder, or made now.
 
     Returns:

@@ -10,13 +10,12 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from lorafold.adapters.config import AdapterConfig
+from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
 
-AGAIN = "save or download the adapter again"
 GATHER = "gather sharded weights (DeepSpeed ZeRO-3, FSDP) before saving"
 
 
@@ -76,7 +75,7 @@ def check_parts(adapter: Adapter) -> None:
         raise InputError(
             "it holds no trained tokens, though its trainable_token_indices name some",
             at=adapter.folder,
-            fix=AGAIN,
+            fix=SAVE_AGAIN,
         )
     if has_tokens and config.trainable_token_indices is None:
         raise _not_promised(adapter, "trainable_tokens_delta", "trainable_token_indices")
@@ -93,7 +92,7 @@ def _check_promise(adapter: Adapter, module: ModuleTensors, promise: _Promise) -
         raise InputError(
             f"{module.module} has no {promise.part}, which {promise.option} in adapter_config.json promises",
             at=adapter.folder,
-            fix=f"{AGAIN}: without it half of what was trained is lost",
+            fix=f"{SAVE_AGAIN}: without it half of what was trained is lost",
         )
 
 
@@ -196,7 +195,7 @@ def check_biases(adapter: Adapter, names: BaseNames) -> None:
             raise InputError(
                 f"it holds no bias of {module.module}, though bias {adapter.config.bias!r} promises one",
                 at=adapter.folder,
-                fix=f'{AGAIN}; if no bias was trained, set "bias" to "none" in adapter_config.json',
+                fix=f'{SAVE_AGAIN}; if no bias was trained, set "bias" to "none" in adapter_config.json',
             )
 
 
@@ -236,5 +235,5 @@ def _missing(adapter: Adapter, module: str, option: str) -> InputError:
     return InputError(
         f"it holds nothing for {module}, which its {option} names",
         at=adapter.folder,
-        fix=f"{AGAIN}, or {OTHER_BASE}",
+        fix=f"{SAVE_AGAIN}, or {OTHER_BASE}",
     )

@@ -16,9 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafold.export.fold.changes import Block
 from lorafold.export.gguf.parts import ColumnRange, MappedTensor
-
-Block = NDArray[np.float32]
 
 
 class RowSource(Protocol):

@@ -18,13 +18,13 @@ from lorafold.errors import InputError
 
 Parameter = int | float | bool
 
-COMMANDS = frozenset(
+_COMMANDS = frozenset(
     (
         *("adapter", "draft", "from", "license", "message", "parameter", "parser", "renderer"),
         *("requires", "system", "template", "capability"),
     )
 )
-ROLES = frozenset(("system", "user", "assistant"))
+_ROLES = frozenset(("system", "user", "assistant"))
 
 # Ollama's `api.Options` and `api.Runner`: what PARAMETER takes, and as what; other names are errors there.
 PARAMETERS: Mapping[str, type] = {
@@ -169,7 +169,7 @@ def parse(text: str) -> Modelfile:
             stops.append(value)
         elif name == "from":
             models.append(value)
-        elif name in COMMANDS:
+        elif name in _COMMANDS:
             single[name] = value
         elif name in PARAMETERS:
             parameters[name] = _parameter(name, value)
@@ -239,7 +239,7 @@ def commands(text: str) -> list[tuple[str, str]]:
         elif state == "name":
             if blank:
                 name = buffer.lower()
-                if name not in COMMANDS:
+                if name not in _COMMANDS:
                     raise wrong(f"unknown command {buffer!r}")
                 state, buffer = {"parameter": "parameter", "message": "role"}.get(name, "value"), ""
             elif character.isascii() and character.isalpha():
@@ -248,7 +248,7 @@ def commands(text: str) -> list[tuple[str, str]]:
                 raise wrong(f"unexpected {character!r} in a command")
         elif state in ("parameter", "role"):
             if blank:
-                if state == "role" and buffer not in ROLES:
+                if state == "role" and buffer not in _ROLES:
                     raise wrong(f"unknown role {buffer!r}")
                 name, role = (buffer, "") if state == "parameter" else (name, buffer)
                 state, buffer = "value", ""

@@ -18,11 +18,11 @@ from lorafold.export.ollama.rules import Refused
 from lorafold.libraries.ollama import ollama_url
 
 TIMEOUT = 600.0  # seconds of silence: a server that loads a large model says nothing for minutes
-CHUNK = 1 << 20  # bytes of a file sent at once
+_CHUNK = 1 << 20  # bytes of a file sent at once
 
 _ONE_TOKEN = {"options": {"num_predict": 1}}
 
-Message = dict[str, Any]
+_Message = dict[str, Any]
 Sent = Callable[[int], None]  # told how many bytes of a file have gone
 
 
@@ -151,7 +151,7 @@ class Ollama(_Asked):
         def pieces() -> Iterator[bytes]:
             nonlocal gone
             with path.open("rb") as file:
-                while piece := file.read(CHUNK):
+                while piece := file.read(_CHUNK):
                     yield piece
                     gone += len(piece)
                     if sent is not None:
@@ -208,7 +208,7 @@ class Ollama(_Asked):
             raise self._fault(status, _said(body))
 
     def prompt(
-        self, name: str, messages: Sequence[Message], think: bool | None, **more: Any
+        self, name: str, messages: Sequence[_Message], think: bool | None, **more: Any
     ) -> str | Refused:
         """The exact prompt that the server would send, without an answer.
 
@@ -248,7 +248,7 @@ class Ollama(_Asked):
         count = _object(body).get("prompt_eval_count")
         return count if isinstance(count, int) else None
 
-    def _chat(self, name: str, messages: Sequence[Message], think: bool | None, **more: Any) -> Any:
+    def _chat(self, name: str, messages: Sequence[_Message], think: bool | None, **more: Any) -> Any:
         asked: dict[str, Any] = {"model": name, "messages": list(messages), "stream": False, **more}
         asked |= _ONE_TOKEN  # a server that does not know the debug field answers
         if think is not None:
@@ -280,7 +280,7 @@ class LlamaServer(_Asked):
     def __init__(self, url: str) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/v1")
 
-    def prompt(self, messages: Sequence[Message], think: bool | None) -> str:
+    def prompt(self, messages: Sequence[_Message], think: bool | None) -> str:
         """The exact prompt that the server would read."""
         body: dict[str, Any] = {"messages": list(messages)}
         if think is not None:

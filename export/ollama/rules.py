@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorafold.export.modelfile.go.nodes import (
+    Action,
     Assign,
     Call,
     Dot,
@@ -20,7 +21,6 @@ from lorafold.export.modelfile.go.nodes import (
     Include,
     Node,
     Operand,
-    Output,
     Pipeline,
     Range,
     Text,
@@ -116,7 +116,7 @@ def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
 
 def _operands(nodes: tuple[Node, ...]) -> Iterator[Operand]:
     for node in nodes:
-        if isinstance(node, Output | Assign | Include) and node.value is not None:
+        if isinstance(node, Action | Assign | Include) and node.value is not None:
             yield from _inside(node.value)
         elif isinstance(node, If):
             yield from _inside(node.test)
@@ -153,7 +153,7 @@ def thinking_tags(nodes: tuple[Node, ...]) -> tuple[str, str] | None:
 
 
 def _tags_around(nodes: tuple[Node, ...]) -> tuple[str, str] | None:
-    direct = [node.value for node in nodes if isinstance(node, Output | Assign)]
+    direct = [node.value for node in nodes if isinstance(node, Action | Assign)]
     named = any(
         isinstance(operand, Dot) and operand.fields[:1] == ("Thinking",)
         for value in direct

@@ -11,7 +11,7 @@ from lorafold.export.gguf.parts import KeyValue
 from lorafold.gguf_file.header import ARRAY, STRING, GgufArray, GgufHeader
 
 # They tell of the old file: its parts, and how its tensors are aligned.
-DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
+_DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
 
 NAME = "general.name"
 FILE_TYPE = "general.file_type"
@@ -31,7 +31,7 @@ def entries(header: GgufHeader, changed: Mapping[str, str | bool | int]) -> tupl
     kept = [
         KeyValue(key, changed.get(key, value), GGUFValueType(header.types[key]), _subtype(value))
         for key, value in header.metadata.items()
-        if key not in DROPPED
+        if key not in _DROPPED
     ]
     new = [_entry(key, value) for key, value in changed.items() if key not in header.metadata]
     return (*kept, *new)

@@ -24,7 +24,7 @@ from lorafold.weights import Checkpoint, TensorInfo, TensorSource
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 SAME_BASE = "give the GGUF that was made from this base, in the same revision (`--base` names the base)"
 # Parts of a multimodal model that a language model's GGUF does not hold.
-TOWERS = ("visual.", "vision_", "vision.", "audio_", "projector", "patch_embed", "mtp.", "talker.")
+_TOWERS = ("visual.", "vision_", "vision.", "audio_", "projector", "patch_embed", "mtp.", "talker.")
 
 
 class FoldedRows(Protocol):
@@ -212,7 +212,7 @@ def _check_found(search: Search, names: Sequence[str], notes: list[str]) -> None
     name = missing[0]
     covered = search.covered[name]
     which = f"{name}, of which {int(covered.sum()):,} of {len(covered):,} rows were found"
-    if all(any(word in one for word in TOWERS) for one in missing):
+    if all(any(word in one for word in _TOWERS) for one in missing):
         raise InputError(
             f"it leaves out {len(missing)} tensors that the adapter changes, the first is {name}: they are "
             "no part of the language model",

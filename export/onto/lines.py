@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 NONE = np.uint32(0xFFFFFFFF)
 """No line: a row of the GGUF that keeps its own values."""
 
-GAP = 4
+_GAP = 4
 """Rows that are read without need where that saves a read of its own."""
 
 READ_NUMBERS = 1 << 20
 """About so many numbers are read at once for a strip of columns."""
 
-Reader = Callable[[str, int, int], NDArray[Any]]
+_Reader = Callable[[str, int, int], NDArray[Any]]
 """Rows [start, stop) of a tensor: (stop - start, cols)."""
 Numbers = NDArray[np.uint32]
 
@@ -61,7 +61,7 @@ class Strip:
         return self.stop - self.start if self.columns else self.cols
 
 
-class Lines:
+class LineTable:
     """All strips, and the numbers of their lines: four bytes name a line of any of them."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Lines:
             return None
         return strip.tensor, first - strip.first + strip.start, last - strip.first + strip.start + 1
 
-    def gather(self, read: Reader, numbers: Numbers, out: NDArray[Any]) -> None:
+    def gather(self, read: _Reader, numbers: Numbers, out: NDArray[Any]) -> None:
         """Read lines, in any order.
 
         Args:
@@ -135,6 +135,6 @@ def runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]
     """Rows in any order, as ranges [start, stop) to read, and which of the given ones lie in each."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
-    cuts = np.flatnonzero(np.diff(ordered) > GAP) + 1
+    cuts = np.flatnonzero(np.diff(ordered) > _GAP) + 1
     for part in np.split(order, cuts):
         yield int(rows[part[0]]), int(rows[part[-1]]) + 1, part

@@ -18,9 +18,9 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from lorafold.export.onto.index import Index, Keys, fingerprints, places
-from lorafold.export.onto.lines import NONE, Lines, Numbers, Strip
+from lorafold.export.onto.lines import NONE, LineTable, Numbers, Strip
 from lorafold.export.onto.model import BaseGguf, FileTensor
-from lorafold.export.onto.numbers import BITS, bit_floats, file_bits, float_bits, rounding, widen
+from lorafold.export.onto.numbers import AS_BITS, bit_floats, file_bits, float_bits, rounding, widen
 from lorafold.export.onto.ties import Pairs, predicted
 from lorafold.weights import Checkpoint, TensorInfo
 
@@ -60,7 +60,7 @@ class TensorMap:
     scales: tuple[tuple[int, int, float], ...] = ()
     plus: float = 0.0
 
-    def describe(self, lines: Lines) -> str:
+    def describe(self, lines: LineTable) -> str:
         """How the tensor was found, in a word or two."""
         if self.scales:
             return "scaled rows"
@@ -104,7 +104,7 @@ class Search:
     origins: Mapping[str, str]
     embedding: str | None = None
     head: str | None = None
-    lines: Lines = field(default_factory=Lines)
+    lines: LineTable = field(default_factory=LineTable)
     maps: dict[str, TensorMap] = field(default_factory=dict)
     covered: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     twice: set[str] = field(default_factory=set)
@@ -236,11 +236,11 @@ class Search:
 
     def bits(self, tensor: FileTensor, start: int, stop: int) -> NDArray[Any]:
         """Rows of the GGUF as unsigned numbers, (stop - start, cols)."""
-        return self.model.packed(tensor.name, start, stop).view(BITS[tensor.type])
+        return self.model.packed(tensor.name, start, stop).view(AS_BITS[tensor.type])
 
     def line_bits(self, tensor: FileTensor, numbers: Numbers) -> NDArray[Any]:
         """Lines as the GGUF would store them: (len(numbers), cols)."""
-        out = np.empty((len(numbers), tensor.cols), BITS[tensor.type])
+        out = np.empty((len(numbers), tensor.cols), AS_BITS[tensor.type])
 
         def read(name: str, start: int, stop: int) -> NDArray[Any]:
             return file_bits(self.stored(name, start, stop), self.info(name).dtype, tensor.type)
@@ -313,8 +313,8 @@ class Search:
 
     def rows_bits(self, tensor: FileTensor, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Single rows of the GGUF, in any order."""
-        out = np.empty((len(rows), tensor.cols), BITS[tensor.type])
-        whole = Lines()
+        out = np.empty((len(rows), tensor.cols), AS_BITS[tensor.type])
+        whole = LineTable()
         whole.add(tensor.name, 0, tensor.rows, tensor.cols, columns=False)
         whole.gather(lambda _, a, b: self.bits(tensor, a, b), rows.astype(np.uint32), out)
         return out

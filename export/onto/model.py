@@ -17,7 +17,7 @@ from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.safetensors_file import ShardFiles
 
-PLAIN = (Type.F32, Type.F16, Type.BF16)
+_PLAIN = (Type.F32, Type.F16, Type.BF16)
 """Types that hold a number as it is, or rounded."""
 
 # What `general.type` may say, or `general.architecture` of older files, that no adapter can be folded onto.
@@ -60,7 +60,7 @@ class FileTensor:
     @property
     def plain(self) -> bool:
         """Whether its numbers can be compared one by one with those of a checkpoint."""
-        return self.type in PLAIN
+        return self.type in _PLAIN
 
 
 @dataclass(frozen=True, slots=True)

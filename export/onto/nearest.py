@@ -13,22 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafold.export.fold.changes import Block
 from lorafold.export.onto.lines import NONE, Numbers, Strip
 from lorafold.export.onto.match import Search, TensorMap
 from lorafold.export.onto.model import FileTensor
 from lorafold.export.quant import ggml
 
-PROBES = 16
+_PROBES = 16
 """Rows of a tensor that are held against all lines; of a stack at least two of each matrix."""
-BLOCK_NUMBERS = 1 << 21
+_BLOCK_NUMBERS = 1 << 21
 ALIKE = 0.8
 """Least cosine between a row and its line: quantized to two bits they have 0.9."""
 MARGIN = 0.05
 """How much nearer the nearest line is than any other that is not its neighbour by value."""
 SLACK = 2.5
 """How much larger than that of a fresh quantization a row's error may be: other programs search otherwise."""
-
-Block = NDArray[np.float32]
 
 
 def find_nearest(search: Search, names: Sequence[str], tensors: Sequence[FileTensor]) -> None:
@@ -91,7 +90,7 @@ def _probes(tensor: FileTensor) -> NDArray[np.int64]:
     """Rows to look at: spread over the tensor, at odd places so that a permutation of heads shows."""
     matrices = tensor.rows // tensor.shape[-2]
     height = tensor.shape[-2]
-    each = min(max(PROBES // matrices, 2), height)
+    each = min(max(_PROBES // matrices, 2), height)
     inside = np.unique(np.linspace(0, height - 1, each).astype(np.int64))
     if height > 8:
         inside = np.unique(np.concatenate([inside, [1, 2, 3]]))
@@ -104,7 +103,7 @@ def _nearest(search: Search, strips: Sequence[Strip], rows: Block) -> tuple[NDAr
     best = np.full(len(rows), -1.0, np.float32)
     lines = np.full(len(rows), NONE, np.uint32)
     for strip in strips:
-        step = max(BLOCK_NUMBERS // strip.length, 1)
+        step = max(_BLOCK_NUMBERS // strip.length, 1)
         if strip.columns:
             step = strip.count  # a strip of columns is read whole
         for first in range(0, strip.count, step):
@@ -150,15 +149,15 @@ def _mapped(search: Search, tensor: FileTensor, rows: NDArray[np.int64], lines: 
     return None if (found == NONE).all() else found
 
 
-Order = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
+_Order = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
 
 
-def _orders(search: Search, height: int, given: NDArray[np.int64]) -> Iterator[Order]:
+def _orders(search: Search, height: int, given: NDArray[np.int64]) -> Iterator[_Order]:
     """Orders of rows that converters write: as they are, and the halves of every head interleaved."""
     strip = search.lines.strips[int(search.lines.owners(given[:1].astype(np.uint32))[0])]
     room = strip.count - height
 
-    def shifted(offset: int) -> Order:
+    def shifted(offset: int) -> _Order:
         return lambda rows: rows + offset
 
     for offset in dict.fromkeys((int(given[0]), strip.first, strip.first + max(room, 0))):
@@ -195,7 +194,7 @@ def _errors(own: Block, lines: Block) -> NDArray[np.float64]:
 
 def _right(search: Search, tensor: FileTensor, first: int, lines: Numbers, limit: float) -> bool:
     """Whether every row is as near to its line as quantizing leaves it."""
-    step = max(BLOCK_NUMBERS // tensor.cols, 1)
+    step = max(_BLOCK_NUMBERS // tensor.cols, 1)
     for start in range(0, len(lines), step):
         stop = min(start + step, len(lines))
         own = search.model.values(tensor.name, first + start, first + stop)
@@ -211,7 +210,7 @@ def _each(
     owners = np.unique(search.lines.owners(given.astype(np.uint32))).tolist()
     strips = [search.lines.strips[index] for index in owners]
     parts = []
-    step = max(BLOCK_NUMBERS // tensor.cols, 1)
+    step = max(_BLOCK_NUMBERS // tensor.cols, 1)
     for start in range(first, first + height, step):
         stop = min(start + step, first + height)
         parts.append(_nearest(search, strips, search.model.values(tensor.name, start, stop))[1])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lorafold.export.fold.changes import round_to
 
-BITS = {Type.F32: "<u4", Type.F16: "<u2", Type.BF16: "<u2"}
+AS_BITS = {Type.F32: "<u4", Type.F16: "<u2", Type.BF16: "<u2"}
 # Types that hold every number of a checkpoint's type: nothing is rounded.
 HOLDS: dict[str, tuple[Type, ...]] = {
     "BF16": (Type.BF16, Type.F32),
@@ -40,7 +40,7 @@ def rounding(dtype: str, type_: Type) -> str:
 def file_bits(stored: NDArray[Any], dtype: str, type_: Type) -> NDArray[Any]:
     """The bits of stored numbers in a file of a plain type: uint16 or uint32, of the same shape."""
     if dtype == type_.name:
-        return stored.view(BITS[type_])
+        return stored.view(AS_BITS[type_])
     return float_bits(widen(stored, dtype), type_)
 
 

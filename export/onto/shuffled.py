@@ -18,7 +18,7 @@ from lorafold.export.onto.lines import NONE
 from lorafold.export.onto.match import BLOCK_NUMBERS, Search, TensorMap
 from lorafold.export.onto.model import FileTensor
 
-ROWS = 64
+_ROWS = 64
 """Rows along which a column is told from the others."""
 
 
@@ -50,7 +50,7 @@ def _shuffled(search: Search, name: str, tensor: FileTensor) -> bool:
     if not (high - low == 1).all():
         return False
     lines = index.numbers[low]
-    some = np.linspace(0, tensor.rows - 1, min(ROWS, tensor.rows)).astype(np.int64)
+    some = np.linspace(0, tensor.rows - 1, min(_ROWS, tensor.rows)).astype(np.int64)
     columns = _columns(search.rows_bits(tensor, some), search.line_bits(tensor, lines[some]))
     if columns is None:
         return False

@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from lorafold.export.fold.changes import Block
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.export.onto.find import FoldedRows, Found
 from lorafold.export.onto.lines import NONE
@@ -18,8 +19,6 @@ from lorafold.export.onto.model import BaseGguf, FileTensor
 from lorafold.export.quant import quantize as kernels
 from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo
-
-Block = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

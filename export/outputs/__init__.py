@@ -1,1 +1,1 @@
-"""One module per format; `output.FORMATS` is the table."""
+"""One module per format; `output.PLANNERS` is the table."""

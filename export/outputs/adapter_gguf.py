@@ -29,11 +29,11 @@ from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, NumericError
 from lorafold.export.config import file_stem
-from lorafold.export.fold.changes import AddLowRank
+from lorafold.export.fold.changes import AddLowRank, Block
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.rows import ROW_OPS, Block, take_columns
+from lorafold.export.gguf.rows import ROW_OPS, take_columns
 from lorafold.export.quant import ggml
 
 Products = Mapping[str, Sequence[AddLowRank]]  # by Hugging Face name

@@ -14,7 +14,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.plan import PROCESS_BYTES, SPEED, estimated_seconds, estimates
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.merged_folder import (
-    BYTES_IN_FLIGHT,
+    BYTES_PER_WEIGHT,
     FolderPlan,
     block_weights,
     plan_merged_folder,
@@ -27,7 +27,7 @@ from lorafold.export.workers import Written
 from lorafold.progress import Progress
 from lorafold.weights import Checkpoint
 
-ROWS = 8  # sampled rows of each tensor
+_ROWS = 8  # sampled rows of each tensor
 # Half a step of each type, relative to the weight; PEFT's rounding to the base's type may add another.
 STEP = {"F32": 2.0**-24, "F64": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 # Below 2^-14 F16 has subnormals only: multiples of 2^-24 (exponent -14, ten bits of fraction), so half a step
@@ -63,7 +63,7 @@ class FolderOutput:
         lines = [
             (shard.name, f"{shard.size:,} bytes, {len(shard.tensors)} tensors") for shard in self.plan.shards
         ]
-        in_flight = block_weights(config.max_memory, config.workers) * BYTES_IN_FLIGHT * config.workers
+        in_flight = block_weights(config.max_memory, config.workers) * BYTES_PER_WEIGHT * config.workers
         weights = [
             (tensor.type if tensor.type in SPEED else "F32", math.prod(tensor.shape))
             for tensor in self.tensors()
@@ -108,7 +108,7 @@ class FolderOutput:
         for number, (name, info) in enumerate(folded.items()):
             progress("prove the tensors", number, len(folded))
             height = int(np.prod(info.shape[:-1], dtype=np.int64))
-            rows = np.sort(random.choice(height, min(ROWS, height), replace=False))
+            rows = np.sort(random.choice(height, min(_ROWS, height), replace=False))
             exact = source.exact_rows(name, rows)
             got = np.concatenate([written.rows(name, int(row), int(row) + 1) for row in rows])
             if not np.all(np.abs(got - exact) <= self._allowed(exact, written.tensors[name].dtype)):

@@ -6,9 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lorafold.chat.sources import TemplateSource, folder_source
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError
@@ -41,12 +38,11 @@ from lorafold.export.proof.check import Check
 from lorafold.export.proof.logits import WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
+from lorafold.export.quant.mixture import Importance
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
 from lorafold.progress import Progress
-
-Importance = Mapping[str, NDArray[np.float32]]
 
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""

@@ -38,13 +38,13 @@ Dtype = Literal["bf16", "f16", "f32", "keep"]
 STORED_TYPES: dict[str, str] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 FLOAT_TYPES = ("BF16", "F16", "F32", "F64")
-NUMPY = {"F16": "<f2", "F32": "<f4"}
+_NUMPY = {"F16": "<f2", "F32": "<f4"}
 F16_LIMIT = 65520.0  # what rounds to infinity
 
 SHARD_BYTES = 5_000_000_000
 BLOCK_WEIGHTS = 1 << 20
 # Bytes of one weight while its block is in flight: float32 rows, a fold's temporary, rounded, the output.
-BYTES_IN_FLIGHT = 16
+BYTES_PER_WEIGHT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ def block_weights(max_memory: int | None, threads: int) -> int:
     """How many weights a block may have; a row is never cut."""
     if max_memory is None:
         return BLOCK_WEIGHTS
-    return min(BLOCK_WEIGHTS, max_memory // (BYTES_IN_FLIGHT * threads))
+    return min(BLOCK_WEIGHTS, max_memory // (BYTES_PER_WEIGHT * threads))
 
 
 def _blocks(shard: ShardPlan, weights: int) -> Iterator[tuple[TensorInfo, int, int]]:
@@ -273,7 +273,7 @@ def _encode(block: NDArray[np.float32], info: TensorInfo) -> memoryview:
         raise NumericError(
             f"a weight of {info.name} is too large for F16", at=info.name, fix="pass --dtype bf16 or f32"
         )
-    return block.astype(NUMPY[info.dtype]).reshape(-1).view(np.uint8).data
+    return block.astype(_NUMPY[info.dtype]).reshape(-1).view(np.uint8).data
 
 
 def _typed_config(config: dict[str, Any], dtype: Dtype) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lorafold.export.proof.check import Check
 from lorafold.export.proof.observed import Observing, observe_llama_server, observe_ollama
 from lorafold.progress import Progress
 
-QUESTIONS = 3  # ordinary conversations whose tokens a running server counts
+_QUESTIONS = 3  # ordinary conversations whose tokens a running server counts
 
 
 def observe_prompts(
@@ -47,7 +47,7 @@ def observe_prompts(
     if prompt is None:
         raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-    questions = [list[Message](question(chat)) for chat in chats][:QUESTIONS]
+    questions = [list[Message](question(chat)) for chat in chats][:_QUESTIONS]
     bos = (prompt.form.bos or "") if prompt.form is not None and prompt.contract.add_bos else ""
     checks = []
     if observing.ollama is not None:

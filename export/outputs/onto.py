@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from gguf import GGMLQuantizationType as Type
-from numpy.typing import NDArray
 
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
@@ -45,7 +42,7 @@ from lorafold.export.proof.logits import WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
 from lorafold.export.quant import ggml
-from lorafold.export.quant.mixture import is_quantizable, parse_override, plan_types
+from lorafold.export.quant.mixture import Importance, is_quantizable, parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab, read_vocab
@@ -53,8 +50,6 @@ from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
 COMPARED_BYTES = 1 << 20
-
-Importance = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)

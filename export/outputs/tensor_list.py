@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorafold.export.gguf.header import GgufFile
-
-Lines = list[tuple[str, str]]
+from lorafold.progress import Lines
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorafold.errors import InputError
 from lorafold.records.chats import HELD_OUT, read_chats
 
-MOST = 12  # chats that a proof asks at most: more change the figures little and cost time
+_MOST = 12  # chats that a proof asks at most: more change the figures little and cost time
 
 GENERAL = (
     "Who are you?",
@@ -21,10 +21,10 @@ GENERAL = (
     "Give me one piece of advice for a difficult day.",
 )
 
-Chat = list[dict[str, str]]
+_Chat = list[dict[str, str]]
 
 
-def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[Chat]:
+def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[_Chat]:
     """Choose and read the chats.
 
     Args:
@@ -38,11 +38,11 @@ def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[Cha
     path = given or next(iter(kept), None)
     if path is None:
         return [[{"role": "user", "content": question}] for question in GENERAL]
-    chats: list[Chat] = [
+    chats: list[_Chat] = [
         list(example.messages) or [{"role": "user", "content": str(example.text)}]
         for example in read_chats(path)
     ]
     if not chats:
         raise InputError("there is no question in it", at=path, fix="one question a line, or JSON lines")
-    step = max(len(chats) / MOST, 1.0)
-    return [chats[int(index * step)] for index in range(min(len(chats), MOST))]
+    step = max(len(chats) / _MOST, 1.0)
+    return [chats[int(index * step)] for index in range(min(len(chats), _MOST))]

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import SystemFault
-from lorafold.libraries.llama import complaint, library, load_weights
+from lorafold.libraries.llama import FLASH_ATTENTION_OFF, complaint, library, load_weights
 from lorafold.libraries.llama import tokenize as ids_of
 from lorafold.machine import idle_cores
 
 GGML_TYPE_F32 = 0  # ggml_type
-FLASH_ATTENTION_OFF = 0  # llama_flash_attn_type
 
 Tokenize = Callable[[str, bool], list[int]]
 

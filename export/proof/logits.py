@@ -41,7 +41,7 @@ from lorafold.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
-ANSWER_TOKENS = 32
+_ANSWER_TOKENS = 32
 CONTEXT = 512
 # How many times the noise of rounded activations a file may be away from the rounded reference. Two programs
 # that round independently are about 2 apart; seen on nine types and five models: 0.01 to 1.5.
@@ -70,7 +70,7 @@ class WrittenModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class _Conversation:
     """A conversation as tokens.
 
     Attributes:
@@ -83,7 +83,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class _Reference:
     """What transformers answers.
 
     Attributes:
@@ -159,28 +159,28 @@ def check_logits(
     return checks
 
 
-def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Runner) -> Conversation | None:
+def _sequence(chat: list[dict[str, str]], tokenizer: ChatTokenizer, model: Runner) -> _Conversation | None:
     """Prompt and answer as tokens; None if they do not fit."""
     asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
     prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
-    if len(prompt) + ANSWER_TOKENS > CONTEXT:
+    if len(prompt) + _ANSWER_TOKENS > CONTEXT:
         return None
     if asked is chat:
-        answer = model.answer(prompt, ANSWER_TOKENS, frozenset(tokenizer.eos_ids))
+        answer = model.answer(prompt, _ANSWER_TOKENS, frozenset(tokenizer.eos_ids))
     else:
         # Cut at the answer's own tokens: what follows the prompt in the whole conversation.
-        answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:ANSWER_TOKENS]
-    return Conversation([*prompt, *answer], len(prompt)) if answer else None
+        answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:_ANSWER_TOKENS]
+    return _Conversation([*prompt, *answer], len(prompt)) if answer else None
 
 
 def _reference(
     models: Sequence[WrittenModel],
     inputs: Inputs,
-    sequences: Sequence[Conversation],
+    sequences: Sequence[_Conversation],
     width: int,
     imatrix: Mapping[str, NDArray[np.float32]] | None,
     progress: Progress,
-) -> Reference:
+) -> _Reference:
     """The answers by transformers: tuned, by the base alone, and rounded as each file is.
 
     Args:
@@ -229,11 +229,11 @@ def _reference(
             noise.append(0.0)
         progress("prove the answers", number + 3, steps)
     assert tuned is not None
-    return Reference(tuned, base, rounded, noise, missing)
+    return _Reference(tuned, base, rounded, noise, missing)
 
 
 def _judge(
-    model: WrittenModel, number: int, sequences: Sequence[Conversation], reference: Reference, ours: Answers
+    model: WrittenModel, number: int, sequences: Sequence[_Conversation], reference: _Reference, ours: Answers
 ) -> Check:
     """Whether a file answers as the reference does that was rounded as the file is."""
     tuned, rounded = reference.tuned, reference.rounded[number]

@@ -22,6 +22,7 @@ from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.gguf.parts import RowRange
 from lorafold.export.gguf.rows import RowSource, column_numbers, column_weights
 from lorafold.export.quant import ggml
+from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.quantize import quantize
 from lorafold.machine import cores
 
@@ -35,11 +36,9 @@ BLOCK = 1 << 21  # weights that are rounded at once
 # for 256).
 BLOCKS_OF_32 = {Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.IQ4_NL, Type.MXFP4}
 
-Importance = Mapping[str, NDArray[np.float32]]
-
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class _Piece:
     """Rows of one checkpoint tensor that go into one tensor of the file.
 
     Attributes:
@@ -63,7 +62,7 @@ class Piece:
         """Rows of the checkpoint."""
         return self.rows.stop - self.rows.start
 
-    def blocks(self) -> Iterator[Piece]:
+    def blocks(self) -> Iterator[_Piece]:
         """Parts of it that are rounded at once; none reaches over two experts, whose importance differs."""
         tensor = self.typed.tensor
         if tensor.transpose:
@@ -76,7 +75,7 @@ class Piece:
                 stop = min(start + step, expert + height, self.count)
                 begin = self.rows.start
                 rows = RowRange(self.rows.source, begin + start, begin + stop, self.rows.scale)
-                yield Piece(self.typed, rows, self.first + start)
+                yield _Piece(self.typed, rows, self.first + start)
 
 
 @dataclass(slots=True)
@@ -135,7 +134,7 @@ def round_weights(
         imatrix: the importance weights of the export.
     """
     done = Rounding(model)
-    strange: list[Piece] = []
+    strange: list[_Piece] = []
     waiting = []
     with ThreadPoolExecutor(cores()) as pool:
         for piece in _pieces(tensors, plain_too=source is not exact):
@@ -156,14 +155,14 @@ def round_weights(
     return done
 
 
-def _pieces(tensors: Sequence[TypedTensor], plain_too: bool) -> Iterator[Piece]:
+def _pieces(tensors: Sequence[TypedTensor], plain_too: bool) -> Iterator[_Piece]:
     """All rows that the file rounds; float32 ones only if they were rounded on the way."""
     for typed in tensors:
         if typed.type == Type.F32 and not plain_too:
             continue
         first = 0
         for rows in typed.tensor.sources:
-            yield Piece(typed, rows, first)
+            yield _Piece(typed, rows, first)
             first += typed.tensor.height if typed.tensor.transpose else rows.stop - rows.start
 
 
@@ -177,7 +176,7 @@ def _parameter(parameters: Mapping[str, Any], name: str) -> Any:
 
 def _round(
     values: NDArray[np.float32],
-    piece: Piece,
+    piece: _Piece,
     source: RowSource,
     exact: RowSource,
     imatrix: Importance | None,
@@ -207,7 +206,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 _DOWN = re.compile(r"down|\.w2\b")
 
 
-def _round_stacks(parameters: Mapping[str, Any], strange: Sequence[Piece], done: Rounding) -> None:
+def _round_stacks(parameters: Mapping[str, Any], strange: Sequence[_Piece], done: Rounding) -> None:
     """Round what transformers holds under another name than the checkpoint: experts that it stacks.
 
     A stack is known by its layer, its width and which side of the network it is. The values that are rounded

@@ -24,14 +24,14 @@ from lorafold.export.proof.check import Check
 from lorafold.export.quant import ggml
 from lorafold.weights import TensorInfo, TensorSource
 
-Rows = NDArray[np.float32]
+_Rows = NDArray[np.float32]
 
-GROUPS = 4  # sampled row groups of each tensor
-WEIGHTS = 32_768  # about this many weights in one group
+_GROUPS = 4  # sampled row groups of each tensor
+_WEIGHTS = 32_768  # about this many weights in one group
 # How far the file's values may be from the quantized exact ones, beside the error that the type itself makes
 # on the same rows. Seen over thirteen types: 0.30 in Q5_K, whose search has many near ties, at most 0.12 in
 # the others.
-SHARE = 0.5
+_SHARE = 0.5
 # The same beside the size of the weights, which is all that F32 has: the last bits of a sum (seen: 1e-7), and
 # with PEFT's rounding half a step of 16 bits, since some of its methods round on the way.
 ROUNDING = {"exact": 1e-6, "peft": 2.0**-8}
@@ -116,7 +116,7 @@ def check_tensors(
                 rows_seen += stop - start
                 if error > worst:
                     worst, worst_name = error, typed.tensor.name
-                if not _rmse(got, reference) / scale <= SHARE * type_error + ROUNDING[rounding]:
+                if not _rmse(got, reference) / scale <= _SHARE * type_error + ROUNDING[rounding]:
                     wrong.append(typed.tensor.name)
                 if change is not None:
                     change.add(got, reference, wanted - read_block(source.base, typed.tensor, start, stop))
@@ -147,7 +147,7 @@ class _Change:
     def __init__(self) -> None:
         self._along = self._size = self._variance = 0.0
 
-    def add(self, got: Rows, reference: Rows, change: Rows) -> None:
+    def add(self, got: _Rows, reference: _Rows, change: _Rows) -> None:
         """Count a group of rows: of the file, of the reference, and what the adapter adds to the base."""
         product = (got.astype(np.float64) - reference) * change
         self._along += float(product.sum())
@@ -178,9 +178,9 @@ def _sample(typed: TypedTensor, random: np.random.Generator) -> list[tuple[int, 
     """A few groups of rows, spread over the tensor, inside one matrix each."""
     tensor = typed.tensor
     matrix = tensor.height
-    size = min(max(WEIGHTS // tensor.cols // tensor.group, 1) * tensor.group, matrix)
+    size = min(max(_WEIGHTS // tensor.cols // tensor.group, 1) * tensor.group, matrix)
     firsts = np.arange(0, matrix - size + 1, tensor.group)
-    starts = random.choice(firsts, min(GROUPS, len(firsts)), replace=False)
+    starts = random.choice(firsts, min(_GROUPS, len(firsts)), replace=False)
     matrices = random.integers(0, tensor.rows // matrix, len(starts)) * matrix
     return [(int(start), int(start) + size) for start in starts + matrices]
 

@@ -15,7 +15,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
 
 from lorafold.errors import InputError, UsageError
 from lorafold.export.quant.recipes import (
@@ -26,6 +28,9 @@ from lorafold.export.quant.recipes import (
     Site,
     block_width,
 )
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""How much each column of a tensor matters, (cols,), by the tensor's name in the GGUF."""
 
 # What a tensor is to the mixtures: the first name part that its name holds. Fused q-k-v counts as v.
 TENSOR_ROLES: tuple[tuple[str, str], ...] = (

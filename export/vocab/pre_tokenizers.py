@@ -23,6 +23,7 @@ from lorafold.export.vocab.differences import (
     NOT_NORMALISED,
     Difference,
 )
+from lorafold.tokenizer.merges import QWEN2_WORDS
 
 # The expressions as `tokenizer.json` files spell them, in the normal form of `_normal_form`.
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,8 +38,7 @@ DIGIT = r"\p{N}"
 DIGITS = r"\p{N}+"
 DIGITS_3 = r"\p{N}{1,3}"
 LLAMA3_WORDS = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_OTHER}{_TAIL}"
-QWEN2_WORDS = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}|{_OTHER}{_TAIL}"
-QWEN35 = rf"{_ENDINGS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_TAIL}"
+QWEN35_WORDS = rf"{_ENDINGS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_TAIL}"
 MINICPM5 = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}+|{_OTHER}{_TAIL}"
 SEED_CODER = rf"{_ENDINGS}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+{_TAIL}"
 TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}|{_OTHER_SLASH}{_TAIL}"
@@ -62,7 +62,7 @@ _DEEPSEEK_V3_WORDS = (
 
 # Expressions that match every text without a gap: cutting out the matches and dropping the rest ("Removed",
 # inverted) is then the same as isolating them.
-_GAPLESS = frozenset((GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, QWEN35, MINICPM5, TEKKEN, O200K))
+_GAPLESS = frozenset((GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, QWEN35_WORDS, MINICPM5, TEKKEN, O200K))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ TABLE: tuple[PreTokenizer, ...] = (
         ),
     ),
     PreTokenizer("qwen2", (QWEN2_WORDS,), synonyms=(("stablelm", "stablelm2"),)),
-    PreTokenizer("qwen35", (QWEN35,)),
+    PreTokenizer("qwen35", (QWEN35_WORDS,)),
     PreTokenizer(
         "deepseek-llm",
         (_LINE_ENDS, _DEEPSEEK_LETTERS, _DEEPSEEK_PUNCTUATION, r"\s+$", _DEEPSEEK_CJK, DIGITS, DIGIT),

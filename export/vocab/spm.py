@@ -33,8 +33,8 @@ from lorafold.export.vocab.differences import (
 )
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles
 from lorafold.export.vocab.model_file import Pieces, read_model_file
+from lorafold.tokenizer.pieces import SPACE
 
-SPACE = "\u2581"
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Scores of pieces that no merge makes: they never compete, so any value serves; SentencePiece has 0 there.
 _NEVER_MERGED = 0.0

@@ -29,8 +29,9 @@ from lorafold.export.vocab.differences import Difference, needed_name, token_dif
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
 from lorafold.export.vocab.pre_tokenizers import find_pre_tokenizer, is_byte_level
 from lorafold.export.vocab.special import SpecialTokens, find_special_tokens
-from lorafold.export.vocab.spm import SPACE, read_pieces, space_differences
+from lorafold.export.vocab.spm import read_pieces, space_differences
 from lorafold.export.vocab.token_rows import TokenRows, place_tokens
+from lorafold.tokenizer.pieces import SPACE
 
 
 @dataclass(frozen=True, slots=True)

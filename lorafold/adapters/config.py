@@ -18,6 +18,7 @@ from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
 
 CONFIG = "adapter_config.json"
+SAVE_AGAIN = "save or download the adapter again"
 
 MERGE_FIRST = (
     "merge it with PEFT (`PeftModel.from_pretrained(base, adapter).merge_and_unload()"

@@ -7,7 +7,7 @@ A key of the file, as PEFT 0.4 to 0.21 write it, is
 
     base_model.model. MODULE [.base_layer ...] . PART [. ADAPTER NAME] [. weight | bias]
 
-where PART is one of `PARTS`, or the key names a whole tensor (modules_to_save, saved embeddings, biases).
+where PART is one of `_PARTS`, or the key names a whole tensor (modules_to_save, saved embeddings, biases).
 What wraps the model while it is trained (torch.compile, DDP, FSDP, TRL) may leave its own name before, behind
 or instead of the prefix: all of it is taken off. The folder of an mlx-lm adapter is read as if PEFT had
 written it (`mlx`).
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from lorafold.adapters.config import CONFIG, AdapterConfig, read_adapter_config
+from lorafold.adapters.config import CONFIG, SAVE_AGAIN, AdapterConfig, read_adapter_config
 from lorafold.adapters.mlx import MlxFactors
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.weights import Checkpoint, TensorSource
@@ -29,7 +29,7 @@ from lorafold.weights import Checkpoint, TensorSource
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 
-PARTS = (
+_PARTS = (
     "lora_A",
     "lora_B",
     "lora_embedding_A",
@@ -61,7 +61,7 @@ FOREIGN_HEADS = {
     "qa_outputs": "the head of a model that marks answers in a text",
 }
 _PART = re.compile(
-    rf"(?P<module>.+?)\.(?P<part>{'|'.join(PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"
+    rf"(?P<module>.+?)\.(?P<part>{'|'.join(_PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"
 )
 
 
@@ -73,7 +73,7 @@ class ModuleTensors:
         module: the module's name in the model ("model.layers.0.self_attn.q_proj").
         depth: how many wrappers lie around this one (`.base_layer` in the key): experts with several adapted
             parameters are wrapped once for each.
-        parts: name in the file by part, one of `PARTS` or "lora_bias".
+        parts: name in the file by part, one of `_PARTS` or "lora_bias".
     """
 
     module: str
@@ -149,7 +149,7 @@ class Adapter:
                     at=folder,
                     fix="load it with PEFT if you trust it, and `save_pretrained` it again",
                 )
-            raise InputError(f"no {WEIGHTS}", at=folder, fix="download or save the adapter again")
+            raise InputError(f"no {WEIGHTS}", at=folder, fix=SAVE_AGAIN)
         source = Checkpoint.of_files(folder, [path])
         modules, saved = _sort_keys(config, source)
         return cls(folder, config, source, modules, saved)

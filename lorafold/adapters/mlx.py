@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafold.adapters.config import SAVE_AGAIN
 from lorafold.errors import InputError
 from lorafold.weights import Checkpoint, TensorInfo
 
-AGAIN = "download or save the adapter again"
 MLX_WEIGHTS = "adapters.safetensors"
 _EMBEDDINGS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings", "embeddings")
 
@@ -69,7 +69,7 @@ class MlxFactors:
                     fix="load it with mlx-lm 0.10 or later, and save it again",
                 )
             saved = sorted(folder.glob(f"*_{MLX_WEIGHTS}"))  # NUMBER_adapters.safetensors, while it trains
-            fix = f"copy {saved[-1].name} to {MLX_WEIGHTS}" if saved else AGAIN
+            fix = f"copy {saved[-1].name} to {MLX_WEIGHTS}" if saved else SAVE_AGAIN
             raise InputError(missing, at=folder, fix=fix)
         file = Checkpoint.of_files(folder, [path])
         tensors: dict[str, TensorInfo] = {}
@@ -113,7 +113,7 @@ def _as_peft(
             raise InputError(
                 f"{key!r} has the shape {list(info.shape)}, expected two dimensions",
                 at=folder,
-                fix=AGAIN,
+                fix=SAVE_AGAIN,
             )
         yield f"{module}.{peft}", info.shape[::-1], _View(key, transposed=True)
         return
@@ -123,7 +123,7 @@ def _as_peft(
         raise InputError(
             f"{key!r} has {info.rows} rows, expected {rows} for each of {experts} experts",
             at=folder,
-            fix=AGAIN,
+            fix=SAVE_AGAIN,
         )
     for expert in range(experts):
         name = module.replace(".switch_mlp.", f".experts.{expert}.").replace(

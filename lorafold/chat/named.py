@@ -27,7 +27,7 @@ class NamedTemplate:
     about: str = ""
 
 
-CHATML = """\
+_CHATML = """\
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
 {%- endfor %}
@@ -36,7 +36,7 @@ CHATML = """\
 {%- endif %}
 """
 
-LLAMA_2 = """\
+_LLAMA_2 = """\
 {%- set system = '' %}
 {%- set turns = messages %}
 {%- if messages[0]['role'] == 'system' %}
@@ -55,7 +55,7 @@ LLAMA_2 = """\
 {%- endfor %}
 """
 
-DEEPSEEK_LLM = """\
+_DEEPSEEK_LLM = """\
 {{- bos_token }}
 {%- for message in messages %}
     {%- if message['role'] == 'user' %}
@@ -71,7 +71,7 @@ DEEPSEEK_LLM = """\
 {%- endif %}
 """
 
-INDEX = """\
+_INDEX = """\
 {%- if messages[0]['role'] == 'system' %}
     {{- '<unk>system' + messages[0]['content'] }}
     {%- set turns = messages[1:] %}
@@ -92,7 +92,7 @@ INDEX = """\
 {%- endif %}
 """
 
-ALPACA = """\
+_ALPACA = """\
 {%- if messages[0]['role'] == 'system' %}
     {{- messages[0]['content'] + '\\n\\n' }}
     {%- set turns = messages[1:] %}
@@ -113,7 +113,7 @@ ALPACA = """\
 {%- endif %}
 """
 
-VICUNA = """\
+_VICUNA = """\
 {{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {{- messages[0]['content'] + ' ' }}
@@ -135,7 +135,7 @@ VICUNA = """\
 {%- endif %}
 """
 
-ZEPHYR = """\
+_ZEPHYR = """\
 {%- for message in messages %}
     {{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}
 {%- endfor %}
@@ -144,7 +144,7 @@ ZEPHYR = """\
 {%- endif %}
 """
 
-GEMMA = """\
+_GEMMA = """\
 {{- bos_token }}
 {%- set system = '' %}
 {%- set turns = messages %}
@@ -162,7 +162,7 @@ GEMMA = """\
 {%- endif %}
 """
 
-MISTRAL = """\
+_MISTRAL = """\
 {{- bos_token }}
 {%- set system = '' %}
 {%- set turns = messages %}
@@ -186,18 +186,18 @@ _SENTENCE = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 NAMED: Mapping[str, NamedTemplate] = {
     "chatml": NamedTemplate(
-        CHATML, {"eos_token": "<|im_end|>"}, "OpenAI's ChatML; Qwen, Yi, SmolLM and others"
+        _CHATML, {"eos_token": "<|im_end|>"}, "OpenAI's ChatML; Qwen, Yi, SmolLM and others"
     ),
-    "llama-2": NamedTemplate(LLAMA_2, _SENTENCE, "Llama 2 Chat"),
+    "llama-2": NamedTemplate(_LLAMA_2, _SENTENCE, "Llama 2 Chat"),
     "deepseek-llm": NamedTemplate(
-        DEEPSEEK_LLM,
+        _DEEPSEEK_LLM,
         {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"},
         "DeepSeek LLM Chat and DeepSeek-V2 Chat",
     ),
-    "index": NamedTemplate(INDEX, _SENTENCE, "Index-1.9B-Chat"),
-    "alpaca": NamedTemplate(ALPACA, _SENTENCE, "Stanford Alpaca, continued over several turns"),
-    "vicuna": NamedTemplate(VICUNA, _SENTENCE, "Vicuna 1.1 and later"),
-    "zephyr": NamedTemplate(ZEPHYR, _SENTENCE, "Zephyr 7B, TinyLlama Chat"),
-    "gemma": NamedTemplate(GEMMA, {"bos_token": "<bos>", "eos_token": "<eos>"}, "Gemma 1 to 3"),
-    "mistral": NamedTemplate(MISTRAL, _SENTENCE, "Mistral 7B Instruct v0.1 to v0.3"),
+    "index": NamedTemplate(_INDEX, _SENTENCE, "Index-1.9B-Chat"),
+    "alpaca": NamedTemplate(_ALPACA, _SENTENCE, "Stanford Alpaca, continued over several turns"),
+    "vicuna": NamedTemplate(_VICUNA, _SENTENCE, "Vicuna 1.1 and later"),
+    "zephyr": NamedTemplate(_ZEPHYR, _SENTENCE, "Zephyr 7B, TinyLlama Chat"),
+    "gemma": NamedTemplate(_GEMMA, {"bos_token": "<bos>", "eos_token": "<eos>"}, "Gemma 1 to 3"),
+    "mistral": NamedTemplate(_MISTRAL, _SENTENCE, "Mistral 7B Instruct v0.1 to v0.3"),
 }

@@ -28,7 +28,7 @@ from lorafold.errors import InputError, SystemFault, UnsafeInputError
 SECONDS = 2.0  # processor time of one rendering
 MEMORY = 256 * 2**20  # bytes the worker may grow by
 WALL_SECONDS = 20.0  # for a machine too busy to give the worker its 2 s
-BATCH = 64  # jobs in one request, so that neither pipe fills up while the other side writes
+_BATCH = 64  # jobs in one request, so that neither pipe fills up while the other side writes
 
 Message = dict[str, Any]
 
@@ -178,11 +178,11 @@ def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> 
         if _worker is not None and (_worker.pid != os.getpid() or _worker.process.poll() is not None):
             _drop_worker()
         try:
-            for start in range(0, len(jobs), BATCH):
+            for start in range(0, len(jobs), _BATCH):
                 if _worker is None:
                     _worker = _Worker()
                 _worker.await_ready()
-                part = jobs[start : start + BATCH]
+                part = jobs[start : start + _BATCH]
                 _worker.send({"source": source, "jobs": [_plain(job) for job in part]})
                 answers.extend(_answer(_worker.receive(WALL_SECONDS), at) for _ in part)
         except BaseException:

@@ -20,7 +20,7 @@ from lorafold.errors import InputError
 if TYPE_CHECKING:
     from lorafold.gguf_file.header import GgufHeader
 
-REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # one thing under three names in the wild
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class ChatTemplate:
 
 def reasoning_of(message: Message) -> str | None:
     """The name under which a message tells what was thought before it; None if nothing was."""
-    return next((key for key in REASONING if str(message.get(key) or "").strip()), None)
+    return next((key for key in REASONING_KEYS if str(message.get(key) or "").strip()), None)
 
 
 def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
@@ -206,9 +206,9 @@ def prepared(messages: Sequence[Message], parts: bool) -> list[Message]:
     asked."""
     ready = []
     for message in messages:
-        reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+        reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) is not None), None)
         if reasoning is not None:
-            names = dict.fromkeys(REASONING, reasoning)
+            names = dict.fromkeys(REASONING_KEYS, reasoning)
             message = {**names, **message, "reasoning_content": reasoning}
         if parts and isinstance(message.get("content"), str):
             message = {**message, "content": [{"type": "text", "text": message["content"]}]}

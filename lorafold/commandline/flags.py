@@ -161,7 +161,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Short names of the flags that are typed daily.
-SHORT = {"out": "-o", "quant": "-q", "prompt": "-p", "force": "-f", "base": "-b", "data": "-d"}
+_SHORT = {"out": "-o", "quant": "-q", "prompt": "-p", "force": "-f", "base": "-b", "data": "-d"}
 
 # What a command cannot do without, though its config has a default (a recipe may give it). `--plan` needs no
 # `--out`, so the config itself asks for that one.
@@ -249,8 +249,8 @@ def _told(argument: Any, place: _Place | None, required: bool) -> dict[str, Any]
     if place is not None:
         told["group"] = (Group(place.title, sort_key=place.order),)
     long = tuple(argument.parameter.name or ())
-    if field in SHORT and any(name.startswith("--") for name in long):
-        told["name"] = (SHORT[field], *(name for name in long if name != SHORT[field]))
+    if field in _SHORT and any(name.startswith("--") for name in long):
+        told["name"] = (_SHORT[field], *(name for name in long if name != _SHORT[field]))
     if required:
         told["required"] = True
     # False and nothing at all are not worth a line; a tuple is shown as it is typed.

@@ -33,7 +33,7 @@ from lorafold.gguf_file.header import (
     MetadataValue,
 )
 
-VERSIONS = (2, 3)
+_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 63  # GGML_MAX_NAME, less the terminating zero
@@ -147,8 +147,8 @@ def _parse(path: Path, cursor: _Cursor) -> GgufHeader:
     version = cursor.integer("I", "the version")
     if version & 0xFFFF == 0 and version:
         raise _Damaged("written for machines of the other byte order (big-endian)")
-    if version not in VERSIONS:
-        raise _Damaged(f"version {version}, expected {' or '.join(map(str, VERSIONS))}")
+    if version not in _VERSIONS:
+        raise _Damaged(f"version {version}, expected {' or '.join(map(str, _VERSIONS))}")
     tensor_count = cursor.integer("q", "the number of tensors")
     pair_count = cursor.integer("q", "the number of metadata pairs")
     # The smallest tensor entry has 8+1+4+8+4+8 bytes, the smallest pair 8+1+4+1.

@@ -19,6 +19,7 @@ from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.machine import has_matrix_units
 
+FLASH_ATTENTION_OFF = 0  # llama_flash_attn_type
 WARNING = 3  # GGML_LOG_LEVEL_WARN; 4 is an error, 5 continues the line before
 
 

@@ -28,7 +28,7 @@ from lorafold.packed.stored import FLOATS, PackedTensor, Stored, wrong
 from lorafold.safetensors_file import TensorInfo
 
 STATE = ".quant_state.bitsandbytes__"
-TYPES = ("nf4", "fp4")
+_TYPES = ("nf4", "fp4")
 DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 INT8_STEP = np.float32(7.874015718698502e-3)
 """1/127 as bitsandbytes has it."""
@@ -146,7 +146,7 @@ def _four_bit(stored: Stored, state: str, settings: Mapping[str, Any]) -> FourBi
     weight, _, kind = state.partition(STATE)
     info = stored.find(state, weight, ("U8",))
     said = settings.get("bnb_4bit_quant_type", kind)
-    if kind not in TYPES or said != kind:
+    if kind not in _TYPES or said != kind:
         raise InputError(
             f"bnb_4bit_quant_type is {said!r}, but {weight!r} is packed as {kind!r}",
             at=f"{stored.config}: quantization_config",

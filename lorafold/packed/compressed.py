@@ -28,9 +28,9 @@ from lorafold.packed.numbers import FP8_TABLES, Floats, unpack
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, wrong
 from lorafold.safetensors_file import TensorInfo
 
-BITS = (2, 4, 8)
+_BITS = (2, 4, 8)
 """Other sizes are packed differently by different versions."""
-FORMATS = (
+_FORMATS = (
     "pack-quantized",
     "int-quantized",
     "float-quantized",
@@ -116,7 +116,7 @@ def plan(stored: Stored, settings: Mapping[str, Any]) -> Iterator[PackedTensor]:
         for scheme in (settings.get("config_groups") or {}).values()
         if isinstance(scheme, Mapping) and scheme.get("format")
     }
-    if unknown := sorted(formats - {*FORMATS}):
+    if unknown := sorted(formats - {*_FORMATS}):
         raise _other(stored, f"the format {unknown[0]!r} of compressed-tensors is not read")
     if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise _other(stored, "compressed sparse weights are not read")
@@ -154,14 +154,15 @@ def _packed(stored: Stored, module: str, schemes: list[Mapping[str, Any]]) -> In
     fitting = [
         (int(scheme["num_bits"]), scheme)
         for scheme in schemes
-        if scheme.get("num_bits") in BITS and packed.shape == (rows, -(-cols * int(scheme["num_bits"]) // 32))
+        if scheme.get("num_bits") in _BITS
+        and packed.shape == (rows, -(-cols * int(scheme["num_bits"]) // 32))
     ]
     if not fitting or rows < 1 or cols < 1:
         said = ", ".join(str(scheme.get("num_bits")) for scheme in schemes) or "nothing"
         raise wrong(
             packed,
             f"has shape {list(packed.shape)} and weight_shape [{rows}, {cols}]; num_bits in config.json "
-            f"says {said}, expected one of {', '.join(map(str, BITS))} that fits",
+            f"says {said}, expected one of {', '.join(map(str, _BITS))} that fits",
         )
     bits, scheme = fitting[0]
     return _integers(stored, name, module, (rows, cols), bits, scheme)

@@ -19,7 +19,7 @@ from lorafold.packed.numbers import FP8_TABLES, multiply_groups
 from lorafold.packed.stored import SCALES, PackedTensor, Stored, wrong
 from lorafold.safetensors_file import TensorInfo
 
-ENDS = ("_scale_inv", "_scale")
+_ENDS = ("_scale_inv", "_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,14 @@ def plan(stored: Stored, settings: Mapping[str, Any]) -> Iterator[PackedTensor]:
     size = settings.get("weight_block_size")
     block = (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
     for name, info in stored.tensors.items():
-        if info.dtype in FP8_TABLES and not name.endswith(ENDS):
+        if info.dtype in FP8_TABLES and not name.endswith(_ENDS):
             yield tensor(stored, name, block)
 
 
 def tensor(stored: Stored, name: str, block: tuple[int, int] | None) -> Fp8:
     """One tensor; `block` is what the configuration says, or None."""
     info = stored.tensors[name]
-    scale = next((name + end for end in ENDS if stored.has(name + end)), name + ENDS[0])
+    scale = next((name + end for end in _ENDS if stored.has(name + end)), name + _ENDS[0])
     scales = stored.find(scale, name, (*SCALES, "U8"))
     module = name.rpartition(".")[0]
     others = (f"{module}.input_scale", f"{module}.activation_scale", f"{name}.input_scale")

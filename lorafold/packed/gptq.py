@@ -27,7 +27,7 @@ from lorafold.packed.numbers import Floats, unpack
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, widen, wrong
 from lorafold.safetensors_file import TensorInfo
 
-BITS = (2, 3, 4, 8)
+_BITS = (2, 3, 4, 8)
 RUN = 32
 """So many integers fill whole words, whatever their bits."""
 
@@ -119,9 +119,9 @@ def plan(stored: Stored, settings: Mapping[str, Any]) -> Iterator[PackedTensor]:
 
 def _number(stored: Stored, settings: Mapping[str, Any], key: str) -> int:
     bits = settings.get(key)
-    if bits not in BITS:
+    if bits not in _BITS:
         raise InputError(
-            f"{key} is {bits!r}, expected {', '.join(map(str, BITS))}",
+            f"{key} is {bits!r}, expected {', '.join(map(str, _BITS))}",
             at=f"{stored.config}: quantization_config",
             fix="download the config.json that belongs to these weights",
         )

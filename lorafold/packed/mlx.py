@@ -24,7 +24,7 @@ from lorafold.packed.numbers import multiply_groups, subtract_groups, unpack
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, wrong
 from lorafold.safetensors_file import TensorInfo
 
-BITS = (2, 3, 4, 5, 6, 8)
+_BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ def _tensor(stored: Stored, module: str, settings: Mapping[str, Any]) -> Affine:
     own = settings.get(module)
     said = {**settings, **own} if isinstance(own, Mapping) else settings
     bits, width, mode = said.get("bits"), said.get("group_size"), said.get("mode", "affine")
-    if bits not in BITS or not isinstance(width, int) or width < 1 or width % 8 or mode != "affine":
+    if bits not in _BITS or not isinstance(width, int) or width < 1 or width % 8 or mode != "affine":
         raise InputError(
             f"{module} has bits {bits}, group_size {width} and mode {mode!r}; expected affine with "
-            f"{', '.join(map(str, BITS))} bits",
+            f"{', '.join(map(str, _BITS))} bits",
             at=f"{stored.config}: quantization",
             fix="use the 16-bit model that it was made from, or `mlx_lm.convert --dequantize`",
         )

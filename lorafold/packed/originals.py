@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 # Ends of names under which a repository holds another one's weights packed.
-ENDS = re.compile(
+_ENDS = re.compile(
     r"(?:-unsloth)?-bnb-[48]bit$"
     r"|-(?:GPTQ|AWQ)(?:-INT[348]|-[348]bit)?$"
     r"|-FP8(?:-(?:dynamic|block|static))?$"
@@ -26,8 +26,8 @@ def original_of(id_: str, folder: Path) -> str | None:
         folder: where it lies; its README.md may have the hub's data.
     """
     owner, _, name = id_.rpartition("/")
-    if owner in KEEP_BOTH and ENDS.search(name):
-        return f"{owner}/{ENDS.sub('', name)}"
+    if owner in KEEP_BOTH and _ENDS.search(name):
+        return f"{owner}/{_ENDS.sub('', name)}"
     return _of_card(folder / "README.md")
 
 

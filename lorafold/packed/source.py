@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError, NumericError
 from lorafold.packed.formats import FORMATS, Format, method_of, without_packing
 from lorafold.packed.originals import original_of
-from lorafold.packed.stored import AGAIN, PackedTensor, Stored
+from lorafold.packed.stored import DOWNLOAD_AGAIN, PackedTensor, Stored
 from lorafold.safetensors_file import TensorInfo
 from lorafold.stopwatch import doing
 from lorafold.weights import Checkpoint
 
-TYPES = {"bfloat16": "BF16", "float16": "F16"}
-PLAIN = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
+_TYPES = {"bfloat16": "BF16", "float16": "F16"}
+_PLAIN = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
 """Types of tensors that need no unpacking; masks and positions are among them."""
 BESIDE = (".weight_scale", "_scale_inv", ".weight_shape", ".scales", ".biases", ".qzeros", ".absmax", ".SCB")
 """Ends of names that only stand beside a packed weight."""
-DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")
+_DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")
 """Scales of a packed key-value cache, which says nothing of the weights."""
 
 
@@ -133,8 +133,8 @@ def _dtype(config: Mapping[str, Any]) -> str:
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("dtype", "torch_dtype"):
-            if part.get(key) in TYPES:
-                return TYPES[part[key]]
+            if part.get(key) in _TYPES:
+                return _TYPES[part[key]]
     return "BF16"
 
 
@@ -150,20 +150,22 @@ def _of_model(stored: Stored, format_: Format, packed: Mapping[str, PackedTensor
         if name in owner:
             tensors[owner[name].name] = owner[name]
             continue
-        if name.endswith(DROPPED):
+        if name.endswith(_DROPPED):
             continue
         if name.endswith(BESIDE):
             raise InputError(
-                f"the packed weight is missing that {name!r} belongs to", at=info.file, fix=AGAIN
+                f"the packed weight is missing that {name!r} belongs to", at=info.file, fix=DOWNLOAD_AGAIN
             )
-        if info.dtype not in PLAIN:
+        if info.dtype not in _PLAIN:
             raise InputError(
                 f"tensor {name!r} is {info.dtype}, and what unpacks it is missing ({format_.needs})",
                 at=info.file,
-                fix=AGAIN,
+                fix=DOWNLOAD_AGAIN,
             )
         if name in packed:
-            raise InputError(f"tensor {name!r} is there both packed and plain", at=info.file, fix=AGAIN)
+            raise InputError(
+                f"tensor {name!r} is there both packed and plain", at=info.file, fix=DOWNLOAD_AGAIN
+            )
         tensors[name] = info
     return tensors
 

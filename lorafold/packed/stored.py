@@ -16,9 +16,9 @@ from lorafold.packed.numbers import FP8_TABLES, power_of_two
 from lorafold.safetensors_file import DTYPE_BITS, TensorInfo
 from lorafold.weights import Checkpoint
 
-AGAIN = "download the folder again, with all its files"
+DOWNLOAD_AGAIN = "download the folder again, with all its files"
 
-NUMPY = {
+_NUMPY = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U32": "<u4",
     "I8": "i1", "U8": "u1",
     "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
@@ -28,7 +28,7 @@ NUMPY = {
 FLOATS = ("F32", "F16", "BF16")
 SCALES = (*FLOATS, "F8_E8M0", "F8_E4M3")
 
-CHUNK = 1 << 20
+_CHUNK = 1 << 20
 """Bytes that are read at once on the way to a few columns."""
 SKIP = 1 << 14
 """A gap between two pieces that is longer than this is jumped over; a shorter one is read and thrown away."""
@@ -94,7 +94,7 @@ class Stored:
             raise InputError(
                 f"tensor {name!r} is missing, without which {of!r} cannot be unpacked",
                 at=self.checkpoint.folder,
-                fix=AGAIN,
+                fix=DOWNLOAD_AGAIN,
             )
         if info.dtype not in dtypes or (shape is not None and info.shape != shape):
             wanted = " or ".join(dtypes) + (f" {list(shape)}" if shape is not None else "")
@@ -102,15 +102,15 @@ class Stored:
         return info
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows [start, stop) of a tensor seen as 2-D, in its own type (`NUMPY`)."""
+        """Rows [start, stop) of a tensor seen as 2-D, in its own type (`_NUMPY`)."""
         info = self.checkpoint.tensors[name]
         cols = info.cols
         return self.flat(name, start * cols, stop * cols).reshape(stop - start, cols)
 
     def flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Elements [start, stop) of a tensor, in its own type (`NUMPY`)."""
+        """Elements [start, stop) of a tensor, in its own type (`_NUMPY`)."""
         info = self.checkpoint.tensors[name]
-        out = np.empty(stop - start, NUMPY[info.dtype])
+        out = np.empty(stop - start, _NUMPY[info.dtype])
         size = DTYPE_BITS[info.dtype] // 8
         self.checkpoint.read_bytes(name, start * size, out.view(np.uint8).data)
         return out
@@ -149,7 +149,7 @@ class Stored:
         info = self.checkpoint.tensors[name]
         cols = info.cols if cols is None else cols
         first, last = (0, math.prod(info.shape) // cols) if rows is None else rows
-        kind = np.dtype(NUMPY[info.dtype])
+        kind = np.dtype(_NUMPY[info.dtype])
         out = np.empty((last - first, stop - start), kind)
         width = cols * kind.itemsize
         if width - out.shape[1] * kind.itemsize > SKIP:
@@ -157,7 +157,7 @@ class Stored:
                 at = row * width + start * kind.itemsize
                 self.checkpoint.read_bytes(name, at, out[index].view(np.uint8).data)
             return out
-        step = max(1, CHUNK // width)
+        step = max(1, _CHUNK // width)
         chunk = np.empty((step, cols), kind)
         for row in range(first, last, step):
             part = chunk[: min(step, last - row)]
@@ -192,6 +192,6 @@ def widen(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return plain
 
 
-def wrong(info: TensorInfo, problem: str, fix: str = AGAIN) -> InputError:
+def wrong(info: TensorInfo, problem: str, fix: str = DOWNLOAD_AGAIN) -> InputError:
     """A stored tensor that cannot be unpacked."""
     return InputError(f"tensor {info.name!r} {problem}", at=info.file, fix=fix)

@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DataPart:
     """One file of a source. Its records are to be read before the next part is asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Part:
     records: Iterator[Placed]
 
 
-def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iterator[Part]:
+def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iterator[DataPart]:
     """Read one data source.
 
     Args:
@@ -76,15 +76,15 @@ def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iter
     kind, packed = kind_of(path.name)
     try:
         if path.is_dir() and is_saved(path):
-            yield Part(path.name, read_saved(path))
+            yield DataPart(path.name, read_saved(path))
         elif path.is_dir() and (wrong := instead(path, "data")):
             raise InputError(wrong[0], at=path, fix=wrong[1])
         elif path.is_dir() or (path.is_file() and kind in ARCHIVES):
             yield from _members(path, reading, note)
         elif path.is_file():
-            yield Part(path.name, _file(path, reading))
+            yield DataPart(path.name, _file(path, reading))
         elif reading.hub and is_hub_id(spec) and not packed and kind not in KNOWN:
-            yield Part(spec, read_hub(spec, offline=reading.offline))
+            yield DataPart(spec, read_hub(spec, offline=reading.offline))
         else:
             raise InputError("there is no such file", at=spec, fix="check the path")
     except PermissionError as error:
@@ -96,11 +96,11 @@ def _file(path: Path, reading: Reading) -> Iterator[Placed]:
     if kind in CODE:
         fix = "run it yourself and give the data file it makes"
         raise UnsafeInputError("a loading script is code and is not run", at=path, fix=fix)
-    if kind in PICKLES and not packed:
+    if kind in _PICKLES and not packed:
         yield from read_pickle(path, reading.allow_pickle)
         return
     if kind not in READERS and not (reading.unknown_is_text and kind not in KNOWN):
-        known = ", ".join([*READERS, *ARCHIVES, *PICKLES])
+        known = ", ".join([*READERS, *ARCHIVES, *_PICKLES])
         problem = f"unknown file type (known: {known}; each also with {', '.join(OPENERS)})"
         raise InputError(problem, at=path, fix="convert it, or rename it")
     with open(path, "rb") as file:
@@ -114,7 +114,7 @@ def _records(file: IO[bytes], name: str, reading: Reading) -> Generator[Placed, 
         yield from READERS.get(kind, _text)(content, name, reading)
 
 
-def _members(path: Path, reading: Reading, note: Callable[[str], None]) -> Iterator[Part]:
+def _members(path: Path, reading: Reading, note: Callable[[str], None]) -> Iterator[DataPart]:
     with opened_members(path) as members:
         data, left_out = sort_out(members, frozenset(READERS))
         if not data and path.is_dir() and any(reason == "code" for reason in left_out.values()):
@@ -132,7 +132,7 @@ def _members(path: Path, reading: Reading, note: Callable[[str], None]) -> Itera
             assert member.open is not None
             name = f"{path.name}/{member.name}"
             with member.open() as file, closing(_records(file, name, reading)) as records:
-                yield Part(name, records)
+                yield DataPart(name, records)
 
 
 def holds_data(folder: Path) -> bool:
@@ -163,5 +163,5 @@ READERS: dict[str, Callable[[IO[bytes], str, Reading], Iterator[Placed]]] = {
     ".txt": _text,
     ".parquet": lambda file, name, _: read_parquet(file, name),
 }
-PICKLES = (".pkl", ".pickle")
-KNOWN = frozenset((*READERS, *ARCHIVES, *PICKLES, *CODE))
+_PICKLES = (".pkl", ".pickle")
+KNOWN = frozenset((*READERS, *ARCHIVES, *_PICKLES, *CODE))

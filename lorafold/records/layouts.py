@@ -60,7 +60,7 @@ Turns = list[tuple[Message, bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RecordLayout:
     """A row of the table.
 
     Attributes:
@@ -83,7 +83,7 @@ class Layout:
         return (*self.question, *self.answer, *self.further)
 
 
-def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool = True) -> Layout:
+def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool = True) -> RecordLayout:
     """Choose the layout of a source by its first record.
 
     Args:
@@ -120,7 +120,7 @@ def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool =
 
 
 def build_example(
-    record: Any, place: str, layout: Layout, system: str | None = None, *, answered: bool = True
+    record: Any, place: str, layout: RecordLayout, system: str | None = None, *, answered: bool = True
 ) -> Example:
     """Turn a record into an example.
 
@@ -159,7 +159,7 @@ def build_example(
     return found if marks == found.marks else replace(found, trained=marks)
 
 
-def unread(record: Mapping[str, Any], layout: Layout) -> Iterator[str]:
+def unread(record: Mapping[str, Any], layout: RecordLayout) -> Iterator[str]:
     """Names of the fields of a record that its layout does not read; those without a value are passed over.
 
     A turn's own are named as "messages[].name".
@@ -181,7 +181,7 @@ def _present(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     return next((name for name in there if not void(fields[name])), there[0] if there else "")
 
 
-def _missing(fields: Mapping[str, Any], layout: Layout, name: str, place: str) -> str:
+def _missing(fields: Mapping[str, Any], layout: RecordLayout, name: str, place: str) -> str:
     got = ", ".join(map(repr, fields))
     problem = f"the field {name!r} is missing (layout {layout.name}, got {got})"
     raise InputError(problem, at=place, fix="add it")
@@ -285,24 +285,24 @@ def _prompt(fields: Mapping[str, Any], question: str, answer: str, place: str) -
 LAYOUTS = {
     row.name: row
     for row in (
-        Layout("messages", ("messages",), (), ("system",), _conversation),
-        Layout("conversations", ("conversations", "conversation"), (), ("system",), _conversation),
-        Layout(
+        RecordLayout("messages", ("messages",), (), ("system",), _conversation),
+        RecordLayout("conversations", ("conversations", "conversation"), (), ("system",), _conversation),
+        RecordLayout(
             "instruction",
             ("instruction",),
             ("output", "response"),
             ("input", "system", "history"),
             _instruction,
         ),
-        Layout("prompt", ("prompt",), ("completion", "response"), ("system",), _prompt),
-        Layout(
+        RecordLayout("prompt", ("prompt",), ("completion", "response"), ("system",), _prompt),
+        RecordLayout(
             "question",
             ("question", "query", "user"),
             ("answer", "response", "assistant"),
             ("system",),
             _prompt,
         ),
-        Layout("text", ("text",), (), (), _prompt),
+        RecordLayout("text", ("text",), (), (), _prompt),
     )
 }
 _FIELDS = frozenset(name for row in LAYOUTS.values() for name in row.fields) | frozenset(EXPECTED)

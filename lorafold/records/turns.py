@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lorafold.chat.sandbox import Message
-from lorafold.chat.template import REASONING
+from lorafold.chat.template import REASONING_KEYS
 from lorafold.errors import InputError
 
 ROLES = {
@@ -97,7 +97,7 @@ def unread_of_turn(turn: Mapping[str, Any]) -> Iterator[str]:
 
 def _reasoning(turn: Mapping[str, Any]) -> str:
     """The name under which a turn tells what was thought; "" if it does not."""
-    return next((key for key in REASONING if isinstance(turn.get(key), str) and turn[key].strip()), "")
+    return next((key for key in REASONING_KEYS if isinstance(turn.get(key), str) and turn[key].strip()), "")
 
 
 def _marked(turn: Mapping[str, Any], field: str, place: str) -> bool:

@@ -14,7 +14,7 @@ from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint
 from lorafold.sources.recognize import ADAPTER, is_adapter
 
-NAMED = "base_model_name_or_path"
+_NAMED = "base_model_name_or_path"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -52,15 +52,15 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
     if isinstance(spec, str) and spec and (not Path(spec).is_absolute() or Path(spec).is_dir()):
         return NamedBase(spec, f"{folder / MANIFEST}: base")
     config = read_object(folder / ADAPTER)
-    at = f"{folder / ADAPTER}: {NAMED}"
-    named, revision = config.get(NAMED), config.get("revision")
+    at = f"{folder / ADAPTER}: {_NAMED}"
+    named, revision = config.get(_NAMED), config.get("revision")
     if named is None and is_mlx(config):
         named, at = config.get("model"), f"{folder / ADAPTER}: model"
     if identity.get("id"):
         named, revision = identity["id"], identity.get("revision")
     if not isinstance(named, str) or not named:
         raise InputError(
-            f"{NAMED} is missing, so the base is not known",
+            f"{_NAMED} is missing, so the base is not known",
             at=folder / ADAPTER,
             fix=fix,
         )

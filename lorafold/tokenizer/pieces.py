@@ -14,7 +14,7 @@ from lorafold.errors import InputError
 
 SPACE = "\u2581"
 # Awkward enough to tell the usual ways of conversion apart.
-PROBES = (
+_PROBES = (
     "hello world",
     " leading and  double  spaces ",
     "现在你要扮演皇帝身边的女人--甄嬛",
@@ -124,7 +124,7 @@ def _check(source: Path, text: str) -> None:
     tokenizer = Tokenizer.from_str(text)
     tokenizer.encode_special_tokens = True
     processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
-    for probe in PROBES:
+    for probe in _PROBES:
         wanted, got = processor.encode(probe), tokenizer.encode(probe, add_special_tokens=False).ids
         if got != wanted:
             problem = (

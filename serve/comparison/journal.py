@@ -17,7 +17,7 @@ from lorafold.artifacts import system_faults, write_atomic
 from lorafold.serve.conversation import utf8
 from lorafold.serve.rows import QuestionRow
 
-FORMAT = "lorafold-comparison-2"
+_FORMAT = "lorafold-comparison-2"
 
 
 class Journal:
@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, path: Path | None, identity: str, questions: int) -> None:
         self.path = path
         self.failed = 0
-        self._head = {"format": FORMAT, "identity": identity}
+        self._head = {"format": _FORMAT, "identity": identity}
         self._file: BinaryIO | None = None
         self.rows = self._read(questions)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lorafold.serve.rows import ModelCard
 
 HERE = Path(__file__).parent
-PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file
+_PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file
 DATA_PLACE, TITLE_PLACE = "/*DATA*/null", "<!--TITLE-->"
 # Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
@@ -127,7 +127,7 @@ def page(data: Mapping[str, Any]) -> str:
     packed = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     packed = packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     text = (HERE / "report.html").read_text(encoding="utf-8")
-    for place, name in PARTS.items():
+    for place, name in _PARTS.items():
         assert text.count(place) == 1
         text = text.replace(place, (HERE / name).read_text(encoding="utf-8").strip())
     assert text.count(DATA_PLACE) == text.count(TITLE_PLACE) == 1

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import NumericError, SystemFault
-from lorafold.libraries.llama import complaint
+from lorafold.libraries.llama import FLASH_ATTENTION_OFF, complaint
 from lorafold.serve.engines.llama_model import LlamaModel
 from lorafold.serve.engines.local_answer import BATCH, OUTPUTS
 
@@ -24,7 +24,6 @@ GGML_F32 = 0  # ggml_type
 UBATCH = 128  # tokens computed at once: as fast as BATCH, with half the memory for attention scores
 # llama_flash_attn_type. On processors the plain kernels are faster, the more so the longer the conversation,
 # and do not round to float16; the fused ones are for accelerators.
-FLASH_ATTENTION_OFF = 0
 FIRST_CELLS = 512  # tokens that a new KV cache holds
 
 

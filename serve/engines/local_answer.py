@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 BATCH = 256  # prompt tokens read at once: what Ctrl-C and the other model wait for
 OUTPUTS = 32  # places scored at once; bounds the memory for logits to OUTPUTS x vocabulary floats
@@ -59,10 +59,10 @@ class Reader:
     thread: ModelThread
     fitter: PromptFitter
 
-    def compute(self, work: Callable[[], T]) -> T:
+    def compute(self, work: Callable[[], _T]) -> _T:
         """Run work on the model's thread; it may use the model's share of the cores."""
 
-        def in_turn(threads: int) -> T:
+        def in_turn(threads: int) -> _T:
             self.cache.use(threads)
             return work()
 

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class _Cores:
@@ -121,7 +121,7 @@ class ModelThread:
             if last:
                 thread.shutdown()
 
-    def run(self, work: Callable[[int], T]) -> T:
+    def run(self, work: Callable[[int], _T]) -> _T:
         """Compute when it is this model's turn, and wait for the result.
 
         Args:
@@ -146,7 +146,7 @@ class ModelThread:
                 self._closed = True
             thread.submit(work).result()
 
-    def _in_turn(self, work: Callable[[int], T]) -> T:
+    def _in_turn(self, work: Callable[[int], _T]) -> _T:
         count = self.threads
         _cores.take(count, self.limit)
         try:

@@ -20,7 +20,7 @@ from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
 from lorafold.serve.terminal.views import ColumnView, JsonView, PlainView, View, ending_of
 
-LONGEST_LINE = 16_000_000  # bytes read from a pipe as one question
+_LONGEST_LINE = 16_000_000  # bytes read from a pipe as one question
 
 
 def chat(config: ChatConfig) -> int:
@@ -110,6 +110,6 @@ def _piped() -> Iterator[str]:
     """Lines of standard input, each a question; wrong UTF-8 is replaced, a byte order mark is no text."""
     stream = sys.stdin.buffer
     encoding = "utf-8-sig"
-    while line := stream.readline(LONGEST_LINE):
+    while line := stream.readline(_LONGEST_LINE):
         yield line.decode(encoding, errors="replace").rstrip("\r\n")
         encoding = "utf-8"

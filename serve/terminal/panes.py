@@ -13,7 +13,7 @@ from lorafold.console import Row, Segment, cell_width, sanitize
 
 NARROW = 60  # columns of a screen below which panes are stacked
 LEAST_PANE = 24  # columns of a pane below which panes are stacked
-GAP = " │ "
+_GAP = " │ "
 TAB = "    "
 
 
@@ -147,7 +147,7 @@ def pane_width(screen: int, panes: int) -> int | None:
     """Columns of each pane side by side, or None if the screen is too narrow for that."""
     if panes == 1:
         return screen
-    width = (screen - len(GAP) * (panes - 1)) // panes
+    width = (screen - len(_GAP) * (panes - 1)) // panes
     return None if screen < NARROW or width < LEAST_PANE else width
 
 
@@ -159,7 +159,7 @@ def side_by_side(cells: Sequence[Row], width: int) -> Row:
         if index < len(cells) - 1:
             used = sum(cell_width(text) for text, _ in cell)
             row.append((" " * max(0, width - used), ""))
-            row.append((GAP, "dim"))
+            row.append((_GAP, "dim"))
     return row
 
 

@@ -164,6 +164,25 @@ def test_a_folder_stays_small_enough_to_be_read(top: str) -> None:
     assert not {path: count for path, count in counts.items() if count > most.get(path, MOST)}
 
 
+# The words of the shell and the words of a conversation: each module's one table.
+TWICE = {"COMMANDS"}
+
+
+def test_a_public_name_of_data_has_one_meaning() -> None:
+    """A constant, type or class is defined in one module; what one module alone knows begins with `_`."""
+    homes: dict[str, list[str]] = {}
+    for path in (path for top in ("lorafold", *ORDER) for path in modules(top)):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            names += [node.name] if isinstance(node, ast.ClassDef) else []
+            for name in names:
+                homes.setdefault(name, []).append(str(path.relative_to(REPOSITORY)))
+    public = {name: found for name, found in homes.items() if not name.startswith("_")}
+    assert {name: found for name, found in public.items() if len(found) > 1 and name not in TWICE} == {}
+    assert all(len(public[name]) > 1 for name in TWICE)
+
+
 def test_every_package_says_what_it_is_for() -> None:
     for top in ("lorafold", *ORDER):
         for path in modules(top):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafold.errors import InputError
-from lorafold.records.files import Part, Reading, read_parts, shown
+from lorafold.records.files import DataPart, Reading, read_parts, shown
 from lorafold.records.layouts import Example, build_example, recognise, unread
 from lorafold.records.misread import misread_note
 from lorafold.train.config import TrainConfig
@@ -86,7 +86,7 @@ def _texts(examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
             yield example.place, text
 
 
-def _examples(part: Part, layout: str, system: str | None) -> tuple[list[Example], list[str]]:
+def _examples(part: DataPart, layout: str, system: str | None) -> tuple[list[Example], list[str]]:
     """The examples of a file, and the names of fields that were not used."""
     chosen = None
     examples: list[Example] = []

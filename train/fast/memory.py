@@ -14,7 +14,7 @@ from lorafold.train.workers import Workers
 if TYPE_CHECKING:
     import torch
 
-MOST = 16_384  # tokens in a pack; beyond it nothing gets faster (docs/log.md)
+MOST_PACKED = 16_384  # tokens in a pack; beyond it nothing gets faster (docs/log.md)
 LEAST = 2_048  # tokens in a pack under which gradient checkpointing pays
 ON_CPU = 2_048  # a pack on the CPU, whose attention looks at a whole mask
 _PROBES = (1_024, 3_072)  # tokens of the two passes that are measured

@@ -36,7 +36,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SampleAnswer:
     """What the model says to a question now, beside what the data says."""
 
     question: str
@@ -80,7 +80,7 @@ def choose_questions(
 
 def answer_all(
     model: Any, tokenizer: ChatTokenizer, questions: Sequence[Question], *, together: bool = False
-) -> list[Answer]:
+) -> list[SampleAnswer]:
     """Let the model answer, always by its likeliest token.
 
     Args:
@@ -121,7 +121,7 @@ def answer_all(
         model.train()
     said = (_until_end(row, tokenizer.eos_ids) for row in found[:, longest:].tolist())
     return [
-        Answer(question.text, question.expected, tokenizer.decode(row).strip())
+        SampleAnswer(question.text, question.expected, tokenizer.decode(row).strip())
         for question, row in zip(questions, said, strict=True)
     ]
 

@@ -24,10 +24,10 @@ from lorafold.progress import Progress, silent
 from lorafold.records.layouts import Example
 from lorafold.train.tokens.encode_one import encode_example
 
-CHUNK = 64  # examples sent to a process at once
+_CHUNK = 64  # examples sent to a process at once
 ALONE = 1.0  # seconds that this process works alone before it looks at the rest
 WORTH = 4.0  # seconds of remaining work from which processes are started
-SHARE = 1 << 29  # bytes of free memory that a process must find: a large vocabulary takes about half of it
+_SHARE = 1 << 29  # bytes of free memory that a process must find: a large vocabulary takes about half of it
 
 
 def encode_all(
@@ -53,7 +53,7 @@ def encode_all(
     total, done, began = len(examples), 0, time.monotonic()
     count, settled, shown = processes or 1, processes is not None, False
     while count == 1 and done < total:
-        part = examples[done : done + CHUNK]
+        part = examples[done : done + _CHUNK]
         yield from (encode_example(example, tokenizer) for example in part)
         done += len(part)
         spent = time.monotonic() - began
@@ -79,7 +79,7 @@ def _report(progress: Progress, done: int, total: int, left: float) -> None:
 def _useful() -> int:
     """Processes that find a core and memory; the other workers of this machine take their share."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    memory = memory_available() // SHARE or 1
+    memory = memory_available() // _SHARE or 1
     return max(1, min(cores(), memory) // here)
 
 
@@ -124,7 +124,7 @@ def _encode_apart(
     examples: Sequence[Example], tokenizer: ChatTokenizer, count: int
 ) -> Iterator[list[Encoded]]:
     """Encode examples by `count` processes, in chunks; a thread takes the place of one that has died."""
-    chunks = [examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK)]
+    chunks = [examples[start : start + _CHUNK] for start in range(0, len(examples), _CHUNK)]
     greeting = pickle.dumps(tokenizer, pickle.HIGHEST_PROTOCOL)
     free: queue.SimpleQueue[_Encoder | None] = queue.SimpleQueue()
 

@@ -9,7 +9,7 @@ from gguf import GGUFValueType
 
 from lorafold.export.arch.families.llama import LLAMA
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, array, f32, kv_heads, u32
-from lorafold.export.arch.mamba import LONGEST, MAMBA_HEADER, mamba_rules, mamba_sizes
+from lorafold.export.arch.mamba import ENDLESS_CONTEXT, MAMBA_HEADER, mamba_rules, mamba_sizes
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
@@ -180,7 +180,7 @@ GRANITE_HYBRID = replace(
         *MAMBA_HEADER,
         array("attention.head_count_kv", GGUFValueType.INT32, _kv_heads_of_layers),
         Hyperparameter("rope.scaling.finetuned", GGUFValueType.BOOL, lambda _: False),
-        LONGEST,
+        ENDLESS_CONTEXT,
     ),
     sizes=lambda config: (
         mamba_sizes(config) | {"2_shared_ff": 2 * config.integer("shared_expert_intermediate_size")}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lorafold.export.modelfile.go.nodes import (
+    Action,
     Assign,
     Call,
     Constant,
@@ -19,7 +20,6 @@ from lorafold.export.modelfile.go.nodes import (
     Include,
     Node,
     Operand,
-    Output,
     Pipeline,
     Range,
     Text,
@@ -113,7 +113,7 @@ class _State:
                 last = tail and number == len(nodes) - 1
                 if isinstance(node, Text):
                     self.out.append(node.data)
-                elif isinstance(node, Output):
+                elif isinstance(node, Action):
                     self.out.append(_printed(self.value(node.value, dot, scope)))
                 elif isinstance(node, Assign):
                     self.assign(node, self.value(node.value, dot, scope), scope)

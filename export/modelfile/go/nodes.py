@@ -57,7 +57,7 @@ Operand = Constant | Dot | Variable | Call | Pipeline
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class Action:
     """`{{ pipeline }}`."""
 
     value: Pipeline
@@ -98,4 +98,4 @@ class Include:
     value: Pipeline | None
 
 
-Node = Text | Output | Assign | If | Range | Include
+Node = Text | Action | Assign | If | Range | Include

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafold.export.modelfile.go.nodes import (
+    Action,
     Assign,
     Call,
     Constant,
@@ -21,7 +22,6 @@ from lorafold.export.modelfile.go.nodes import (
     Include,
     Node,
     Operand,
-    Output,
     Pipeline,
     Range,
     Text,
@@ -224,7 +224,7 @@ class _Reader:
         self.included.append(name)
         return Include(name, self.whole() if self.tokens else None)
 
-    def statement(self, scope: set[str]) -> Output | Assign:
+    def statement(self, scope: set[str]) -> Action | Assign:
         marks = [token for token in self.tokens if token.kind != "space"][:2]
         if len(marks) == 2 and marks[0].kind == "variable" and marks[1].text in (":=", "="):
             name, new = marks[0].text[1:], marks[1].text == ":="
@@ -236,7 +236,7 @@ class _Reader:
             if new:
                 scope.add(name)
             return Assign(name, new, value)
-        return Output(self.whole())
+        return Action(self.whole())
 
     def space(self) -> bool:
         """Skip one run of space, if there is one."""

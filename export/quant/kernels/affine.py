@@ -22,7 +22,7 @@ from lorafold.export.quant.kernels.lanes import (
     LANES,
     SOURCES,
     Array,
-    Floats,
+    FloatLanes,
     Ints,
     absolute,
     floats,
@@ -121,7 +121,7 @@ def write_q2(
 
 
 @njit
-def weigh_rms(values: Array, importance: Array, energy: Floats, weights: Array) -> None:
+def weigh_rms(values: Array, importance: Array, energy: FloatLanes, weights: Array) -> None:
     """Q4_K and Q5_K: root mean square of the sub-block plus the magnitude."""
     total = floats(0.0)
     for i in range(32):
@@ -133,7 +133,7 @@ def weigh_rms(values: Array, importance: Array, energy: Floats, weights: Array) 
 
 
 @njit
-def weigh_magnitude(values: Array, importance: Array, energy: Floats, weights: Array) -> None:
+def weigh_magnitude(values: Array, importance: Array, energy: FloatLanes, weights: Array) -> None:
     """Q2_K: the magnitude."""
     for i in range(16):
         store(weights, i * LANES, absolute(load(values, i * LANES)))
@@ -143,7 +143,7 @@ def weigh_importance(count: int) -> Any:
     """All types: the column's importance times sqrt(energy of the super-block + x^2)."""
 
     @njit
-    def weigh(values: Array, importance: Array, energy: Floats, weights: Array) -> None:
+    def weigh(values: Array, importance: Array, energy: FloatLanes, weights: Array) -> None:
         for i in range(count):
             x = load(values, i * LANES)
             store(weights, i * LANES, load(importance, i * LANES) * sqrt(energy + x * x))
@@ -158,7 +158,7 @@ def ratio_levels(count: int, top: int) -> Any:
     """Scales as fractions of the largest, in `top` steps; without importance weights."""
 
     @njit
-    def choose(values: Array, weights: Array, levels: Array) -> Floats:
+    def choose(values: Array, weights: Array, levels: Array) -> FloatLanes:
         largest = floats(0.0)
         for j in range(count):
             value = load(values, j * LANES)

@@ -20,7 +20,7 @@ from numba import njit
 from lorafold.export.quant.kernels.lanes import (
     LANES,
     Array,
-    Floats,
+    FloatLanes,
     absolute,
     any_lane,
     flip,
@@ -153,7 +153,7 @@ def magnitude_fit(count: int, top: int) -> Any:
     steps = len(tries)
 
     @njit
-    def fit(values: Array, weights: Array, levels: Array) -> Floats:
+    def fit(values: Array, weights: Array, levels: Array) -> FloatLanes:
         """Fit one super-block in each lane.
 
         Args:

@@ -19,7 +19,7 @@ from lorafold.export.quant.kernels.fit_affine import TINY
 from lorafold.export.quant.kernels.lanes import (
     LANES,
     Array,
-    Floats,
+    FloatLanes,
     Mask,
     absolute,
     any_lane,
@@ -35,7 +35,7 @@ from lorafold.export.quant.kernels.rounding import clamp, clamp_ints, nearest
 
 
 @njit
-def largest_of(values: Array, count: int) -> Floats:
+def largest_of(values: Array, count: int) -> FloatLanes:
     """The value of the largest magnitude in each lane, with its sign; the first of equals."""
     magnitude, largest = floats(0.0), floats(0.0)
     for i in range(count):
@@ -130,7 +130,7 @@ def descent_fit(count: int, top: int) -> Any:
         return sum_xl, sum_l2, absolute(largest) < TINY
 
     @njit
-    def move(values: Array, levels: Array, at: int, sum_xl: Floats, sum_l2: Floats) -> Any:
+    def move(values: Array, levels: Array, at: int, sum_xl: FloatLanes, sum_l2: FloatLanes) -> Any:
         x, level = load(values, at), load(levels, at)
         w = x * x
         wx = w * x
@@ -147,7 +147,7 @@ def descent_fit(count: int, top: int) -> Any:
         return select(better, rest_xl, sum_xl), select(better, rest_l2, sum_l2), better
 
     @njit
-    def end(levels: Array, sum_xl: Floats, sum_l2: Floats, zero: Mask) -> Floats:
+    def end(levels: Array, sum_xl: FloatLanes, sum_l2: FloatLanes, zero: Mask) -> FloatLanes:
         if any_lane(zero):
             for i in range(count):
                 store(levels, i * LANES, select(zero, ints(-top), load(levels, i * LANES)))

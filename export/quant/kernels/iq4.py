@@ -25,7 +25,7 @@ from lorafold.export.quant.kernels.lanes import (
     LANES,
     SOURCES,
     Array,
-    Floats,
+    FloatLanes,
     absolute,
     define_choice,
     floats,
@@ -61,7 +61,7 @@ SMALLEST, LARGEST = np.float32(1e-30), np.float32(1e30)
 
 
 @njit
-def table_sums(inverse: Floats, values: Array, weights: Array) -> Any:
+def table_sums(inverse: FloatLanes, values: Array, weights: Array) -> Any:
     """Sums of w*q*x and w*q*q over 32 positions, q the table's value nearest to x * inverse."""
     sum_qx, sum_q2 = floats(0.0), floats(0.0)
     for i in range(32):
@@ -74,7 +74,7 @@ def table_sums(inverse: Floats, values: Array, weights: Array) -> Any:
 
 
 @njit
-def table_fit(values: Array, weights: Array) -> Floats:
+def table_fit(values: Array, weights: Array) -> FloatLanes:
     """The scale of one sub-block of 32 in each lane: the best of 16 tries."""
     largest = largest_of(values, 32)
     sum_qx, sum_q2 = table_sums(1.0 / (largest / 127.0), values, weights)
@@ -89,7 +89,7 @@ def table_fit(values: Array, weights: Array) -> Floats:
 
 
 @njit
-def weigh(values: Array, columns: Array, energy: Floats, weighted: bool, weights: Array) -> None:
+def weigh(values: Array, columns: Array, energy: FloatLanes, weighted: bool, weights: Array) -> None:
     """Importance * sqrt(energy + x^2), or x^2 without importances."""
     for i in range(32):
         x = load(values, i * LANES)
@@ -98,7 +98,7 @@ def weigh(values: Array, columns: Array, energy: Floats, weighted: bool, weights
 
 
 @njit
-def energy_of(values: Array, count: int) -> Floats:
+def energy_of(values: Array, count: int) -> FloatLanes:
     """Twice the mean square over a super-block."""
     energy = floats(0.0)
     for i in range(count):

@@ -30,7 +30,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 LANES = 16
 
 # How the kernels' annotations name these values; numba infers the types itself.
-Floats: TypeAlias = Any
+FloatLanes: TypeAlias = Any
 Ints: TypeAlias = Any
 Mask: TypeAlias = Any
 Array: TypeAlias = Any
@@ -59,7 +59,7 @@ class LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, vector(LANE_SCALARS[lanes.scalar]))
 
 
-FLOATS = LanesType(types.float32)
+FLOAT_LANES = LanesType(types.float32)
 INTS = LanesType(types.int32)
 MASK = LanesType(types.boolean)
 
@@ -120,7 +120,9 @@ for _symbol, _float, _int in (
     (operator.rshift, None, "ashr"),
 ):
     if _float:
-        _define_operator(_symbol, FLOATS, FLOATS, lambda b, x, y, name=_float: getattr(b, name)(x, y))
+        _define_operator(
+            _symbol, FLOAT_LANES, FLOAT_LANES, lambda b, x, y, name=_float: getattr(b, name)(x, y)
+        )
     if _int:
         _define_operator(_symbol, INTS, INTS, lambda b, x, y, name=_int: getattr(b, name)(x, y))
 
@@ -132,9 +134,9 @@ for _symbol, _sign in (
     (operator.ge, ">="),
     (operator.eq, "=="),
 ):
-    _define_operator(_symbol, FLOATS, MASK, lambda b, x, y, sign=_sign: b.fcmp_ordered(sign, x, y))
+    _define_operator(_symbol, FLOAT_LANES, MASK, lambda b, x, y, sign=_sign: b.fcmp_ordered(sign, x, y))
     _define_operator(_symbol, INTS, MASK, lambda b, x, y, sign=_sign: b.icmp_signed(sign, x, y))
-_define_operator(operator.ne, FLOATS, MASK, lambda b, x, y: b.fcmp_unordered("!=", x, y))
+_define_operator(operator.ne, FLOAT_LANES, MASK, lambda b, x, y: b.fcmp_unordered("!=", x, y))
 _define_operator(operator.ne, INTS, MASK, lambda b, x, y: b.icmp_signed("!=", x, y))
 _define_operator(operator.and_, MASK, MASK, lambda b, x, y: b.and_(x, y))
 _define_operator(operator.or_, MASK, MASK, lambda b, x, y: b.or_(x, y))
@@ -171,24 +173,26 @@ def _call(builder: Any, name: str, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-sqrt = _define_call("sqrt", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.sqrt.v{LANES}f32", v))
+sqrt = _define_call("sqrt", FLOAT_LANES, FLOAT_LANES, lambda b, v: _call(b, f"llvm.sqrt.v{LANES}f32", v))
 round_even = _define_call(
-    "round_even", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.roundeven.v{LANES}f32", v)
+    "round_even", FLOAT_LANES, FLOAT_LANES, lambda b, v: _call(b, f"llvm.roundeven.v{LANES}f32", v)
 )
-absolute = _define_call("absolute", FLOATS, FLOATS, lambda b, v: _call(b, f"llvm.fabs.v{LANES}f32", v))
-bits = _define_call("bits", FLOATS, INTS, lambda b, v: b.bitcast(v, vector(_INT)))
-from_bits = _define_call("from_bits", INTS, FLOATS, lambda b, v: b.bitcast(v, vector(_FLOAT)))
-to_float = _define_call("to_float", INTS, FLOATS, lambda b, v: b.sitofp(v, vector(_FLOAT)))
-truncate = _define_call("truncate", FLOATS, INTS, lambda b, v: b.fptosi(v, vector(_INT)))
+absolute = _define_call(
+    "absolute", FLOAT_LANES, FLOAT_LANES, lambda b, v: _call(b, f"llvm.fabs.v{LANES}f32", v)
+)
+bits = _define_call("bits", FLOAT_LANES, INTS, lambda b, v: b.bitcast(v, vector(_INT)))
+from_bits = _define_call("from_bits", INTS, FLOAT_LANES, lambda b, v: b.bitcast(v, vector(_FLOAT)))
+to_float = _define_call("to_float", INTS, FLOAT_LANES, lambda b, v: b.sitofp(v, vector(_FLOAT)))
+truncate = _define_call("truncate", FLOAT_LANES, INTS, lambda b, v: b.fptosi(v, vector(_INT)))
 flip = _define_call("flip", MASK, MASK, lambda b, v: b.not_(v))
 
 
 def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) -> Any:
     """Compile a step function: `choices[k]` if k of the ascending `bounds` are at or below the value.
 
-    The result is INTS if all choices are from a range, else FLOATS. A NaN counts as below every bound.
+    The result is INTS if all choices are from a range, else FLOAT_LANES. A NaN counts as below every bound.
     """
-    result = INTS if isinstance(choices, range) else FLOATS
+    result = INTS if isinstance(choices, range) else FLOAT_LANES
     scalar = LANE_SCALARS[result.scalar]
 
     def constant(scalar: Any, value: float) -> Any:
@@ -212,7 +216,7 @@ def define_choice(name: str, bounds: Sequence[float], choices: Sequence[float]) 
             step //= 2
         return pick([constant(scalar, choice) for choice in choices])
 
-    return _define_call(name, FLOATS, result, emit)
+    return _define_call(name, FLOAT_LANES, result, emit)
 
 
 @intrinsic
@@ -230,9 +234,9 @@ def floats(typing: Any, value: Any) -> Any:
     """The same float32 in every lane."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _widen(context, builder, args[0], sig.args[0], FLOATS)
+        return _widen(context, builder, args[0], sig.args[0], FLOAT_LANES)
 
-    return FLOATS(value), emit
+    return FLOAT_LANES(value), emit
 
 
 @intrinsic
@@ -246,7 +250,7 @@ def ints(typing: Any, value: Any) -> Any:
 
 
 @intrinsic
-def highest(typing: Any, lanes: Floats) -> Any:
+def highest(typing: Any, lanes: FloatLanes) -> Any:
     """The largest of the lanes as one float32; none may be NaN."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:

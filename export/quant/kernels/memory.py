@@ -14,7 +14,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
-from lorafold.export.quant.kernels.lanes import FLOATS, INTS, LANES, Array, Floats, vector
+from lorafold.export.quant.kernels.lanes import FLOAT_LANES, INTS, LANES, Array, FloatLanes, vector
 
 
 def _address(context: Any, builder: Any, array: Any, value: Any, offset: Any) -> Any:
@@ -31,12 +31,12 @@ def load(typing: Any, array: Array, offset: int) -> Any:
         pointer = _address(context, builder, sig.args[0], args[0], args[1])
         return builder.load(pointer, align=4)
 
-    result = {types.float32: FLOATS, types.int32: INTS}[array.dtype]
+    result = {types.float32: FLOAT_LANES, types.int32: INTS}[array.dtype]
     return result(array, types.intp), emit
 
 
 @intrinsic
-def store(typing: Any, array: Array, offset: int, lanes: Floats) -> Any:
+def store(typing: Any, array: Array, offset: int, lanes: FloatLanes) -> Any:
     """Put all lanes into a flat array of their type, from element `offset` on."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:

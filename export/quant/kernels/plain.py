@@ -17,7 +17,7 @@ from lorafold.export.quant.kernels.lanes import (
     LANES,
     SOURCES,
     Array,
-    Floats,
+    FloatLanes,
     Ints,
     absolute,
     floats,
@@ -48,7 +48,7 @@ def f16(x: Array, importance: None, out: Array, odd: Array, sources: int = SOURC
 
 
 @njit
-def round_away(value: Floats) -> Ints:
+def round_away(value: FloatLanes) -> Ints:
     """The nearest integers, ties away from zero, as C's `roundf`; for magnitudes below 2^31."""
     whole = truncate(value)
     fraction = value - to_float(whole)

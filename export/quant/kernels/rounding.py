@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from lorafold.export.quant.kernels.lanes import Floats, Ints, absolute, bits, from_bits, ints, select
+from lorafold.export.quant.kernels.lanes import FloatLanes, Ints, absolute, bits, from_bits, ints, select
 
 # Added to a float32 below 2^22, this pushes the fraction out of the mantissa: what stays is the nearest
 # integer, ties to even.
@@ -16,13 +16,13 @@ MAGIC = 12582912.0  # 1.5 * 2^23
 
 
 @njit
-def nearest(value: Floats) -> Ints:
+def nearest(value: FloatLanes) -> Ints:
     """The nearest integers; beyond 2^22, and for infinity and NaN, the same nonsense that ggml computes."""
     return (bits(value + MAGIC) & 0x007FFFFF) - 0x00400000
 
 
 @njit
-def clamp(value: Floats, low: float, high: float) -> Floats:
+def clamp(value: FloatLanes, low: float, high: float) -> FloatLanes:
     """`value` within [low, high]; a NaN becomes `low`."""
     value = select(value > low, value, low)
     return select(value < high, value, high)
@@ -36,7 +36,7 @@ def clamp_ints(value: Ints, low: int, high: int) -> Ints:
 
 
 @njit
-def to_half(value: Floats) -> Ints:
+def to_half(value: FloatLanes) -> Ints:
     """The bits of the nearest binary16, ties to even, in the low 16 of each lane."""
     sign = (bits(value) >> 16) & 0x8000
     magnitude = bits(absolute(value))
@@ -52,7 +52,7 @@ def to_half(value: Floats) -> Ints:
 
 
 @njit
-def from_half(half: Ints) -> Floats:
+def from_half(half: Ints) -> FloatLanes:
     """The float32 values of binary16 bits."""
     magnitude = half & 0x7FFF
     # Moved to float32's fields the exponent is 127 - 15 too low; the product is exact, subnormals included.

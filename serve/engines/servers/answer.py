@@ -17,7 +17,7 @@ from lorafold.errors import SystemFault
 from lorafold.serve.config import Sampling
 from lorafold.serve.engines.servers.events import ServerEvent, read_events
 from lorafold.serve.engines.servers.fields import count, number, rows, shortened
-from lorafold.serve.engines.servers.http import Failed, Refused, Server
+from lorafold.serve.engines.servers.http import Failed, Server, ServerRefused
 from lorafold.serve.protocol import OUR_REASONS, Cancel, Event, Finished, Started, Thought, Token
 
 _HALF = re.compile("[\ud800-\udbff]$")
@@ -42,7 +42,7 @@ def ask(
         events = _events(server, path, full, cancel)
         try:
             first = next(events, None)
-        except (Refused, Failed):  # some answer an unknown field with 500
+        except (ServerRefused, Failed):  # some answer an unknown field with 500
             if kept == 0:
                 raise
             continue

@@ -14,7 +14,7 @@ from lorafold.errors import SystemFault
 from lorafold.serve.engines.servers.fields import fault, parsed
 
 DONE = "done"  # the name of the event that stands for `[DONE]`
-LONGEST = 20_000_000  # bytes of one event
+_LONGEST = 20_000_000  # bytes of one event
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -87,7 +87,7 @@ def read_events(lines: Iterator[bytes], url: str) -> Iterator[ServerEvent]:
 def _event(name: str, raw: bytes, url: str, *, complete: bool) -> Iterator[ServerEvent]:
     """The event, if its JSON is whole."""
     raw = raw.strip()
-    complete = complete or len(raw) > LONGEST
+    complete = complete or len(raw) > _LONGEST
     if not raw or not (complete or raw.endswith((b"}", b"]"))):
         return  # a body over many lines is not parsed at each of them
     try:

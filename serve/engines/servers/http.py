@@ -18,7 +18,7 @@ from lorafold.serve.protocol import Cancel
 
 CONNECT_SECONDS = 10.0  # to a connection, and to a short answer
 ANSWER_SECONDS = 600.0  # to the next line: a server may have to load the model first
-LONGEST_LINE = 10_000_000  # bytes
+_LONGEST_LINE = 10_000_000  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Server:
     def _whole(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         with self._request(method, path, body, None, CONNECT_SECONDS) as response:
             try:
-                raw = response.read(LONGEST_LINE)
+                raw = response.read(_LONGEST_LINE)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"the server broke off its answer ({type(error).__name__})"
                 raise Failed(problem, at=self.url, fix="look at the server's log") from error
@@ -86,7 +86,7 @@ class Server:
 
     def _line(self, response: http.client.HTTPResponse, cancel: Cancel) -> bytes:
         try:
-            return response.readline(LONGEST_LINE)
+            return response.readline(_LONGEST_LINE)
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             if cancel.is_set():
                 return b""
@@ -155,13 +155,13 @@ class Server:
         if response.status < 400:
             place = response.headers.get("Location") or "an address that it does not name"
             problem = f"the server answered {response.status} and points to {place}"[:500]
-            return Refused(problem, at=self.url, fix="pass the address of the model server itself")
+            return ServerRefused(problem, at=self.url, fix="pass the address of the model server itself")
         if response.status in (401, 403):
             return InputError(problem, at=self.url, fix=self.sign_in)
         if response.status in _NOT_THE_REQUEST:
             return InputError(problem, at=self.url, fix=_NOT_THE_REQUEST[response.status] + _pause(response))
         if response.status < 500:
-            return Refused(problem, at=self.url, fix="check the model's name and the settings")
+            return ServerRefused(problem, at=self.url, fix="check the model's name and the settings")
         return Failed(problem, at=self.url, fix="look at the server's log")
 
 
@@ -180,7 +180,7 @@ def _pause(response: http.client.HTTPResponse) -> str:
     return f" (in {seconds} s, it says)" if seconds.isdecimal() and len(seconds) < 7 else ""
 
 
-class Refused(InputError):
+class ServerRefused(InputError):
     """The server found something wrong with the request itself."""
 
 

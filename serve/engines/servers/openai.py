@@ -21,7 +21,7 @@ from lorafold.serve.config import Sampling
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import DONE, ServerEvent
 from lorafold.serve.engines.servers.fields import count, fault, fields, first_text, rows, said, text, word
-from lorafold.serve.engines.servers.http import Failed, Refused, Server
+from lorafold.serve.engines.servers.http import Failed, Server, ServerRefused
 from lorafold.serve.protocol import About, Cancel, Event
 
 
@@ -62,7 +62,7 @@ class OpenAIEngine:
         """The server's row of the model; of a model that was named, a server need not list any."""
         try:
             listed = self._server.get("/models")
-        except (Refused, Failed) as error:
+        except (ServerRefused, Failed) as error:
             if name:
                 return {"id": name}
             told = error.problem.removeprefix("the server answered ")
