@@ -1,5 +1,6 @@
 "use strict";
 const DATA = /*DATA*/null;
+const WORDS = /*WORDS*/null;  // language -> key -> text, with {places}; KEY.one is said of one thing
 const $ = id => document.getElementById(id);
 const models = DATA.models, rows = DATA.rows, many = models.length;
 const color = i => `var(--m${i % 6})`;
@@ -27,6 +28,14 @@ function svg(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
+}
+// Everything that the page itself says is in WORDS; what models, files and servers said stays as it is.
+let language = "en";
+try { language = localStorage.getItem("lorafold:language") || navigator.language.slice(0, 2); } catch { language = navigator.language.slice(0, 2); }
+if (!Object.hasOwn(WORDS, language)) language = "en";
+function say(key, values = {}) {
+  const words = WORDS[language], text = (values.count === 1 && words[key + ".one"]) || words[key];
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 const mean = list => list.length ? list.reduce((a, b) => a + b, 0) / list.length : NaN;
 const shown = (value, digits = 1) => Number.isFinite(value) ? value.toFixed(digits) : "–";
@@ -71,8 +80,8 @@ async function loadVotes(files) {
   for (const file of files) {
     let data = null;
     try { data = JSON.parse(await file.text()); } catch { /* told below */ }
-    if (!data || data.format !== "lorafold-votes-1" || typeof data.votes !== "object" || !data.votes) told.push(`${file.name}: not a file of votes`);
-    else if (data.digest !== DATA.digest) told.push(`${file.name}: votes for another comparison`);
+    if (!data || data.format !== "lorafold-votes-1" || typeof data.votes !== "object" || !data.votes) told.push(say("votes.no_file", { name: file.name }));
+    else if (data.digest !== DATA.digest) told.push(say("votes.other", { name: file.name }));
     else others[file.name] = Object.fromEntries(Object.entries(data.votes).filter(([index, value]) => rows[index] && valid(value)));
   }
   keep();
@@ -90,37 +99,39 @@ function interval(share, n) {
 
 function heading() {
   const title = $("title");
+  for (const id of ["title", "models"]) $(id).replaceChildren();
   models.forEach((model, i) => {
-    if (i) title.append(el("span", { class: "vs" }, many === 2 ? " against " : " · "));
+    if (i) title.append(el("span", { class: "vs" }, many === 2 ? say("against") : " · "));
     title.append(el("span", { style: `color:${color(i)}` }, visible(model.name)));
   });
-  document.title = models.map(m => visible(m.name)).join(" against ");
-  const s = DATA.settings, drawn = s.temperature === 0 ? "greedy" : `temperature ${s.temperature}, top_p ${s.top_p}, top_k ${s.top_k}, min_p ${s.min_p}`;
-  $("subtitle").textContent = `${rows.length} questions from ${visible(DATA.prompts)} · ${drawn} · seed ${s.seed ?? "new each time"} · at most ${s.max_tokens} tokens` +
+  document.title = models.map(m => visible(m.name)).join(say("against"));
+  const s = DATA.settings, drawn = s.temperature === 0 ? say("greedy") : `temperature ${s.temperature}, top_p ${s.top_p}, top_k ${s.top_k}, min_p ${s.min_p}`;
+  $("subtitle").textContent = say("subtitle", { count: rows.length, prompts: visible(DATA.prompts), drawn, seed: s.seed ?? say("seed.new"), most: s.max_tokens }) +
     (DATA.day ? ` · ${visible(DATA.day)}, lorafold ${visible(DATA.lorafold)}` : "");
   models.forEach((model, i) => $("models").append(el("div", { class: "model", style: `--c:${color(i)}` },
     el("b", {}, `${letter(i)}  ${visible(model.name)}`),
     el("p", { class: "soft small" }, [model.kind, model.quantization].filter(Boolean).join(" · ")),
     model.origin ? el("p", { class: "soft small" }, visible(model.origin)) : null,
-    model.sha256 ? el("p", { class: "mono soft", title: "sha256 of the weights" }, "sha256 " + model.sha256.split("+").map(d => d.slice(0, 16)).join(" + ")) : null)));
+    model.sha256 ? el("p", { class: "mono soft", title: say("weights") }, "sha256 " + model.sha256.split("+").map(d => d.slice(0, 16)).join(" + ")) : null)));
 }
 
 function tiles() {
   const box = $("tiles");
   box.replaceChildren();
+  $("nats")?.remove();
   const put = (value, label) => box.append(el("div", { class: "panel tile" }, el("b", {}, value), el("span", { class: "soft small" }, label)));
-  put(String(rows.length), "questions");
+  put(String(rows.length), say("tile.questions"));
   if (many > 1) {
-    put(percent(mean(finite(rows.map(agreement)))), "words in agreement");
-    put(String(rows.filter(same).length), "answers the same");
+    put(percent(mean(finite(rows.map(agreement)))), say("tile.agreement"));
+    put(String(rows.filter(same).length), say("tile.same"));
     const kl = finite(rows.flatMap(r => r.answers.slice(1).map(a => a.kl)));
     if (kl.length) {
-      put(shown(mean(kl), 2), `nats of mean divergence${many === 2 ? " of B" : ""}`);
-      box.after(el("p", { class: "soft small note", id: "nats" }, "Divergence, in nats: how far apart the two models' probabilities for each next token are, averaged along the answer. 0: both expect the same; below 0.1: hardly different; above 1: different."));
+      put(shown(mean(kl), 2), say(many === 2 ? "tile.kl.b" : "tile.kl"));
+      box.after(el("p", { class: "soft small note", id: "nats" }, say("nats")));
     }
   }
   const failed = rows.filter(r => r.answers.some(a => a.error)).length;
-  if (failed) put(String(failed), "questions with a failure");
+  if (failed) put(String(failed), say("tile.failed"));
 }
 
 function panel(title, note) {
@@ -148,7 +159,7 @@ function strip(title, unit, value, digits, note) {
 function agreementChart() {
   if (many < 2) return;
   const n = rows.length, w = 320, h = 92, step = Math.min(48, (w - 38) / n);
-  const g = svg("svg", { viewBox: `0 0 ${w} ${h + 16}`, role: "img", "aria-label": "Agreement per question" });
+  const g = svg("svg", { viewBox: `0 0 ${w} ${h + 16}`, role: "img", "aria-label": say("chart.agreement") });
   for (const [share, y] of [[0, h], [.5, h - (h - 8) / 2], [1, 8]]) {
     g.append(svg("line", { x1: 0, x2: w - 34, y1: y, y2: y, stroke: "var(--line)" }));
     g.append(svg("text", { x: w, y: y + 4, "text-anchor": "end" }, percent(share)));
@@ -156,29 +167,29 @@ function agreementChart() {
   rows.forEach((row, i) => {
     const a = agreement(row), known = Number.isFinite(a), tall = known ? Math.max(2, a * (h - 8)) : 2;
     const bar = svg("rect", { class: "bar", x: i * step + step * .1, y: h - tall, width: step * .8, height: tall, rx: 2, fill: known ? "var(--soft)" : "var(--line)", opacity: known ? .35 + .5 * (1 - a) : 1 });
-    bar.append(svg("title", {}, `${i + 1}. ${visible(row.question.slice(0, 80))}: ${known ? percent(a) : "no two answers"}`));
+    bar.append(svg("title", {}, `${i + 1}. ${visible(row.question.slice(0, 80))}: ${known ? percent(a) : say("chart.agreement.none")}`));
     // At once: on the way there rows take their real heights, and a slow scroll would end elsewhere.
     bar.addEventListener("click", () => { const node = $("q" + i); if (node) node.scrollIntoView(); });
     g.append(bar);
   });
-  g.append(svg("text", { x: 0, y: h + 14 }, "question 1"), svg("text", { x: n * step, y: h + 14, "text-anchor": "end" }, String(n)));
-  panel("Words in agreement, question by question")(g);
+  g.append(svg("text", { x: 0, y: h + 14 }, say("chart.first")), svg("text", { x: n * step, y: h + 14, "text-anchor": "end" }, String(n)));
+  panel(say("chart.agreement"))(g);
 }
 
 let voteBox = null;
 function voteChart() {
   if (many < 2) return;
-  if (!voteBox) { voteBox = el("div", { class: "panel", id: "vote-chart" }); $("charts").append(voteBox); }
+  if (!voteBox?.isConnected) { voteBox = el("div", { class: "panel", id: "vote-chart" }); $("charts").append(voteBox); }
   const all = cast(), n = all.length, ties = all.filter(v => v === "tie").length, people = Object.keys(others).length;
   const pick = el("input", { type: "file", accept: ".json", multiple: true, hidden: true, id: "vote-files" });
   pick.addEventListener("change", () => loadVotes(Array.from(pick.files)));
   const button = (text, onclick) => el("button", { type: "button", onclick }, text);
-  const tools = el("div", { class: "vote-tools" }, button("Save votes", saveVotes), button("Add votes of others", () => pick.click()), pick,
-    people ? button(`Remove those of ${people} other${people === 1 ? "" : "s"}`, () => { others = {}; keep(); voteChart(); }) : null,
+  const tools = el("div", { class: "vote-tools" }, button(say("votes.save"), saveVotes), button(say("votes.add"), () => pick.click()), pick,
+    people ? button(say("votes.remove", { count: people }), () => { others = {}; keep(); voteChart(); }) : null,
     el("span", { class: "failed small", id: "vote-note" }));
-  voteBox.replaceChildren(el("h2", {}, people ? `Votes of ${people + 1} people` : "Votes"));
-  if (!n) { voteBox.append(el("p", { class: "soft small" }, "None yet. Vote below each question; votes stay in this browser until you save them."), tools); return; }
-  const h = 38, g = svg("svg", { viewBox: `0 0 320 ${many * h + 4}`, role: "img", "aria-label": "Votes" });
+  voteBox.replaceChildren(el("h2", {}, people ? say("votes.people", { count: people + 1 }) : say("votes")));
+  if (!n) { voteBox.append(el("p", { class: "soft small" }, say("votes.none")), tools); return; }
+  const h = 38, g = svg("svg", { viewBox: `0 0 320 ${many * h + 4}`, role: "img", "aria-label": say("votes") });
   models.forEach((_, i) => {
     const wins = all.filter(v => v === i).length, share = (wins + ties / 2) / n, [low, high] = interval(share, n);
     const y = i * h, x = v => 24 + 190 * v;
@@ -187,9 +198,9 @@ function voteChart() {
     g.append(svg("rect", { x: 24, y: y + 6, width: Math.max(1, x(share) - 24), height: 20, rx: 4, fill: color(i), opacity: .45 }));
     g.append(svg("line", { x1: x(low), x2: x(high), y1: y + 16, y2: y + 16, stroke: "var(--ink)", "stroke-width": 1.6 }));
     for (const v of [low, high]) g.append(svg("line", { x1: x(v), x2: x(v), y1: y + 11, y2: y + 21, stroke: "var(--ink)", "stroke-width": 1.6 }));
-    g.append(svg("text", { x: 320, y: y + 20, "text-anchor": "end" }, `${wins} won · ${percent(share)}`));
+    g.append(svg("text", { x: 320, y: y + 20, "text-anchor": "end" }, say("votes.won", { count: wins, share: percent(share) })));
   });
-  voteBox.append(g, el("p", { class: "small soft" }, `${n} vote${n === 1 ? "" : "s"}, ${ties} tie${ties === 1 ? "" : "s"}; a tie counts half; lines are 95% intervals.`), tools);
+  voteBox.append(g, el("p", { class: "small soft" }, say("votes.sum", { count: n, ties: say("votes.ties", { count: ties }) })), tools);
 }
 
 // Where a query stands in a text, in pairs of begin and end.
@@ -273,13 +284,13 @@ function markdown(text, query) {
   return out;
 }
 
+const ENDINGS = { length: "end.length", context: "end.context", cancelled: "end.cancelled", failed: "end.failed" };
 function facts(answer) {
-  const parts = [`${answer.tokens} tokens`, `${words(answer.text)} words`];
-  if (answer.tokens_per_second) parts.push(`${shown(answer.tokens_per_second)} tokens/s`);
-  if (Number.isFinite(answer.kl)) parts.push(`divergence ${shown(answer.kl, 2)}`);
-  const endings = { length: "cut at the token limit", context: "the context was full", cancelled: "stopped", failed: "failed" };
-  if (answer.reason !== "stop" && answer.reason) parts.push(endings[answer.reason] || `ended by the server: ${visible(answer.reason)}`);
-  if (answer.dropped) parts.push(`${answer.dropped} earlier message${answer.dropped === 1 ? "" : "s"} left out: the context was full`);
+  const parts = [say("facts.tokens", { count: answer.tokens }), say("facts.words", { count: words(answer.text) })];
+  if (answer.tokens_per_second) parts.push(`${shown(answer.tokens_per_second)} ${say("unit.speed")}`);
+  if (Number.isFinite(answer.kl)) parts.push(say("facts.kl", { value: shown(answer.kl, 2) }));
+  if (answer.reason !== "stop" && answer.reason) parts.push(ENDINGS[answer.reason] ? say(ENDINGS[answer.reason]) : say("end.other", { reason: visible(answer.reason) }));
+  if (answer.dropped) parts.push(say("facts.dropped", { count: answer.dropped }));
   return parts.join(" · ");
 }
 
@@ -307,23 +318,23 @@ function rowNode(row) {
   const node = el("article", { class: "row", id: "q" + row.index });
   node.append(el("h3", {}, el("span", { class: "n" }, String(row.index + 1)), el("span", { class: "asked" }, visible(row.question))));
   const before = row.messages.slice(0, -1);
-  if (before.length) node.append(el("details", {}, el("summary", {}, `${before.length} message${before.length === 1 ? "" : "s"} before it`),
+  if (before.length) node.append(el("details", {}, el("summary", {}, say("row.before", { count: before.length })),
     el("div", { class: "context" }, before.map(m => `${m.role}: ${visible(String(m.content))}`).join("\n"))));
   const grid = el("div", { class: "answers", style: `--count:${many}` });
   row.answers.forEach((answer, i) => grid.append(el("div", { class: asked(answer) ? "answer" : "answer unasked", style: `--c:${color(i)}` },
     el("div", { class: "who" }, `${letter(i)}  ${visible(models[i].name)}`),
     answer.error ? el("p", { class: "failed" }, visible(answer.error)) : null,
-    answer.reasoning ? el("details", {}, el("summary", {}, "Reasoning"), el("div", { class: "context" }, visible(answer.reasoning))) : null,
-    asked(answer) ? el("div", { class: "text" }, visible(answer.text)) : el("p", { class: "soft small" }, "not asked"),
+    answer.reasoning ? el("details", {}, el("summary", {}, say("row.reasoning")), el("div", { class: "context" }, visible(answer.reasoning))) : null,
+    asked(answer) ? el("div", { class: "text" }, visible(answer.text)) : el("p", { class: "soft small" }, say("row.not_asked")),
     asked(answer) ? el("div", { class: "facts" }, facts(answer)) : null)));
   node.append(grid);
-  if (row.expected) node.append(el("details", {}, el("summary", {}, "Expected answer"), el("div", { class: "expected" }, visible(row.expected))));
+  if (row.expected) node.append(el("details", {}, el("summary", {}, say("row.expected")), el("div", { class: "expected" }, visible(row.expected))));
   if (votable(row)) {
-    const bar = el("div", { class: "votes" }, el("span", { class: "soft" }, "Better:"));
+    const bar = el("div", { class: "votes" }, el("span", { class: "soft" }, say("vote")));
     const button = (value, text) => bar.append(el("button", { type: "button", "data-vote": String(value), onclick: event => vote(row, value, event.currentTarget) }, text));
     models.forEach((_, i) => { if (asked(row.answers[i])) button(i, letter(i)); });
-    button("tie", "Tie");
-    bar.append(el("span", { class: "soft" }, `words in agreement: ${percent(agreement(row))}`));
+    button("tie", say("vote.tie"));
+    bar.append(el("span", { class: "soft" }, say("row.agreement", { share: percent(agreement(row)) })));
     node.append(bar);
   }
   showVote(row, node);
@@ -370,8 +381,8 @@ function draw() {
   for (const row of list) if (!made.has(row)) { made.set(row, rowNode(row)); watch.observe(made.get(row)); }
   $("rows").replaceChildren(...list.map(row => made.get(row)));
   list.forEach((row, i) => { if (i < FIRST || near.has(row)) dress(row); });
-  if (!list.length) $("rows").append(el("p", { class: "soft" }, "No question fits. Clear the search or choose another filter."));
-  $("count").textContent = list.length === rows.length ? "" : `${list.length} of ${rows.length}`;
+  if (!list.length) $("rows").append(el("p", { class: "soft" }, say("rows.none")));
+  $("count").textContent = list.length === rows.length ? "" : say("rows.count", { count: list.length, all: rows.length });
 }
 
 const tip = $("tip");
@@ -379,7 +390,7 @@ $("rows").addEventListener("pointermove", event => {
   const token = event.target.closest(".lens .t");
   if (!token) { tip.style.display = "none"; return; }
   const own = +token.dataset.own, other = +token.dataset.other, p = v => { const x = 100 * Math.exp(v); return (x < 1 ? x.toPrecision(1) : x.toFixed(0)) + "%"; };
-  tip.textContent = `${p(own)} likely to its own model, ${p(other)} to the other; log ratio ${(own - other).toFixed(2)}`;
+  tip.textContent = say("lens.tip", { own: p(own), other: p(other), ratio: (own - other).toFixed(2) });
   tip.style.display = "block";
   tip.style.left = Math.min(innerWidth - tip.offsetWidth - 8, event.clientX + 12) + "px";
   tip.style.top = (event.clientY + 22 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18) + "px";
@@ -388,7 +399,7 @@ $("rows").addEventListener("pointerleave", () => { tip.style.display = "none"; }
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
-  $("theme").textContent = name === "dark" ? "Light" : "Dark";
+  $("theme").textContent = say(name === "dark" ? "light" : "dark");
 }
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -409,7 +420,25 @@ if (many < 2) for (const id of ["filter"]) $(id).querySelectorAll("option[value=
 for (const id of ["search", "filter", "sort"]) for (const kind of ["input", "change"]) $(id).addEventListener(kind, draw);
 addEventListener("keydown", event => { if (event.key === "/" && document.activeElement !== $("search")) { event.preventDefault(); $("search").focus(); } });
 
-heading(); tiles(); agreementChart();
-strip("Length of the answers", "tokens", a => a.tokens, 0);
-strip("Speed", "tokens/s", a => a.tokens_per_second, 1, many > 1 ? "They answered at once and shared the machine: the longer answer ends alone." : "");
-voteChart(); draw();
+// Write everything again in this language. Rows are made again too, so that what was open in them closes.
+function speak(name) {
+  language = name;
+  document.documentElement.lang = name;
+  for (const node of document.querySelectorAll("[data-say]")) node[node.id === "search" ? "placeholder" : "textContent"] = say(node.dataset.say);
+  for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", say(node.dataset.label));
+  for (const node of document.querySelectorAll("[data-title]")) node.title = say(node.dataset.title);
+  $("language").textContent = say("language");
+  theme(document.documentElement.dataset.theme);
+  $("charts").replaceChildren();
+  watch.disconnect(); made.clear(); dressed.clear(); near.clear();
+  heading(); tiles(); agreementChart();
+  strip(say("chart.length"), say("unit.tokens"), a => a.tokens, 0);
+  strip(say("chart.speed"), say("unit.speed"), a => a.tokens_per_second, 1, many > 1 ? say("chart.speed.note") : "");
+  voteChart(); draw();
+}
+$("language").addEventListener("click", () => {
+  const names = Object.keys(WORDS), next = names[(names.indexOf(language) + 1) % names.length];
+  try { localStorage.setItem("lorafold:language", next); } catch { /* from some disks nothing is kept */ }
+  speak(next);
+});
+speak(language);

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 _PARTS = {"/*STYLE*/": "report.css", "/*SCRIPT*/": "report.js"}  # place in report.html -> file
-DATA_PLACE, TITLE_PLACE = "/*DATA*/null", "<!--TITLE-->"
+DATA_PLACE, WORDS_PLACE, TITLE_PLACE = "/*DATA*/null", "/*WORDS*/null", "<!--TITLE-->"
+_WORDS = "report.words.json"  # what the page says, in each of its languages
 # Chinese and Japanese are written without blanks: each character counts as a word, as word processors count.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\s\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -124,15 +125,24 @@ def page(data: Mapping[str, Any]) -> str:
     said = [[row["question"], [answer["text"] for answer in row.get("answers", ())]] for row in data["rows"]]
     known = json.dumps([data["models"], data["settings"], said], sort_keys=True).encode()
     data = {**data, "digest": hashlib.sha256(known).hexdigest()}
-    packed = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    packed = packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     text = (HERE / "report.html").read_text(encoding="utf-8")
     for place, name in _PARTS.items():
         assert text.count(place) == 1
         text = text.replace(place, (HERE / name).read_text(encoding="utf-8").strip())
-    assert text.count(DATA_PLACE) == text.count(TITLE_PLACE) == 1
+    assert text.count(DATA_PLACE) == text.count(WORDS_PLACE) == text.count(TITLE_PLACE) == 1
+    words = json.loads((HERE / _WORDS).read_text(encoding="utf-8"))
     title = html.escape(sanitize(title_of([card["name"] for card in data["models"]]), keep=""))
-    return text.replace(DATA_PLACE, packed).replace(TITLE_PLACE, title)
+    return (
+        text.replace(WORDS_PLACE, _in_script(words))
+        .replace(DATA_PLACE, _in_script(data))
+        .replace(TITLE_PLACE, title)
+    )
+
+
+def _in_script(value: Any) -> str:
+    """JSON that cannot end the script that it stands in."""
+    packed = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 RENDERERS: Mapping[str, Callable[[CompareResult], str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -367,3 +368,32 @@ def test_what_was_compared_is_said(browser: Any, tmp_path: Path) -> None:
     assert "ended by the server: content_filter" in texts(browser, ".facts")[0]
     click(browser, ".answer summary")
     assert "two and two" in texts(browser, ".answer details")[0]
+
+
+def test_the_page_speaks_chinese(browser: Any, tmp_path: Path) -> None:
+    """All of it: what is left in Latin letters are names, units, and what models and files said."""
+    visit(browser, tmp_path, [*SEVERAL, row("no more", PLAIN, PLAIN, 1.0)])  # a page of its own
+    assert texts(browser, "#language") == ["中文"]
+    click(browser, "#language")
+    assert browser.execute_script("return document.documentElement.lang") == "zh"
+    assert browser.execute_script("return document.title") == "base.gguf 对比 tuned.gguf"
+    said = browser.execute_script(
+        "const told = n => [n.ariaLabel, n.title, n.placeholder].filter(Boolean).join(' ');"
+        "const nodes = [...document.querySelectorAll('[aria-label], [title], [placeholder]')];"
+        "return [document.body.innerText, ...nodes.map(told)].join(' ')"
+    )
+    names = "A B English Markdown KL nat sha256 base gguf tuned llama cpp Q8_0 q txt lorafold token"
+    known = set(names.split()) | {"abababababababab"}
+    data = json.dumps(SEVERAL) + "no more, exported from base + adapter; proof passed"
+    words = set(re.findall(r"[A-Za-z]\w*", said)) - known
+    assert not [word for word in words if not re.search(rf"\b{word}\b", data)]
+    click(browser, "#q0 .votes button")
+    assert "2 票，其中平局 0；平局各算一半" in texts(browser, "#vote-chart")[0]
+    browser.refresh()  # the choice stays
+    assert texts(browser, "#language") == ["English"]
+    look_for(browser, "nowhere")
+    assert texts(browser, "#rows") == ["没有符合的问题。请清空搜索，或换一个筛选条件。"]
+    click(browser, "#language")
+    assert (
+        texts(browser, "h1") == ["base.gguf against tuned.gguf"] and len(texts(browser, "#charts svg")) == 4
+    )
