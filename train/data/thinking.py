@@ -42,7 +42,7 @@ def settle_thinking(
             settled.template = fixed
             word = "on" if value else "off"
             note = (
-                f"the template's thinking is always {word} from here on: only so its prompt fits the examples"
+                f"thinking is switched {word} in the adapter's template: only so its prompt fits the examples"
             )
             return settled, (note,)
     note = "the template's prompt does not end where the answers begin: a chat will prompt in another way"

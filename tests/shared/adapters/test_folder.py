@@ -179,7 +179,10 @@ CONFIG_FAULTS = {
     "rank of text": ('{"peft_type": "LORA", "r": "8"}', "got '8', expected an integer"),
     "alpha NaN": ('{"peft_type": "LORA", "lora_alpha": NaN}', "got nan, expected a number"),
     "pattern of text": ('{"peft_type": "LORA", "rank_pattern": {"q": "x"}}', "expected an integer"),
-    "no pattern": ('{"peft_type": "LORA", "rank_pattern": {"q(": 3}}', "regular expressions, 'q.' is none"),
+    "no pattern": (
+        '{"peft_type": "LORA", "rank_pattern": {"q(": 3}}',
+        "regular expressions; 'q.' is not one",
+    ),
     "pattern list": ('{"peft_type": "LORA", "alpha_pattern": [1]}', "expected an object of patterns"),
     "modules": ('{"peft_type": "LORA", "modules_to_save": 3}', "got 3, expected a list of names"),
     "layers": ('{"peft_type": "LORA", "layers_to_transform": ["a"]}', "expected a list of layer numbers"),

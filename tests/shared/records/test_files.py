@@ -230,7 +230,7 @@ def test_texts_alone_are_the_data(holder: str, tmp_path: Path) -> None:
     texts = {"a.txt": b"one\n\ntwo\n", "b.txt.gz": gzip.compress(b"three\n"), "README.txt": b"about"}
     records, notes = read(HOLDERS[holder](tmp_path / holder, texts))
     assert records == [{"text": "one"}, {"text": "two"}, {"text": "three"}]
-    assert notes[-1] == f"{holder}: not read: README.txt (about the data)"
+    assert notes[-1] == f"{holder}: not read: README.txt (describes the data)"
 
 
 @pytest.mark.parametrize("holder", HOLDERS)

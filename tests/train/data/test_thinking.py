@@ -83,7 +83,7 @@ def test_inspect_says_it_too(tmp_path: Path) -> None:
     data.write_text(json.dumps([{"messages": TURNS}]))
     template = str(shared("templates/GLM-4.7-Flash.jinja"))
     shown = inspect_path(str(data), base=str(tmp_path / "t"), chat_template=template)
-    assert "always off from here on" in dict(shown.lines)["note"]
+    assert "switched off in the adapter" in dict(shown.lines)["note"]
     assert "</think>" in shown.samples[0][1][0][0]
 
 
