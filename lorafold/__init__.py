@@ -1,4 +1,4 @@
-"""lorafold: train an adapter, fold it into its base, ship it to llama.cpp and Ollama, see what changed.
+"""lorafold: train an adapter, merge it into its base, export it to llama.cpp and Ollama, see what changed.
 
 `lorafold.train(base="demo", data="d.jsonl", out="ad")` and `lorafold.export("ad", out="gg", quant="Q8_0")`
 are the command line's stages, with its flags as arguments; a config of `lorafold.train` or `lorafold.export`

@@ -1,7 +1,7 @@
 """Where a base model comes from: a local folder, a hub id, `modelscope:ID`, or the embedded `demo`.
 
-In goes what the user typed, out comes a `Base`: an ordinary Hugging Face folder on this disk with config,
-safetensors and tokenizer. Nothing here loads weights; remote code is never run here.
+What the user typed becomes a `Base`: an ordinary Hugging Face folder on this disk with config, safetensors
+and tokenizer. Nothing here loads weights; remote code is never run here.
 """
 
 from __future__ import annotations

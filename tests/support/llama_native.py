@@ -1,7 +1,7 @@
 """A subprocess of the tests: jobs for the installed llama.cpp library, as JSON on standard input.
 
-Comes in: a list of jobs, each an object with "op" ("quantize" or "logits") and its arguments (`oracles.py`
-builds them). Goes out: a list of answers on standard output, each with "status" (0 is success) and "log".
+A job is an object with "op" ("quantize" or "logits") and its arguments; `oracles.py` builds the list of them.
+The answers, a list on standard output, each have "status" (0 is success) and "log".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tiny random Hugging Face models, one per family, written as ordinary folders by transformers itself.
 
-Comes in: a family's name, a folder, a dtype, a seed. Goes out: config.json, safetensors (and the tokenizer
-files, where a tokenizer is given) as `save_pretrained` writes them. Sizes are small enough for a conversion
+A folder gets config.json and safetensors as `save_pretrained` writes them, and the files of the tokenizer if
+one is given. Sizes are small enough for a conversion
 within a second and odd enough that a transposed or cut tensor shows.
 """
 

@@ -1,6 +1,6 @@
 """The searches behind ggml's K-quants with a scale and a minimum, one sub-block or super-block per lane.
 
-In come values and weights, position by position; out come scales, minimums, and how the levels were found.
+They take values and weights, position by position, and give scales, minimums, and how the levels were found.
 Each lane performs the operations of the C function named in the docstring, in its order. What differs is
 bookkeeping: the C code copies the levels at every improvement, here the two numbers that produce them are
 kept, and the levels are computed once by whoever needs them.

@@ -1,6 +1,6 @@
 """The searches behind ggml's K-quants with a scale only, one sub-block or super-block per lane.
 
-In come values and weights, position by position; out come scales and how the levels were found. Each lane
+They take values and weights, position by position, and give scales and how the levels were found. Each lane
 performs the operations of the C function named in the docstring, in its order.
 
 Specification: ggml-quants.c.

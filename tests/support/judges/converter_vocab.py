@@ -1,8 +1,8 @@
 """The tokenizer part of llama.cpp's converter, on many folders in one process.
 
-Comes in: model folders with a config.json and tokenizer files, no weights. Goes out: for each the
-`tokenizer.*` entries that the converter's own `set_vocab` gives to its writer. As a script it takes the
-folders as JSON on standard input.
+A model folder needs a config.json and tokenizer files, no weights. The result is what the converter's own
+`set_vocab` gives to its writer, the `tokenizer.*` entries. As a script it takes the folders as JSON on
+standard input.
 """
 
 from __future__ import annotations
