@@ -104,6 +104,28 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         assert re.search(rf"^{name}/", tree, re.M), name
 
 
+def test_the_map_has_every_room_and_every_door() -> None:
+    rows = re.findall(
+        r"^\| (`[^|]*/`) \| ([^|]*) \| (?:`(\w+)\.(\w+)`)? ?\|$", text_of("docs/architecture.md"), re.M
+    )
+    named = set()
+    for folders, about, module, name in rows:
+        first, *others = re.findall(r"`([\w/]+)/`", folders)
+        inner = re.findall(r"`([\w/]+)/`", about)
+        rooms = [first, *(f"{first.rpartition('/')[0]}/{other}" for other in others)]
+        named |= {*rooms, *(f"{room}/{other}" for room in rooms for other in inner)}
+        if module:
+            source = (REPOSITORY / first / f"{module}.py").read_text(encoding="utf-8")
+            assert re.search(rf"^(?:def|class) {name}\b|^{name}\b", source, re.M), f"{first}: {module}.{name}"
+    packages = {
+        path.parent.relative_to(REPOSITORY).as_posix()
+        for top in ("lorafold", "train", "export", "serve")
+        for path in (REPOSITORY / top).rglob("__init__.py")
+        if not any(parent.is_symlink() for parent in path.parents)
+    }
+    assert packages <= named, packages - named
+
+
 def test_the_supported_models_are_those_of_the_table() -> None:
     printed = subprocess.run(
         [sys.executable, "tools/list_models.py"], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -1,8 +1,8 @@
 """Runs lorafold's command line on disks that are too small: `unshare -Urm python small_disk.py FOLDER`.
 
 A line of JSON on standard input is a list of steps; it is answered by a line on standard output, with one
-answer for each step. The disk is a tmpfs on FOLDER/disk in this process's own mount namespace, so no step needs more
-than an ordinary user's rights and nothing is left behind.
+answer for each step. The disk is a tmpfs on FOLDER/disk in this process's own mount namespace, so no step
+needs more than an ordinary user's rights and nothing is left behind.
 
     {"mount": "size=64m,nr_inodes=30"}     a fresh empty disk
     {"remount": "nr_inodes=1000"}          another size for the disk that is there
