@@ -25,6 +25,7 @@ from lorafold.export.quant.kernels.lanes import (
     FloatLanes,
     Ints,
     absolute,
+    compiled,
     floats,
     ints,
     select,
@@ -46,7 +47,7 @@ from lorafold.export.quant.kernels.rounding import clamp_ints, from_half, neares
 def levels_of(count: int, top: int) -> Any:
     """Compile the final levels of 16 consecutive values, with the scale and minimum that the file holds."""
 
-    @njit
+    @compiled(count, top)
     def levels(values: Array, at: int, plan: Array, sub: int, lane: int) -> Ints:
         x = load(values, at)
         slot = sub * LANES + lane
@@ -142,7 +143,7 @@ def weigh_magnitude(values: Array, importance: Array, energy: FloatLanes, weight
 def weigh_importance(count: int) -> Any:
     """All types: the column's importance times sqrt(energy of the super-block + x^2)."""
 
-    @njit
+    @compiled(count)
     def weigh(values: Array, importance: Array, energy: FloatLanes, weights: Array) -> None:
         for i in range(count):
             x = load(values, i * LANES)
@@ -157,7 +158,7 @@ def weigh_importance(count: int) -> Any:
 def ratio_levels(count: int, top: int) -> Any:
     """Scales as fractions of the largest, in `top` steps; without importance weights."""
 
-    @njit
+    @compiled(count, top)
     def choose(values: Array, weights: Array, levels: Array) -> FloatLanes:
         largest = floats(0.0)
         for j in range(count):
@@ -226,7 +227,7 @@ def driver(
     """
     width = SUPER // count
 
-    @njit
+    @compiled(count, nbytes, energy_factor)
     def run(x: Array, importance: Array, out: Array, odd: Array) -> None:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)

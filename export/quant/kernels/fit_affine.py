@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from lorafold.export.quant.kernels.lanes import (
     LANES,
@@ -23,6 +22,7 @@ from lorafold.export.quant.kernels.lanes import (
     FloatLanes,
     absolute,
     any_lane,
+    compiled,
     flip,
     floats,
     ints,
@@ -60,7 +60,7 @@ def affine_fit(count: int, top: int, linear: bool, tries: Array) -> Any:
     """
     steps = len(tries)
 
-    @njit
+    @compiled(count, top, linear, len(tries))
     def fit(values: Array, weights: Array, levels: Array) -> Any:
         """Fit one sub-block in each lane.
 
@@ -152,7 +152,7 @@ def magnitude_fit(count: int, top: int) -> Any:
     tries = np.array([f32(0.1) * f32(i) + f32(top) for i in range(-4, 5) if i], f32)
     steps = len(tries)
 
-    @njit
+    @compiled(count, top)
     def fit(values: Array, weights: Array, levels: Array) -> FloatLanes:
         """Fit one super-block in each lane.
 

@@ -23,6 +23,7 @@ from lorafold.export.quant.kernels.lanes import (
     Mask,
     absolute,
     any_lane,
+    compiled,
     flip,
     floats,
     ints,
@@ -60,7 +61,7 @@ def symmetric_fit(count: int, top: int) -> Any:
     tries = np.array([-(f32(top) + f32(0.1) * f32(i)) for i in (*range(-9, 0), *range(1, 10))], f32)
     steps = len(tries)
 
-    @njit
+    @compiled(count, top)
     def fit(values: Array, weights: Array, products: Array) -> Any:
         """Fit one group in each lane.
 
@@ -114,7 +115,7 @@ def descent_fit(count: int, top: int) -> Any:
         top: one more than the highest level.
     """
 
-    @njit
+    @compiled(count, top)
     def begin(values: Array, levels: Array) -> Any:
         largest = largest_of(values, count)
         inverse = -float(top) / largest
@@ -129,7 +130,7 @@ def descent_fit(count: int, top: int) -> Any:
             sum_l2 = sum_l2 + w * number * number
         return sum_xl, sum_l2, absolute(largest) < TINY
 
-    @njit
+    @compiled(count, top)
     def move(values: Array, levels: Array, at: int, sum_xl: FloatLanes, sum_l2: FloatLanes) -> Any:
         x, level = load(values, at), load(levels, at)
         w = x * x
@@ -146,14 +147,14 @@ def descent_fit(count: int, top: int) -> Any:
         store(levels, at, select(better, new, level))
         return select(better, rest_xl, sum_xl), select(better, rest_l2, sum_l2), better
 
-    @njit
+    @compiled(count, top)
     def end(levels: Array, sum_xl: FloatLanes, sum_l2: FloatLanes, zero: Mask) -> FloatLanes:
         if any_lane(zero):
             for i in range(count):
                 store(levels, i * LANES, select(zero, ints(-top), load(levels, i * LANES)))
         return select(zero | flip(sum_l2 > 0.0), 0.0, sum_xl / sum_l2)
 
-    @njit
+    @compiled(count, top)
     def fit(values: Array, levels: Array) -> Any:
         """Fit two sub-blocks in each lane, position by position in turn.
 

@@ -27,6 +27,7 @@ from lorafold.export.quant.kernels.lanes import (
     Array,
     FloatLanes,
     absolute,
+    compiled,
     define_choice,
     floats,
     ints,
@@ -118,7 +119,7 @@ def write_levels(values: Array, at: int, inverse: float, out: Array, to: int) ->
 def driver_iq4_xs(weighted: bool) -> Any:
     """Compile IQ4_XS."""
 
-    @njit
+    @compiled(weighted)
     def run(x: Array, importance: Array, out: Array, odd: Array) -> None:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)
@@ -176,7 +177,7 @@ def driver_iq4_xs(weighted: bool) -> Any:
 def driver_iq4_nl(weighted: bool) -> Any:
     """Compile IQ4_NL: every 32 values are a super-block of their own."""
 
-    @njit
+    @compiled(weighted)
     def run(x: Array, importance: Array, out: Array, odd: Array) -> None:
         total = x.size // 32
         values = np.empty(32 * LANES, np.float32)

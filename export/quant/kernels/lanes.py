@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 LANES = 16
@@ -43,6 +43,25 @@ SOURCES = int.from_bytes(
     ).digest()[:7],
     "little",
 )
+
+
+def compiled(*settings: object) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that is made inside another one, under a name of its own.
+
+    numba calls machine code by the function's qualified name and a number that it counts anew in each
+    process. A cached kernel brings the code of the functions that it calls, so two kernels that were compiled
+    in different processes could bring different functions of one name, and one of the two would be called
+    for both: wrong bytes, or memory overwritten.
+
+    Args:
+        settings: what the function was made for, different for each that is made in the same place.
+    """
+
+    def compile(function: Callable[..., Any]) -> Any:
+        function.__qualname__ = "_".join([function.__qualname__, *map(str, settings)])
+        return njit(function)
+
+    return compile
 
 
 class LanesType(types.Type):

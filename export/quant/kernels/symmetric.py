@@ -27,6 +27,7 @@ from lorafold.export.quant.kernels.lanes import (
     Array,
     Ints,
     absolute,
+    compiled,
     flip,
     floats,
     ints,
@@ -94,7 +95,7 @@ def write_q6(
 def driver_q6(weighted: bool) -> Any:
     """Compile Q6_K; the weights are the columns' importances, or the squares of the values."""
 
-    @njit
+    @compiled(weighted)
     def run(x: Array, importance: Array, out: Array, odd: Array) -> None:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)
@@ -201,7 +202,7 @@ def driver_q3(weighted: bool) -> Any:
     """Compile Q3_K; with importances both levels of scales are searched, without them neither is."""
     fit_scales = symmetric_fit(16, 32)
 
-    @njit
+    @compiled(weighted)
     def run(x: Array, importance: Array, out: Array, odd: Array) -> None:
         total = x.size // SUPER
         values = np.empty(SUPER * LANES, np.float32)

@@ -240,9 +240,9 @@ def test_refusals_name_the_tensor() -> None:
         kernels.quantize(np.zeros((1, 96), np.float32), Type.Q4_K, at="output.weight")
 
 
-def report_in_a_new_process(code: str, **environment: str) -> str:
+def report_in_a_new_process(code: str, *arguments: str, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -289,6 +289,20 @@ def test_a_broken_cache_only_costs_time(tmp_path: Path) -> None:
     for path in kept:
         path.write_bytes(b"\x80\x04broken")
     assert report_in_a_new_process(QUANTIZE_AND_REPORT, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "numba"
+
+
+@pytest.mark.slow
+def test_kernels_that_were_compiled_apart_do_not_call_each_others_code(tmp_path: Path) -> None:
+    """Each is cached by a process of its own, where numba counts its functions from the same number on."""
+    code = (
+        "import sys, numpy as np\nfrom gguf import GGMLQuantizationType as Type\n"
+        "from lorafold.export.quant.quantize import quantize, kernel_report\n"
+        "for name in sys.argv[1:]: quantize(np.ones((1, 256), np.float32), Type[name])\n"
+        "print(*(state.backend + state.reason for state in kernel_report()))\n"
+    )
+    for names in (["Q4_K"], ["Q5_K"], ["Q2_K"], ["Q4_K", "Q5_K", "Q2_K"]):
+        told = report_in_a_new_process(code, *names, NUMBA_CACHE_DIR=str(tmp_path)).split()
+        assert told == ["numba"] * len(names)
 
 
 # A wrong kernel for Q8_0, by the module that is changed: the check at first use finds it, if it is compiled.
