@@ -112,7 +112,8 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         template=chosen,
         name=config.name or _name(base, folders[0] if folders else base.folder),
         notes=(
-            *(note for adapter, _ in adapters for note in adapter.config.notes),
+            *(note for adapter, _ in adapters for note in adapter.notes),
+            *(note for plan in source.plans for note in plan.notes),
             *_packed_notes(base, weights, bool(adapters)),
             *_notes(base, source, prompt, folders, template),
             *_system_note(config, folders),

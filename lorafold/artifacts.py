@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from lorafold.errors import BusyError, InputError, LorafoldError, SystemFault, UsageError
 from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
+from lorafold.signatures import another_file, head_of
 from lorafold.version import __version__
 
 MANIFEST = "lorafold.json"
@@ -223,11 +224,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise another_file(path, head_of(path)) or InputError(
             f"the manifest cannot be read ({error})", at=path, fix="make the folder again"
         ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise InputError("this is not a lorafold manifest", at=path, fix="make the folder again")
+        raise another_file(path, head_of(path)) or InputError(
+            "this is not a lorafold manifest", at=path, fix="make the folder again"
+        )
     return manifest
 
 

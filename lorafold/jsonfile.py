@@ -1,7 +1,7 @@
 """JSON objects from files that somebody else wrote: config.json, adapter_config.json, shard indexes.
 
-The size is bounded, a Git LFS pointer is recognised, and a key given twice is an error instead of a silent
-choice.
+The size is bounded, what is no JSON at all is called by its name (`signatures`), and a key given twice is an
+error instead of a silent choice.
 """
 
 from __future__ import annotations
@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, SystemFault
-
-LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
-"""First bytes of a Git LFS pointer (git-lfs/docs/spec.md)."""
-
-LFS_FIX = "run `git lfs pull` in that folder, or download the file again"
+from lorafold.signatures import HEAD, another_file, no_file
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -51,7 +47,8 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
         The object.
 
     Raises:
-        InputError: the file is missing, a Git LFS pointer, too large, not UTF-8, not JSON, or not an object.
+        InputError: the file is missing, something else than its name says, too large, not UTF-8, not JSON, or
+            not an object.
         SystemFault: the file cannot be read.
     """
     try:
@@ -59,13 +56,13 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
             # CPython allocates all that read() is asked for; one byte more tells a file that is too large.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
-        raise InputError("no such file", at=path) from None
+        raise no_file(path) from None
     except OSError as error:
         raise SystemFault(
             f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
         ) from None
-    if raw.startswith(LFS_MAGIC):
-        raise InputError("this is a Git LFS pointer, not the file itself", at=path, fix=LFS_FIX)
+    if (wrong := another_file(path, raw[:HEAD])) is not None:
+        raise wrong
     if len(raw) > limit:
         raise InputError(f"larger than {limit:,} bytes", at=path, fix="check that this is the right file")
     try:
@@ -79,7 +76,7 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
         raise InputError(
             f"{what} (line {error.lineno}, column {error.colno}: {error.msg})",
             at=path,
-            fix="download the file again",
+            fix="download the file again, or correct that line if it was edited",
         ) from None
     except ValueError as error:
         raise InputError(str(error), at=path, fix="remove one of the two") from None

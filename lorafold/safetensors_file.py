@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorafold.errors import InputError, SystemFault
-from lorafold.jsonfile import LFS_FIX, LFS_MAGIC, unique_keys
+from lorafold.jsonfile import unique_keys
+from lorafold.signatures import HEAD, another_file, no_file
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
@@ -36,6 +37,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on the header."""
 
 DOWNLOAD = "download the file again"
+OWN = "a safetensors file"  # in the words of `signatures`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         Its tensors by name, in the order of the header.
 
     Raises:
-        InputError: any departure from the format, a truncated file, or a Git LFS pointer.
+        InputError: any departure from the format, a truncated file, or something else under its name.
         SystemFault: the file cannot be read.
     """
     try:
@@ -87,10 +89,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             size = file.seek(0, 2)
             file.seek(0)
             with _no_collection():
-                header, data_start = _parse(path, file, size)
+                try:
+                    header, data_start = _parse(path, file, size)
+                except InputError as error:  # only now: the length of a right header may look like anything
+                    file.seek(0)
+                    raise another_file(path, file.read(HEAD), "the weights", OWN) or error from None
                 return _checked(path, header, data_start, size)
     except FileNotFoundError:
-        raise InputError("no such file", at=path) from None
+        raise no_file(path) from None
     except OSError as error:
         raise SystemFault(
             f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
@@ -157,12 +163,9 @@ class ShardFiles:
 
 def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """The header's JSON object and the position where the data starts."""
-    head = file.read(64)
-    if head.startswith(LFS_MAGIC):
-        raise InputError("this is a Git LFS pointer, not the weights", at=path, fix=LFS_FIX)
     if size < 8:
         raise InputError(f"not a safetensors file: {size} bytes, expected at least 8", at=path, fix=DOWNLOAD)
-    length = int.from_bytes(head[:8], "little")
+    length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER_BYTES:
         raise InputError(
             f"header length {length:,} is over the format's limit of {MAX_HEADER_BYTES:,} bytes",
@@ -173,7 +176,6 @@ def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
         raise InputError(
             f"truncated: the header alone needs {8 + length:,} bytes, got {size:,}", at=path, fix=DOWNLOAD
         )
-    file.seek(8)
     raw = file.read(length)
     try:
         header = json.loads(raw.decode("utf-8"))

@@ -6,11 +6,11 @@ and the file lacks is an error too, and so is what the file holds and PEFT would
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from lorafold.adapters.config import SAVE_AGAIN
-from lorafold.adapters.folder import FOREIGN_HEADS, Adapter, ModuleTensors, SavedTensor
+from lorafold.adapters.config import CONFIG, SAVE_AGAIN
+from lorafold.adapters.folder import Adapter, ModuleTensors, SavedTensor
+from lorafold.adapters.foreign import foreign, refusal
 from lorafold.errors import InputError
 from lorafold.export.fold import modules as fold_modules
 from lorafold.export.fold.changes import Replace
@@ -48,6 +48,7 @@ def plan_adapter(
     Raises:
         InputError: the adapter does not belong to this base, or is incomplete.
     """
+    _refuse_foreign(adapter, adapter.source.tensors, known=True)
     check_parts(adapter)
     targets = Targets(adapter, base, names, Factors(adapter.source, cache), rounding)
     unknown = [saved.key for saved in adapter.saved if not _saved(targets, saved)]
@@ -55,13 +56,17 @@ def plan_adapter(
         key for module in adapter.modules if not _module(targets, module) for key in module.parts.values()
     ]
     if unknown:
-        _refuse_foreign_head(adapter, unknown[0])
+        _refuse_foreign(adapter, unknown, known=False)
         raise InputError(
             f"{len(unknown)} of its tensors belong to nothing in the base, the first is {unknown[0]!r}",
             at=adapter.folder,
             fix=OTHER_BASE,
         )
-    check_complete(adapter, names, targets.prefixes)
+    targets.told = check_complete(adapter, names, targets.prefixes)
+    if targets.told and not adapter.config.target_modules:
+        targets.notes.append(
+            f"{CONFIG} has no target_modules: by its tensors these were trained: {', '.join(targets.told)}"
+        )
     check_biases(adapter, names)
     check_copies(adapter)
     return targets
@@ -121,15 +126,11 @@ def _module(targets: Targets, module: ModuleTensors) -> bool:
     return True
 
 
-def _refuse_foreign_head(adapter: Adapter, key: str) -> None:
-    """Refuse what training puts beside a language model by its name, not as the tensor of another base."""
-    for name, what in FOREIGN_HEADS.items():
-        if re.search(rf"(?:^|\.){name}\.", key):
-            raise InputError(
-                f"{key!r} is {what}, for which a language model's file has no place",
-                at=adapter.folder,
-                fix="export the adapter of a language model, or save this one without it",
-            )
+def _refuse_foreign(adapter: Adapter, keys: Iterable[str], *, known: bool) -> None:
+    """Refuse what other programs and other parts of a training write by its name, not as another base's."""
+    for key in keys:
+        if (kind := foreign(key, known=known)) is not None:
+            raise refusal(key, kind, adapter.folder)
 
 
 def _only_lora(targets: Targets, name: str, pieces: tuple[Piece, ...]) -> InputError:

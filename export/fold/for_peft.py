@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lorafold.adapters.config import CONFIG
 from lorafold.adapters.folder import WEIGHTS
-from lorafold.adapters.peft_reading import MLX, WRAPPED, is_transposed, peft_key, turned
+from lorafold.adapters.peft_reading import MLX, UNTARGETED, WRAPPED, is_transposed, peft_key, turned
 from lorafold.export.fold.targets import Targets
 from lorafold.jsonfile import read_object
 
@@ -35,6 +35,8 @@ def differs_for_peft(targets: Targets) -> str | None:
         return turned(adapter.config)
     if any(name != key for name, key in _names(targets)):
         return WRAPPED
+    if targets.told and not adapter.config.target_modules:
+        return UNTARGETED
     return None
 
 
@@ -107,7 +109,8 @@ def _swap(
 def _config(targets: Targets) -> dict[str, Any]:
     config = targets.adapter.config
     if not config.mlx:
-        return read_object(config.path)
+        said = read_object(config.path)
+        return said | {"target_modules": list(targets.told)} if targets.told else said
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
@@ -41,6 +41,9 @@ PROMISES = (
     _Promise("lora_bias", "lora_bias", lambda c: c.lora_bias),
     _Promise("lora_diag", "kasa_config", lambda c: c.kasa),
     _Promise("lora_E", "peft_type ADALORA", lambda c: c.peft_type == "ADALORA"),
+    _Promise("lora_A", "peft_type LORA", lambda c: "LORA" in c.peft_type, ("lora_A",)),
+    _Promise("lora_embedding_A", "peft_type LORA", lambda c: "LORA" in c.peft_type, ("lora_embedding_A",)),
+    _Promise("ia3_l", "peft_type IA3", lambda c: c.peft_type == "IA3", ("ia3_l",)),
 )
 
 
@@ -70,6 +73,8 @@ def check_parts(adapter: Adapter) -> None:
             continue
         if ".modules_to_save." in entry.key and not _named(config.modules_to_save, entry.tensor):
             raise _not_promised(adapter, entry.key, "modules_to_save")
+        if ".ln_tuning_layers." in entry.key and config.peft_type != "LN_TUNING":
+            raise _not_promised(adapter, entry.key, "peft_type LN_TUNING")
     has_tokens = any("trainable_tokens_delta" in module.parts for module in adapter.modules)
     if config.trainable_token_indices and not has_tokens:
         raise InputError(
@@ -105,10 +110,12 @@ def is_pruned(adapter: Adapter, module: ModuleTensors) -> bool:
     return len(a) == len(b) == 2 and a[0] == b[1] == e[0] == 0
 
 
-def _check_target(adapter: Adapter, module: ModuleTensors) -> None:
+def _check_target(
+    adapter: Adapter, module: ModuleTensors, parts: tuple[str, ...] = ("lora_A", "ia3_l")
+) -> None:
     """Refuse what the configuration does not target: PEFT would take no notice of it."""
     config = adapter.config
-    key = next((module.parts[part] for part in ("lora_A", "ia3_l") if part in module.parts), None)
+    key = next((module.parts[part] for part in parts if part in module.parts), None)
     if key is None or not config.target_modules or config.target_modules == "all-linear":
         return
     # Experts: see `check_complete`. Tied sides: PEFT adapts the one that is not named too.
@@ -117,9 +124,9 @@ def _check_target(adapter: Adapter, module: ModuleTensors) -> None:
     if any("." not in name for name in config.target_parameters):
         return  # a parameter's bare name ("gate_up_proj") tells no module: any may hold it
     # A pattern may name wrappers that stood around the model while it was trained.
-    spelled = re.sub(r"\.(?:lora_A|ia3_l)(?:\..*)?$", "", key)
+    spelled = re.sub(r"\.(?:lora_A|lora_embedding_A|ia3_l)(?:\..*)?$", "", key)
     spellings = (module.module, spelled, spelled.removeprefix(PEFT_PREFIX))
-    if not any(_is_targeted(adapter, name) for name in spellings):
+    if not any(_is_targeted(config, name) for name in spellings):
         raise InputError(
             f"{key!r} is in the file, but adapter_config.json does not target {module.module} "
             "(target_modules, exclude_modules, layers_to_transform), so that PEFT ignores it",
@@ -146,11 +153,16 @@ def _not_promised(adapter: Adapter, key: str, option: str) -> InputError:
     )
 
 
-def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]) -> None:
+def check_complete(
+    adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]
+) -> tuple[str, ...]:
     """Compare the modules that an adapter targets with those that it has.
 
     Experts are left out: transformers 5 has no modules for them any more, so their names in `target_modules`
     may mean nothing. So is what transformers does not load: no adapter can have anything for it.
+
+    PEFT has a list for some model types if `target_modules` is missing, and finds nothing otherwise. Here the
+    tensors tell: what one layer has, all must have.
 
     Args:
         adapter: the adapter.
@@ -158,26 +170,54 @@ def check_complete(adapter: Adapter, names: BaseNames, prefixes: Collection[tupl
         prefixes: of the parts of the model in which it adapts something; see `BaseNames.in_model`. Another
             part may not have been in the model that it was trained on (a multimodal base's image encoder).
 
+    Returns:
+        The names of modules that the tensors tell, if the configuration does not.
+
     Raises:
         InputError: a targeted layer has no tensors, or a module to save was not saved.
     """
     config, types = adapter.config, model_types(names.config)
+    for adapted in adapter.modules:
+        _check_target(adapter, adapted, ("lora_embedding_A",))
     present = {renamed(module.module, types) for module in adapter.modules}
-    if config.target_modules and config.target_modules != "all-linear" and prefixes:
-        for name, tensor, info in names.in_model(prefixes):
-            if not name.endswith(".weight") or len(info.shape) != 2 or ".experts." in name:
-                continue
-            module = name.removesuffix(".weight")
-            if module in present:
-                continue
-            if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
-                continue
-            if _is_targeted(adapter, module):
-                raise _missing(adapter, module, "target_modules")
+    told = _told_by_tensors(adapter)
+    targets = replace(config, target_modules=told) if told else config
+    for name, tensor, info in names.in_model(prefixes) if targets.target_modules and prefixes else ():
+        if not name.endswith(".weight") or len(info.shape) != 2 or ".experts." in name:
+            continue
+        module = name.removesuffix(".weight")
+        if module in present:
+            continue
+        if tensor in (names.embedding, names.head) and config.ensure_weight_tying:
+            continue
+        if _is_targeted(targets, module):
+            raise _untold(adapter, module) if told else _missing(adapter, module, "target_modules")
     saved = [entry.tensor for entry in adapter.saved]
     for wanted in config.modules_to_save:
         if not any(_named((wanted,), tensor) for tensor in saved):
             raise _missing(adapter, wanted, "modules_to_save")
+    return told
+
+
+def _told_by_tensors(adapter: Adapter) -> tuple[str, ...]:
+    """The last names of the adapted modules, if the configuration does not say which are targeted."""
+    config = adapter.config
+    if config.mlx or config.target_parameters or "LORA" not in config.peft_type:
+        return ()
+    if config.target_modules and config.target_modules != "all-linear":
+        return ()
+    adapted = [module.module for module in adapter.modules if "lora_A" in module.parts]
+    return tuple(sorted({module.rpartition(".")[2] for module in adapted if ".experts." not in module}))
+
+
+def _untold(adapter: Adapter, module: str) -> InputError:
+    says = adapter.config.target_modules
+    return InputError(
+        f"adapter_config.json {f'says target_modules {says!r}' if says else 'has no target_modules'}, and of "
+        f"the tensors nothing is for {module}, while other layers have some",
+        at=adapter.folder,
+        fix="set target_modules (and layers_to_transform) as they were in the training, or " + AGAIN,
+    )
 
 
 def check_biases(adapter: Adapter, names: BaseNames) -> None:
@@ -214,9 +254,8 @@ def check_copies(adapter: Adapter) -> None:
             )
 
 
-def _is_targeted(adapter: Adapter, module: str) -> bool:
+def _is_targeted(config: AdapterConfig, module: str) -> bool:
     """Whether the configuration targets a module, by the rules of PEFT's `check_target_module_exists`."""
-    config = adapter.config
     if matches(config.exclude_modules or (), module):
         return False
     if any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in config.modules_to_save):

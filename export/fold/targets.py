@@ -36,6 +36,8 @@ class Targets:
         prefixes: of the parts of the model in which something is adapted; see `BaseNames.in_model`.
         swapped: how PEFT stored the factors of square experts, once that is known; see `experts`.
         experts: how it stored those of each stacked parameter, and of how many experts, by the key of A.
+        told: the modules that its tensors say it targets, if its configuration does not.
+        notes: what was decided here that the user should know.
     """
 
     adapter: Adapter
@@ -48,6 +50,8 @@ class Targets:
     prefixes: set[tuple[str, str]] = field(default_factory=set)
     swapped: bool | None = None
     experts: dict[str, tuple[bool, int]] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """A tensor's shape as its steps find it: with a resized vocabulary a saved tensor comes first."""
@@ -75,8 +79,11 @@ class Targets:
         config = self.adapter.config
         expected = a_rank if config.peft_type == "ADALORA" else config.rank(module)
         if not a_rank == b_rank == expected:
+            says = f"says {expected}"
+            if "r" in config.assumed and expected == config.r:
+                says = f"has no r, for which PEFT takes {expected}"
             raise InputError(
-                f"{module}: A has rank {a_rank} and B has rank {b_rank}, the configuration says {expected}",
+                f"{module}: A has rank {a_rank} and B has rank {b_rank}, the configuration {says}",
                 at=self.adapter.config.path,
                 fix="use the adapter_config.json that was saved with these weights",
             )

@@ -29,6 +29,7 @@ from lorafold.export.gguf.header import encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.gguf_file.header import GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
+from lorafold.signatures import another_file, head_of
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _AGAIN = "make it again with llama-imatrix"
@@ -124,7 +125,10 @@ def read_imatrix(path: Path) -> Imatrix:
             magic = file.read(4)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", at=path, fix="check --imatrix") from error
-    imatrix = _read_gguf(path) if magic == b"GGUF" else _read_legacy(path)
+    try:
+        imatrix = _read_gguf(path) if magic == b"GGUF" else _read_legacy(path)
+    except InputError as error:
+        raise another_file(path, head_of(path), own="a GGUF file") or error from None
     for name, entry in imatrix.entries.items():
         for values in (entry.sums, entry.counts):
             if not (np.isfinite(values).all() and values.min() >= 0):

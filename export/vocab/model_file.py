@@ -15,6 +15,7 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
+from lorafold.signatures import another_file, head_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,10 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
     try:
         processor.LoadFromFile(str(path))
     except (OSError, RuntimeError) as error:
-        raise InputError(
+        raise another_file(path, head_of(path)) or InputError(
             f"is not a SentencePiece model: {str(error).splitlines()[0]}",
             at=path,
-            fix="download it again; it may be truncated, or a Git LFS pointer",
+            fix="download it again; it may be truncated",
         ) from error
     spec = _spec(processor.serialized_model_proto())
     if spec.model_type != 2:

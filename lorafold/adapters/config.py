@@ -57,6 +57,24 @@ NOT_FOLDABLE_OPTIONS = {
     ),
 }
 
+# Options of other programs, and of PEFT before 0.3, under which tensors mean something else.
+OPTIONS_OF_OTHERS = {
+    "use_merged_linear": "ms-swift's merged linear layer (`use_merged_linear`) adapts parts of a weight",
+    "enable_lora": "loralib's merged linear layer (`enable_lora`) adapts parts of a weight",
+    "use_qa_lora": "ms-swift's QA-LoRA (`use_qa_lora`) pools the inputs of a packed base",
+}
+
+MERGER = {
+    "use_merged_linear": "ms-swift (`swift export --merge_lora true`), then export the result",
+    "enable_lora": "the program that trained it, then export the result",
+    "use_qa_lora": "ms-swift (`swift export --merge_lora true`), then export the result",
+}
+
+# Values of init_lora_weights that leave the base as it was, or take out a part that can be computed again.
+# PEFT compares some without regard to case, and raises at any other value.
+KNOWN_INITS = ("eva", "orthogonal", "pissa")
+KNOWN_INITS_OF_ANY_CASE = ("gaussian", "olora", "mica")
+
 # Fields that are read below, or by whoever looks for the base.
 USED = frozenset(
     (
@@ -90,6 +108,9 @@ USED = frozenset(
     )
 )
 
+PEFT_DEFAULTS = {"r": 8, "init_r": 12, "lora_alpha": 8}
+"""What PEFT takes for a number that adapter_config.json does not say."""
+
 # Fields that say how an adapter was trained or how PEFT runs it, and nothing about what its numbers mean.
 HARMLESS = frozenset(
     (
@@ -117,6 +138,22 @@ HARMLESS = frozenset(
         "beta2",
         "orth_reg_weight",
         "total_step",
+    )
+)
+
+# The same of other programs: Unsloth, ms-swift, LLaMA-Factory, PEFT before 0.3.
+HARMLESS_OF_OTHERS = frozenset(
+    (
+        "unsloth_fixed",
+        "unsloth_version",
+        "swift_type",
+        "model_key_mapping",
+        "lora_dtype",
+        "lorap_lr_ratio",
+        "lorap_emb_lr",
+        "loraplus_lr_ratio",
+        "loraplus_lr_embedding",
+        "merge_weights",
     )
 )
 
@@ -165,6 +202,7 @@ class AdapterConfig:
         peft_version: of the PEFT that wrote it, since 0.18.0; None if it does not say.
         mlx: mlx-lm wrote it; see `adapters.mlx`.
         notes: fields with a value that nothing here knows, to be told.
+        assumed: numbers that it does not say, so that PEFT's default counts.
     """
 
     path: Path
@@ -194,6 +232,7 @@ class AdapterConfig:
     peft_version: str | None = None
     mlx: bool = False
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def rank(self, module: str) -> int:
         """The rank of a module, named as in the model ("model.layers.0.self_attn.q_proj")."""
@@ -280,12 +319,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     pruned = method == "ADALORA"  # its rank_pattern holds masks, and its tensors are cut to them
     rank = "init_r" if pruned else "r"
     blocks = raw.get("use_bdlora")
+    assumed = tuple(name for name in (rank, "lora_alpha") if "LORA" in method and name not in raw)
     indices = raw.get("token_indices" if method == "TRAINABLE_TOKENS" else "trainable_token_indices")
     return AdapterConfig(
         path=path,
         peft_type=method,
-        r=field.number(rank, 12 if pruned else 8, least=1, whole=True) if "LORA" in method else 0,
-        lora_alpha=field.number("lora_alpha", 8),
+        r=field.number(rank, PEFT_DEFAULTS[rank], least=1, whole=True) if "LORA" in method else 0,
+        lora_alpha=field.number("lora_alpha", PEFT_DEFAULTS["lora_alpha"]) if "LORA" in method else 0,
         use_rslora=bool(raw.get("use_rslora")),
         use_dora=bool(raw.get("use_dora")),
         lora_bias=bool(raw.get("lora_bias")),
@@ -307,14 +347,23 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         feedforward_modules=field.modules("feedforward_modules") or (),
         base_model_name_or_path=raw.get("base_model_name_or_path") or None,
         peft_version=str(raw["peft_version"]) if raw.get("peft_version") else None,
-        notes=tuple(_unknown_fields(raw)),
+        notes=(
+            *(
+                f"{CONFIG} has no {name}: PEFT's default of {PEFT_DEFAULTS[name]} counts, which may not be "
+                "what was trained"
+                for name in assumed
+                if name == "lora_alpha"  # the tensors have their rank
+            ),
+            *_unknown_fields(raw),
+        ),
+        assumed=assumed,
     )
 
 
 def _unknown_fields(raw: Mapping[str, Any]) -> Iterator[str]:
     """What is said of fields that neither this program nor PEFT 0.21 knows, if they hold anything."""
     for name, value in raw.items():
-        if value and name not in USED | HARMLESS and name not in NOT_FOLDABLE_OPTIONS:
+        if value and name not in USED | HARMLESS | HARMLESS_OF_OTHERS and name not in NOT_FOLDABLE_OPTIONS:
             yield f"{CONFIG}: {name} is not known here, and was not used (it is {value!r:.60})"
 
 
@@ -398,7 +447,17 @@ def _check_options(path: Path, raw: Mapping[str, Any]) -> None:
     for option, (problem, cure) in NOT_FOLDABLE_OPTIONS.items():
         if raw.get(option):
             raise InputError(f"{problem}: it cannot be folded", at=path, fix=cure)
-    init = str(raw.get("init_lora_weights", True)).lower()
+    for option, problem in OPTIONS_OF_OTHERS.items():
+        if raw.get(option):
+            raise InputError(
+                f"{problem}: it cannot be folded", at=path, fix=f"merge it with {MERGER[option]}"
+            )
+    _check_init(path, raw.get("init_lora_weights", True))
+
+
+def _check_init(path: Path, value: Any) -> None:
+    """Refuse an initialisation that changed the base, or may have."""
+    init = str(value).lower()
     if init in LOST_BASE:
         raise InputError(LOST_BASE[init], at=f"{path}: init_lora_weights", fix=RESIDUAL_BASE)
     if init.startswith("pissa_niter"):
@@ -407,6 +466,14 @@ def _check_options(path: Path, raw: Mapping[str, Any]) -> None:
             at=f"{path}: init_lora_weights",
             fix=RESIDUAL_BASE,
         )
+    if value is None or isinstance(value, bool) or value in KNOWN_INITS or init in KNOWN_INITS_OF_ANY_CASE:
+        return
+    raise InputError(
+        f"got {value!r}, which PEFT 0.21 does not know: such an initialisation may have changed the base",
+        at=f"{path}: init_lora_weights",
+        fix="set it to true if the training left the base as it was; else save the adapter converted, or "
+        "give the base that was changed with it (`--base`) and set it to true",
+    )
 
 
 class _Fields:
@@ -428,8 +495,7 @@ class _Fields:
         return value
 
     def number(self, name: str, default: float, *, least: float | None = None, whole: bool = False) -> Any:
-        value = self.raw.get(name)
-        return self._number(name, default if value is None else value, least, whole)
+        return self._number(name, self.raw.get(name, default), least, whole)
 
     def patterns(self, name: str, *, least: float | None = None, whole: bool = False) -> dict[str, Any]:
         value = self.raw.get(name) or {}

@@ -21,13 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from lorafold.adapters.config import CONFIG, SAVE_AGAIN, AdapterConfig, read_adapter_config
+from lorafold.adapters.config import CONFIG, AdapterConfig, read_adapter_config
+from lorafold.adapters.foreign import BUFFERS
+from lorafold.adapters.missing import why_no_weights
 from lorafold.adapters.mlx import MlxFactors
-from lorafold.errors import InputError, UnsafeInputError
+from lorafold.errors import InputError
 from lorafold.weights import Checkpoint, TensorSource
 
 WEIGHTS = "adapter_model.safetensors"
-PICKLE = "adapter_model.bin"
 
 _PARTS = (
     "lora_A",
@@ -43,7 +44,13 @@ _PARTS = (
 """Names of an adapter's own tensors. `lora_B.bias` is kept apart as part "lora_bias"."""
 
 # Left by samplers and statistics that only training uses; PEFT's merge does not read them.
-TRAINING_ONLY = ("lora_monteclora_sampler", "lora_velora_embed", "lora_velora_initialized", "lora_arrow")
+TRAINING_ONLY = (
+    "lora_monteclora_sampler",
+    "lora_velora_embed",
+    "lora_velora_initialized",
+    "lora_arrow",
+    "ranknum",
+)
 
 PEFT_PREFIX = "base_model.model."
 _MODULES_TO_SAVE = ".modules_to_save."
@@ -53,13 +60,6 @@ _WRAPPERS = re.compile(
 )
 _PREFIX = re.compile(r"^(?:(?:.*\.)?base_model\.(?:model\.)?|pretrained_model\.)+")
 
-# Heads that training puts beside a language model; no file of one has a place for them.
-FOREIGN_HEADS = {
-    "v_head": "the value head of reinforcement learning",
-    "score": "the head of a classifier or reward model",
-    "classifier": "the head of a classifier",
-    "qa_outputs": "the head of a model that marks answers in a text",
-}
 _PART = re.compile(
     rf"(?P<module>.+?)\.(?P<part>{'|'.join(_PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"
 )
@@ -110,6 +110,7 @@ class Adapter:
         source: its tensors.
         modules: what it holds for each module, in the file's order.
         saved: whole tensors that it brings.
+        buffers: keys of what the model computes by itself, which is not folded.
     """
 
     folder: Path
@@ -117,6 +118,18 @@ class Adapter:
     source: TensorSource
     modules: tuple[ModuleTensors, ...]
     saved: tuple[SavedTensor, ...]
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the folder was not used, to be told."""
+        if not self.buffers:
+            return self.config.notes
+        more = f" and {len(self.buffers) - 1} more" if len(self.buffers) > 1 else ""
+        return (
+            *self.config.notes,
+            f"{self.buffers[0]!r}{more} of the adapter left out: a model computes that from its config.json",
+        )
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
@@ -135,7 +148,7 @@ class Adapter:
             SystemFault: a file cannot be read.
         """
         folder = Path(folder)
-        if not (folder / CONFIG).exists():
+        if not (folder / CONFIG).exists() and not (folder / CONFIG).is_symlink():
             raise InputError(f"no {CONFIG}: not a PEFT adapter", at=folder, fix="give the adapter's folder")
         config = read_adapter_config(folder)
         if config.mlx:
@@ -143,26 +156,23 @@ class Adapter:
             return cls(folder, config, factors, *_sort_keys(config, factors))
         path = folder / WEIGHTS
         if not path.exists():
-            if (folder / PICKLE).exists():
-                raise UnsafeInputError(
-                    f"weights only as a pickle, which can run code when loaded: {PICKLE}",
-                    at=folder,
-                    fix="load it with PEFT if you trust it, and `save_pretrained` it again",
-                )
-            raise InputError(f"no {WEIGHTS}", at=folder, fix=SAVE_AGAIN)
+            raise why_no_weights(folder)
         source = Checkpoint.of_files(folder, [path])
-        modules, saved = _sort_keys(config, source)
-        return cls(folder, config, source, modules, saved)
+        return cls(folder, config, source, *_sort_keys(config, source))
 
 
 def _sort_keys(
     config: AdapterConfig, source: TensorSource
-) -> tuple[tuple[ModuleTensors, ...], tuple[SavedTensor, ...]]:
-    """Sort the file's tensors by module and part."""
+) -> tuple[tuple[ModuleTensors, ...], tuple[SavedTensor, ...], tuple[str, ...]]:
+    """Sort the file's tensors by module and part; those that a model computes by itself are kept apart."""
     modules: dict[tuple[str, int], dict[str, str]] = {}
     saved: dict[str, SavedTensor] = {}
+    buffers: list[str] = []
     for key in source.tensors:
         name = in_model(key)
+        if BUFFERS.fullmatch(name):
+            buffers.append(key)
+            continue
         if any(f".{part}." in f".{name}." for part in TRAINING_ONLY):
             continue
         match = _PART.fullmatch(name)
@@ -189,7 +199,7 @@ def _sort_keys(
     sorted_modules = tuple(
         ModuleTensors(module, depth, MappingProxyType(parts)) for (module, depth), parts in modules.items()
     )
-    return sorted_modules, tuple(saved.values())
+    return sorted_modules, tuple(saved.values()), tuple(buffers)
 
 
 def in_model(key: str) -> str:

@@ -24,6 +24,7 @@ _NOT_SWAPPED_UNTIL, _SWAPPED_THE_OTHER_WAY, _SWAPPED_SINCE = (0, 18, 1), (0, 19,
 
 MLX = "it is an mlx-lm adapter"
 WRAPPED = "its tensors carry the names of wrappers"
+UNTARGETED = f"{CONFIG} does not say which modules were trained"
 
 
 def is_transposed(config: Mapping[str, Any]) -> bool:
@@ -87,6 +88,12 @@ def why_misread(folder: Path, base: Mapping[str, Any]) -> str | None:
     keys += [entry.copy or entry.key for entry in adapter.saved]  # PEFT reads the plain one of two names
     if any(peft_key(key, config.peft_type) != key for key in keys):
         return WRAPPED
+    if (
+        not config.target_modules
+        and not config.target_parameters
+        and any("lora_A" in module.parts for module in adapter.modules)
+    ):
+        return UNTARGETED
     stacks = [shapes for module in adapter.modules if (shapes := _stack(adapter, module))]
     transposed = is_transposed(base)
     stored = stored_swapped(config.peft_version, transposed=transposed)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lorafold.chat.control_forms import is_turn_marker
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
+from lorafold.signatures import another_file, head_of
 
 # transformers' names: the file of the default template, the folder of the others, the default's own name.
 JINJA_FILE, MORE_TEMPLATES, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
@@ -54,8 +55,11 @@ def read_text(path: Path) -> str:
     """A template's file.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: it cannot be read, is not UTF-8, or something else under its name.
     """
+    # Any text is a template: a page or a pointer would be put before every prompt.
+    if (wrong := another_file(path, head_of(path), "a chat template")) is not None:
+        raise wrong
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

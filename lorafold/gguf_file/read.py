@@ -32,6 +32,7 @@ from lorafold.gguf_file.header import (
     GgufTensor,
     MetadataValue,
 )
+from lorafold.signatures import HEAD, another_file
 
 _VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -121,9 +122,11 @@ def read_gguf_header(path: Path) -> GgufHeader:
     fix = "download or export the file again"
     try:
         with open(path, "rb") as file:
-            start = file.read(64)
+            start = file.read(HEAD)
             if start[:4] != b"GGUF" or len(start) < 24:
-                raise InputError(_not_gguf(start), at=path, fix="give a .gguf file")
+                raise another_file(path, start, own="a GGUF file") or InputError(
+                    _not_gguf(start), at=path, fix="give a .gguf file"
+                )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
                 return _parse(path, _Cursor(buffer))
     except _Damaged as damage:
@@ -135,8 +138,6 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 def _not_gguf(start: bytes) -> str:
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file itself"
     if start[:4] == b"GGUF":
         return f"a GGUF of {len(start)} bytes, which is less than its header"
     return f"not a GGUF: it begins with {start[:4]!r}, expected b'GGUF'" if start else "the file is empty"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
+from lorafold.signatures import another_file, head_of
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -89,6 +90,9 @@ def _build(folder: Path, settings: Mapping[str, Any], kind: _Class) -> Tokenizer
         vocab, merges = BPE.read_file(str(folder / VOCAB), str(folder / MERGES))
         tokenizer = Tokenizer(BPE(vocab, merges))
     except Exception as error:  # the library raises Exception itself
+        for path in (folder / VOCAB, folder / MERGES):
+            if (wrong := another_file(path, head_of(path))) is not None:
+                raise wrong from error
         raise InputError(
             f"{VOCAB} and {MERGES} make no tokenizer: {' '.join(str(error).split())}",
             at=folder,

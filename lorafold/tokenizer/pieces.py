@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorafold.errors import InputError
+from lorafold.signatures import another_file, head_of
 
 SPACE = "\u2581"
 # Awkward enough to tell the usual ways of conversion apart.
@@ -47,7 +48,9 @@ def _convert(source: Path) -> str:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
     except RuntimeError as error:
-        raise InputError("not a readable SentencePiece model", at=source, fix="download it again") from error
+        raise another_file(source, head_of(source)) or InputError(
+            "not a readable SentencePiece model", at=source, fix="download it again"
+        ) from error
     ids = list(range(processor.get_piece_size()))
     texts: list[str] = processor.id_to_piece(ids)
     vocab = dict(zip(texts, ids, strict=True))

@@ -172,7 +172,55 @@ def test_bases_that_cannot_be_computed_again(init: str, tmp_path: Path) -> None:
     assert "path_initial_model_for_weight_conversion" in str(error)
 
 
+@pytest.mark.parametrize(
+    "init", [None, True, False, "gaussian", "Gaussian", "eva", "orthogonal", "OLoRA", "mica"]
+)
+def test_initialisations_that_peft_knows(init: Any, tmp_path: Path) -> None:
+    assert Adapter.open(adapter_folder(tmp_path / "a", init_lora_weights=init)).modules
+
+
+@pytest.mark.parametrize("init", ["milora", "PiSSA", "pissa_4", "true", 1, ["eva"]])
+def test_initialisations_that_peft_does_not_know(init: Any, tmp_path: Path) -> None:
+    """PEFT raises; such a method may have taken its part out of the base, as PiSSA does."""
+    folder = adapter_folder(tmp_path / "a", init_lora_weights=init)
+    error = refused(lambda: Adapter.open(folder), "which PEFT 0.21 does not know: .* changed the base")
+    assert str(error.at).endswith("init_lora_weights") and "set it to true" in str(error)
+
+
+@pytest.mark.slow  # importing PEFT takes seconds
+@pytest.mark.parametrize("init", ["milora", "PiSSA", "true", "Gaussian", "OLoRA", "orthogonal", "MiCA"])
+def test_which_initialisations_peft_knows(init: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import torch
+
+    def make() -> Any:
+        model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+        return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=init))
+
+    folder = adapter_folder(tmp_path / "a", init_lora_weights=init)
+    try:
+        make()
+    except ValueError:
+        refused(lambda: Adapter.open(folder), "does not know")
+    else:
+        assert Adapter.open(folder).modules
+
+
+@pytest.mark.parametrize("field", ["use_merged_linear", "enable_lora", "use_qa_lora"])
+def test_options_of_other_programs(field: str, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "a", **{field: [True, False, True]})
+    assert refused(lambda: Adapter.open(folder), f"{field}.*it cannot be folded").fix
+    assert Adapter.open(adapter_folder(tmp_path / "a", **{field: None})).modules
+
+
+def test_fields_of_other_programs_are_no_news(tmp_path: Path) -> None:
+    """Unsloth's, ms-swift's, and of a PEFT before 0.3: none changes what the tensors mean."""
+    more = {"unsloth_fixed": True, "swift_type": "LORA", "lora_dtype": "bf16", "merge_weights": True}
+    assert not Adapter.open(adapter_folder(tmp_path / "a", **more)).notes
+
+
 CONFIG_FAULTS = {
+    "alpha null": ('{"peft_type": "LORA", "lora_alpha": null}', "got None, expected a number"),
     "truncated": ('{"peft_type": "LO', "truncated or invalid JSON"),
     "no method": ("{}", "peft_type is missing"),
     "rank 0": ('{"peft_type": "LORA", "r": 0}', "got 0, expected at least 1"),
