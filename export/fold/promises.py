@@ -6,8 +6,9 @@ machines of a training, or ignored because a flag was edited away. Each side wit
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
@@ -71,7 +72,7 @@ def check_parts(adapter: Adapter) -> None:
     for entry in adapter.saved:
         if config.ensure_weight_tying:  # the tied side is saved too, under no name of the configuration
             continue
-        if ".modules_to_save." in entry.key and not _named(config.modules_to_save, entry.tensor):
+        if ".modules_to_save." in entry.key and not _is_saved(config.modules_to_save, entry.tensor):
             raise _not_promised(adapter, entry.key, "modules_to_save")
         if ".ln_tuning_layers." in entry.key and config.peft_type != "LN_TUNING":
             raise _not_promised(adapter, entry.key, "peft_type LN_TUNING")
@@ -140,9 +141,10 @@ def _is_parameter(config: AdapterConfig, module: str) -> bool:
     return any(f".{module}.".endswith(f".{name.rpartition('.')[0]}.") for name in config.target_parameters)
 
 
-def _named(modules: Collection[str], tensor: str) -> bool:
-    """Whether a tensor belongs to one of these modules."""
-    return any(re.match(rf"(^|.*\.){re.escape(module)}\.", tensor) for module in modules)
+def _is_saved(modules: Collection[str], tensor: str) -> bool:
+    """Whether a tensor belongs to a module that is saved whole: for PEFT the end of its name counts."""
+    path = list(itertools.accumulate(tensor.split(".")[:-1], lambda a, b: f"{a}.{b}"))
+    return any(name.endswith(module) for module in modules for name in path)
 
 
 def _not_promised(adapter: Adapter, key: str, option: str) -> InputError:
@@ -192,11 +194,38 @@ def check_complete(
             continue
         if _is_targeted(targets, module):
             raise _untold(adapter, module) if told else _missing(adapter, module, "target_modules")
-    saved = [entry.tensor for entry in adapter.saved]
-    for wanted in config.modules_to_save:
-        if not any(_named((wanted,), tensor) for tensor in saved):
-            raise _missing(adapter, wanted, "modules_to_save")
+    _check_saved(adapter, names, prefixes)
+    _check_tokens(adapter, names)
     return told
+
+
+def _check_saved(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[str, str]]) -> None:
+    """Look for everything that `modules_to_save` names: PEFT saves each module whose name ends so, whole."""
+    wanted = adapter.config.modules_to_save
+    saved = {entry.tensor for entry in adapter.saved}
+    for name in wanted:
+        if not any(_is_saved((name,), tensor) for tensor in saved):
+            raise _missing(adapter, name, "modules_to_save")
+    found = {names.find(tensor) for tensor in saved}
+    for name, tensor, _ in names.in_model(prefixes) if wanted else ():
+        # A tied side is saved once, and experts may be stacked on one side alone.
+        if tensor in (names.embedding, names.head) or ".experts." in name:
+            continue
+        if _is_saved(wanted, name) and tensor not in found:
+            raise _missing(adapter, name, "modules_to_save")
+
+
+def _check_tokens(adapter: Adapter, names: BaseNames) -> None:
+    """Look for the tokens of every layer that `trainable_token_indices` names."""
+    indices = adapter.config.trainable_token_indices
+    if not isinstance(indices, Mapping):
+        return
+    there = [module.module for module in adapter.modules if "trainable_tokens_delta" in module.parts]
+    present = [numbers for layer, numbers in indices.items() if any(name.endswith(layer) for name in there)]
+    for layer, numbers in indices.items():
+        # PEFT saves the tokens of tied layers once if they are the same.
+        if not any(name.endswith(layer) for name in there) and not (names.tied and numbers in present):
+            raise _missing(adapter, layer, "trainable_token_indices")
 
 
 def _told_by_tensors(adapter: Adapter) -> tuple[str, ...]:

@@ -202,3 +202,45 @@ def test_experts_that_are_targeted_by_a_bare_name(tmp_path: Path) -> None:
     }
     options = {"target_modules": ["q_proj"], "target_parameters": ["down_proj", "gate_up_proj"]}
     check_parts(Adapter.open(adapter_folder(tmp_path / "a", tensors, peft_version="0.21.2", **options)))
+
+
+def test_a_module_to_save_that_one_layer_alone_lacks(tmp_path: Path) -> None:
+    """PEFT saves every module whose name ends so; `norm` is `input_layernorm` too."""
+    from safetensors.numpy import load_file, save_file
+
+    from lorafold.weights import Checkpoint
+
+    base = base_folder(tmp_path / "base").folder
+    norms = {f"model.layers.{layer}.input_layernorm.weight": zeros(6) for layer in (0, 1)}
+    save_file(load_file(base / "model.safetensors") | norms, base / "model.safetensors")
+
+    def folded(tensors: Tensors) -> Folded:
+        folder = adapter_folder(
+            tmp_path / "adapter",
+            lora(Q.format(0))
+            | lora(Q.format(1))
+            | {f"{PREFIX}{key}": value for key, value in tensors.items()},
+            modules_to_save=["norm"],
+        )
+        return Folded(Checkpoint.open(base), [(Adapter.open(folder), 1.0)])
+
+    first, *_ = norms
+    assert len(folded(norms).touched) == 4
+    refused(
+        lambda: folded({first: norms[first]}),
+        "nothing in it for model.layers.1.input_layernorm.weight, which its modules_to_save names",
+    )
+    spelled = {key.replace(".weight", ".modules_to_save.weight"): value for key, value in norms.items()}
+    assert len(folded(spelled).touched) == 4
+
+
+def test_trained_tokens_of_each_layer_that_is_named(tmp_path: Path) -> None:
+    head = {f"{PREFIX}lm_head.token_adapter.trainable_tokens_delta": zeros(1, 6)}
+    indices = {"trainable_token_indices": {"embed_tokens": [3], "lm_head": [4]}}
+    assert fold(tmp_path, TOKENS | head, indices).touched
+    refused(
+        lambda: fold(tmp_path, TOKENS, indices), "nothing in it for lm_head, which its trainable_token_ind"
+    )
+    refused(
+        lambda: fold(tmp_path, head, indices), "nothing in it for embed_tokens, which its trainable_token"
+    )
