@@ -25,6 +25,7 @@ from lorafold.packed.formats import method_of
 from lorafold.packed.originals import original_of
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
+from lorafold.signatures import no_file
 from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter
 from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json
@@ -191,10 +192,12 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         check_base(adapter, base)
         return _original_base(base, config, progress)
     except (InputError, SystemFault) as error:
-        if named is None or error.at not in (spec, spec.partition("@")[0]):
+        here = str(Path(spec).expanduser().resolve())
+        if named is None or error.at not in (spec, spec.partition("@")[0], here):
             raise
+        is_there = error.at == here and Path(here).is_dir()
         raise type(error)(
-            f"the base {spec!r} was not found: {error.problem}",
+            f"the base {spec!r} {'cannot be used' if is_there else 'was not found'}: {error.problem}",
             at=at,
             fix=f"{error.fix}; or pass the base with --base FOLDER_OR_HUB_ID",
         ) from error
@@ -235,6 +238,8 @@ def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
         InputError: there is no adapter in the folder.
         UsageError: adapters are to be added to a base.
     """
+    if (folder / ADAPTER).is_symlink():
+        raise no_file(folder / ADAPTER)
     if config.base is not None or any(folder.glob("adapter_model.*")):
         problem, fix = instead(folder, "an adapter") or (
             "this is not an adapter",

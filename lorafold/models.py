@@ -19,6 +19,7 @@ from lorafold.artifacts import new_folder, read_manifest, system_faults, write_m
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError, UsageError
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
+from lorafold.signatures import no_file
 from lorafold.sources.recognize import instead, likely_hub_id
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -147,6 +148,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: it is missing or not a JSON object.
     """
     path = folder / "config.json"
+    if path.is_symlink() and not path.exists():
+        raise no_file(path)
     if not path.exists():
         problem, fix = "this is not a Hugging Face model folder", "give the model's folder"
         if ggufs := sorted(folder.glob("*.gguf")):  # an export

@@ -14,6 +14,7 @@ from typing import Any
 from lorafold.chat.control_forms import is_converter_special
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
+from lorafold.signatures import no_file
 
 Json = dict[str, Any]
 
@@ -175,6 +176,9 @@ def _list_of_objects(value: Any, at: Path) -> list[Json]:
 
 
 def _no_tokenizer(folder: Path) -> InputError:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_symlink():
+            return no_file(folder / name)
     others = [name for name in ("vocab.json", "merges.txt", "tekken.json") if (folder / name).is_file()]
     others += sorted(path.name for path in folder.glob("*.tiktoken"))
     found = f"; found only {', '.join(others)}" if others else ""

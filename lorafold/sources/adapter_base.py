@@ -9,7 +9,7 @@ from typing import Any
 
 from lorafold.adapters.config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
-from lorafold.errors import InputError
+from lorafold.errors import InputError, LorafoldError
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint
 from lorafold.sources.recognize import ADAPTER, is_adapter
@@ -73,12 +73,29 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
 
 
 def on_an_adapter(named: str, folder: Path, at: str) -> InputError:
-    """The refusal of an adapter whose base is an adapter itself, as DPO after SFT leaves it."""
+    """The refusal of an adapter whose base is an adapter itself, as DPO after SFT leaves it.
+
+    That one may stand on another adapter in its turn: the cure names all of them, the first one first.
+    """
+    order = [named, str(folder)]
+    while (below := _named_by(Path(order[0]).expanduser())) and below not in order:
+        order.insert(0, below)
+    others = " ".join(f"--adapter {path}" for path in order[1:])
+    how_many = "both" if len(order) == 2 else "all"
     return InputError(
         f"the base {named!r} is an adapter itself",
         at=at,
-        fix=f"fold both in their order: lorafold export {named} --adapter {folder}",
+        fix=f"fold {how_many} in their order: lorafold export {order[0]} {others}",
     )
+
+
+def _named_by(adapter: Path) -> str | None:
+    """The adapter that an adapter names as its base, if it lies on this disk."""
+    try:
+        named = read_object(adapter / ADAPTER).get(NAMED)
+    except LorafoldError:
+        return None
+    return named if isinstance(named, str) and named and is_adapter(Path(named).expanduser()) else None
 
 
 def check_base(folder: Path, base: Base) -> None:

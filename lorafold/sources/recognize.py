@@ -13,9 +13,11 @@ from typing import Any
 
 from lorafold.errors import LorafoldError
 from lorafold.jsonfile import read_object
+from lorafold.signatures import head_of, told_by
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
+_DEEP, _MANY = 3, 200  # how far below a folder something is looked for, and among how many names
 # ModelScope's downloads spell a dot as three underscores.
 _SPELLED_DOT = "___"
 
@@ -27,10 +29,14 @@ class Place:
     Attributes:
         what: words that complete "this is …", such as "a model folder".
         use: what to give instead; None if this path is usable itself, but for another purpose.
+        fix: what helps, if it is not to give another path.
+        more: other paths that may be meant as well.
     """
 
     what: str
     use: Path | None = None
+    fix: str = ""
+    more: tuple[Path, ...] = ()
 
 
 def recognize(place: Path) -> Place | None:
@@ -51,10 +57,11 @@ def recognize(place: Path) -> Place | None:
         return Place("a Trainer's output folder with models in checkpoint-*", model)
     if snapshot := _newest_snapshot(place):
         return Place("a repository's folder in the hub's cache", snapshot)
-    inside = [path for path in sorted(place.iterdir()) if path.is_dir()]
     for name, what in ((ADAPTER, "an adapter"), (MODEL, "a model folder")):
-        if hits := [path for path in inside if (path / name).is_file()]:
-            return Place(f"a folder that holds {what}", hits[0])
+        if hits := _below(place, name):
+            several = "several adapters" if name == ADAPTER else "several model folders"
+            held = what if len(hits) == 1 else several
+            return Place(f"a folder that holds {held}", hits[0], more=tuple(hits[1:]))
     return None
 
 
@@ -65,12 +72,25 @@ def is_adapter(folder: Path) -> bool:
     )
 
 
+def _below(place: Path, name: str) -> list[Path]:
+    """The folders that hold a file of this name, up to `_DEEP` levels down; later checkpoints come first."""
+    level = [place]
+    for _ in range(_DEEP):
+        level = [path for above in level for path in sorted(above.iterdir())[:_MANY] if path.is_dir()][:_MANY]
+        if hits := [path for path in level if (path / name).is_file()]:
+            return sorted(hits, key=lambda path: -_step(path))
+    return []
+
+
+def _step(path: Path) -> int:
+    match = _STEP.match(path.name)
+    return int(match[1]) if match else 0
+
+
 def newest_checkpoint(folder: Path, name: str) -> Path | None:
     """The checkpoint-N of the highest N that holds a file of this name."""
     steps = {
-        int(match[1]): path
-        for path in folder.iterdir()
-        if (match := _STEP.match(path.name)) and (path / name).is_file()
+        _step(path): path for path in folder.iterdir() if _STEP.match(path.name) and (path / name).is_file()
     }
     return steps[max(steps)] if steps else None
 
@@ -86,8 +106,10 @@ def instead(place: Path, wanted: str) -> tuple[str, str] | None:
     if found is None:
         return None
     problem = f"this is {found.what}, not {wanted}"
+    if found.fix:
+        return problem, found.fix
     if found.use is not None:
-        return problem, f"give {found.use}"
+        return problem, f"give {' or '.join(map(str, (found.use, *found.more[:3])))}"
     if is_adapter(place):
         base = _config(place).get("base_model_name_or_path")
         return problem, f"give its base ({base or 'the model that it was trained on'})"
@@ -113,7 +135,10 @@ def _file(path: Path) -> Place | None:
     for stem, config in names.items():
         if path.name.startswith(stem) and (path.parent / config).is_file():
             return Place("one file of a folder", path.parent)
-    return Place("a GGUF file") if path.suffix == ".gguf" else None
+    if path.suffix == ".gguf":
+        return Place("a GGUF file")
+    found = told_by(head_of(path))
+    return Place(found.what, fix=found.fix) if found is not None else None
 
 
 def _of_base(folder: Path) -> str:

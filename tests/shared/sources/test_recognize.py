@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lorafold.cli import main
+from lorafold.sources.adapter_base import on_an_adapter
 from lorafold.sources.recognize import instead, likely_hub_id, newest_checkpoint, recognize
 
 
@@ -57,7 +59,81 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str, str | None]] = {
     ),
     "the hub's cache": (cache, "a repository's folder in the hub's cache", "snapshots/bbb"),
     "one folder deeper": (lambda folder: adapter(folder / "final").parent, "a folder that holds", "final"),
+    "ms-swift's output": (
+        lambda folder: trainer(folder / "v0-20260101").parent,
+        "a folder that holds several adapters",
+        "v0-20260101/checkpoint-100",
+    ),
+    "an adapter in a checkpoint's subfolder": (
+        lambda folder: adapter(folder / "checkpoint-5" / "adapter_model").parent.parent,
+        "a folder that holds an adapter",
+        "checkpoint-5/adapter_model",
+    ),
+    "adapters by name": (
+        lambda folder: adapter(adapter(folder / "train").parent / "reference").parent,
+        "a folder that holds several adapters",
+        "reference",
+    ),
+    "an archive": (lambda folder: archive(folder / "a.zip"), "a zip archive", None),
 }
+
+
+def archive(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("adapter_config.json", "{}")
+    return path
+
+
+def test_all_adapters_that_may_be_meant_are_named(tmp_path: Path) -> None:
+    """TRL keeps the reference beside what it trains, in folders of their names."""
+    for name in ("train", "reference"):
+        adapter(tmp_path / name)
+    assert instead(tmp_path, "an adapter") == (
+        "this is a folder that holds several adapters, not an adapter",
+        f"give {tmp_path / 'reference'} or {tmp_path / 'train'}",
+    )
+    assert instead(archive(tmp_path / "a.zip"), "an adapter") == (
+        "this is a zip archive, not an adapter",
+        "unpack it first",
+    )
+
+
+def test_a_chain_of_adapters_is_named_from_its_beginning(tmp_path: Path) -> None:
+    first = adapter(tmp_path / "first")
+    second = adapter(tmp_path / "second", base=str(first))
+    third = adapter(tmp_path / "third", base=str(second))
+    error = on_an_adapter(str(second), third, "at")
+    assert error.fix == (
+        f"fold all in their order: lorafold export {first} --adapter {second} --adapter {third}"
+    )
+    adapter(first, base=str(third))  # a circle ends
+    assert on_an_adapter(str(second), third, "at").fix
+
+
+def test_links_whose_files_were_not_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A snapshot of the hub's cache, copied with its links alone."""
+    for folder, name in (("adapter", "adapter_config.json"), ("base", "config.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).symlink_to("../../blobs/0f0f")
+        assert main(["export", str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 3
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"{name}: a link to ../../blobs/0f0f, which is not there" in error
+
+
+def test_a_base_that_is_no_model_is_said_to_be_the_adapter_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base").mkdir()
+    stacked = adapter(tmp_path / "stacked", base=str(tmp_path / "base"))
+    config = {"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA", "target_modules": ["x"]}
+    (stacked / "adapter_config.json").write_text(json.dumps(config))
+    _weights(stacked)
+    assert main(["export", str(stacked), "--out", str(tmp_path / "out")]) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        f"adapter_config.json: base_model_name_or_path: the base '{tmp_path / 'base'}' cannot be used"
+        in error
+    )
 
 
 @pytest.mark.parametrize("name", PLACES)
