@@ -35,6 +35,7 @@ PREFIXES = (
     ("model.", "model.language_model."),
     ("model.", "language_model.model."),
     ("", "language_model."),
+    ("llm.", ""),
 )
 
 INFIXES = (

@@ -58,7 +58,9 @@ _MODULES_TO_SAVE = ".modules_to_save."
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module|_forward_module|module)\."
 )
-_PREFIX = re.compile(r"^(?:(?:.*\.)?base_model\.(?:model\.)?|pretrained_model\.)+")
+_PREFIX = re.compile(
+    r"^(?:(?:.*\.)?base_model\.(?:model\.)?|(?:pretrained_model|policy|actor|student|ddp_model)\.)+"
+)
 
 _PART = re.compile(
     rf"(?P<module>.+?)\.(?P<part>{'|'.join(_PARTS)})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?"

@@ -74,6 +74,9 @@ WRAPPED = [
     "base_model.{name}",
     "{name}",
     "pretrained_model.{name}",
+    "policy.{name}",  # programs of reinforcement learning
+    "actor.model.{prefix}{name}",
+    "llm.{name}",  # the language part of a multimodal model
 ]
 
 
