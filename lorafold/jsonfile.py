@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, SystemFault
-from lorafold.signatures import HEAD, another_file, no_file
+from lorafold.signatures import HEAD_BYTES, another_file, no_file
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
         raise SystemFault(
             f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
         ) from None
-    if (wrong := another_file(path, raw[:HEAD])) is not None:
+    if (wrong := another_file(path, raw[:HEAD_BYTES])) is not None:
         raise wrong
     if len(raw) > limit:
         raise InputError(f"larger than {limit:,} bytes", at=path, fix="check that this is the right file")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from lorafold.errors import InputError, SystemFault
 from lorafold.jsonfile import unique_keys
-from lorafold.signatures import HEAD, another_file, no_file
+from lorafold.signatures import HEAD_BYTES, another_file, no_file
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
@@ -93,7 +93,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                     header, data_start = _parse(path, file, size)
                 except InputError as error:  # only now: the length of a right header may look like anything
                     file.seek(0)
-                    raise another_file(path, file.read(HEAD), "the weights", OWN) or error from None
+                    raise another_file(path, file.read(HEAD_BYTES), "the weights", OWN) or error from None
                 return _checked(path, header, data_start, size)
     except FileNotFoundError:
         raise no_file(path) from None

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from lorafold.errors import InputError
 
-HEAD = 512
+HEAD_BYTES = 512
 """First bytes of a file that are enough to tell."""
 
 LFS_MAGIC = b"version https://git-lfs.github.com/spec/"
 """First bytes of a Git LFS pointer (git-lfs/docs/spec.md)."""
 
 LFS_FIX = "run `git lfs pull` in that folder, or download the file again"
-AGAIN = "download the file again"
+_AGAIN = "download the file again"
 LOGIN = (
     "download the file itself (`hf download ORG/NAME`, or its address with /resolve/ instead of /blob/), and "
     "log in with `hf auth login` if the repository is gated or private"
@@ -58,9 +58,9 @@ _SPACE = rb"(?:\xef\xbb\xbf)?\s*"
 # The first row that fits counts. Sources of the numbers: the formats' own specifications, or file(1)'s magic.
 SIGNATURES = (
     _magic(LFS_MAGIC, "a Git LFS pointer", LFS_FIX),
-    _magic(b"# xet version", "a Git Xet pointer", "install git-xet and pull again, or " + AGAIN),
+    _magic(b"# xet version", "a Git Xet pointer", "install git-xet and pull again, or " + _AGAIN),
     _starts(rb"(?:\.\./)*(?:\.git)?/annex/objects/", "a git-annex pointer", "run `git annex get`"),
-    _starts(rb"(?:\.\./)+blobs/[0-9a-f]+\s*$", "the text of a link into the hub's cache", AGAIN),
+    _starts(rb"(?:\.\./)+blobs/[0-9a-f]+\s*$", "the text of a link into the hub's cache", _AGAIN),
     _starts(_SPACE + rb"(?:<!doctype\s+html|<html)", "a web page (HTML)", LOGIN),
     _starts(_SPACE + rb"<(?:\?xml|error>)", "a server's answer (XML)", LOGIN),
     _starts(
@@ -87,8 +87,8 @@ SIGNATURES = (
     _magic(b"SQLite format 3\0", "a SQLite database", "give the model's own file"),
     _magic(b"GGUF", "a GGUF file", _TRANSFORMERS),
     _starts(rb"(?:lmgg|fmgg|tjgg)", "a GGML file, from before GGUF", _TRANSFORMERS),
-    _magic(b"%PDF", "a PDF", AGAIN),
-    _magic(b"\x89PNG", "an image (PNG)", AGAIN),
+    _magic(b"%PDF", "a PDF", _AGAIN),
+    _magic(b"\x89PNG", "an image (PNG)", _AGAIN),
     _starts(rb".{7}\0\{", "a safetensors file", "give it the name *.safetensors"),
     _starts(rb"(?:\xff\xfe\0\0|\0\0\xfe\xff|\{\0\0\0|\0\0\0\{)", "UTF-32 text, not UTF-8", _UTF8),
     _starts(
@@ -97,7 +97,7 @@ SIGNATURES = (
         _UTF8,
     ),
     _starts(rb"(?:.*\n)?<{7} ", "a file with an open git conflict", "choose one of the two sides"),
-    _starts(rb"\0{64,}$", "nothing but zero bytes: a download that was interrupted", AGAIN),
+    _starts(rb"\0{64,}$", "nothing but zero bytes: a download that was interrupted", _AGAIN),
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def told_by(head: bytes) -> Signature | None:
     """What a file is that begins with these bytes; None if that is not known.
 
     Args:
-        head: its first bytes, `HEAD` of them if it has so many.
+        head: its first bytes, `HEAD_BYTES` of them if it has so many.
     """
     return next((known for known in SIGNATURES if known.pattern.match(head)), None)
 
@@ -117,7 +117,7 @@ def another_file(
 
     Args:
         path: the file.
-        head: its first bytes, `HEAD` of them if it has so many.
+        head: its first bytes, `HEAD_BYTES` of them if it has so many.
         wanted: what it should be, for the message.
         own: what a right file would be told as; a damaged one still looks like it.
     """
@@ -134,7 +134,7 @@ def head_of(path: Path) -> bytes:
     """The first bytes of a file; none if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return file.read(HEAD)
+            return file.read(HEAD_BYTES)
     except OSError:
         return b""
 

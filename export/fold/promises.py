@@ -245,7 +245,7 @@ def _untold(adapter: Adapter, module: str) -> InputError:
         f"adapter_config.json {f'says target_modules {says!r}' if says else 'has no target_modules'}, and of "
         f"the tensors nothing is for {module}, while other layers have some",
         at=adapter.folder,
-        fix="set target_modules (and layers_to_transform) as they were in the training, or " + AGAIN,
+        fix="set target_modules (and layers_to_transform) as they were in the training, or " + SAVE_AGAIN,
     )
 
 

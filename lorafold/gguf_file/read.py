@@ -32,7 +32,7 @@ from lorafold.gguf_file.header import (
     GgufTensor,
     MetadataValue,
 )
-from lorafold.signatures import HEAD, another_file
+from lorafold.signatures import HEAD_BYTES, another_file
 
 _VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -122,7 +122,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
     fix = "download or export the file again"
     try:
         with open(path, "rb") as file:
-            start = file.read(HEAD)
+            start = file.read(HEAD_BYTES)
             if start[:4] != b"GGUF" or len(start) < 24:
                 raise another_file(path, start, own="a GGUF file") or InputError(
                     _not_gguf(start), at=path, fix="give a .gguf file"

@@ -92,7 +92,7 @@ def on_an_adapter(named: str, folder: Path, at: str) -> InputError:
 def _named_by(adapter: Path) -> str | None:
     """The adapter that an adapter names as its base, if it lies on this disk."""
     try:
-        named = read_object(adapter / ADAPTER).get(NAMED)
+        named = read_object(adapter / ADAPTER).get(_NAMED)
     except LorafoldError:
         return None
     return named if isinstance(named, str) and named and is_adapter(Path(named).expanduser()) else None

@@ -228,7 +228,7 @@ def test_a_module_to_save_that_one_layer_alone_lacks(tmp_path: Path) -> None:
     assert len(folded(norms).touched) == 4
     refused(
         lambda: folded({first: norms[first]}),
-        "nothing in it for model.layers.1.input_layernorm.weight, which its modules_to_save names",
+        "it holds nothing for model.layers.1.input_layernorm.weight, which its modules_to_save names",
     )
     spelled = {key.replace(".weight", ".modules_to_save.weight"): value for key, value in norms.items()}
     assert len(folded(spelled).touched) == 4
@@ -239,8 +239,8 @@ def test_trained_tokens_of_each_layer_that_is_named(tmp_path: Path) -> None:
     indices = {"trainable_token_indices": {"embed_tokens": [3], "lm_head": [4]}}
     assert fold(tmp_path, TOKENS | head, indices).touched
     refused(
-        lambda: fold(tmp_path, TOKENS, indices), "nothing in it for lm_head, which its trainable_token_ind"
+        lambda: fold(tmp_path, TOKENS, indices), "it holds nothing for lm_head, which its trainable_token_ind"
     )
     refused(
-        lambda: fold(tmp_path, head, indices), "nothing in it for embed_tokens, which its trainable_token"
+        lambda: fold(tmp_path, head, indices), "it holds nothing for embed_tokens, which its trainable_token"
     )
