@@ -266,7 +266,7 @@ def inspect(
 
 
 recipes = CommandLine(
-    name="recipes", help="List the known recipes, or show one to begin your own with.", **_shown("recipes")
+    name="recipes", help="List the known recipes, or show one as a start for your own.", **_shown("recipes")
 )
 app.command(recipes)
 

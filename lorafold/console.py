@@ -16,7 +16,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions
 from rich.control import Control
 from rich.live import Live
@@ -215,20 +215,27 @@ class _LineProgress:
 
 
 def print_lines(lines: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts to standard output, the texts aligned; at a terminal long ones stay aligned."""
-    console = stdout()
-    if not console.is_terminal:  # one line each, for the next program
-        width = max((len(label) for label, _ in lines), default=0)
-        for label, text in lines:
-            console.print(Text(f"{label:<{width}}  {sanitize(text)}"))
-        return
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for label, text in lines:
-        grid.add_row(Text(label, style=f"bold {VERDICTS.get(label, '')}".strip()), Text(sanitize(text)))
-    console.print(grid)
+    """Print labels and texts to standard output, the texts aligned; at a terminal long ones stay aligned.
 
+    A command is left whole, so that it can be copied as one line.
+    """
+    console = stdout()
+    width = max((cell_len(label) for label, _ in lines), default=0)
+    for label, text in lines:
+        first = Text(set_cell_size(label, width), style=f"bold {VERDICTS.get(label, '')}".strip())
+        if not console.is_terminal or text.startswith(
+            PROGRAMS
+        ):  # one line each, for the next program or a copy
+            console.print(Text.assemble(first, "  ", sanitize(text)), soft_wrap=True)
+            continue
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, width=width)
+        grid.add_column(overflow="fold")
+        grid.add_row(first, Text(sanitize(text)))
+        console.print(grid)
+
+
+PROGRAMS = ("lorafold ", "ollama ", "llama-server ")  # what a line begins with that is a command
 
 # What a line's label means for whoever looks at it first.
 VERDICTS = {

@@ -136,7 +136,7 @@ def _adapter(folder: Path) -> Lines:
     if manifest is None:
         lines.append(("made by", "another tool: no lorafold.json, so its data and template are not known"))
     else:
-        lines += _manifest(manifest)
+        lines += [line for line in _manifest(manifest) if line not in lines]
     return lines
 
 

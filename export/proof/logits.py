@@ -295,7 +295,6 @@ def check_effect(effect: float, losses: Mapping[str, float]) -> Check:
     shares = {recipe: max(loss, 0.0) / effect for recipe, loss in losses.items()}
     figures["share that is rounding"] = shares
     weak = [recipe for recipe, share in shares.items() if share > 1]
-    beside = ", ".join(f"{recipe} {share:.1%}" for recipe, share in shares.items())
     if weak:
         less = ", ".join(f"{recipe} ({losses[recipe]:.4f})" for recipe in weak)
         return Check(
@@ -305,7 +304,8 @@ def check_effect(effect: float, losses: Mapping[str, float]) -> Check:
             "train longer, or choose a larger type (--quant)",
             figures,
         )
-    return Check("effect", "passed", f"{told}; of that the rounding is {beside}", figures)
+    beside = ", ".join(f"{share:.1%} ({recipe})" for recipe, share in shares.items())
+    return Check("effect", "passed", f"{told}; beside that the rounding is {beside}", figures)
 
 
 def mean_kl(reference: Answers, other: Answers) -> float:

@@ -132,5 +132,7 @@ def check_prompt_tokens(
     if wrong:
         meaning = f"{wrong} of {compared} prompts get other token ids in llama.cpp than in training"
         return Check("prompt tokens", "failed", meaning, figures)
-    meaning = f"{compared} rendered prompts are the same tokens in training, here and in llama.cpp"
+    meaning = (
+        f"{compared} of {compared} rendered prompts are the same tokens in training, here and in llama.cpp"
+    )
     return Check("prompt tokens", "passed", meaning, figures)

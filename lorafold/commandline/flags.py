@@ -169,8 +169,8 @@ REQUIRED = {"train": ("base", "data")}
 
 EXAMPLES = {
     "train": (
-        "lorafold train --base Qwen/Qwen2-1.5B-Instruct --data chats.jsonl --out my-adapter",
-        "lorafold train --recipe qwen2-1.5b-persona --data huanhuan.json --out huanhuan --plan",
+        "lorafold train --base Qwen/Qwen3-4B --data chats.jsonl --out my-adapter",
+        "lorafold train --recipe qwen3-qlora --data chats.jsonl --plan",
     ),
     "export": (
         "lorafold export my-adapter --out my-gguf --quant Q4_K_M",
@@ -185,7 +185,7 @@ EXAMPLES = {
         "lorafold chat my-gguf/my-adapter-Q4_K_M.gguf",
         "lorafold chat original.gguf tuned.gguf     (side by side)",
     ),
-    "compare": ("lorafold compare original.gguf tuned.gguf --prompts questions.txt --out report.html",),
+    "compare": ("lorafold compare base.gguf tuned.gguf --prompts questions.txt --out page.html",),
     "inspect": (
         "lorafold inspect my-adapter",
         "lorafold inspect chats.jsonl --base Qwen/Qwen2-1.5B-Instruct",

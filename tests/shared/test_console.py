@@ -84,7 +84,7 @@ def screen(width: int, program: str) -> list[str]:
 
 RESULTS = """
 from lorafold.console import print_lines
-print_lines([("passed", "word " * 30), ("note", "short")])
+print_lines([("passed", "word " * 30), ("note", "short"), ("next", "lorafold train" + " --flag" * 9)])
 """
 PROGRESS = """
 from lorafold.console import live_progress
@@ -98,6 +98,8 @@ def test_results_at_a_terminal_hang_under_their_text() -> None:
     lines = screen(60, RESULTS)
     assert lines[0].startswith("passed  word") and lines[1].startswith("        word")
     assert any(line.startswith("note    short") for line in lines)
+    # A command is longer than the screen and left to the terminal to break: copied, it is one line.
+    assert "next    lorafold train" + " --flag" * 9 in lines
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -52,7 +52,8 @@ class Tokenized:
 
     def summary(self) -> str:
         """What was kept and what was lost, in one line."""
-        text = f"{len(self.sequences)} sequences, {self.tokens} tokens, {self.trained} trained"
+        count = len(self.sequences)
+        text = f"{count} sequence{'s' * (count != 1)}, {self.tokens} tokens, {self.trained} trained"
         if self.cut:
             text += f"; {self.cut} cut at the end"
         if self.dropped:

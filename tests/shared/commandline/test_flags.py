@@ -58,6 +58,7 @@ def test_examples_name_what_there_is(command: str) -> None:
     for example in EXAMPLES[command]:
         words = shlex.split(example.partition("  ")[0].partition(" > ")[0])
         assert words[:2] == ["lorafold", command]
+        assert len(example) <= 78  # two blanks before it: it stays on one line of 80 columns
         flags = [word for word in words if word.startswith("--")]
         known = flags_of(command) if command != "recipes" else []
         assert set(flags) <= set(known)
