@@ -116,6 +116,13 @@ class ExportConfig:
     verify: bool = True
     """End with the proof."""
 
+    proof_minutes: float = 0.0
+    """Minutes that the answers may be asked for; 0: as many chats as take about the export's own time."""
+
+    reference: Literal["auto", "layers", "peft"] = "auto"
+    """What the answers are held against. layers: transformers' model, a layer at a time, with the weights of
+    the merge; peft: the whole base with PEFT's adapter beside it; auto: layers, or peft if that fails."""
+
     require_proof: bool = False
     """Fail, with exit code 6, also if a part of the proof could not be checked."""
 
@@ -161,6 +168,8 @@ class ExportConfig:
             raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
         if not self.quant and self.format == "gguf" and self.onto is None:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
+        if not self.proof_minutes >= 0:
+            raise UsageError(f"expected 0 or more, got {self.proof_minutes}", at="--proof-minutes")
         if self.require_proof and not self.verify:
             raise UsageError(
                 "there is no proof to require", at="--require-proof", fix="leave out --no-verify"

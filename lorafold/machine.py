@@ -7,6 +7,7 @@ import ctypes
 import functools
 import os
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,14 +74,35 @@ def _control_groups(root: Path) -> Iterator[Path]:
                     break
 
 
-def idle_cores() -> int:
-    """Cores that nothing else is using at the moment, at least one.
+def idle_cores(seconds: float = 0.2) -> int:
+    """Cores that nothing is using at the moment, at least one; it looks for a fifth of a second.
 
     llama.cpp's threads wait for each other by spinning: one thread too many on a busy machine is not a little
-    but twenty times slower (docs/log.md).
+    but twenty times slower (docs/log.md). The load average would still count what this process itself did
+    before.
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, round(cores() - load))
+    before = idle_time()
+    if before is None:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return max(1, round(cores() - load))
+    time.sleep(seconds)
+    after = idle_time()
+    return max(1, min(cores(), round(((after or before) - before) / seconds)))
+
+
+def idle_time(root: Path = Path("/")) -> float | None:
+    """Seconds that all cores together have been idle since the start; None if the system does not say.
+
+    The first line of /proc/stat: "cpu user nice system idle iowait …", in ticks (proc_stat(5)).
+
+    Args:
+        root: where proc is.
+    """
+    try:
+        line = (root / "proc/stat").read_text().partition("\n")[0].split()
+        return (int(line[4]) + int(line[5])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def memory_available() -> int:

@@ -131,6 +131,10 @@ class Folded:
                 block = round_to(rounding, before + np.float32(edit.weight) * (block - before))
         return block
 
+    def origin(self, name: str) -> str:
+        """The base's tensor that one of the result begins as; another one for a head that was tied."""
+        return self._origin.get(name, name)
+
     def exact_rows(self, name: str, rows: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """The same rows by the slow, independent path: float64 throughout, plain numpy, never rounded.
 

@@ -35,7 +35,7 @@ from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.logits import WrittenModel, check_logits
+from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
 from lorafold.export.quant.mixture import Importance
@@ -142,7 +142,8 @@ class GgufOutput:
         checks.append(check_prompt(folder, self.prompt, self._models(), self.config.system))
         questions = [question(chat) for chat in self.chats]
         checks.append(check_prompt_tokens(first, tokenizer, self.vocab, questions))
-        return checks + check_logits(models, inputs, tokenizer, self.chats, importance, progress)
+        effort = Effort(self.config.proof_minutes, self.config.reference)
+        return checks + check_logits(models, inputs, tokenizer, self.chats, importance, progress, effort)
 
     def _importance(self, folder: Path) -> Importance | None:
         """The importance weights: those that were given, or those that were collected into the folder."""
@@ -170,7 +171,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
     named = named_templates([*folders, inputs.prompt])
     prompt = _plan_prompt(inputs, config, named)
     # Read before anything is written: a file that cannot be read must not end an hour's work.
-    chats = proof_chats(config.chats, folders) if config.verify else []
+    chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
     plan, vocab = plan_gguf_models(inputs, config, metadata, weighted)
     source = inputs.source

@@ -38,7 +38,7 @@ from lorafold.export.outputs.modelfiles import (
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.logits import WrittenModel, check_logits
+from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
 from lorafold.export.quant import ggml
@@ -150,8 +150,9 @@ class OntoOutput:
         if not isinstance(vocab, str):
             questions = [question(chat) for chat in self.chats]
             checks.append(check_prompt_tokens(first, tokenizer, vocab, questions))
+        effort = Effort(self.config.proof_minutes, self.config.reference)
         return checks + check_logits(
-            self._written(folder), inputs, tokenizer, self.chats, self.imatrix, progress
+            self._written(folder), inputs, tokenizer, self.chats, self.imatrix, progress, effort
         )
 
     def _written(self, folder: Path) -> list[WrittenModel]:
@@ -226,7 +227,7 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
     prompt = _plan_prompt(model, inputs, config)
     folders = [adapter.folder for adapter, _ in inputs.adapters]
-    chats = proof_chats(config.chats, folders) if config.verify else []
+    chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
     changed = _changed_entries(model, config, prompt)
     if config.quant:
         models = [_quantized(name, source, config, imatrix, changed) for name in config.quant]

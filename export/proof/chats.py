@@ -8,7 +8,8 @@ from pathlib import Path
 from lorafold.errors import InputError
 from lorafold.records.chats import HELD_OUT, read_chats
 
-_MOST = 12  # chats that a proof asks at most: more change the figures little and cost time
+_MOST = 12  # chats that a proof asks at most, if it is given no time: more change the figures little
+_MOST_EVER = 1000
 
 GENERAL = (
     "Who are you?",
@@ -24,12 +25,13 @@ GENERAL = (
 _Chat = list[dict[str, str]]
 
 
-def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[_Chat]:
+def proof_chats(given: Path | None, adapter_folders: Sequence[Path], minutes: float = 0.0) -> list[_Chat]:
     """Choose and read the chats.
 
     Args:
         given: the user's file, or None.
         adapter_folders: where training may have kept some.
+        minutes: how long they may be asked; 0: not long.
 
     Raises:
         InputError: the file is missing, not readable, or without a question.
@@ -44,5 +46,6 @@ def proof_chats(given: Path | None, adapter_folders: Sequence[Path]) -> list[_Ch
     ]
     if not chats:
         raise InputError("there is no question in it", at=path, fix="one question a line, or JSON lines")
-    step = max(len(chats) / _MOST, 1.0)
-    return [chats[int(index * step)] for index in range(min(len(chats), _MOST))]
+    most = _MOST_EVER if minutes else _MOST
+    step = max(len(chats) / most, 1.0)
+    return [chats[int(index * step)] for index in range(min(len(chats), most))]

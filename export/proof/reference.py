@@ -1,6 +1,7 @@
-"""The model that an export is held against: the base in transformers with the adapter active beside it.
+"""The base in transformers with the adapter active beside it, as a whole.
 
-It needs the [train] extra and memory for the whole model; everything else of an export does without both.
+An importance matrix is collected on it, and the answers are held against it if they cannot be computed layer
+by layer. It needs the [train] extra and memory for the whole model.
 transformers and PEFT may refuse what was folded well: then there is no reference, and the proof says why.
 That is never the end of a finished export.
 """
@@ -28,15 +29,21 @@ from lorafold.packed.source import PackedCheckpoint
 if TYPE_CHECKING:
     import torch
 
+OWN_CODE = "the base brings its own Python code, which an export does not run"
 UNPACKED_BY = {"bitsandbytes": "bitsandbytes"}
 """Which packed bases transformers unpacks on any machine, and the package that it needs for it."""
 
 
+def missing_packages(*names: str) -> str | None:
+    """What is to be installed, or None."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return f"needs {', '.join(missing)} (pip install 'lorafold[train]')" if missing else None
+
+
 def why_no_reference(inputs: Inputs) -> str | None:
     """Why the reference cannot be run here, or None."""
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"needs {', '.join(missing)} (pip install 'lorafold[train]')"
+    if missing := missing_packages("torch", "transformers", "peft"):
+        return missing
     base = inputs.source.base
     if isinstance(base, PackedCheckpoint):
         needs = UNPACKED_BY.get(base.method)
@@ -47,7 +54,7 @@ def why_no_reference(inputs: Inputs) -> str | None:
         if any(isinstance(tensor, FourBit) and not tensor.aligned for tensor in base.packed.values()):
             return "bitsandbytes unpacks rows wrongly on a CPU if they begin inside a block, as here"
     if inputs.config.get("auto_map"):
-        return "the base brings its own Python code, which an export does not run"
+        return OWN_CODE
     if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
         return "several weighted adapters have no reference in one model"
     weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())

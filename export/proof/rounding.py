@@ -8,6 +8,7 @@ larger.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.quantize import quantize
 from lorafold.machine import cores
+from lorafold.weights import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +64,16 @@ class _Piece:
         """Rows of the checkpoint."""
         return self.rows.stop - self.rows.start
 
+    def touches(self, start: int, stop: int) -> bool:
+        """Whether some of its rows lie in [start, stop)."""
+        return self.rows.start < stop and start < self.rows.stop
+
+    def within(self, start: int, stop: int) -> _Piece:
+        """Its rows in [start, stop)."""
+        first, last = max(start, self.rows.start), min(stop, self.rows.stop)
+        rows = RowRange(self.rows.source, first, last, self.rows.scale)
+        return _Piece(self.typed, rows, self.first + first - self.rows.start)
+
     def blocks(self) -> Iterator[_Piece]:
         """Parts of it that are rounded at once; none reaches over two experts, whose importance differs."""
         tensor = self.typed.tensor
@@ -73,9 +85,7 @@ class _Piece:
         for expert in range(0, self.count, height):
             for start in range(expert, min(expert + height, self.count), step):
                 stop = min(start + step, expert + height, self.count)
-                begin = self.rows.start
-                rows = RowRange(self.rows.source, begin + start, begin + stop, self.rows.scale)
-                yield _Piece(self.typed, rows, self.first + start)
+                yield self.within(self.rows.start + start, self.rows.start + stop)
 
 
 @dataclass(slots=True)
@@ -182,18 +192,87 @@ def _round(
     imatrix: Importance | None,
 ) -> None:
     """Add a type's error on some rows to a parameter."""
-    part, tensor = piece.rows, piece.typed.tensor
+    part = piece.rows
     wanted = exact.rows(part.source, part.start, part.stop)
-    rows = wanted if source is exact else source.rows(part.source, part.start, part.stop)
-    columns = column_numbers(tensor.columns) if tensor.columns else slice(None)
-    rows = rows[:, columns] * np.float32(part.scale)
-    rows = np.ascontiguousarray(rows.T if tensor.transpose else rows)
-    written = _there_and_back(rows, piece.typed.type, column_weights(imatrix, tensor, piece.first))
-    error = (written.T if tensor.transpose else written) / np.float32(part.scale) - wanted[:, columns]
+    columns, error = _error(piece, wanted, None if source is exact else source, imatrix)
     # A file may have more tokens than the model, or the reverse.
     matrix = values.reshape(-1, values.shape[-1])
     stop = min(part.stop, len(matrix))
     matrix[part.start : stop, columns] += error[: stop - part.start]
+
+
+def _error(
+    piece: _Piece, wanted: NDArray[np.float32], source: RowSource | None, imatrix: Importance | None
+) -> tuple[Any, NDArray[np.float32]]:
+    """The error that a type makes on rows of the checkpoint, and at which columns.
+
+    Args:
+        piece: which rows.
+        wanted: these rows without any rounding.
+        source: what the file was made from, if that is not `wanted`.
+        imatrix: the importance weights of the export.
+    """
+    part, tensor = piece.rows, piece.typed.tensor
+    rows = wanted if source is None else source.rows(part.source, part.start, part.stop)
+    columns = column_numbers(tensor.columns) if tensor.columns else slice(None)
+    rows = rows[:, columns] * np.float32(part.scale)
+    rows = np.ascontiguousarray(rows.T if tensor.transpose else rows)
+    written = _there_and_back(rows, piece.typed.type, column_weights(imatrix, tensor, piece.first))
+    return columns, (written.T if tensor.transpose else written) / np.float32(part.scale) - wanted[:, columns]
+
+
+class RoundedSource:
+    """A source of rows with the error that a file's types make on them; a `TensorSource`.
+
+    Args:
+        tensors: all tensors of the file.
+        source: what the file was made from.
+        exact: the same without the rounding to 16 bits that `--rounding peft` asks for.
+        imatrix: the importance weights of the export.
+
+    Attributes:
+        types: the type in the file of each tensor that it rounds.
+        weights: how many weights of each tensor it rounds.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[TypedTensor],
+        source: RowSource,
+        exact: TensorSource,
+        imatrix: Importance | None = None,
+    ) -> None:
+        self.tensors = exact.tensors
+        self.types: dict[str, Type] = {}
+        self.weights: dict[str, int] = {}
+        self._exact = exact
+        self._source = None if source is exact else source
+        self._imatrix = imatrix
+        self._pieces: dict[str, list[_Piece]] = {}
+        for piece in _pieces(tensors, plain_too=source is not exact):
+            name = piece.rows.source
+            self.types.setdefault(name, piece.typed.type)
+            self.weights[name] = self.weights.get(name, 0) + piece.weights
+            self._pieces.setdefault(name, []).extend(piece.blocks())
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) as the file has them, in the checkpoint's order; see `TensorSource.rows`."""
+        wanted = self._exact.rows(name, start, stop)
+        pieces = [each for each in self._pieces.get(name, ()) if each.touches(start, stop)]
+        if not pieces:
+            return wanted
+        apart = all(one.rows.stop <= next_.rows.start for one, next_ in itertools.pairwise(pieces))
+        rounded = wanted if apart else wanted.copy()
+        for each in pieces:
+            # Where it is transposed its rows are columns here, and are rounded as a whole.
+            piece = each if each.typed.tensor.transpose else each.within(start, stop)
+            begin, end = piece.rows.start, piece.rows.stop
+            inside = start <= begin and end <= stop
+            same = wanted[begin - start : end - start] if inside else self._exact.rows(name, begin, end)
+            columns, error = _error(piece, same, self._source, self._imatrix)
+            first, last = max(begin, start), min(end, stop)
+            rounded[first - start : last - start, columns] += error[first - begin : last - begin]
+        return rounded
 
 
 def _there_and_back(

@@ -111,7 +111,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "ollama",
             "ollama_host",
         ),
-        "Proof": ("verify", "chats", "require_proof"),
+        "Proof": ("verify", "chats", "proof_minutes", "reference", "require_proof"),
         "Machine": ("threads", "max_memory"),
         "Hub": HUB,
     },

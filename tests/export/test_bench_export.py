@@ -27,7 +27,8 @@ def test_ours_is_measured_and_profiled(tmp_path: Path) -> None:
     shares = [float(share) for share in re.findall(r"\| ([\d.]+)% \|", run.stdout)]
     assert sum(shares) == pytest.approx(100, abs=1)
     assert rows["Q4_K"][0] == rows["Q6_K"][0] == "numba"
-    peak = float(rows["lorafold export"][1].replace(",", ""))
+    peak = float(rows["lorafold export --no-verify"][1].replace(",", ""))
+    assert "lorafold export" in rows and "passed: logits" in run.stderr
     settings = ExportConfig(
         str(tmp_path / "tiny/adapter"), base=str(tmp_path / "tiny/base"), out=tmp_path / "out", threads=2
     )

@@ -180,6 +180,7 @@ def test_damage_is_caught(
 def test_what_is_whole_passes(home: Home) -> None:
     proof = verify(home.whole)
     assert proof.passed is True, proof.summary()
+    assert "reference" not in {check.name for check in proof.checks}, "computed layer by layer"
     (effect,) = (check for check in proof.checks if check.name == "effect")
     weak = effect.figures["KL of the adapter"] < 0.2
     # The rule of before, an error below half of the effect, refused the weak adapter's file, which is right.

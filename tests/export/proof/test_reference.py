@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_chat
+from peft_models import resized_adapter
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
@@ -18,23 +19,6 @@ from lorafold.export.inputs import open_inputs
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-
-NEW = ["<|tool|>", "<|result|>"]
-
-
-def resized_adapter(folder: Path, base: Path, spare: int = 3, **options: Any) -> Path:
-    """An adapter with two tokens more, and some rows that no token has, saved as PEFT saves it by itself."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    tokenizer.add_tokens(NEW, special_tokens=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    torch.manual_seed(0)
-    model.resize_token_embeddings(len(tokenizer) + spare, mean_resizing=False)
-    options = {"target_modules": ["q_proj", "v_proj"], **options}
-    settings = peft.LoraConfig(r=4, lora_alpha=32, task_type="CAUSAL_LM", init_lora_weights=False, **options)
-    tuned = peft.get_peft_model(model, settings)
-    tuned.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -79,9 +63,12 @@ def test_an_adapter_that_peft_cannot_load_leaves_the_export_standing(tmp_path: P
     settings = json.loads((adapter / "adapter_config.json").read_text())
     settings["lora_dropout"] = "a lot"
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    result = export(ExportConfig(str(adapter), out=tmp_path / "out", quant=("F32",), name="tiny"))
+    options: dict[str, Any] = {"quant": ("F32",), "name": "tiny"}
+    result = export(ExportConfig(str(adapter), out=tmp_path / "out", reference="peft", **options))
     (check,) = (check for check in result.proof.checks if check.name == "logits tiny-F32.gguf")
     assert check.verdict == "not checked" and "cannot load it as a reference (TypeError: " in check.meaning
+    result = export(ExportConfig(str(adapter), out=tmp_path / "layers", **options))
+    assert result.proof.passed is True, "layer by layer PEFT is not needed"
 
 
 def test_an_importance_matrix_without_a_reference_is_an_error_in_one_line(tmp_path: Path) -> None:

@@ -122,3 +122,18 @@ TOKENS = [[1, 5, 17, 200, 3, 9, 9, 60], [2, 7, 311, 4, 40, 41, 42, 8]]
 def logits(model: Any) -> Any:
     with torch.no_grad():
         return model.eval()(torch.tensor(TOKENS)).logits.float().numpy()
+
+
+def resized_adapter(folder: Path, base: Path, spare: int = 3, **options: Any) -> Path:
+    """An adapter with two tokens more, and some rows that no token has, saved as PEFT saves it by itself."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<|tool|>", "<|result|>"], special_tokens=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer) + spare, mean_resizing=False)
+    options = {"target_modules": ["q_proj", "v_proj"], **options}
+    settings = peft.LoraConfig(r=4, lora_alpha=32, task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    tuned = peft.get_peft_model(model, settings)
+    tuned.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

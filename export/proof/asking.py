@@ -1,0 +1,243 @@
+"""A round of conversations through the written files in llama.cpp and the reference in transformers.
+
+Each model is read once in a round, by all conversations. llama.cpp comes first, so that its model is given
+back before torch takes memory. Of the log-probabilities, 600 kB a token with a vocabulary of 150,000, nothing
+stays but the figures at each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from lorafold.errors import InputError
+from lorafold.export.gguf.header import TypedTensor
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof.answers import OpensReference, ProofReference
+from lorafold.export.proof.llama import Runner, runner
+from lorafold.export.proof.measured import Answers, PerToken, agreement, kl, surprise
+from lorafold.export.proof.sample import AskedChat
+from lorafold.export.quant.mixture import Importance
+from lorafold.machine import return_free_memory
+from lorafold.probabilities import log_softmax
+
+ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenModel:
+    """A written model that is to be judged.
+
+    Attributes:
+        recipe: the quantization's name.
+        path: the file, of a split model the first.
+        tensors: the tensors of all its files.
+    """
+
+    recipe: str
+    path: Path
+    tensors: tuple[TypedTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """What is asked, as tokens.
+
+    Attributes:
+        ids: the prompt.
+        answer: the answer; empty if it is to be the greedy one.
+    """
+
+    ids: list[int]
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.ids) + (len(self.answer) or ANSWER_TOKENS)
+
+
+@dataclass(slots=True)
+class FileFigures:
+    """What was measured on one file, at each token of the answers.
+
+    Attributes:
+        kl: KL(reference || file).
+        cost: KL(reference || rounded reference), what the type itself costs.
+        away: KL(rounded reference || file).
+        noise: KL(only the weights rounded || also the activations rounded).
+        same: 1 where file and reference choose the same token.
+        surprise: -log p of the answer's token in the file.
+        missing: the share of the file's weights that have no place in transformers' model.
+    """
+
+    kl: PerToken
+    cost: PerToken
+    away: PerToken
+    noise: PerToken
+    same: PerToken
+    surprise: PerToken
+    missing: float
+
+    def joined(self, other: FileFigures) -> FileFigures:
+        """With those of further conversations."""
+        names = [each.name for each in fields(self) if each.name != "missing"]
+        values = {name: getattr(self, name).joined(getattr(other, name)) for name in names}
+        return FileFigures(**values, missing=self.missing)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What was measured on all files.
+
+    Attributes:
+        files: by file, in their order.
+        effect: KL(base + adapter || base); without values if there is no adapter.
+        surprise: -log p of the answer's token in the reference.
+    """
+
+    files: list[FileFigures]
+    effect: PerToken
+    surprise: PerToken
+
+    def joined(self, other: Figures) -> Figures:
+        """With those of further conversations."""
+        files = [mine.joined(its) for mine, its in zip(self.files, other.files, strict=True)]
+        return Figures(files, self.effect.joined(other.effect), self.surprise.joined(other.surprise))
+
+
+class Asking:
+    """Asks files and reference.
+
+    Args:
+        models: what was written.
+        inputs: base and adapters.
+        imatrix: the importance weights of the export.
+        stops: tokens that end an answer.
+        ways: how the reference may be computed, the best one first.
+
+    Attributes:
+        reasons: why ways were given up.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[WrittenModel],
+        inputs: Inputs,
+        imatrix: Importance | None,
+        stops: frozenset[int],
+        ways: Sequence[OpensReference],
+    ) -> None:
+        self.reasons: list[str] = []
+        self._models = models
+        self._inputs = inputs
+        self._imatrix = imatrix
+        self._stops = stops
+        self._ways = list(ways)
+        self._reference: ProofReference | None = None
+        self._width = 0
+
+    @property
+    def words(self) -> str:
+        """What computed the reference."""
+        return self._reference.words if self._reference else "nothing"
+
+    def round(self, prompts: Sequence[ChatTokens], progress: Callable[[float], None]) -> Figures | None:
+        """Ask some prompts.
+
+        Args:
+            prompts: what is asked.
+            progress: told the share that is done.
+
+        Returns:
+            The figures; None if no way to compute the reference is left.
+
+        Raises:
+            InputError, SystemFault: llama.cpp cannot load or run a file.
+        """
+        steps, done = 2 * len(self._models) + 1, 0
+        progress(0.0)
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress(min(done / steps, 1.0))
+
+        conversations, ours = self._files(prompts, step)
+        return_free_memory()
+        while self._ways:
+            try:
+                if self._reference is None:
+                    self._reference = self._ways[0](self._inputs, self._width, self._imatrix)
+                return self._figures(self._reference, conversations, ours, step)
+            except InputError as error:
+                self.reasons.append(error.problem)
+                self._ways.pop(0)
+                self._reference = None
+        return None
+
+    def _files(
+        self, prompts: Sequence[ChatTokens], step: Callable[[], None]
+    ) -> tuple[list[AskedChat], list[Answers]]:
+        """The conversations with their answers, and what each file says to them."""
+        context = max(prompt.tokens for prompt in prompts)
+        open_ = [prompt for prompt in prompts if not prompt.answer]
+        first, *others = self._models
+        with runner(first.path, context, max(len(open_), 1)) as judge:
+            self._width = judge.width
+            conversations, said = self._answered(prompts, judge)
+        step()
+        ours = [said]
+        for model in others:
+            with runner(model.path, context) as judge:
+                read = (judge.logits(each.ids[:-1], each.start - 1) for each in conversations)
+                ours.append([log_softmax(logits[:, : self._width]) for logits in read])
+            step()
+        return conversations, ours
+
+    def _answered(self, prompts: Sequence[ChatTokens], judge: Runner) -> tuple[list[AskedChat], Answers]:
+        """Answer what has no answer yet; what the file says to all of it."""
+        asked = [prompt.ids for prompt in prompts if not prompt.answer]
+        greedy = iter(judge.answers(asked, ANSWER_TOKENS, self._stops))
+        conversations, said = [], []
+        for prompt in prompts:
+            answer, logits = (prompt.answer, None) if prompt.answer else next(greedy)
+            conversations.append(AskedChat([*prompt.ids, *answer], len(prompt.ids)))
+            if logits is None:
+                logits = judge.logits(conversations[-1].ids[:-1], len(prompt.ids) - 1)
+            said.append(log_softmax(logits))
+        return conversations, said
+
+    def _figures(
+        self,
+        reference: ProofReference,
+        conversations: Sequence[AskedChat],
+        ours: Sequence[Answers],
+        step: Callable[[], None],
+    ) -> Figures:
+        """Compare what the files say with the reference."""
+        ids = [np.array(each.ids[each.start :]) for each in conversations]
+        tuned, base = reference.answers(conversations)
+        effect = PerToken([] if base is None else kl(tuned, base))
+        del base
+        step()
+        files = []
+        for model, file in zip(self._models, ours, strict=True):
+            rounded = reference.rounded(model.tensors, conversations, tuned)
+            noise = rounded.weights_only
+            files.append(
+                FileFigures(
+                    kl=PerToken(kl(tuned, file)),
+                    cost=PerToken(kl(tuned, rounded.both)),
+                    away=PerToken(kl(rounded.both, file)),
+                    noise=PerToken(kl(rounded.both if noise is None else noise, rounded.both)),
+                    same=PerToken(agreement(tuned, file)),
+                    surprise=PerToken(surprise(file, ids)),
+                    missing=rounded.missing,
+                )
+            )
+            step()
+        return Figures(files, effect, PerToken(surprise(tuned, ids)))

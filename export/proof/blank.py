@@ -1,0 +1,183 @@
+"""A model of transformers without its weights, which are put in place for a while and taken out again.
+
+transformers' own loader does the placing, so a tensor of the checkpoint is renamed, split and stacked as
+`from_pretrained` would do it. What it reads is a source of rows: a base, a base with adapters folded in, or
+one that is rounded as a file is. Everything is float32. No weight is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.libraries.causal_lm import automatic_class, quiet_transformers
+from lorafold.weights import STORED, TensorInfo, TensorSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BlankModel:
+    """A model whose parameters are empty.
+
+    Args:
+        config: its config.json.
+        tensors: what the checkpoint holds.
+        device: where weights and buffers shall lie.
+
+    Attributes:
+        model: the model of transformers, in evaluation mode.
+        targets: the parameters and buffers that each tensor of the checkpoint becomes a part of.
+
+    Raises:
+        InputError, ValueError, …: what transformers raises for a model that it does not know
+            (`causal_lm.REFUSALS`).
+    """
+
+    def __init__(
+        self, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], device: str = "cpu"
+    ) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        self.device = device
+        with quiet_transformers():
+            self.model = _without_weights(config)
+            self._renaming = get_model_conversion_mapping(self.model)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(device)
+        # What is tied is one parameter under several names.
+        self._blank = dict(self.model.named_parameters(remove_duplicate=False))
+        self.targets: dict[str, tuple[str, ...]] = {}
+        self._renamed: dict[str, str] = {}
+        self._find_targets([name for name, info in tensors.items() if info.dtype in STORED])
+
+    def tensor_of(self, parameter: str) -> str | None:
+        """The tensor of the checkpoint that a parameter is, unchanged; None if it is made of several."""
+        own = self._blank[parameter]
+        names = [parameter, *(name for name, other in self._blank.items() if other is own)]
+        return next((self._renamed[name] for name in names if name in self._renamed), None)
+
+    def names(self, module: torch.nn.Module, path: str, *, inside: bool = True) -> list[str]:
+        """Full names of a module's parameters.
+
+        Args:
+            module: the module.
+            path: its own full name.
+            inside: also those of the modules in it.
+        """
+        own = (name for name, _ in module.named_parameters(recurse=inside, remove_duplicate=False))
+        return [f"{path}.{name}" if path else name for name in own]
+
+    def fill(self, names: Collection[str], source: TensorSource) -> None:
+        """Put parameters or buffers in place.
+
+        Raises:
+            ValueError: the source has nothing for one of them, or something of another shape.
+        """
+        import torch
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        wanted = set(names)
+        tied = {id(self._blank[name]) for name in names if name in self._blank}
+        wanted |= {name for name, blank in self._blank.items() if id(blank) in tied}
+        chosen = {
+            tensor: _Unread(source, tensor, self.device)
+            for tensor, targets in self.targets.items()
+            if wanted.intersection(targets)
+        }
+        how = LoadStateDictConfig(
+            device_map={"": self.device}, dtype=torch.float32, weight_mapping=self._renaming
+        )
+        with quiet_transformers():
+            told, _ = convert_and_load_state_dict_in_model(self.model, chosen, how)
+        if told.mismatched_keys or told.conversion_errors:
+            first = next(iter([*told.mismatched_keys, *told.conversion_errors.values()]))
+            raise ValueError(f"transformers cannot place {first}")
+        self._share(wanted)
+        for name in names:
+            if name in self._blank and self._get(name).is_meta:
+                raise ValueError(f"no tensor of the checkpoint becomes {name}")
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """Put one parameter in place."""
+        import torch
+
+        module, _, own = name.rpartition(".")
+        self.model.get_submodule(module)._parameters[own] = torch.nn.Parameter(values, requires_grad=False)
+
+    def empty(self, names: Collection[str] | None = None) -> None:
+        """Take parameters out again, all if no names are given; what is tied to them too."""
+        tied = {id(self._blank[name]) for name in (self._blank if names is None else names)}
+        for name, blank in self._blank.items():
+            if id(blank) in tied:
+                module, _, own = name.rpartition(".")
+                self.model.get_submodule(module)._parameters[own] = blank
+
+    def _get(self, name: str) -> torch.nn.Parameter:
+        module, _, own = name.rpartition(".")
+        found: torch.nn.Parameter = self.model.get_submodule(module)._parameters[own]
+        return found
+
+    def _share(self, names: Collection[str]) -> None:
+        """Give parameters that are tied to one that was filled the same values."""
+        parameters = [name for name in names if name in self._blank]
+        filled = {id(self._blank[name]): name for name in parameters if not self._get(name).is_meta}
+        for name in parameters:
+            if self._get(name).is_meta and (other := filled.get(id(self._blank[name]))) is not None:
+                self.put(name, self._get(other).data)
+
+    def _find_targets(self, tensors: Collection[str]) -> None:
+        """Ask transformers where each tensor goes: by its renaming, or by the name alone if that fails."""
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        known, prefix = self.model.state_dict(), self.model.base_model_prefix
+        renamings = [each for each in self._renaming if isinstance(each, WeightRenaming)]
+        converters = [each for each in self._renaming if isinstance(each, WeightConverter)]
+        parts = {pattern: each.target_patterns for each in converters for pattern in each.source_patterns}
+        for tensor in tensors:
+            name, pattern = rename_source_key(tensor, renamings, converters, prefix, known)
+            if name not in known and tensor in known:
+                name, pattern = rename_source_key(tensor, [], [], prefix, known)
+            if name not in known:
+                continue
+            if pattern is None:
+                self._renamed[name] = tensor
+                self.targets[tensor] = (name,)
+            else:
+                first, *others = parts[pattern]
+                self.targets[tensor] = (name, *(name.replace(first, other) for other in others))
+
+
+class _Unread:
+    """A tensor that transformers reads as it reads a slice of a safetensors file: by `[...]`."""
+
+    def __init__(self, source: TensorSource, name: str, device: str) -> None:
+        self._source = source
+        self._name = name
+        self._device = device
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        import torch
+
+        info = self._source.tensors[self._name]
+        return torch.from_numpy(self._source.rows(self._name, 0, info.rows).reshape(info.shape))
+
+
+def _without_weights(config: Mapping[str, Any]) -> Any:
+    """A model of a config with its parameters on `meta`; buffers are computed, they are small."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = automatic_class(settings).from_config(settings, dtype=torch.float32)
+    model.tie_weights()
+    return model.eval()

@@ -1,0 +1,60 @@
+"""Which conversations a proof asks, and how many: as many tokens as take about as long as the export itself.
+
+An export reads and rounds every weight, a reference multiplies every weight with every token, so a number of
+tokens is a time beside the export's on any machine and for a model of any size. It is counted, not measured,
+so that the same export is proven on the same conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEAST_TOKENS = 320  # prompts and answers together
+_LEAST_WORK = 1.5e11  # weights times tokens: a few seconds of two cores for each time through the model
+FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
+
+
+@dataclass(frozen=True, slots=True)
+class AskedChat:
+    """A conversation as tokens.
+
+    Attributes:
+        ids: prompt and answer.
+        start: the index of the answer's first token.
+    """
+
+    ids: list[int]
+    start: int
+
+
+def tokens_for(weights: int) -> int:
+    """How many tokens a model of so many weights is asked by default."""
+    return max(LEAST_TOKENS, int(_LEAST_WORK / max(weights, 1)))
+
+
+def rounds(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Divide conversations into rounds of about so many tokens, each spread over all of them.
+
+    Args:
+        lengths: tokens of each conversation.
+        tokens: tokens of one round.
+
+    Returns:
+        For each round the numbers of its conversations, in their order; every one is in one round.
+    """
+    left, parts = list(range(len(lengths))), []
+    while left:
+        part = _spread(left, lengths, tokens)
+        parts.append(part)
+        left = [number for number in left if number not in set(part)]
+    return parts
+
+
+def _spread(left: Sequence[int], lengths: Sequence[int], tokens: int) -> list[int]:
+    """The largest number of evenly spread conversations that fit; at least the shortest few."""
+    for count in range(len(left), FEWEST - 1, -1):
+        part = [left[index * len(left) // count] for index in range(count)]
+        if sum(lengths[number] for number in part) <= tokens:
+            return part
+    return sorted(sorted(left, key=lambda number: lengths[number])[:FEWEST])
