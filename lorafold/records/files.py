@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
+from lorafold.records.contents import content_of
 from lorafold.records.hub import is_hub_id, is_saved, read_hub, read_saved
-from lorafold.records.jsontext import Placed, read_json, read_jsonl
+from lorafold.records.jsontext import Placed, read_json
 from lorafold.records.members import ARCHIVES, CODE, opened_members, sort_out
-from lorafold.records.packed import OPENERS, kind_of, unpacked
-from lorafold.records.tables import TextUnit, read_parquet, read_pickle, read_table, read_text
+from lorafold.records.packed import OPENERS, kind_of
+from lorafold.records.tables import TextUnit, read_arrow, read_parquet, read_pickle, read_table, read_text
 from lorafold.sources.recognize import instead
 
 MOST_NAMES = 12  # of members or fields that a note shows
@@ -102,15 +103,14 @@ def _file(path: Path, reading: Reading) -> Iterator[Placed]:
     if kind not in READERS and not (reading.unknown_is_text and kind not in KNOWN):
         known = ", ".join([*READERS, *ARCHIVES, *_PICKLES])
         problem = f"unknown file type (known: {known}; each also with {', '.join(OPENERS)})"
-        raise InputError(problem, at=path, fix="convert it, or rename it")
+        raise InputError(problem, at=path, fix=_SHEETS if kind in _SHEET else "convert it, or rename it")
     with open(path, "rb") as file:
         yield from _records(file, path.name, reading)
 
 
 def _records(file: IO[bytes], name: str, reading: Reading) -> Generator[Placed, None, None]:
-    """The records of an open file, by the type that its name tells."""
-    kind, packed = kind_of(name)
-    with unpacked(file, packed, name) as content:
+    """The records of an open file, by the type that its name tells, or its first bytes."""
+    with content_of(file, name) as (content, kind):
         yield from READERS.get(kind, _text)(content, name, reading)
 
 
@@ -156,12 +156,16 @@ def _text(file: IO[bytes], name: str, reading: Reading) -> Iterator[Placed]:
 
 READERS: dict[str, Callable[[IO[bytes], str, Reading], Iterator[Placed]]] = {
     ".json": lambda file, name, _: read_json(file, name),
-    ".jsonl": lambda file, name, _: read_jsonl(file, name),
-    ".ndjson": lambda file, name, _: read_jsonl(file, name),
+    ".jsonl": lambda file, name, _: read_json(file, name),
+    ".ndjson": lambda file, name, _: read_json(file, name),
+    ".jsonlines": lambda file, name, _: read_json(file, name),
     ".csv": lambda file, name, _: read_table(file, name, ","),
     ".tsv": lambda file, name, _: read_table(file, name, "\t"),
     ".txt": _text,
     ".parquet": lambda file, name, _: read_parquet(file, name),
+    ".arrow": lambda file, name, _: read_arrow(file, name),
+    ".feather": lambda file, name, _: read_arrow(file, name),
 }
 _PICKLES = (".pkl", ".pickle")
+_SHEET, _SHEETS = (".xlsx", ".xls", ".ods"), "save the sheet as CSV (UTF-8)"
 KNOWN = frozenset((*READERS, *ARCHIVES, *_PICKLES, *CODE))

@@ -1,14 +1,16 @@
-"""JSON texts -> records with their line numbers: objects one a line (JSONL), or one array.
+"""JSON texts -> records with their line numbers: objects one a line (JSONL), an array, an object around one.
 
-Both are read as a stream in bounded memory. RFC 8259, stricter in one thing: a key that occurs twice in an
-object is an error. A byte order mark and CRLF are accepted; a file that says it is one and is the other is
-read as what it is.
+All are read as a stream in bounded memory, each as what it is, whatever its file is called. RFC 8259,
+stricter in one thing: a key that occurs twice in an object is an error. What can mean only one thing is
+accepted: a byte order mark, CRLF, several objects in a line, commas between or behind them, NaN (pandas'
+empty value).
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -42,30 +44,77 @@ def lines(file: IO[bytes], name: str) -> Iterator[tuple[int, str]]:
             raise InputError(problem, at=place, fix="save the file as UTF-8") from error
 
 
-def read_jsonl(file: IO[bytes], name: str) -> Iterator[Placed]:
-    """One object a line; a file that turns out to hold one array is read as such."""
-    for number, line in lines(file, name):
-        if not line.strip():
-            continue
-        if number == 1 and line.lstrip().startswith("["):
-            file.seek(0)
-            yield from read_json(file, name)
-            return
-        place = f"{name}:{number}"
-        yield place, _parse(line, place, last=not line.endswith("\n"))
+def read_json(file: IO[bytes], name: str) -> Iterator[Placed]:
+    """The records of a JSON text: one object a line, an array, or an object that holds one array of them."""
+    begins = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    wrapper, over_lines = _looked_at(file, name) if begins == b"{" else ("", False)
+    file.seek(0)
+    if begins == b"[":
+        yield from _Text(file, name).items()
+    elif wrapper:
+        yield from _Text(file, name).wrapped(wrapper)
+    elif over_lines:
+        yield from _Text(file, name).values()
+    else:
+        for number, line in lines(file, name):
+            yield from _values(line, f"{name}:{number}", last=not line.endswith("\n"))
 
 
-def _parse(text: str, place: str, last: bool = False) -> Any:
+def _looked_at(file: IO[bytes], name: str) -> tuple[str, bool]:
+    """Of a text that begins with an object: (the list of records in it, it is written over several lines)."""
+    file.seek(0)
+    text = _Text(file, name)
     try:
-        return _DECODER.decode(text)
-    except _DuplicateKey as error:
-        raise InputError(f"the key {error.args[0]!r} occurs twice", at=place, fix="keep one") from error
-    except RecursionError as error:
-        raise InputError("nested too deeply", at=place, fix="flatten the record") from error
-    except json.JSONDecodeError as error:
-        cut = "; the file looks cut off" if last else ""
-        problem = f"not valid JSON ({error.msg} at column {error.colno}{cut})"
-        raise InputError(problem, at=place, fix="correct or remove the line") from error
+        text.peek()
+        over_lines = text.over_lines()
+        return text.wraps(), over_lines
+    except InputError:  # said when it is read
+        return "", False
+
+
+def _values(line: str, place: str, last: bool) -> Iterator[Placed]:
+    """The values of a line: one as a rule, several if lines were joined."""
+    at = _skip(line, 0)
+    while at < len(line):
+        try:
+            value, end = _DECODER.raw_decode(line, at)
+        except _DuplicateKey as error:
+            raise InputError(f"the key {error.args[0]!r} occurs twice", at=place, fix="keep one") from error
+        except RecursionError as error:
+            raise InputError("nested too deeply", at=place, fix="flatten the record") from error
+        except json.JSONDecodeError as error:
+            told = _told(error, f" at column {error.colno}", ended=last)
+            raise InputError(told[0], at=place, fix=told[1] or "correct or remove the line") from error
+        yield place, value
+        at = _skip(line, end)
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line begins with a whole value."""
+    try:
+        _DECODER.raw_decode(line)
+    except (ValueError, RecursionError, _DuplicateKey):
+        return False
+    return True
+
+
+def _skip(text: str, at: int) -> int:
+    """The place of the next value: behind blanks, a comma, and the mark before a record (RFC 7464)."""
+    found = _BETWEEN.match(text, at)
+    assert found is not None
+    return found.end()
+
+
+def _told(error: json.JSONDecodeError, where: str, *, ended: bool) -> tuple[str, str]:
+    """What is wrong with a text, and the cure if the cause is known ("" if not)."""
+    text, at = error.doc, error.pos
+    rest = text[at:].rstrip()
+    if ended and (error.msg.startswith("Unterminated") or rest in ("", *',:{["')):
+        return f"not valid JSON ({error.msg}{where}; the file looks cut off)", ""
+    for standing, said, cause, fix in _CAUSES:
+        if (said and error.msg.startswith(said)) or (standing and re.match(standing, text[at : at + 10])):
+            return f"not valid JSON ({cause}{where})", fix
+    return f"not valid JSON ({error.msg}{where})", ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,39 +125,33 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+def _constant(word: str) -> float | None:
+    """What json.dumps writes beyond JSON: NaN is a missing value of pandas."""
+    return None if word == "NaN" else float(word)
 
 
-# One JSON array
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
+_BETWEEN = re.compile(r"[\s\x1e]*(?:,[\s\x1e]*)?")
+_DUMPED = "write the file with json.dumps"
+# What stands where JSON ends, or how the decoder's message begins -> cause, cure.
+_CAUSES = (
+    ("'", "", "single quotes of Python instead of JSON's", _DUMPED),
+    ("None|True|False|nan", "", "Python's None, True or False", _DUMPED),
+    ("[“”„«]", "", "typographic quotes", 'write "'),
+    (r"//|/\*|#", "", "a comment", "remove it"),
+    ("", "Invalid control", "a line break or another control character within a string", _DUMPED),
+    ("", "Invalid \\", "a backslash that escapes nothing", "write \\\\ for it"),
+)
+# Names of the one list in an object that a file is wrapped in; they name no field of a record.
+_WRAPPERS = ("data", "train", "training", "examples", "rows", "items", "instances", "records", "samples")
+_OTHERS = ("test", "validation", "valid", "val", "dev", "eval")  # lists that are not to be trained on
 
 
-def read_json(file: IO[bytes], name: str) -> Iterator[Placed]:
-    """A JSON array of records, item by item; a file of one object a line is read as JSONL."""
-    head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    file.seek(0)
-    if head[:1] == b"[":
-        yield from _Array(file, name).items()
-    else:
-        yield from _object_or_lines(file, name)
+# A text of any length, by a cursor
 
 
-def _object_or_lines(file: IO[bytes], name: str) -> Iterator[Placed]:
-    """Objects one a line, or a single object over several lines."""
-    text = file.read(MAX_RECORD + 1).removeprefix(codecs.BOM_UTF8)
-    file.seek(0)
-    first = text.partition(b"\n")[0]
-    try:
-        _DECODER.decode(first.decode("utf-8"))
-    except (ValueError, RecursionError, _DuplicateKey):
-        if len(text) <= MAX_RECORD and text.rstrip().endswith(b"}") and first.strip() == b"{":
-            whole = "".join(line for _, line in lines(file, name))
-            yield f"{name}:1", _parse(whole, f"{name}:1")
-            return
-    yield from read_jsonl(file, name)
-
-
-class _Array:
-    """A cursor over the text of a JSON array that holds one chunk at a time."""
+class _Text:
+    """A cursor over a JSON text that holds one chunk at a time."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self.file, self.name = file, name
@@ -170,24 +213,79 @@ class _Array:
                     raise InputError(problem, at=self.place, fix="split or correct it") from error
                 if not self.more():
                     line = self.line + self.text.count("\n", self.at, error.pos)
-                    cut = "; the file looks cut off" if error.pos >= len(self.text) - 1 else ""
-                    problem = f"not valid JSON ({error.msg}{cut})"
-                    raise InputError(problem, at=f"{self.name}:{line}", fix="correct the file") from error
+                    problem, fix = _told(error, "", ended=True)
+                    at = f"{self.name}:{line}"
+                    raise InputError(problem, at=at, fix=fix or "correct the file") from error
         self.line += self.text.count("\n", self.at, end)
         self.at = end
         return value
 
     def items(self) -> Iterator[Placed]:
-        self.take("[")
-        if self.peek() == "]":
-            return
-        while True:
-            self.peek()
-            place = self.place
-            yield place, self.item()
-            if self.peek() == "]":
-                break
-            self.take(",]")
-        self.at += 1
+        """The items of an array that is the rest of the text."""
+        yield from self.array()
         if self.peek():
             raise InputError("text after the end of the array", at=self.place, fix="remove it")
+
+    def array(self) -> Iterator[Placed]:
+        """The items of the array that begins at the cursor; a comma behind the last is passed over."""
+        self.take("[")
+        while self.peek() != "]":
+            place = self.place
+            yield place, self.item()
+            if self.peek() != "]":
+                self.take(",]")
+        self.take("]")
+
+    def values(self) -> Iterator[Placed]:
+        """Values one behind the other, over any number of lines, with or without commas between them."""
+        while self.peek():
+            place = self.place
+            yield place, self.item()
+            if self.peek() == ",":
+                self.take(",")
+
+    def over_lines(self) -> bool:
+        """Whether the first object is written over several lines, as with an indent."""
+        first, line_end, _ = self.text.lstrip().partition("\n")
+        return bool(line_end) and first.rstrip().endswith(("{", "[", ",")) and not _is_whole(first)
+
+    def wraps(self) -> str:
+        """The name of the list of records in an object that is the whole text; "" if it is none.
+
+        A list of turns is no list of records, and an object that others follow is a record.
+        """
+        first, _, rest = self.text.lstrip().partition("\n")
+        if rest.lstrip().startswith("{") and _is_whole(first):
+            return ""
+        self.take("{")
+        while self.peek() == '"':
+            key: str = self.item()
+            self.take(":")
+            if self.peek() == "[" and key in _WRAPPERS:
+                self.take("[")
+                item = self.item() if self.peek() == "{" else None
+                return key if isinstance(item, dict) and not {"role", "from"} & set(item) else ""
+            self.item()
+            if self.peek() == ",":
+                self.take(",")
+        return ""
+
+    def wrapped(self, wrapper: str) -> Iterator[Placed]:
+        """The items of one member of the object that is the whole text; the other members hold none."""
+        self.take("{")
+        while self.peek() != "}":
+            place, key = self.place, self.item()
+            self.take(":")
+            if key == wrapper:
+                yield from self.array()
+            elif self.peek() == "[" and key in (*_WRAPPERS, *_OTHERS):
+                problem = f"the file holds several lists of records: {wrapper!r} and {key!r}"
+                raise InputError(problem, at=place, fix="write each into a file of its own")
+            else:
+                self.item()
+            if self.peek() != "}":
+                self.take(",}")
+        self.take("}")
+        if self.peek():
+            problem = f"text after the end of the object around {wrapper!r}"
+            raise InputError(problem, at=self.place, fix="remove it, or write one record a line")

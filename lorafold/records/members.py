@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lorafold.errors import InputError, UnsafeInputError
+from lorafold.records.contents import refuse_foreign
 from lorafold.records.packed import kind_of, unpacked
 
 ARCHIVES = (".zip", ".tar")
@@ -51,8 +52,10 @@ def opened_members(path: Path) -> Iterator[list[Member]]:
         yield [Member(file.relative_to(path).as_posix(), partial(_bytes_of, file)) for file in files]
         return
     kind, packed = kind_of(path.name)
-    with open(path, "rb") as file, unpacked(file, packed, path.name) as content:
-        yield from (_zip if kind == ".zip" else _tar)(content, path)
+    with open(path, "rb") as file:
+        refuse_foreign(file, path.name)
+        with unpacked(file, packed, path.name) as content:
+            yield from (_zip if kind == ".zip" else _tar)(content, path)
 
 
 def _bytes_of(file: Path) -> IO[bytes]:

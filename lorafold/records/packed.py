@@ -119,7 +119,7 @@ def _zstandard(file: IO[bytes]) -> IO[bytes]:
 
 
 OPENERS: dict[str, Callable[[Any], IO[bytes]]] = {
-    ".gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
+    ".gz": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb")),
     ".bz2": lambda file: cast(IO[bytes], bz2.BZ2File(file)),
     ".xz": lambda file: cast(IO[bytes], lzma.LZMAFile(file)),  # noqa: SIM115 - closed with what it reads
     ".zst": _zstandard,

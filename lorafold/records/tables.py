@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -15,12 +16,23 @@ TextUnit = Literal["paragraph", "line", "whole"]
 
 
 def read_table(file: IO[bytes], name: str, delimiter: str) -> Iterator[Placed]:
-    """Rows under a header, as objects of texts."""
+    """Rows under a header, as objects of texts.
+
+    Args:
+        file: its bytes.
+        name: for places.
+        delimiter: that the file's type stands for; another usual one counts if only it parts the header.
+    """
     csv.field_size_limit(MAX_RECORD)
-    rows = csv.reader((line for _, line in lines(file, name)), delimiter=delimiter, strict=True)
+    given, delimiter = _delimiter(file, name, delimiter)
+    texts = (line for _, line in lines(file, name))
+    rows = csv.reader(texts, delimiter=delimiter, strict=True)
     start = 1
     try:
         header = next(rows, [])
+        if given:
+            start = rows.line_num + 1
+            header = next(rows, [])
         if len(set(header)) < len(header):
             raise InputError("a column name occurs twice", at=f"{name}:1", fix="rename one")
         start = rows.line_num + 1
@@ -33,6 +45,19 @@ def read_table(file: IO[bytes], name: str, delimiter: str) -> Iterator[Placed]:
                 yield place, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InputError(f"not valid CSV ({error})", at=f"{name}:{start}", fix="correct the row") from error
+
+
+def _delimiter(file: IO[bytes], name: str, delimiter: str) -> tuple[bool, str]:
+    """(the first line only says what parts columns: Excel's "sep=;", what does)."""
+    first = next((line for _, line in lines(file, name)), "").strip("\r\n")
+    file.seek(0)
+    if said := re.fullmatch(r'"?sep=(.)"?', first):
+        return True, said[1]
+    try:
+        counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in (delimiter, *",;\t|")}
+    except csv.Error:  # said at the header, with its line
+        return False, delimiter
+    return False, delimiter if counts[delimiter] > 1 else max(counts, key=lambda each: counts[each])
 
 
 def read_text(file: IO[bytes], name: str, unit: TextUnit) -> Iterator[Placed]:
@@ -83,6 +108,30 @@ def read_parquet(file: IO[bytes], name: str) -> Iterator[Placed]:
         reason = str(error).splitlines()[0]
         problem = f"not a readable parquet file ({reason})"
         raise InputError(problem, at=name, fix="download it again") from error
+
+
+def read_arrow(file: IO[bytes], name: str) -> Iterator[Placed]:
+    """Rows of an Arrow file: a stream, as `datasets` keeps its data, or a file, as Feather writes one."""
+    require("pyarrow", extra="data")
+    import pyarrow
+    from pyarrow import ipc
+
+    named = file.read(6) == b"ARROW1"
+    file.seek(0)
+    try:
+        if named:
+            opened = ipc.open_file(file)
+            batches = map(opened.get_batch, range(opened.num_record_batches))
+        else:
+            batches = iter(ipc.open_stream(file))
+        number = 0
+        for batch in batches:
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}: row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = f"not a readable Arrow file ({(str(error).splitlines() or ['it is empty'])[0]})"
+        raise InputError(problem, at=name, fix="save it again, or as parquet") from error
 
 
 def read_pickle(path: Path, allowed: bool) -> Iterator[Placed]:
