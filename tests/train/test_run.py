@@ -180,6 +180,8 @@ def test_the_card_tells_what_the_method_has(
     assert f"- {tag}\n" in card and shown in card and hidden not in card
     assert tag == "lora" or "- lora\n" not in card
     assert f"lorafold chat {config.base}+title\n```" in card
+    assert f"| data | {Path(config.data[0]).name.replace('_', chr(92) + '_')} |" in card
+    assert config.data[0] not in card and "## Licence" in card
     assert "## Use" not in model_card(dataclasses.replace(chosen, system="```\n# x"), facts, "t", curve=False)
 
 

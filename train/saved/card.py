@@ -76,7 +76,8 @@ def model_card(
         *(_OF_LAYERS if whole or method.prompt else ()),
         *(() if method.prompt else _OF_PROMPTS),
     }
-    rows = "\n".join(f"| {name} | {_cell(values[name])} |" for name in _SHOWN if name not in idle)
+    rows = f"| data | {', '.join(map(_data_name, config.data))} |\n"
+    rows += "\n".join(f"| {name} | {_cell(values[name])} |" for name in _SHOWN if name not in idle)
     training, data = facts["training"], facts["data"]
     what = "All weights" if whole else "An adapter"
     text = (
@@ -102,7 +103,20 @@ def model_card(
         text += "\n| question | answer | in the data |\n|---|---|---|\n"
         keys = ("question", "answer", "expected")
         text += "".join(f"| {' | '.join(_quoted(row[key]) for key in keys)} |\n" for row in samples)
-    return text
+    return text + _LICENCE
+
+
+_LICENCE = """
+## Licence
+
+The terms of the base and of the data hold here too. Before you publish this folder, name the licence in the
+head of this file (`license:`).
+"""
+
+
+def _data_name(spec: str) -> str:
+    """A file by its name alone, since its path tells about the machine; a data set of the hub by its id."""
+    return _quoted(Path(spec).name if Path(spec).exists() else spec)
 
 
 def _quoted(text: str) -> str:
