@@ -104,6 +104,28 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         assert re.search(rf"^{name}/", tree, re.M), name
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CONTRIBUTING.md",
+        *(f"docs/{page}.md" for page in ("architecture", "bases", "onto", "proof", "python")),
+    ],
+)
+def test_names_of_the_code_exist(name: str) -> None:
+    """What is between backticks and looks like Python; an example's own names stand in its block too."""
+    sources = "\n".join(
+        path.read_text(encoding="utf-8") for top in FOLDERS for path in (REPOSITORY / top).rglob("*.py")
+    )
+    text = text_of(name)
+    known = set(re.findall(r"\w+", sources + "".join(re.findall(r"^```.*?^```", text, re.M | re.S))))
+    named = set(
+        re.findall(
+            r"`(?:[\w.]+\.)?([A-Za-z_]\w+)(?:\(\))?`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        )
+    )
+    assert named <= known, named - known
+
+
 def test_the_map_has_every_room_and_every_door() -> None:
     rows = re.findall(
         r"^\| (`[^|]*/`) \| ([^|]*) \| (?:`(\w+)\.(\w+)`)? ?\|$", text_of("docs/architecture.md"), re.M
