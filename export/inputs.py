@@ -26,7 +26,7 @@ from lorafold.packed.originals import original_of
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
 from lorafold.signatures import no_file
-from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter
+from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter, other_base_named
 from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.weights import Checkpoint
@@ -115,6 +115,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         notes=(
             *(note for adapter, _ in adapters for note in adapter.notes),
             *(note for plan in source.plans for note in plan.notes),
+            *_base_notes(base, folders[:1]),
             *_packed_notes(base, weights, bool(adapters)),
             *_notes(base, source, prompt, folders, template),
             *_system_note(config, folders),
@@ -280,6 +281,16 @@ def _original(base: Base) -> str:
     """How to name the 16-bit original of a packed base."""
     original = original_of(base.id, base.folder)
     return f"pass its 16-bit original with --base{f' {original}' if original else ''}"
+
+
+def _base_notes(base: Base, adapters: list[Path]) -> Iterator[str]:
+    """That the first adapter names another model; later ones may name an adapter before them."""
+    for folder in adapters:
+        if (named := other_base_named(folder, base)) is not None:
+            yield (
+                f"{folder.name} names {named} as its base, and is folded into {base.id}: that is right only "
+                "if both have the same weights"
+            )
 
 
 def _packed_notes(base: Base, weights: Checkpoint | PackedCheckpoint, of_adapter: bool) -> Iterator[str]:

@@ -131,6 +131,7 @@ def _adapter(folder: Path) -> Lines:
         ("adapter", str(folder)),
         ("method", f"{config.peft_type}, {len(adapter.modules)} modules, {weights:,} weights"),
         ("base", config.base_model_name_or_path or "not named"),
+        *(("note", note) for note in adapter.notes),
     ]
     manifest = read_manifest(folder)
     if manifest is None:

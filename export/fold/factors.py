@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafold.adapters.config import MERGE_FIRST
 from lorafold.adapters.folder import Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Block
@@ -260,6 +261,12 @@ def factor_shapes(
     """
     a_shape, b_shape = factors.shape(a), factors.shape(b)
     for key, shape in ((a, a_shape), (b, b_shape)):
+        if len(shape) > 2:
+            raise InputError(
+                f"{key!r} has the shape {list(shape)}: the factor of a convolution, which is not folded here",
+                at=adapter.folder,
+                fix=MERGE_FIRST,
+            )
         if len(shape) != 2 or 0 in shape:
             raise InputError(
                 f"{key!r} has the shape {list(shape)}, expected two dimensions",

@@ -194,9 +194,13 @@ class BaseNames:
                 yield loaded, tensor, self.tensors[tensor]
 
     def is_conv1d(self, module: str) -> bool | None:
-        """Whether a module stores its weight as (in, out); None if the model type does not say."""
-        names = CONV1D.get(self.model_type)
-        return None if names is None else module.rpartition(".")[2] in names
+        """Whether a module stores its weight as (in, out); None if the base has no model type.
+
+        `fan_in_fan_out` does not count: PEFT goes by the module's class, and corrects a flag that differs.
+        """
+        types = model_types(self.config)
+        leaf = module.rpartition(".")[2]
+        return any(leaf in CONV1D.get(type, ()) for type in types) if types else None
 
     def pieces(self, parameter: str) -> tuple[Piece, ...]:
         """The rows that hold a stacked parameter, expert by expert; empty if it is none."""

@@ -12,9 +12,13 @@ from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError, LorafoldError
 from lorafold.jsonfile import read_object
 from lorafold.models import Base, fingerprint
-from lorafold.sources.recognize import ADAPTER, is_adapter
+from lorafold.sources.recognize import ADAPTER, is_adapter, likely_hub_id
 
 _NAMED = "base_model_name_or_path"
+# What the name of a packed version of a model ends in.
+_PACKED = re.compile(
+    r"(?:[-_.](?:unsloth|bnb|nf4|[48]-?bit|int[48]|w\d+a\d+|gptq|awq|fp8|mlx|dynamic|quantized|hf|g\d+))+$"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -96,6 +100,24 @@ def _named_by(adapter: Path) -> str | None:
     except LorafoldError:
         return None
     return named if isinstance(named, str) and named and is_adapter(Path(named).expanduser()) else None
+
+
+def other_base_named(folder: Path, base: Base) -> str | None:
+    """The repository that an adapter names as its base, if the base is of another one.
+
+    Mirrors and packed versions of a model keep its name, apart from an ending; folders may have any name, so
+    they are not compared.
+    """
+    try:
+        named = base_of(folder).spec.partition("@")[0]
+    except InputError:
+        return None
+    asked = base.id.removeprefix("modelscope:")
+    ids = [spec if _HUB_ID.fullmatch(spec) else likely_hub_id(spec) for spec in (named, asked)]
+    if None in ids or Path(named).expanduser().exists():
+        return None
+    names = {_PACKED.sub("", str(spec).rpartition("/")[2].lower()) for spec in ids}
+    return named if len(names) > 1 else None
 
 
 def check_base(folder: Path, base: Base) -> None:

@@ -22,6 +22,56 @@ _DEEP, _MANY = 3, 200  # how far below a folder something is looked for, and amo
 _SPELLED_DOT = "___"
 
 
+# A folder without the file that tells what it is: names of files in it, what they are, what helps.
+_INCOMPLETE = (
+    (
+        ("adapters.safetensors", "adapters.npz", "*_adapters.safetensors"),
+        "the weights of an mlx-lm adapter without adapter_config.json",
+        "copy the adapter_config.json that mlx-lm saved with them into the folder",
+    ),
+    (
+        ("adapter_model.safetensors", "adapter_model.bin"),
+        "the weights of an adapter without adapter_config.json",
+        "copy the adapter_config.json that was saved with them into the folder",
+    ),
+    (
+        ("pytorch_lora_weights.*",),
+        "an adapter for image models (diffusers)",
+        "give the adapter of a language model",
+    ),
+    (
+        ("adapter_*.pt", "adapter*.pth"),
+        "a torchtune adapter in its own format",
+        "save it in PEFT's format (adapter_model.safetensors with adapter_config.json)",
+    ),
+    (
+        ("lit_model.pth*",),
+        "a LitGPT checkpoint",
+        "convert it where it was made: litgpt merge_lora, then litgpt convert_from_litgpt",
+    ),
+    (
+        ("consolidated.*.pth", "params.json"),
+        "a model in its maker's own format",
+        "give the repository's version for transformers",
+    ),
+    (
+        ("*.distcp", "pytorch_model_fsdp*", "global_step*", "zero_to_fp32.py"),
+        "the shards of a training (FSDP, DeepSpeed)",
+        "gather them first: `accelerate merge-weights`, or zero_to_fp32.py",
+    ),
+    (
+        (
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "model-*-of-*.safetensors",
+            "pytorch_model*.bin",
+        ),
+        "the weights of a model without config.json",
+        "download config.json and the tokenizer's files into the folder",
+    ),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What is there.
@@ -57,6 +107,9 @@ def recognize(place: Path) -> Place | None:
         return Place("a Trainer's output folder with models in checkpoint-*", model)
     if snapshot := _newest_snapshot(place):
         return Place("a repository's folder in the hub's cache", snapshot)
+    for names, what, fix in _INCOMPLETE:
+        if any(any(place.glob(name)) for name in names):
+            return Place(what, fix=fix)
     for name, what in ((ADAPTER, "an adapter"), (MODEL, "a model folder")):
         if hits := _below(place, name):
             several = "several adapters" if name == ADAPTER else "several model folders"

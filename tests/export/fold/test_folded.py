@@ -94,6 +94,9 @@ FEATURES: dict[str, Feature] = {
     "multimodal": Feature({"r": 4, "target_modules": "all-linear"}, family="gemma3"),
     "multimodal by names": Feature({"r": 4, "target_modules": ["q_proj", "o_proj"]}, family="gemma3"),
     "multimodal text": Feature({"r": 4, "target_modules": r".*language_model.*_proj"}, family="gemma3"),
+    # PEFT goes by the layer's class, whatever the flag says; the weights are square, so no shape tells.
+    "flag of another class": Feature({"r": 4, "target_modules": ["q_proj"], "fan_in_fan_out": True}),
+    "conv1d without its flag": Feature({"r": 4, "target_modules": ["c_proj"]}, family="gpt2"),
     "conv1d": Feature(
         {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, family="gpt2"
     ),

@@ -176,3 +176,12 @@ def test_an_alpha_that_is_not_said_is_told(tmp_path: Path) -> None:
     assert adapter.config.lora_alpha == 8  # PEFT's default
     (note,) = adapter.notes
     assert "no lora_alpha: PEFT's default of 8 counts" in note
+
+
+def test_the_factor_of_a_convolution(tmp_path: Path) -> None:
+    module = f"{PREFIX}{Q.format(0)}"
+    tensors = BOTH | {f"{module}.lora_A.weight": zeros(2, 6, 3), f"{module}.lora_B.weight": zeros(8, 2, 1)}
+    error = refused(
+        lambda: fold(tmp_path, tensors), r"\[2, 6, 3\]: the factor of a convolution, which is not"
+    )
+    assert "merge_and_unload" in str(error.fix)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lorafold.cli import main
-from lorafold.sources.adapter_base import on_an_adapter
+from lorafold.models import Base
+from lorafold.sources.adapter_base import on_an_adapter, other_base_named
 from lorafold.sources.recognize import instead, likely_hub_id, newest_checkpoint, recognize
 
 
@@ -78,6 +79,31 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str, str | None]] = {
 }
 
 
+INCOMPLETE = {
+    "adapters.safetensors": ("the weights of an mlx-lm adapter without adapter_config.json", "mlx-lm saved"),
+    "adapters.npz": ("the weights of an mlx-lm adapter without adapter_config.json", "mlx-lm saved"),
+    "adapter_model.safetensors": ("the weights of an adapter without adapter_config.json", "copy"),
+    "pytorch_lora_weights.safetensors": ("an adapter for image models (diffusers)", "language model"),
+    "adapter_0.pt": ("a torchtune adapter in its own format", "PEFT's format"),
+    "lit_model.pth.lora": ("a LitGPT checkpoint", "convert_from_litgpt"),
+    "consolidated.00.pth": ("a model in its maker's own format", "for transformers"),
+    "__0_0.distcp": ("the shards of a training (FSDP, DeepSpeed)", "gather"),
+    "model.safetensors": ("the weights of a model without config.json", "download config.json"),
+}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_a_folder_without_the_file_that_tells(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_bytes(b"x")
+    what, fix = INCOMPLETE[name]
+    assert main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert what in error and fix in error
+
+
 def archive(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("adapter_config.json", "{}")
@@ -108,6 +134,28 @@ def test_a_chain_of_adapters_is_named_from_its_beginning(tmp_path: Path) -> None
     )
     adapter(first, base=str(third))  # a circle ends
     assert on_an_adapter(str(second), third, "at").fix
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "told"),
+    [
+        ("Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-1.5B", True),
+        ("Qwen/Qwen2-1.5B-Instruct", "Qwen/Qwen2-1.5B-Instruct", False),
+        ("unsloth/Qwen2-1.5B-Instruct-bnb-4bit", "modelscope:Qwen/Qwen2-1.5B-Instruct", False),
+        ("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-1B", False),
+        ("unsloth/Llama-3.2-1B-unsloth-bnb-4bit", "meta-llama/Llama-3.2-3B", True),
+        ("/root/.cache/modelscope/hub/Qwen/Qwen2-7B", "Qwen/Qwen2-7B-Instruct", True),
+        ("/root/.cache/modelscope/hub/Qwen/Qwen2-7B", "/models/anything", False),
+        ("Qwen/Qwen2-7B", "/models/anything", False),
+        ("", "Qwen/Qwen2-7B", False),
+    ],
+)
+def test_another_repository_than_the_adapter_names(
+    named: str, given: str, told: bool, tmp_path: Path
+) -> None:
+    folder = adapter(tmp_path / "a", base=named)
+    found = other_base_named(folder, Base(tmp_path, given))
+    assert found == (named if told else None)
 
 
 def test_links_whose_files_were_not_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
