@@ -151,11 +151,6 @@ class BaseNames:
                 return cls(tensors, embedding, head, tied, config, _loaded(tensors, config))
         return cls(tensors, None, None, False, config, _loaded(tensors, config))
 
-    @property
-    def model_type(self) -> str:
-        """The config's `model_type`."""
-        return str(self.config.get("model_type"))
-
     def rows_of(self, name: str) -> tuple[Piece, ...]:
         """The rows that hold a weight or bias which the model calls `name`; empty if the base has none."""
         return self._find(name)[1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,9 @@ USED = frozenset(
 PEFT_DEFAULTS = {"r": 8, "init_r": 12, "lora_alpha": 8}
 """What PEFT takes for a number that adapter_config.json does not say."""
 
+# Fields of LoraConfig that came with PEFT 0.14; PEFT writes every field, whatever its value.
+_SINCE_0_14 = frozenset(("exclude_modules", "lora_bias", "eva_config", "corda_config"))
+
 # Fields that say how an adapter was trained or how PEFT runs it, and nothing about what its numbers mean.
 HARMLESS = frozenset(
     (
@@ -203,6 +206,7 @@ class AdapterConfig:
         mlx: mlx-lm wrote it; see `adapters.mlx`.
         notes: fields with a value that nothing here knows, to be told.
         assumed: numbers that it does not say, so that PEFT's default counts.
+        one_pattern: rank and alpha have one pattern, as in PEFT up to 0.13; None if nothing tells.
     """
 
     path: Path
@@ -233,12 +237,30 @@ class AdapterConfig:
     mlx: bool = False
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    one_pattern: bool | None = None
 
     def rank(self, module: str) -> int:
         """The rank of a module, named as in the model ("model.layers.0.self_attn.q_proj")."""
-        if self._is_before_0_14:
+        return self._rank(module, one_pattern=bool(self.one_pattern))
+
+    def _rank(self, module: str, *, one_pattern: bool) -> int:
+        if one_pattern:
             return int(self.rank_pattern.get(self._shared_pattern(module), self.r))
         return int(_first_match(self.rank_pattern, module, self.r))
+
+    def told_by_ranks(self, ranks: Mapping[str, int]) -> AdapterConfig:
+        """The configuration with `one_pattern` decided by the ranks that the tensors have, if they tell.
+
+        Args:
+            ranks: by module.
+        """
+        if self.one_pattern is not None or self.peft_type != "LORA":
+            return self
+        for module, rank in ranks.items():
+            before, since = (self._rank(module, one_pattern=rule) for rule in (True, False))
+            if before != since and rank in (before, since):
+                return replace(self, one_pattern=rank == before)
+        return self
 
     def scale(self, module: str) -> float:
         """What B·A is multiplied with: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv:2312.03732).
@@ -254,21 +276,22 @@ class AdapterConfig:
         """The alpha of a module.
 
         PEFT up to 0.13 looked for the first pattern that matches among those of ranks and alphas together,
-        and took the alpha of that one; since 0.14 each has its own. The file names the version since 0.18.
+        and took the alpha of that one; since 0.14 each has its own. The file names the version since 0.18;
+        before, fields that only 0.14 and later write tell it, or the ranks of the tensors.
 
         Raises:
-            InputError: the two rules differ here, and the file does not say which PEFT wrote it.
+            InputError: the two rules differ here, and nothing tells which PEFT wrote it.
         """
         today = _first_match(self.alpha_pattern, module, self.lora_alpha)
         before = self.alpha_pattern.get(self._shared_pattern(module), self.lora_alpha)
-        if today != before and self.peft_version is None:
+        if today != before and self.one_pattern is None:
             raise InputError(
                 f"alpha of {module} is {before:g} by the rule of PEFT 0.13 and older, and {today:g} since "
                 "0.14; the file has no peft_version",
                 at=f"{self.path}: alpha_pattern",
                 fix='set "peft_version" in it to the version of PEFT that saved this adapter',
             )
-        return before if self._is_before_0_14 else today
+        return before if self.one_pattern else today
 
     def _shared_pattern(self, module: str) -> str:
         """The one pattern that PEFT up to 0.13 found for a module; its own name if none matched."""
@@ -276,14 +299,17 @@ class AdapterConfig:
         return next((pattern for pattern in patterns if re.match(rf".*\.{pattern}$", module)), module)
 
     @property
-    def _is_before_0_14(self) -> bool:
-        match = re.match(r"(\d+)\.(\d+)", self.peft_version or "")
-        return match is not None and (int(match[1]), int(match[2])) < (0, 14)
-
-    @property
     def rounds_product(self) -> bool:
         """Whether PEFT rounds B·A to the base's type before it adds it, as it does in these variants."""
         return self.kasa or self.blocks is not None or str(self.init_lora_weights).lower() == "mica"
+
+
+def _has_one_pattern(raw: Mapping[str, Any]) -> bool | None:
+    """Whether a PEFT before 0.14 wrote this, by the version or by the fields; None if neither tells."""
+    match = re.match(r"(\d+)\.(\d+)", str(raw.get("peft_version")))
+    if match is not None:
+        return (int(match[1]), int(match[2])) < (0, 14)
+    return False if raw.get("peft_version") or not _SINCE_0_14.isdisjoint(raw) else None
 
 
 def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -357,6 +383,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             *_unknown_fields(raw),
         ),
         assumed=assumed,
+        one_pattern=_has_one_pattern(raw),
     )
 
 

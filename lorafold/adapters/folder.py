@@ -160,7 +160,10 @@ class Adapter:
         if not path.exists():
             raise why_no_weights(folder)
         source = Checkpoint.of_files(folder, [path])
-        return cls(folder, config, source, *_sort_keys(config, source))
+        modules, saved, buffers = _sort_keys(config, source)
+        shapes = ((m.module, source.tensors[m.parts["lora_A"]].shape) for m in modules if "lora_A" in m.parts)
+        config = config.told_by_ranks({module: shape[0] for module, shape in shapes if len(shape) == 2})
+        return cls(folder, config, source, modules, saved, buffers)
 
 
 def _sort_keys(

@@ -140,6 +140,47 @@ def test_one_pattern_for_rank_and_alpha_or_one_for_each(version: str | None, tmp
         assert config.scale(module) == (8 if version == "0.13.2" else 20) / 2
 
 
+PATTERNS = {
+    "rank_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 3},
+    "alpha_pattern": {r"^model\.layers\.1\.self_attn\.q_proj": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "rank", "scale"),
+    [
+        ({}, 3, 5 / 2),  # layer 0 has the pattern's rank: it counted, as since 0.14
+        ({}, 2, 4 / 2),  # it has the default: no pattern counted, as up to 0.13
+        ({"exclude_modules": None, "lora_bias": False}, 3, 5 / 2),  # fields that came with 0.14
+    ],
+)
+def test_ranks_and_fields_tell_the_version(
+    more: dict[str, Any], rank: int, scale: float, tmp_path: Path
+) -> None:
+    """A pattern with a caret matched nothing up to PEFT 0.13."""
+    tensors = lora(Q.format(0), rank) | lora(Q.format(1))
+    folded = fold(tmp_path, tensors, **PATTERNS, **more)
+    assert np.array_equal(folded.rows(f"{Q.format(1)}.weight", 0, 8), np.full((8, 6), 2 * scale))
+    assert np.array_equal(folded.rows(f"{Q.format(0)}.weight", 0, 8), np.full((8, 6), rank * 4 / rank))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["0.13.2", "0.15.2"])
+def test_patterns_of_the_peft_that_wrote_them(version: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from old_peft import written_by_peft
+    from peft_models import base_model
+
+    base = base_model(tmp_path / "base", "llama", "float32")
+    adapter, merged = written_by_peft(
+        version, base, tmp_path / "old", r=4, lora_alpha=8, target_modules=["q_proj"], **PATTERNS
+    )
+    folded, oracle = Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)]), Checkpoint.open(merged)
+    for name in folded.touched:
+        rows = oracle.tensors[name].rows
+        assert np.abs(folded.rows(name, 0, rows) - oracle.rows(name, 0, rows)).max() <= 1e-5, name
+
+
 @pytest.mark.parametrize("method", NOT_IN_WEIGHTS)
 def test_methods_that_no_weight_can_hold(method: str, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "a", {"prompt_embeddings": zeros(4, 6)}, peft_type=method)
