@@ -15,9 +15,9 @@ from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
 from lorafold.train.fast.allocator import round_blocks
-from lorafold.train.fast.check import difference, measure, sample
+from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
-from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit
+from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit, unpacked
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, Method, linear_names
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
@@ -198,8 +198,12 @@ def _forward(
             config = dataclasses.replace(config, gradient_checkpointing=True)
             speed = _checkpointed(config, speed, model)
             expected = measure(slow, padded)
+    own = causal_model(model).config._attn_implementation
     speed = apply(speed, model, device)
     fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct)
+    if speed.packing and not workers.least(0 if leaks(fast, examples) else 1):
+        speed = unpacked(speed, model, own)
+        fast.attention = own
     if expected is None:
         return fast, speed, ""
     found = measure(fast, make_pack(examples) if speed.packing else make_batch(examples, lessons.pad_id))

@@ -2,8 +2,8 @@
 
 The plain way is peft's layers, transformers' attention, padding, all logits. Loss and gradient of a few
 examples are compared, with noise added to the adapter meanwhile. If they differ by more than rounding, the
-run takes the plain way. So a model whose attention leaks between packed examples, or whose logits are more
-than a product, costs speed and never correctness.
+run takes the plain way. So a model whose logits are more than a product costs speed and never correctness.
+Whether packed examples reach each other is asked apart, since the answer is exact.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.tokenizer import Encoded
-from lorafold.train.fast.forward import Forward
+from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.model.adapter import trainable
 from lorafold.train.tokens.collate import Batch
+from lorafold.train.tokens.packing import make_pack
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +92,37 @@ def measure(forward: Forward, batch: Batch) -> Measured:
             model.train()
             model.zero_grad(set_to_none=True)
     return Measured(loss.item(), gradient)
+
+
+def leaks(forward: Forward, sequences: Sequence[Encoded]) -> bool:
+    """Whether an example feels what lies before it in a pack.
+
+    The derivative of its loss by the other's embeddings is exactly zero if nothing leads from one to the
+    other, in any type and whatever rounding does; a small leak would hide in a difference of losses.
+
+    Args:
+        forward: packed.
+        sequences: at least one; two of them, or one twice, make the pack.
+    """
+    import torch
+
+    model, last = forward.model, sequences[-1]
+    silent = Encoded(sequences[0].ids, [False] * len(sequences[0].ids))
+    batch = make_pack([silent, Encoded(last.ids, [True] * len(last.ids))])
+    found: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[-1]
+
+    hook = causal_model(model).get_input_embeddings().register_forward_hook(keep)
+    model.eval()
+    try:
+        (slope,) = torch.autograd.grad(forward.loss(batch), found[-1:])
+    finally:
+        model.train()
+        hook.remove()
+    return bool((slope[:, : len(silent.ids)] != 0).any())
 
 
 def difference(plain: Measured, fast: Measured) -> str:

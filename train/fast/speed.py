@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.attention import VARLEN, choose_attention
 from lorafold.train.fast.forward import causal_model
+from lorafold.train.fast.state import stateful_layer
 from lorafold.train.methods import Method
 
 if TYPE_CHECKING:
@@ -103,10 +104,15 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
             reasons.append(missing)
         return missing is None and (gpu or bool(wanted))
 
+    kept = stateful_layer(causal_model(model))
     packing = use(
         config.packing,
         (
             (not method.prompt, "not packed: a trained prompt goes before each example"),
+            (
+                not kept,
+                f"one example a row: {kept} keeps a state, which would run on into the next example",
+            ),
             (
                 bool(getattr(causal_model(model), "_supports_attention_backend", False)),
                 "not packed: this model's code cannot keep packed examples apart",
@@ -134,6 +140,19 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
             reasons.append(f"sdpa: {why}")
     direct = kernels and not method.prompt and _direct_fits(causal_model(model))
     return Speed(packing, attention, liger, int(fused), direct, reasons=tuple(dict.fromkeys(reasons)))
+
+
+def unpacked(speed: Speed, model: Any, attention: str) -> Speed:
+    """Take packing back, from a model in which packed examples reach each other.
+
+    Args:
+        speed: that was applied to the model.
+        model: changed in place.
+        attention: the implementation that the model came with.
+    """
+    causal_model(model).set_attn_implementation(attention)
+    reason = "one example a row: this model's code lets packed examples see each other"
+    return replace(speed, packing=False, attention=attention, reasons=(*speed.reasons, reason))
 
 
 def _liger_knows(causal: Any) -> bool:
