@@ -6,10 +6,12 @@ sources of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp), and the report name
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gguf import TokenType
 
@@ -85,6 +87,35 @@ IDEOGRAPHIC_SPACE = Difference(
 )
 
 
+def _number_beyond_ascii(text: str) -> bool:
+    return not text.isascii() and any(not char.isascii() and char.isnumeric() for char in text)
+
+
+# \d is ASCII in C++, and any decimal digit in tokenizer.json.
+OTHER_DIGITS = Difference(
+    "llama.cpp does not count numbers beyond 0 to 9 as digits, or counts more, where it cuts them in threes",
+    _number_beyond_ascii,
+)
+# d: decimal digit, n: other number, s: white space on a line, w: other part of a word.
+_CUT_BY_DIGITS = re.compile("n[dn]|dn|[dn]{4}[dn]*w|ss[dn]")
+
+
+def _digit(char: str) -> str:
+    kind = unicodedata.category(char)
+    if kind[0] == "N":
+        return "d" if kind == "Nd" else "n"
+    if char.isspace():
+        return "l" if char in "\r\n" else "s"
+    return "w" if char.isalnum() or kind in ("Mn", "Mc", "Pc") else "."
+
+
+# unicode_regex_split_custom_afmoe stands in for an expression that asks for the end of a word.
+THOUSANDS = Difference(
+    "llama.cpp cuts digits in threes even if letters follow or spaces stand before, and knows more digits",
+    lambda text: _CUT_BY_DIGITS.search("".join(map(_digit, text))) is not None,
+)
+
+
 def texts_taken_as_control(texts: Collection[str]) -> Difference:
     """Ordinary tokens whose text llama.cpp takes for a control token."""
     named = ", ".join(repr(text) for text in sorted(texts))
@@ -125,6 +156,34 @@ def stripped_space(before: Collection[str], after: Collection[str]) -> Differenc
         f"llama.cpp keeps white space beside special tokens that swallow it here ({named})",
         lambda text: found.search(text) is not None,
     )
+
+
+def found_elsewhere(tokenizer: Mapping[str, Any] | None, added: Iterable[AddedToken]) -> Iterator[Difference]:
+    """Added tokens that the tokenizer does not find wherever a text holds them, as llama.cpp does."""
+    tokens = list(added)
+    if single := [token.content for token in tokens if token.single_word]:
+        beside = re.compile("|".join(rf"\w{re.escape(text)}|{re.escape(text)}\w" for text in single))
+        yield Difference(
+            f"the tokenizer finds {', '.join(single[:3])} only as a word of its own, llama.cpp anywhere",
+            lambda text: beside.search(text) is not None,
+        )
+    if changed := _changed_by_normalizer(tokenizer, [token.content for token in tokens if token.normalized]):
+        yield Difference(
+            f"the tokenizer looks for {', '.join(sorted(changed)[:3])} as its normalizer writes it, such as "
+            "only after a space; llama.cpp finds it anywhere",
+            lambda text: any(token in text for token in changed),
+        )
+
+
+def _changed_by_normalizer(tokenizer: Mapping[str, Any] | None, texts: Collection[str]) -> frozenset[str]:
+    if not texts or tokenizer is None or not tokenizer.get("normalizer"):
+        return frozenset()
+    from tokenizers import Tokenizer
+
+    bare = {"version": "1.0", "added_tokens": [], "normalizer": tokenizer["normalizer"]}
+    bare["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    normalizer = Tokenizer.from_str(json.dumps(bare)).normalizer
+    return frozenset(text for text in texts if normalizer.normalize_str(text) != text)
 
 
 def literal_space_mark(mark: str) -> Difference:
@@ -208,12 +267,21 @@ def token_differences(layout: TokenRows, added: Iterable[AddedToken]) -> Iterato
     if taken := [text for text in TAKEN_AS_CONTROL & type_of.keys() if type_of[text] == TokenType.NORMAL]:
         yield texts_taken_as_control(taken)
     unmarked = [token.content for token in tokens if token.special and not token.marked]
+    marked = {token.content for token in tokens if token.marked}
     unmarked += [
-        text for text in TAKEN_AS_CONTROL & type_of.keys() if type_of[text] == TokenType.USER_DEFINED
+        text
+        for text in (TAKEN_AS_CONTROL & type_of.keys()) - marked
+        if type_of[text] == TokenType.USER_DEFINED
     ]
     if unmarked:
         yield texts_marked_here(unmarked)
-    if shown := [text for text in TAKEN_AS_TEXT & type_of.keys() if type_of[text] == TokenType.CONTROL]:
+    shown = [text for text in TAKEN_AS_TEXT & type_of.keys() if type_of[text] == TokenType.CONTROL]
+    shown += [
+        text
+        for text in marked - TAKEN_AS_CONTROL
+        if text in layout.id_of and layout.types[layout.id_of[text]] == TokenType.USER_DEFINED
+    ]
+    if shown:
         yield texts_taken_as_text(shown)
     if any("\0" in text for text in layout.id_of):
         yield nul_token()

@@ -29,6 +29,8 @@ class AddedToken:
         marked: tokenizer.json itself marks it as special.
         rstrip: white space after it belongs to it.
         lstrip: white space before it belongs to it.
+        single_word: it is found only where no letter, digit or underscore stands beside it.
+        normalized: it is looked for as the normalizer writes it, in text that went through the normalizer.
     """
 
     content: str
@@ -36,6 +38,8 @@ class AddedToken:
     marked: bool = True
     rstrip: bool = False
     lstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,8 @@ def _added_tokens(folder: Path, tokenizer: Json, settings: Json) -> dict[int, Ad
                 marked=bool(flags.get("special")),
                 rstrip=bool(flags.get("rstrip")),
                 lstrip=bool(flags.get("lstrip")),
+                single_word=bool(flags.get("single_word")),
+                normalized=bool(flags.get("normalized")),
             ),
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import TokenType
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from lorafold.errors import InputError
 from lorafold.signatures import another_file, head_of
+
+UNIGRAM, BPE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class ModelSpec:
     NormalizerSpec { 2: precompiled_charsmap  3: add_dummy_prefix  4: remove_extra_whitespaces }
     """
 
-    model_type: int = 1
-    maps_characters: bool = False
+    model_type: int = UNIGRAM
+    charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
 
@@ -58,25 +61,15 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
         Its pieces, and what it does to a text before.
 
     Raises:
-        InputError: the file is damaged, or not BPE.
+        InputError: the file is damaged, or neither BPE nor Unigram.
     """
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        processor.LoadFromFile(str(path))
-    except (OSError, RuntimeError) as error:
-        raise another_file(path, head_of(path)) or InputError(
-            f"is not a SentencePiece model: {str(error).splitlines()[0]}",
-            at=path,
-            fix="download it again; it may be truncated",
-        ) from error
-    spec = _spec(processor.serialized_model_proto())
-    if spec.model_type != 2:
-        names = {1: "Unigram", 3: "Word", 4: "Char"}
+    processor = _load(path)
+    spec = read_model_spec(processor.serialized_model_proto())
+    if spec.model_type not in (BPE, UNIGRAM):
+        names = {3: "Word", 4: "Char"}
         raise InputError(
             f"is a SentencePiece model of type {names.get(spec.model_type, spec.model_type)}; "
-            "only BPE is exported",
+            "only BPE and Unigram are exported",
             at=path,
             fix="choose --format folder",
         )
@@ -94,7 +87,32 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
     return Pieces(texts, np.asarray(processor.GetScore(ids), np.float32), types), spec
 
 
-def _spec(proto: bytes) -> ModelSpec:
+def peek_model_file(path: Path) -> ModelSpec:
+    """The settings of a tokenizer.model alone.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    return read_model_spec(_load(path).serialized_model_proto())
+
+
+def _load(path: Path) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromFile(str(path))
+    except (OSError, RuntimeError) as error:
+        raise another_file(path, head_of(path)) or InputError(
+            f"is not a SentencePiece model: {str(error).splitlines()[0]}",
+            at=path,
+            fix="download it again; it may be truncated",
+        ) from error
+    return processor
+
+
+def read_model_spec(proto: bytes) -> ModelSpec:
+    """The settings in the bytes of a tokenizer.model."""
     parts = {number: value for number, value in _fields(proto) if number in (2, 3)}
     trainer, normalizer = (
         dict(_fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
@@ -102,7 +120,7 @@ def _spec(proto: bytes) -> ModelSpec:
     model_type, charsmap = trainer.get(3, 1), normalizer.get(2, b"")
     assert isinstance(model_type, int) and isinstance(charsmap, bytes | memoryview)
     return ModelSpec(
-        model_type, len(charsmap) > 0, bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
+        model_type, bytes(charsmap), bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
     )
 
 

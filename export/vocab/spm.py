@@ -11,6 +11,7 @@ piece, negated, is its score.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from gguf import TokenType
-from numpy.typing import NDArray
 
 from lorafold.errors import InputError
 from lorafold.export.vocab.bpe import Merges, read_merges, read_ordinary_tokens, require_bpe
@@ -33,6 +33,7 @@ from lorafold.export.vocab.differences import (
 )
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles
 from lorafold.export.vocab.model_file import Pieces, read_model_file
+from lorafold.export.vocab.ranked import IN_ORDER, Ranked, require_ranked
 from lorafold.tokenizer.pieces import SPACE
 
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -61,16 +62,19 @@ class Spaces:
     notes: tuple[str, ...] = ()
 
 
-def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
+def read_pieces(
+    files: TokenizerFiles, in_order: Ranked | None = None
+) -> tuple[Pieces, Spaces, Ranked | None]:
     """Read the pieces of a folder, and what is done about spaces.
 
     tokenizer.json says which pieces there are; a tokenizer.model of the same ones has their scores.
 
     Args:
         files: the tokenizer files of a folder.
+        in_order: the model's own way to have its merges done in their order, if it has one.
 
     Returns:
-        The pieces and the handling of spaces.
+        The pieces, the handling of spaces, and how llama.cpp is told of the order of merges if scores cannot.
 
     Raises:
         InputError: neither file holds a SentencePiece BPE that llama.cpp can represent.
@@ -81,39 +85,42 @@ def read_pieces(files: TokenizerFiles) -> tuple[Pieces, Spaces]:
         if files.tokenizer is None:
             wanted = spec.add_dummy_prefix and files.settings.get("add_prefix_space") is not False
             legacy = files.settings.get("legacy") is not False
-            return pieces, Spaces(
+            spaces = Spaces(
                 each=wanted and legacy,
                 first=wanted and not legacy,
                 collapses=spec.remove_extra_whitespaces,
-                maps=spec.maps_characters,
+                maps=bool(spec.charsmap),
             )
+            return pieces, spaces, None
     assert files.tokenizer is not None
     at, model = files.origin, files.tokenizer["model"]
     require_bpe(model, at)
     vocab = read_ordinary_tokens(model, at)
     spaces = spaces_from_json(files.tokenizer, at)
-    if pieces is not None:
+    if pieces is not None and in_order is None:
         if vocab == dict(zip(pieces.texts, range(len(pieces.texts)), strict=True)):
-            return pieces, spaces
+            return pieces, spaces, None
         note = "tokenizer.model has other pieces than tokenizer.json and is not used"
         spaces = replace(spaces, notes=(*spaces.notes, note))
-    return pieces_from_json(model, vocab, read_merges(model, vocab, at), at), spaces
+    merges = read_merges(model, vocab, at)
+    found = pieces_from_json(model, vocab, merges)
+    why = "" if in_order else _one_way(vocab, merges)
+    if in_order or why:
+        require_ranked(model, vocab, spaces.each or spaces.first, at, why)
+        return found, spaces, in_order or IN_ORDER
+    return found, spaces, None
 
 
-def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges, at: Path) -> Pieces:
+def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges: Merges) -> Pieces:
     """The pieces of a tokenizer.json: scores from the order of the merges.
 
     Args:
         model: the "model" object.
         vocab: its tokens.
         merges: its merges, best first.
-        at: the file, for messages.
 
     Returns:
         The pieces by id; ids without a token have an empty text and are UNUSED.
-
-    Raises:
-        InputError: the merges are not those of a SentencePiece vocabulary.
     """
     count = max(vocab.values()) + 1
     texts = [""] * count
@@ -128,7 +135,6 @@ def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges:
     # Backwards, so that of several merges that make the same piece the first, best one stays. float32 holds
     # every whole number up to 2**24 exactly; the longest known list has 0.6 million merges.
     made = np.fromiter(map(vocab.__getitem__, merges.made), np.int64, len(merges.made))
-    _require_every_way(vocab, np.bincount(made, minlength=count), at)
     scores = np.full(count, _NEVER_MERGED, np.float32)
     scores[made[::-1]] = -1.0 - np.arange(len(made), dtype=np.float32)[::-1]
     unknown = model.get("unk_token")
@@ -137,21 +143,21 @@ def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges:
     return Pieces(texts, scores, types)
 
 
-def _require_every_way(vocab: Mapping[str, int], ways: NDArray[np.int64], at: Path) -> None:
-    """Check, on a sample, that a piece is made of any two pieces it consists of.
+def _one_way(vocab: Mapping[str, int], merges: Merges) -> str:
+    """Why these merges are not SentencePiece's, found on a sample; empty if they are.
 
-    SentencePiece merges whatever gives a piece, and so does llama.cpp. A BPE that was trained otherwise knows
-    one way for each piece, and comes to other pieces.
+    SentencePiece merges whatever gives a piece. A BPE that was trained otherwise knows one way for each
+    piece, and comes to other pieces.
     """
+    ways = Counter(merges.made)
     for text in list(vocab)[:: max(1, len(vocab) // 4000)]:
         splits = sum(text[:cut] in vocab and text[cut:] in vocab for cut in range(1, len(text)))
-        if 0 < ways[vocab[text]] < splits:
-            raise InputError(
-                f"the merges make the token {text!r} in {ways[vocab[text]]} of {splits} possible ways, where "
-                "SentencePiece has them all; llama.cpp would merge in another order",
-                at=f"{at}: model.merges",
-                fix="choose --format folder",
+        if 0 < ways[text] < splits:
+            return (
+                f"the merges make the token {text!r} in {ways[text]} of {splits} possible ways, where "
+                "SentencePiece has them all"
             )
+    return ""
 
 
 def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
@@ -169,7 +175,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
     """
     each = first = unless_there = escapes = maps = False
     notes: list[str] = []
-    for part in _leaves(tokenizer.get("normalizer"), "normalizers"):
+    for part in leaves(tokenizer.get("normalizer"), "normalizers"):
         match part:
             case {"type": "Prepend", "prepend": "\u2581"}:
                 each = True
@@ -179,7 +185,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
                 maps = True
             case _:
                 raise _foreign(part, "normalizer", at)
-    for part in _leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+    for part in leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         match part:
             case {"type": "Metaspace", "replacement": "\u2581"}:
                 escapes = True
@@ -223,11 +229,12 @@ def _joins_words(vocab: Iterable[str]) -> bool:
     return any(SPACE in text[1:] and not text.startswith("<") for text in vocab)
 
 
-def _leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+def leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    """The parts of nested Sequences; `key` is the name of a Sequence's list."""
     if isinstance(part, Mapping):
         if part.get("type") == "Sequence":
             for inner in part.get(key) or ():
-                yield from _leaves(inner, key)
+                yield from leaves(inner, key)
         else:
             yield part
 

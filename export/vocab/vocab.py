@@ -25,12 +25,19 @@ from lorafold.export.vocab.bpe import (
     require_bpe,
     words_reached_only_whole,
 )
-from lorafold.export.vocab.differences import Difference, needed_name, token_differences
+from lorafold.export.vocab.differences import (
+    Difference,
+    found_elsewhere,
+    needed_name,
+    token_differences,
+)
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles, named_special_texts, read_tokenizer_files
 from lorafold.export.vocab.pre_tokenizers import find_pre_tokenizer, is_byte_level
+from lorafold.export.vocab.ranked import IN_GEMMA4, Ranked, is_gemma4
 from lorafold.export.vocab.special import SpecialTokens, find_special_tokens
-from lorafold.export.vocab.spm import read_pieces, space_differences
+from lorafold.export.vocab.spm import read_pieces, space_differences, spaces_from_json
 from lorafold.export.vocab.token_rows import TokenRows, place_tokens
+from lorafold.export.vocab.unigram import read_unigram, unigram_differences
 from lorafold.tokenizer.pieces import SPACE
 
 
@@ -39,8 +46,8 @@ class Vocab:
     """A vocabulary, complete for one GGUF.
 
     Attributes:
-        model: `tokenizer.ggml.model`: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
-        pre: `tokenizer.ggml.pre`: llama.cpp's pre-tokenizer.
+        model: `tokenizer.ggml.model`: "gpt2" (BPE), "llama" (SentencePiece), "t5" (its Unigram) or "gemma4".
+        pre: `tokenizer.ggml.pre`: llama.cpp's pre-tokenizer; None if the model implies it.
         texts: token texts, one for each row of the embedding.
         types: `gguf.TokenType` numbers, int32 (rows,).
         special: kind ("bos", "eos", "eot", …) → token id.
@@ -49,6 +56,8 @@ class Vocab:
         scores: float32 (rows,), for "llama" only: the piece with the higher score is merged first.
         merges: "left right", best first, for "gpt2" only.
         add_space_prefix: a space is put before a text and after each special token; "llama" only.
+        collapses_spaces: several spaces become one, and those at the ends none; "t5" only.
+        charsmap: SentencePiece's table of characters, "t5" only.
         needs_name: what `general.name` must contain for llama.cpp to swallow the white space after special
             tokens as this tokenizer does, or None.
         differences: for which texts llama.cpp is known to give other ids than the Hugging Face tokenizer.
@@ -56,7 +65,7 @@ class Vocab:
     """
 
     model: str
-    pre: str
+    pre: str | None
     texts: list[str]
     types: NDArray[np.int32]
     special: Mapping[str, int]
@@ -65,6 +74,8 @@ class Vocab:
     scores: NDArray[np.float32] | None = None
     merges: list[str] | None = None
     add_space_prefix: bool | None = None
+    collapses_spaces: bool | None = None
+    charsmap: bytes = b""
     needs_name: str | None = None
     differences: tuple[Difference, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -116,7 +127,7 @@ class Vocab:
         """The `tokenizer.ggml.*` entries, in the order of llama.cpp's converter (chat template excluded)."""
         entries = [
             _scalar("model", self.model, GGUFValueType.STRING),
-            _scalar("pre", self.pre, GGUFValueType.STRING),
+            *([] if self.pre is None else [_scalar("pre", self.pre, GGUFValueType.STRING)]),
             _array("tokens", self.texts, GGUFValueType.STRING),
         ]
         if self.scores is not None:
@@ -132,6 +143,11 @@ class Vocab:
         entries.append(_scalar("add_eos_token", self.add_eos, GGUFValueType.BOOL))
         if self.add_space_prefix is not None:
             entries.append(_scalar("add_space_prefix", self.add_space_prefix, GGUFValueType.BOOL))
+        if self.collapses_spaces is not None:
+            entries.append(_scalar("remove_extra_whitespaces", self.collapses_spaces, GGUFValueType.BOOL))
+        if self.charsmap:
+            table = np.frombuffer(self.charsmap, np.uint8)
+            entries.append(_array("precompiled_charsmap", table, GGUFValueType.UINT8))
         return entries
 
 
@@ -226,7 +242,11 @@ def _read_byte_level(
         add_eos=special.add_eos,
         merges=merges.lines(),
         needs_name=needed_name(layout, files.added.values()),
-        differences=(*pre.differences, *token_differences(layout, files.added.values())),
+        differences=(
+            *pre.differences,
+            *token_differences(layout, files.added.values()),
+            *found_elsewhere(tokenizer, files.added.values()),
+        ),
         remarks=(*layout.notes, *special.notes),
     )
 
@@ -234,7 +254,10 @@ def _read_byte_level(
 def _read_sentencepiece(
     files: TokenizerFiles, config: Mapping[str, Any], rows: int, end_of_turn: str | None
 ) -> Vocab:
-    pieces, spaces = read_pieces(files)
+    if (unigram := read_unigram(files)) is not None:
+        pieces, spaces, ranked = unigram.pieces, unigram.spaces, None
+    else:
+        pieces, spaces, ranked = read_pieces(files, IN_GEMMA4 if is_gemma4(config) else None)
     ordinary = {text: index for index, text in enumerate(pieces.texts) if text}
     added = {
         # llama.cpp looks for these in the text before spaces become U+2581.
@@ -255,23 +278,63 @@ def _read_sentencepiece(
         files, config, layout.id_of, layout.texts, end_of_turn=end_of_turn, add_bos_without_word=True
     )
     _mark_control(layout, special, end_of_turn)
+    if ranked is not None:
+        return _in_order(files, ranked, layout, special)
     chat = end_of_turn is not None or "chat_template" in files.settings or _has_template(files.folder)
+    tokens = files.added.values()
     return Vocab(
-        model="llama",
+        model="llama" if unigram is None else "t5",
         pre="default",
         texts=layout.texts,
         types=layout.types,
-        special=special.ids,
+        special=special.ids if unigram is None else {**special.ids, "unk": unigram.unknown},
         add_bos=special.add_bos,
         add_eos=special.add_eos,
         scores=scores,
         add_space_prefix=spaces.each or (spaces.first and not chat),
-        needs_name=needed_name(layout, files.added.values()),
+        collapses_spaces=None if unigram is None else spaces.collapses,
+        charsmap=b"" if unigram is None else unigram.charsmap,
+        needs_name=needed_name(layout, tokens),
         differences=(
-            *space_differences(spaces, chat, files.added.values()),
-            *token_differences(layout, files.added.values()),
+            *(
+                space_differences(spaces, chat, tokens)
+                if unigram is None
+                else unigram_differences(unigram, chat, tokens)
+            ),
+            *token_differences(layout, tokens),
+            *found_elsewhere(files.tokenizer, tokens),
         ),
         remarks=(*spaces.notes, *layout.notes, *special.notes),
+    )
+
+
+def _in_order(files: TokenizerFiles, ranked: Ranked, layout: TokenRows, special: SpecialTokens) -> Vocab:
+    """A vocabulary of pieces whose merges are done in their order."""
+    assert files.tokenizer is not None
+    model = files.tokenizer["model"]
+    merges = read_merges(model, read_ordinary_tokens(model, files.origin), files.origin)
+    shown = [index for text in ranked.shown if (index := layout.id_of.get(text)) is not None]
+    layout.types[shown] = TokenType.USER_DEFINED
+    scores = None if ranked.score is None else np.full(len(layout.texts), ranked.score, np.float32)
+    tokens = files.added.values()
+    spaces = spaces_from_json(files.tokenizer, files.origin)
+    return Vocab(
+        model=ranked.model,
+        pre=ranked.pre,
+        texts=layout.texts,
+        types=layout.types,
+        special=special.ids,
+        add_bos=special.add_bos or ranked.adds_bos,
+        add_eos=special.add_eos,
+        scores=scores,
+        merges=merges.lines(),
+        add_space_prefix=None if ranked.score is None else False,
+        differences=(
+            *space_differences(spaces, False, tokens),
+            *token_differences(layout, tokens),
+            *found_elsewhere(files.tokenizer, tokens),
+        ),
+        remarks=(*layout.notes, *special.notes),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from lorafold.tokenizer.merges import from_merges, has_merges
 from lorafold.tokenizer.pieces import from_pieces
+from lorafold.tokenizer.tekken import SETTINGS, TEKKEN, from_tekken
 
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
+_CONFIG = "tokenizer_config.json"
 
 # What a tokenizer reads beside its vocabulary, and what a prompt asks of a model's folder.
 SMALL_FILES = (
@@ -82,10 +85,14 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
         text = from_pieces(folder / MODEL)
     elif has_merges(folder):
         text = from_merges(folder)
+    elif (folder / TEKKEN).is_file():
+        text = from_tekken(folder / TEKKEN)
     else:
         return folder
     made = Path(tempfile.mkdtemp(dir=_home().name))
     copy_files(find_files(folder, (*SMALL_FILES, MODEL)), made)
+    if (folder / TEKKEN).is_file() and not (folder / _CONFIG).is_file():
+        (made / _CONFIG).write_text(json.dumps(dict(SETTINGS)), encoding="utf-8")
     (made / JSON).write_text(text, encoding="utf-8")
     return made
 

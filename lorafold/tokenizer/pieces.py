@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.signatures import another_file, head_of
 
 SPACE = "\u2581"
+_NEVER = -1e6  # a score that any other way to cut a text beats
+_UNIGRAM = 1  # TrainerSpec { 3: model_type }, and its default
 # Awkward enough to tell the usual ways of conversion apart.
 _PROBES = (
     "hello world",
@@ -38,12 +41,9 @@ def from_pieces(source: Path) -> str:
 
 
 def _convert(source: Path) -> str:
-    """The text of a tokenizer.json with the pieces of a tokenizer.model.
-
-    SentencePiece joins the pair whose piece has the highest score, so the merges of a piece rank as it does.
-    """
+    """The text of a tokenizer.json with the pieces of a tokenizer.model."""
     import sentencepiece
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=source.read_bytes())
@@ -53,9 +53,40 @@ def _convert(source: Path) -> str:
         ) from error
     ids = list(range(processor.get_piece_size()))
     texts: list[str] = processor.id_to_piece(ids)
-    vocab = dict(zip(texts, ids, strict=True))
     special = [index for index in ids if processor.is_control(index) or processor.is_unknown(index)]
-    ranked = sorted(set(ids) - set(special), key=lambda index: (-processor.get_score(index), index))
+    proto = processor.serialized_model_proto()
+    unigram = _setting(proto, 2, 3, _UNIGRAM) == _UNIGRAM
+    tokenizer = Tokenizer(_unigram(processor, texts) if unigram else _bpe(processor, texts, special))
+    prefixed = processor.encode("a", out_type=str)[0].startswith(SPACE)
+    # ModelProto { 3: normalizer_spec { 2: precompiled_charsmap } }
+    charsmap = _setting(proto, 3, 2, b"") if unigram else b""
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(charsmap)] if charsmap else []),
+            *([normalizers.Prepend(SPACE)] if prefixed else []),
+            normalizers.Replace(" ", SPACE),
+        ]
+    )
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    # User-defined symbols are found in any text, as SentencePiece finds them.
+    symbols = _user_defined(proto)
+    tokenizer.add_special_tokens([AddedToken(texts[index], normalized=False) for index in special])
+    tokenizer.add_tokens([AddedToken(texts[index], normalized=False) for index in symbols])
+    text: str = tokenizer.to_str()
+    return text
+
+
+def _bpe(processor: Any, texts: list[str], special: list[int]) -> Any:
+    """SentencePiece joins the pair with the highest score, so the merges of a piece rank as it does."""
+    from tokenizers import models
+
+    vocab = {text: index for index, text in enumerate(texts)}
+    ranked = sorted(
+        set(range(len(texts))) - set(special), key=lambda index: (-processor.get_score(index), index)
+    )
     merges = [
         (text[:cut], text[cut:])
         for text in (texts[index] for index in ranked)
@@ -63,22 +94,28 @@ def _convert(source: Path) -> str:
         if text[:cut] in vocab and text[cut:] in vocab
     ]
     unknown = texts[processor.unk_id()]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    replace = normalizers.Replace(" ", SPACE)
-    prefixed = processor.encode("a", out_type=str)[0].startswith(SPACE)
-    tokenizer.normalizer = (
-        normalizers.Sequence([normalizers.Prepend(SPACE), replace]) if prefixed else replace
-    )
-    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    # User-defined symbols are found in any text, as SentencePiece finds them.
-    symbols = _user_defined(processor.serialized_model_proto())
-    tokenizer.add_special_tokens([AddedToken(texts[index], normalized=False) for index in special])
-    tokenizer.add_tokens([AddedToken(texts[index], normalized=False) for index in symbols])
-    text: str = tokenizer.to_str()
-    return text
+    return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _unigram(processor: Any, texts: list[str]) -> Any:
+    from tokenizers import models
+
+    def never(index: int) -> bool:
+        """Whether a text that writes the piece out does not mean it."""
+        return bool(processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index))
+
+    scored = [
+        (text, _NEVER if never(index) else processor.get_score(index)) for index, text in enumerate(texts)
+    ]
+    bytes_too = any(processor.is_byte(index) for index in range(len(texts)))
+    return models.Unigram(scored, processor.unk_id(), bytes_too)
+
+
+def _setting(proto: bytes, part: int, number: int, default: Any) -> Any:
+    """A setting of a part of the ModelProto; the part or the setting may be absent."""
+    inner = next((value for key, value in _fields(proto) if key == part), b"")
+    assert isinstance(inner, bytes)
+    return next((value for key, value in _fields(inner) if key == number), default)
 
 
 def _user_defined(proto: bytes) -> list[int]:

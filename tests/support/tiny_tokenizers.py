@@ -121,8 +121,9 @@ def sentencepiece_model(
     symbols: tuple[str, ...] = (),
     normalization: str = "identity",
     collapse: bool = False,
+    byte_fallback: bool = True,
 ) -> bytes:
-    """Train a tokenizer.model with byte fallback; `symbols` become user-defined pieces."""
+    """Train a tokenizer.model, with byte fallback or not; `symbols` become user-defined pieces."""
     import sentencepiece
 
     texts = [text for text in probe_texts(1500, seed=78) if "\n" not in text and "\0" not in text]
@@ -132,7 +133,7 @@ def sentencepiece_model(
         model_writer=written,
         vocab_size=size,
         model_type=model_type,
-        byte_fallback=True,
+        byte_fallback=byte_fallback,
         character_coverage=0.98,
         normalization_rule_name=normalization,
         remove_extra_whitespaces=collapse,
@@ -180,6 +181,45 @@ def json_of_sentencepiece(model: bytes, normalizer: Any, pre_tokenizer: Any = No
     }
     made = _json(pre_tokenizer, normalizer, bpe)
     made["added_tokens"] = [added(index, texts[index]) for index in sorted(control)]
+    return made
+
+
+def json_of_unigram(
+    model: bytes, scheme: str, *, split: bool = True, collapse: bool = False
+) -> dict[str, Any]:
+    """The tokenizer.json of a Unigram tokenizer.model: as Hugging Face's conversion makes it.
+
+    Args:
+        model: a tokenizer.model of type UNIGRAM.
+        scheme: where a space is put: "always", "first" or "never".
+        split: whether words are cut apart first.
+        collapse: several spaces become one.
+    """
+    import base64
+
+    import sentencepiece
+
+    from lorafold.export.vocab.model_file import read_model_spec
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = list(range(processor.GetPieceSize()))
+    charsmap = read_model_spec(model).charsmap
+    table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    runs = [
+        {"type": "Strip", "strip_left": False, "strip_right": True},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"},
+    ]
+    steps = [*([table] if charsmap else []), *(runs if collapse else [])]
+    unigram = {
+        "type": "Unigram",
+        "unk_id": processor.unk_id(),
+        "vocab": [[processor.IdToPiece(index), processor.GetScore(index)] for index in ids],
+        "byte_fallback": any(map(processor.IsByte, ids)),
+    }
+    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": split}
+    made = _json(metaspace, {"type": "Sequence", "normalizers": steps} if steps else None, unigram)
+    control = [index for index in ids if processor.IsControl(index) or processor.IsUnknown(index)]
+    made["added_tokens"] = [added(index, processor.IdToPiece(index)) for index in control]
     return made
 
 

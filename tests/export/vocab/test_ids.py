@@ -6,13 +6,14 @@ llama.cpp's sources); on all others the ids must be equal.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
+from huggingface_ids import compare, huggingface_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_vocab import Job, end_ids, tokenize, write_header
@@ -24,6 +25,7 @@ from tiny_tokenizers import (
     added,
     byte_level,
     json_of_sentencepiece,
+    json_of_unigram,
     sentencepiece_model,
     sequence,
     split,
@@ -40,44 +42,6 @@ BIG, SMALL = ("qwen2", "llama3"), ("llama2", "deepseek-llm")
 CHAT = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
 
 
-def huggingface_ids(tokenizer: Path, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
-    """Ids from the `tokenizers` library, without BOS and EOS."""
-    loaded = _tokenizer(tokenizer, tokenizer.stat().st_mtime_ns)
-    loaded.encode_special_tokens = not parse_special
-    return [encoding.ids for encoding in loaded.encode_batch(list(texts), add_special_tokens=False)]
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer(path: Path, changed: int) -> Any:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path))
-
-
-def compare(
-    folder: Path, vocab: Vocab, gguf: Path, texts: Sequence[str], parse_special: bool = True
-) -> tuple[int, int]:
-    """Assert equal ids on all texts without a known difference.
-
-    Returns:
-        How many texts were compared, and how many of those set aside do differ.
-    """
-    expected = huggingface_ids(folder / "tokenizer.json", texts, parse_special)
-    (got,) = tokenize([Job(str(gguf), list(texts), parse_special)])
-    compared = different = 0
-    for text, ours, theirs in zip(texts, got, expected, strict=True):
-        if vocab.known_difference(text, parse_special) is None:
-            assert ours == theirs, f"{text!r}: {_show(vocab, ours)} != {_show(vocab, theirs)}"
-            compared += 1
-        else:
-            different += ours != theirs
-    return compared, different
-
-
-def _show(vocab: Vocab, ids: Sequence[int]) -> list[str]:
-    return [vocab.texts[token_id] for token_id in ids]
-
-
 def _write(folder: Path, tmp_path: Path, rows: int, **options: Any) -> tuple[Vocab, Path]:
     vocab = read_vocab(folder, {}, rows, **options)
     return vocab, write_header(tmp_path / "vocab.gguf", vocab.metadata(), vocab.needs_name or "a model")
@@ -85,7 +49,8 @@ def _write(folder: Path, tmp_path: Path, rows: int, **options: Any) -> tuple[Voc
 
 def _rows(tokenizer: dict[str, Any], padding: int = 0) -> int:
     vocab = tokenizer["model"]["vocab"]
-    return 1 + max(*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])) + padding
+    ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+    return 1 + max(*ids, *(token["id"] for token in tokenizer["added_tokens"])) + padding
 
 
 @pytest.mark.slow
@@ -206,10 +171,28 @@ def _row(name: str) -> PreTokenizer:
     return next(row for row in TABLE if row.name == name)
 
 
-@pytest.fixture(scope="module")
-def hypothesis_vocab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Vocab, Path]:
-    tokenizer = _table_tokenizer(_row("llama-bpe"))
-    folder = write_folder(tmp_path_factory.mktemp("model"), tokenizer, **CHAT)
+def _unigram() -> dict[str, Any]:
+    model = sentencepiece_model(
+        size=1000, model_type="unigram", byte_fallback=False, normalization="nmt_nfkc"
+    )
+    return json_of_unigram(model, "always")
+
+
+def _ranked() -> dict[str, Any]:
+    made = json_of_sentencepiece(sentencepiece_model(dummy_prefix=False), GEMMA_NORMALIZER, AT_SPACES)
+    return _with_line_ends(_one_way(made))
+
+
+@pytest.fixture(scope="module", params=["llama-bpe", "ranked", "unigram"])
+def hypothesis_vocab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Vocab, Path]:
+    if request.param == "llama-bpe":
+        tokenizer, named = _table_tokenizer(_row("llama-bpe")), CHAT
+    else:
+        tokenizer = _ranked() if request.param == "ranked" else _unigram()
+        named = {"bos_token": "<s>", "eos_token": "</s>"}
+    folder = write_folder(tmp_path_factory.mktemp("model"), tokenizer, **named)
     vocab, gguf = _write(folder, folder, _rows(tokenizer))
     return folder, vocab, gguf
 
@@ -258,6 +241,50 @@ def test_sentencepiece_structures(kind: str, with_model_file: bool, tmp_path: Pa
     compared, different = compare(folder, vocab, gguf, probe_texts(400, seed=5, special=TURNS))
     assert compared > 300
     assert (different > 0) == (kind in ("metaspace-always", "metaspace-first"))
+
+
+def _one_way(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Merges of a BPE that was trained on its own: one way to make each token, in another order."""
+    model, seen = tokenizer["model"], set[str]()
+    kept = [pair for pair in model["merges"] if not ("".join(pair) in seen or seen.add("".join(pair)))]
+    model["merges"] = kept[::2] + kept[1::2]
+    return tokenizer
+
+
+def _with_line_ends(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Tokens for one to four line ends, as Gemma has them."""
+    model = tokenizer["model"]
+    for count in range(1, 5):
+        model["vocab"]["\n" * count] = len(model["vocab"])
+    model["merges"][:0] = [["\n" * (count - 1), "\n"] for count in (4, 3, 2)]
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "llama"])
+def test_merges_in_their_own_order(kind: str, tmp_path: Path) -> None:
+    """BPE with bytes for unknown characters whose merges are not all ways: llama.cpp is given the merges."""
+    tokenizer = json_of_sentencepiece(sentencepiece_model(dummy_prefix=False), GEMMA_NORMALIZER, AT_SPACES)
+    tokenizer = _with_line_ends(_one_way(tokenizer))
+    count = len(tokenizer["model"]["vocab"])
+    channels = ("<|channel>", "<channel|>")
+    special = (*TURNS, *channels)
+    tokenizer["added_tokens"] += [added(count + index, text) for index, text in enumerate(special)]
+    folder = write_folder(tmp_path / "model", tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    vocab = read_vocab(folder, {"model_type": kind}, count + len(special) + 3)
+    gguf = write_header(tmp_path / "vocab.gguf", vocab.metadata())
+    keys = {entry.key.removeprefix("tokenizer.ggml."): entry.value for entry in vocab.metadata()}
+    shown = [vocab.types[vocab.texts.index(text)] == TokenType.USER_DEFINED for text in channels]
+    if kind == "gemma4":
+        assert (keys["model"], keys["add_bos_token"], keys["add_space_prefix"]) == ("gemma4", True, False)
+        assert "pre" not in keys and set(keys["scores"].tolist()) == {-1000.0} and all(shown)
+    else:
+        assert (keys["model"], keys["pre"]) == ("gpt2", "sarvam-moe")
+        assert "scores" not in keys and not any(shown)
+    texts = probe_texts(1500, seed=11, special=special)
+    for parse_special in (True, False):
+        compared, different = compare(folder, vocab, gguf, texts, parse_special)
+        assert compared > 1400
+        assert (different > 0) == (kind == "gemma4" and not parse_special)
 
 
 def test_a_prefix_for_the_first_text_only_is_off_in_chats(tmp_path: Path) -> None:
@@ -336,6 +363,20 @@ def test_white_space_that_llama_cpp_keeps_is_known(tmp_path: Path) -> None:
     compared, different = compare(folder, vocab, gguf, probe_texts(200, seed=9, special=CHAT.values()))
     assert compared > 200
     assert different > 0
+
+
+@pytest.mark.parametrize("flag", ["single_word", "normalized"])
+def test_added_tokens_that_are_not_found_everywhere_are_known(flag: str, tmp_path: Path) -> None:
+    """transformers adds tokens with `normalized`: where the normalizer puts a space first, they need one."""
+    tokenizer = json_of_sentencepiece(sentencepiece_model(), LLAMA2_NORMALIZER)
+    count = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"].append(added(count, "<tool>", special=False, **{flag: True}))
+    folder = write_folder(tmp_path / "model", tokenizer, bos_token="<s>", eos_token="</s>")
+    vocab, gguf = _write(folder, tmp_path, _rows(tokenizer))
+    texts = ["a<tool>b", "a <tool> b", "<tool>", *probe_texts(200, seed=12, special=("<tool>",))]
+    compared, different = compare(folder, vocab, gguf, texts)
+    assert compared >= 200 and different > 0
+    assert vocab.known_difference("a<tool>b") is not None and vocab.known_difference("a tool") is None
 
 
 @pytest.mark.parametrize("add_bos", [True, False])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_vocab import by_hand, read, refuse
-from tiny_tokenizers import BYTE_LEVEL, sequence, split
+from llama_vocab import Job, tokenize, write_header
+from oracles import shared
+from small_vocab import CHAT, by_hand, read, refuse
+from tiny_tokenizers import BYTE_LEVEL, byte_level, sequence, split, write_folder
 
 from lorafold.errors import UsageError
+from lorafold.export.vocab.converter_hashes import NAME_OF, name_by_ids
+from lorafold.export.vocab.differences import IDEOGRAPHIC_SPACE
 from lorafold.export.vocab.pre_tokenizers import (
     DIGIT,
     GPT2_WORDS,
@@ -19,6 +25,8 @@ from lorafold.export.vocab.pre_tokenizers import (
     TABLE,
     find_pre_tokenizer,
 )
+from lorafold.export.vocab.probe import probe_texts
+from lorafold.export.vocab.vocab import read_vocab
 
 DEEPSEEK_V3 = next(row for row in TABLE if row.name == "deepseek-v3").steps
 WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
@@ -130,3 +138,41 @@ def test_whole_words_that_the_other_kind_would_lose_are_refused(tmp_path: Path) 
     )
     error = refuse(tmp_path, lost, r"^.*1 tokens, 'ba' among them, are only found by looking up whole words")
     assert "ignore_merges" in str(error.at)
+
+
+@pytest.mark.slow
+def test_every_name_of_llama_cpp_is_known(tmp_path: Path) -> None:
+    """Each name loads, and cuts texts as the row does that stands for it; an invented one does not load."""
+    texts = probe_texts(60, seed=21)
+    for row in TABLE:
+        tokenizer = byte_level(
+            sequence(*(split(step) for step in row.steps), BYTE_LEVEL),
+            ignore_merges=row.whole_words,
+            size=400,
+            whole_words=("\u0120lazy", "fox", "123"),
+        )
+        folder = write_folder(tmp_path / row.name, tokenizer, **CHAT)
+        vocab = read_vocab(folder, {}, 500)
+        found = {}
+        for name in row.names:
+            gguf = write_header(tmp_path / "vocab.gguf", replace(vocab, pre=name).metadata())
+            (found[name],) = tokenize([Job(str(gguf), texts)])
+        assert all(ids == found[row.name] for ids in found.values()), row.name
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_another_structure_is_known_by_its_ids(tmp_path: Path) -> None:
+    """The converter's hashes: of real tokenizers whose structure is written in a way that no row has."""
+    for name, pre in {"qwen2": "qwen2", "deepseek-llm": "deepseek-llm"}.items():
+        tokenizer = json.loads((shared(f"tokenizers/{name}") / "tokenizer.json").read_text())
+        assert name_by_ids(tokenizer) == pre
+        assert name_by_ids(tokenizer | {"pre_tokenizer": None}) is None
+    tokenizer["pre_tokenizer"]["pretokenizers"].insert(0, split("a(?=bcdefghijk)"))
+    found = find_pre_tokenizer(tokenizer, Path("t"))
+    assert (found.name, found.whole_words) == ("deepseek-llm", False)
+    assert IDEOGRAPHIC_SPACE in found.differences
+
+
+def test_the_hashes_name_what_llama_cpp_has() -> None:
+    assert set(NAME_OF.values()) <= KNOWN_NAMES
+    assert len(NAME_OF) == 93

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import TokenType
 from small_vocab import read, refuse
-from tiny_tokenizers import LLAMA2_NORMALIZER, json_of_sentencepiece, sentencepiece_model
+from tiny_tokenizers import GEMMA_NORMALIZER, LLAMA2_NORMALIZER, json_of_sentencepiece, sentencepiece_model
 
 
 def _sentencepiece_json(**changes: Any) -> dict[str, Any]:
@@ -60,7 +60,6 @@ def test_a_stale_tokenizer_model_is_not_used(tmp_path: Path) -> None:
         ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"normalizer": None}, "neither byte-level BPE nor SentencePiece"),
-        ({"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]]}}, "of type Unigram; only BPE"),
     ],
 )
 def test_sentencepiece_structures_that_llama_cpp_has_not(
@@ -69,8 +68,8 @@ def test_sentencepiece_structures_that_llama_cpp_has_not(
     refuse(tmp_path, _sentencepiece_json(**changes), says, rows=1200, eos_token="</s>")
 
 
-def test_a_native_bpe_with_byte_fallback_is_refused(tmp_path: Path) -> None:
-    """It merges pairs in its own order; llama.cpp's SentencePiece merges whatever gives a known piece."""
+def test_a_native_bpe_that_puts_a_space_first_is_refused(tmp_path: Path) -> None:
+    """SentencePiece merges whatever gives a piece; llama.cpp merges in order only without that space."""
     tokenizer = _sentencepiece_json()
     seen: set[str] = set()
     one_way = [
@@ -80,19 +79,45 @@ def test_a_native_bpe_with_byte_fallback_is_refused(tmp_path: Path) -> None:
     ]
     assert len(one_way) < len(tokenizer["model"]["merges"])
     tokenizer["model"]["merges"] = one_way
-    refuse(tmp_path, tokenizer, "in 1 of 2 possible ways", rows=1200, eos_token="</s>")
+    refuse(tmp_path, tokenizer, "in 1 of 2 possible ways.*a space is put before", rows=1200, eos_token="</s>")
+    tokenizer["normalizer"] = GEMMA_NORMALIZER
+    assert read(tmp_path, tokenizer, 1200, eos_token="</s>").pre == "sarvam-moe"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"byte_fallback": False}, "byte_fallback is off"),
+        ({"vocab": {"<0x41>": None}}, "no byte token <0x41>"),
+        ({"vocab": {"a\nb": 1200}}, r"joins a line end"),
+    ],
+)
+def test_what_merges_in_order_cannot_do(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    tokenizer = json_of_sentencepiece(sentencepiece_model(dummy_prefix=False), GEMMA_NORMALIZER)
+    model = tokenizer["model"]
+    own = changes.get("vocab", {})
+    vocab = {text: index for text, index in (model["vocab"] | own).items() if index is not None}
+    model |= changes | {"vocab": vocab}
+    config = {"model_type": "gemma4_text"}
+    refuse(tmp_path, tokenizer, says, rows=1201, config=config, eos_token="</s>")
 
 
 def test_a_model_file_of_another_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "tokenizer.model").write_bytes(sentencepiece_model(size=1000, model_type="unigram"))
-    refuse(tmp_path, None, "SentencePiece model of type Unigram; only BPE", eos_token="</s>")
+    (tmp_path / "model" / "tokenizer.model").write_bytes(sentencepiece_model(size=1000, model_type="word"))
+    refuse(tmp_path, None, "SentencePiece model of type Word; only BPE and Unigram", eos_token="</s>")
 
 
 def test_a_damaged_model_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     path = tmp_path / "model" / "tokenizer.model"
-    for content in (sentencepiece_model()[:-100], b"version https://git-lfs.github.com/spec/v1\n", b""):
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    damaged = "is not a SentencePiece model"
+    for content, says in (
+        (sentencepiece_model()[:-100], damaged),
+        (pointer, "Git LFS pointer"),
+        (b"", damaged),
+    ):
         path.write_bytes(content)
-        error = refuse(tmp_path, None, "is not a SentencePiece model", eos_token="</s>")
+        error = refuse(tmp_path, None, says, eos_token="</s>")
         assert error.at == str(path)

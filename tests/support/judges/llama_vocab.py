@@ -55,6 +55,8 @@ def write_header(path: Path, entries: Sequence[Any], name: str = "a model") -> P
     writer.add_name(name)
     for entry in entries:
         value = entry.value.tolist() if isinstance(entry.value, np.ndarray) else entry.value
+        if entry.subtype == gguf.GGUFValueType.UINT8:
+            value = bytes(value)
         if entry.type == gguf.GGUFValueType.ARRAY:
             writer.add_array(entry.key, value)
         else:
