@@ -19,7 +19,7 @@ from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit, unpacked
 from lorafold.train.loop import Trainer
-from lorafold.train.methods import METHODS, Method, linear_names
+from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, linear_names
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
 from lorafold.train.model.base import load_model, pick_device, pick_dtype
 from lorafold.train.model.new_tokens import make_room
@@ -113,6 +113,10 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
         round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
+    if (passed := PASSED_BY.get(base.config().get("model_type", ""))) and config.target_modules == (
+        "all-linear",
+    ):
+        notes.append(f"all-linear without {passed}: kernels for this model's layers pass an adapter there by")
     forward, speed, why = _forward(config, model, device, lessons, load, workers)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
@@ -141,8 +145,17 @@ def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
     from peft import get_peft_model
 
     assert method.peft is not None
-    if config.layers_to_transform and config.target_modules == ("all-linear",):
+    named = config.layers_to_transform or model.config.model_type in PASSED_BY
+    if named and config.target_modules == ("all-linear",):
         config = dataclasses.replace(config, target_modules=linear_names(model))
+    if config.target_parameters == ("experts",):
+        config = dataclasses.replace(config, target_parameters=expert_names(model))
+        if not config.target_parameters:
+            raise UsageError(
+                f"{type(model).__name__} has no stacked weights of experts",
+                at="--target-parameters",
+                fix="leave it out; --target-modules all-linear takes experts that are linear layers",
+            )
     try:
         with quiet_transformers():
             adapted = get_peft_model(model, method.peft(config))

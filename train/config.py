@@ -106,6 +106,8 @@ class TrainConfig:
     """Dropout probability of the adapter's input while training."""
     target_modules: tuple[str, ...] = ("all-linear",)
     """Modules that get an adapter: all-linear, names, or one regular expression for the full path."""
+    target_parameters: tuple[str, ...] = ()
+    """Stacked weights that get an adapter too: experts, or names such as mlp.experts.gate_up_proj."""
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained and saved in full beside the adapter."""
     layers_to_transform: tuple[int, ...] = ()
@@ -202,7 +204,7 @@ class TrainConfig:
     """Also write the figures for TensorBoard, under `runs` in the adapter's folder."""
 
     def __post_init__(self) -> None:
-        settle(self, lists=("target_modules", "modules_to_save"))
+        settle(self, lists=("target_modules", "target_parameters", "modules_to_save"))
 
     def check(self) -> None:
         """Refuse values that make no sense, or exclude each other.
@@ -222,6 +224,11 @@ class TrainConfig:
         if (self.load_best_model_at_end or self.early_stopping_patience) and not self.evaluates:
             name = "load_best_model_at_end" if self.load_best_model_at_end else "early_stopping_patience"
             raise UsageError("there is nothing to evaluate on", at=_flag(name), fix="pass --eval-split 0.1")
+        if self.target_parameters and (self.lora_dropout or self.method not in _FOR_PARAMETERS):
+            at, wrong = ("--lora-dropout", "dropout") if self.lora_dropout else ("--method", self.method)
+            raise UsageError(
+                f"peft has no {wrong} for --target-parameters", at=at, fix="use --method lora without dropout"
+            )
         if 0 < self.packing_length < self.max_length:
             problem = f"a pack of {self.packing_length} tokens cannot hold an example of {self.max_length}"
             raise UsageError(problem, at="--packing-length", fix="raise it, or lower --max-length")
@@ -268,6 +275,7 @@ _REQUIRED = {"base": "a model folder, a hub id or `demo`", "data": "a data file"
 _POLYNOMIAL_END = 1e-7  # of transformers' `get_polynomial_decay_schedule_with_warmup`
 
 _ANY = math.inf
+_FOR_PARAMETERS = ("lora", "rslora", "loraplus", "qlora")
 _RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (5e-324, 1e30, "a number above 0"),  # beyond it float32 itself overflows
     "r": (1, _ANY, "a rank of 1 or more"),

@@ -43,6 +43,7 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
             lora_alpha=_whole(config.lora_alpha),
             lora_dropout=config.lora_dropout,
             target_modules=_targets(config),
+            target_parameters=list(config.target_parameters) or None,
             modules_to_save=list(config.modules_to_save) or None,
             layers_to_transform=list(config.layers_to_transform) or None,
             task_type="CAUSAL_LM",
@@ -52,10 +53,15 @@ def _lora(**options: Any) -> Callable[[TrainConfig], Any]:
     return build
 
 
+# Linear layers that peft refuses as targets, by model_type, and "all-linear" with them: kernels for these
+# layers read the weight itself (peft 0.21.2, _check_lora_target_modules_mamba in its tuners_utils.py).
+PASSED_BY = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), "out_proj")
+
+
 def linear_names(model: Any) -> tuple[str, ...]:
     """Last names of the linear layers without the output head: what "all-linear" means, as a list.
 
-    peft takes `layers_to_transform` only together with a list.
+    peft takes `layers_to_transform` only together with a list, and no list that names what it refuses.
     """
     head = model.get_output_embeddings()
     kinds = ("Linear", "Linear4bit", "Linear8bitLt", "Conv1D")
@@ -63,6 +69,20 @@ def linear_names(model: Any) -> tuple[str, ...]:
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if type(module).__name__ in kinds and module is not head
+    )
+    refused = PASSED_BY.get(model.config.model_type)
+    return tuple(name for name in dict.fromkeys(found) if name != refused)
+
+
+def expert_names(model: Any) -> tuple[str, ...]:
+    """Last names of the experts' stacked weights, (experts, rows, cols), as `target_parameters`.
+
+    peft adds them by these names itself where "all-linear" once meant them (Mixtral, Qwen3-MoE, DeepSeek).
+    """
+    found = (
+        name.rpartition(".")[2]
+        for name, weight in model.named_parameters()
+        if weight.ndim == 3 and "experts" in name.split(".")
     )
     return tuple(dict.fromkeys(found))
 

@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "lora_alpha",
             "lora_dropout",
             "target_modules",
+            "target_parameters",
             "modules_to_save",
             "layers_to_transform",
             "loraplus_lr_ratio",

@@ -25,7 +25,7 @@ _TAGS = {
 
 # Fields that a reader of the card wants to see; all of them are in lorafold.json.
 _OF_LORA = ("r", "lora_alpha", "lora_dropout")
-_OF_LAYERS = ("target_modules",)
+_OF_LAYERS = ("target_modules", "target_parameters")
 _OF_PROMPTS = ("num_virtual_tokens",)
 _SHOWN = (
     "method",
