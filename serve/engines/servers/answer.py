@@ -15,9 +15,12 @@ from typing import Any
 
 from lorafold.errors import SystemFault
 from lorafold.serve.config import Sampling
+from lorafold.serve.engines.servers.calls import Calls
 from lorafold.serve.engines.servers.events import ServerEvent, read_events
 from lorafold.serve.engines.servers.fields import count, number, rows, shortened
 from lorafold.serve.engines.servers.http import Failed, Server, ServerRefused
+from lorafold.serve.engines.servers.refusals import cause_of
+from lorafold.serve.engines.servers.thinking import Divider
 from lorafold.serve.protocol import OUR_REASONS, Cancel, Event, Finished, Started, Thought, Token
 
 _HALF = re.compile("[\ud800-\udbff]$")
@@ -81,10 +84,13 @@ class ServerAnswer:
         self._odd = ""  # what came that is no part of an answer
         self._text = _Whole()
         self._thought = _Whole()
+        self._divider = Divider()
+        self.calls = Calls()
         self._entries: deque[tuple[bytes, float]] = deque()  # tokens whose text has not come yet
         self._content = b""  # text whose tokens have not come yet
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.spoke = False  # something of the answer or of its reasoning has come
+        self.answered = False  # something of the answer
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._begin
@@ -104,7 +110,9 @@ class ServerAnswer:
         Raises:
             SystemFault: always.
         """
-        raise SystemFault(f"the server failed: {told}", at=self._url, fix="look at the server's log")
+        cause = cause_of(None, told)
+        fix = cause.fix if cause else "look at the server's log"
+        raise SystemFault(f"the server failed: {told}", at=self._url, fix=fix)
 
     def pass_over(self, value: Any) -> None:
         """Take in a value that is no part of an answer; it is named if no answer comes."""
@@ -125,8 +133,16 @@ class ServerAnswer:
         if thinking := self._thought.add(thinking):
             yield Thought(thinking, self._elapsed())
             logprobs = None  # of the reasoning
-        self._content += self._text.add(content).encode()
         self._entries.extend(filter(None, map(_entry, rows(logprobs))))
+        yield from self._divided(*self._divider.add(self._text.add(content)))
+
+    def _divided(self, answer: str, thought: str) -> Iterator[Event]:
+        """A text that may begin with reasoning, which has no tokens of the answer."""
+        if self._divider.thinks:
+            self._entries.clear()
+        if thought:
+            yield Thought(thought, self._elapsed())
+        self._content += answer.encode()
         yield from self._matched()
 
     def _matched(self) -> Iterator[Token]:
@@ -134,6 +150,7 @@ class ServerAnswer:
         while self._entries and self._content.startswith(self._entries[0][0]):
             piece, logprob = self._entries.popleft()
             self._content = self._content[len(piece) :]
+            self.answered = True
             yield Token(self._decoder.decode(piece), None, logprob, self._elapsed())
         waiting = bool(self._entries) and self._entries[0][0].startswith(self._content)
         if self._content and not waiting:
@@ -141,6 +158,7 @@ class ServerAnswer:
             yield self._rest()
 
     def _rest(self) -> Token:
+        self.answered = True
         rest, self._content = self._decoder.decode(self._content), b""
         return Token(rest, None, None, self._elapsed())
 
@@ -163,7 +181,10 @@ class ServerAnswer:
             )
         if left := self._thought.rest():
             yield Thought(left, self._elapsed())
-        self._content += self._text.rest().encode()
+        yield from self._divided(*self._divider.add(self._text.rest()))
+        yield from self._divided(*self._divider.rest())
+        if self.calls.shown:
+            self._content += ("\n" * self.answered + self.calls.shown).encode()
         if self._content:
             yield self._rest()
         if left := self._decoder.decode(b"", final=True):

@@ -24,7 +24,8 @@ def parsed(raw: bytes | str) -> Any:
         ValueError: it is not JSON, or so deeply nested that nobody can have meant it.
     """
     try:
-        return json.loads(raw)
+        # Bytes that are no UTF-8 are replaced: half of a character is no reason to lose an answer.
+        return json.loads(raw if isinstance(raw, str) else raw.decode("utf-8-sig", errors="replace"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

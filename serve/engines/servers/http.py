@@ -9,11 +9,13 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.serve.engines.servers.fields import fault, fields, parsed, shortened
+from lorafold.serve.engines.servers.fields import parsed
+from lorafold.serve.engines.servers.refusals import cause_of, is_page, message_of, page_text, pause
 from lorafold.serve.protocol import Cancel
 
 CONNECT_SECONDS = 10.0  # to a connection, and to a short answer
@@ -63,12 +65,15 @@ class Server:
                 raw = response.read(_LONGEST_LINE)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"the server broke off its answer ({type(error).__name__})"
-                raise Failed(problem, at=self.url, fix="look at the server's log") from error
+                raise Failed(problem, at=self.url, fix=_LOG) from error
             try:
                 return parsed(raw)
             except ValueError as error:
-                problem = f"the server's answer is not JSON: {raw[:60]!r}"
                 fix = "check that this is the address of a model server"
+                if is_page(page := raw.decode("utf-8", errors="replace")):
+                    problem = f"there is a web page at this address, not a model server ({page_text(page)})"
+                    raise SystemFault(problem, at=self.url, fix=fix) from error
+                problem = f"the server's answer is not JSON: {raw[:60]!r}"
                 raise Failed(problem, at=self.url, fix=fix) from error
 
     def lines(self, path: str, body: Mapping[str, Any], cancel: Cancel) -> Iterator[bytes]:
@@ -148,23 +153,29 @@ class Server:
 
     def _refusal(self, response: http.client.HTTPResponse) -> LorafoldError:
         """What a server's error means: the request is wrong (3xx, 4xx), or the server failed."""
-        told = ""
+        raw, status, wait = b"", response.status, pause(response.headers.get("Retry-After"))
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            told = _message(response.read(100_000))
-        problem = f"the server answered {response.status} {response.reason}: {told}"[:500]
-        if response.status < 400:
+            raw = response.read(100_000)
+        told = message_of(raw) if raw else ""
+        problem = f"the server answered {status} {response.reason}: {told}"[:500]
+        if status < 400:
             place = response.headers.get("Location") or "an address that it does not name"
-            problem = f"the server answered {response.status} and points to {place}"[:500]
+            problem = f"the server answered {status} and points to {place}"[:500]
             return ServerRefused(problem, at=self.url, fix="pass the address of the model server itself")
-        if response.status in (401, 403):
+        if cause := cause_of(status, raw[:4000].decode(errors="replace")):
+            answer = problem.removeprefix("the server answered ")
+            return cause.kind(f"{cause.problem} ({answer})", at=self.url, fix=cause.fix)
+        if status in (401, 403):
             return InputError(problem, at=self.url, fix=self.sign_in)
-        if response.status in _NOT_THE_REQUEST:
-            return InputError(problem, at=self.url, fix=_NOT_THE_REQUEST[response.status] + _pause(response))
-        if response.status < 500:
-            return ServerRefused(problem, at=self.url, fix="check the model's name and the settings")
-        return Failed(problem, at=self.url, fix="look at the server's log")
+        if status in _NOT_THE_REQUEST:
+            return InputError(problem, at=self.url, fix=_NOT_THE_REQUEST[status] + wait)
+        if status < 500:
+            fix = "check the model's name and the settings"
+            return ServerRefused(problem, at=self.url, fix=fix, status=status)
+        return Failed(problem, at=self.url, fix=f"wait, and ask again{wait}" if wait else _LOG)
 
 
+_LOG = "look at the server's log"
 # What helps if the server refuses a request in which nothing is wrong; asking for less does not.
 _NOT_THE_REQUEST = {
     402: "pay, or choose another server",
@@ -174,14 +185,21 @@ _NOT_THE_REQUEST = {
 }
 
 
-def _pause(response: http.client.HTTPResponse) -> str:
-    """How long a server wants to be left alone, if it says so."""
-    seconds = (response.headers.get("Retry-After") or "").strip()
-    return f" (in {seconds} s, it says)" if seconds.isdecimal() and len(seconds) < 7 else ""
-
-
 class ServerRefused(InputError):
-    """The server found something wrong with the request itself."""
+    """The server found something wrong with the request itself.
+
+    Args:
+        problem: what it says.
+        at: the server.
+        fix: what to do.
+        status: of its answer.
+    """
+
+    def __init__(
+        self, problem: str, *, at: str | Path | None = None, fix: str | None = None, status: int = 0
+    ) -> None:
+        self.status = status
+        super().__init__(problem, at=at, fix=fix)
 
 
 class Failed(SystemFault):
@@ -199,14 +217,3 @@ def _shut(connected: socket.socket) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _message(raw: bytes) -> str:
-    """The text of an error body in the usual spellings."""
-    try:
-        body = parsed(raw)
-    except ValueError:
-        return raw[:200].decode("utf-8", errors="replace").strip()
-    known = fields(body)
-    wrapped = {"error": next(filter(None, (known.get(key) for key in ("error", "message", "detail"))), None)}
-    return fault(wrapped) or shortened(body)

@@ -139,7 +139,6 @@ def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator
     """
     reason: str | None = None
     row: Mapping[str, Any] = {}
-    called = False
     for event in events:
         answer.check(event)
         row = fields(event.value)
@@ -147,11 +146,11 @@ def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator
             answer.pass_over(event.value)
             continue
         message = fields(row.get("message"))
-        called = called or bool(message.get("tool_calls"))
+        answer.calls.add(message)
         yield from answer.part(*said(message), row.get("logprobs"))
         if row.get("done"):
             reason = word(row.get("done_reason")) or "stop"
             break
-    if reason == "stop" and called and not answer.spoke:
+    if reason == "stop" and answer.calls and not answer.spoke:
         reason = "tool_calls"
     yield from answer.finish(reason, row.get("eval_count"), row.get("prompt_eval_count"))

@@ -130,9 +130,22 @@ class OpenAIEngine:
             "repetition_penalty": sampling.repeat_penalty,
         }
         extras = [further, {"logprobs": True, "top_logprobs": 1}][: self._extras]
-        for event in ask(self._server, "/chat/completions", body, extras, cancel):
-            self._extras = len(extras)  # what was refused is not asked for again
-            yield event
+        try:
+            for event in ask(self._server, "/chat/completions", body, extras, cancel):
+                self._extras = len(extras)  # what was refused is not asked for again
+                yield event
+        except ServerRefused as error:
+            if error.status == 404 and (names := self._listed()):
+                fix = f"append one of its models to the address: #{', #'.join(names[:20])}"
+                raise ServerRefused(error.problem, at=error.at, fix=fix, status=404) from error
+            raise
+
+    def _listed(self) -> list[str]:
+        """The names of the server's models; none if it does not tell, or has this one."""
+        with contextlib.suppress(LorafoldError):
+            names = list(_models(self._server.get("/models")))
+            return [] if self._model in names else names
+        return []
 
     def prompt(self, messages: Sequence[Message]) -> None:
         """The server builds it."""
@@ -175,7 +188,7 @@ def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator
         SystemFault: the server reports an error, or broke off.
     """
     reason: str | None = None
-    ended = refused = called = False
+    ended = refused = False
     usage: Mapping[str, Any] = {}
     number: Any = None  # of the first choice; others were not asked for
     for event in events:
@@ -196,18 +209,18 @@ def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator
                 answer.fail(told)
             message = choice.get("delta")
             if not isinstance(message, Mapping):  # a whole body; some repeat it behind the deltas
-                whole = {} if answer.spoke else fields(choice.get("message"))
+                whole = {} if answer.spoke or answer.calls else fields(choice.get("message"))
                 ended = ended or bool(whole)
                 message = whole or {"content": choice.get("text")}
             entries = fields(choice.get("logprobs")).get("content")
             refused = refused or bool(text(message.get("refusal")))
-            called = called or bool(message.get("tool_calls"))
+            answer.calls.add(message)
             yield from answer.part(*said(message), entries)
             reason = word(choice.get("finish_reason")) or reason
     if reason == "error":
         answer.fail("the answer ended with an error that it does not describe")
-    if reason in (None, "stop") and (ended and answer.spoke):
+    if reason in (None, "stop") and ended and (answer.spoke or answer.calls):
         reason = "stop"
-    if reason == "stop" and (refused or (called and not answer.spoke)):
+    if reason == "stop" and (refused or (answer.calls and not answer.spoke)):
         reason = "refusal" if refused else "tool_calls"
     yield from answer.finish(reason, usage.get("completion_tokens"), usage.get("prompt_tokens"))

@@ -35,7 +35,9 @@ class Handler(BaseHTTPRequestHandler):
     bodies: list[Any]
 
     def do_GET(self) -> None:
-        if self.path in self.get:
+        if callable(found := self.get.get(self.path)):
+            found(self, None)
+        elif self.path in self.get:
             self.whole(200, json.dumps(self.get[self.path]).encode())
         else:
             self.whole(404, b"404 page not found", "text/plain")  # gin's, which Ollama is built on
