@@ -58,11 +58,11 @@ class ExportConfig:
     """gguf: for llama.cpp and Ollama; folder: merged Hugging Face folder; adapter: for llama.cpp's --lora."""
 
     fold_into: Literal["auto", "original", "quantized"] = "auto"
-    """What an adapter of a 4-bit or 8-bit base is folded into: the 16-bit original, or the base's own
-    weights, unpacked; auto: the base as it is named or given with --base."""
+    """What an adapter of a 4-bit or 8-bit base is merged into. original: the 16-bit model; quantized: the
+    base's own weights, unpacked; auto: the base that the adapter or --base names."""
 
     onto: Path | None = None
-    """A GGUF of the base to fold onto: any architecture; what the adapter leaves alone stays as it is."""
+    """A GGUF of the base to merge into, of any architecture; what the adapter leaves alone stays as it is."""
 
     quant: tuple[str, ...] = ()
     """Quantization types of GGUF files; default: Q4_K_M, or with --onto the file's own; several are written

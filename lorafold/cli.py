@@ -127,7 +127,7 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig(), *, recipe: Recip
 
 @command("export")
 def export(config: Annotated[ExportConfig, Flat], *, recipe: RecipeName = None) -> None:
-    """Fold an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
+    """Merge an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
     from lorafold.console import live_progress, print_lines
     from lorafold.export import export as stage
     from lorafold.export import plan_export

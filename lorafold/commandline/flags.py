@@ -247,6 +247,8 @@ def _told(argument: Any, place: _Place | None, required: bool) -> dict[str, Any]
     """What the tables say of one argument, as cyclopts' settings of a parameter."""
     field, default = argument.field_info.name, argument.field_info.default
     told: dict[str, Any] = {}
+    if argument.parameter.help:  # a docstring of two lines is one text
+        told["help"] = " ".join(argument.parameter.help.split())
     if place is not None:
         told["group"] = (Group(place.title, sort_key=place.order),)
     long = tuple(argument.parameter.name or ())

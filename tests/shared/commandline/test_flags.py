@@ -44,6 +44,12 @@ def test_help_fits_80_columns_without_broken_names(
         assert not broken
     for oddity in ("default: ()", "default: False", 'default: ""', "default: None", "('"):
         assert oddity not in shown
+    # The lines of a text stand below each other: a docstring of two lines does not indent its second one.
+    for entry in re.split(r"^│ (?=[* ] |--|[A-Z])", shown, flags=re.M):
+        starts = [
+            len(line) - len(line.lstrip("│ ")) for line in entry.splitlines()[1:] if line.startswith("│  ")
+        ]
+        assert len({start for start in starts if start > 6}) <= 1, entry
 
 
 def test_commands_stand_in_the_order_of_work(capsys: pytest.CaptureFixture[str]) -> None:
