@@ -45,7 +45,7 @@ def test_help_fits_80_columns_without_broken_names(
     for oddity in ("default: ()", "default: False", 'default: ""', "default: None", "('"):
         assert oddity not in shown
     # The lines of a text stand below each other: a docstring of two lines does not indent its second one.
-    for entry in re.split(r"^│ (?=[* ] |--|[A-Z])", shown, flags=re.M):
+    for entry in re.split(r"^│ (?=(?:\*  |   )?(?:--|[A-Z]+ ))", shown, flags=re.M):
         starts = [
             len(line) - len(line.lstrip("│ ")) for line in entry.splitlines()[1:] if line.startswith("│  ")
         ]
