@@ -18,6 +18,7 @@ from lorafold.records.files import DataPart, Reading, read_parts, shown
 from lorafold.records.layouts import Example, build_example, recognise, unread
 from lorafold.records.misread import misread_note
 from lorafold.train.config import TrainConfig
+from lorafold.train.data.noted import oddities
 from lorafold.train.data.split import draw_split, leak_note
 
 
@@ -75,7 +76,7 @@ def load_data(
             raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
     if (misread := misread_note(_texts(examples))) is not None:
         notes.append(misread)
-    return _data_set(examples, notes)
+    return _data_set(examples, (*notes, *oddities(examples)))
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
