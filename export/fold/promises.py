@@ -92,11 +92,12 @@ def _check_promise(adapter: Adapter, module: ModuleTensors, promise: _Promise) -
     if not set(promise.beside) & set(module.parts) or (module.depth and adapter.config.target_parameters):
         return
     is_there, is_set = promise.part in module.parts, promise.is_set(adapter.config)
+    option = "fine_tune_type dora" if adapter.config.mlx and promise.option == "use_dora" else promise.option
     if is_there and not is_set:
-        raise _not_promised(adapter, module.parts[promise.part], promise.option)
+        raise _not_promised(adapter, module.parts[promise.part], option)
     if is_set and not is_there and not _is_parameter(adapter.config, module.module):
         raise InputError(
-            f"{module.module} has no {promise.part}, which {promise.option} in adapter_config.json promises",
+            f"{module.module} has no {promise.part}, which {option} in adapter_config.json promises",
             at=adapter.folder,
             fix=f"{SAVE_AGAIN}: without it half of what was trained is lost",
         )
@@ -148,8 +149,9 @@ def _is_saved(modules: Collection[str], tensor: str) -> bool:
 
 
 def _not_promised(adapter: Adapter, key: str, option: str) -> InputError:
+    reader = "mlx-lm" if adapter.config.mlx else "PEFT"
     return InputError(
-        f"{key!r} is in the file, but adapter_config.json does not set {option}, so that PEFT ignores it",
+        f"{key!r} is in the file, but adapter_config.json does not set {option}, so that {reader} ignores it",
         at=adapter.folder,
         fix=f"set {option} as it was in the training, or save the adapter again without that tensor",
     )

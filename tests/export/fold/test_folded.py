@@ -6,6 +6,7 @@ file's names. With `rounding="peft"` the numbers must be equal to the bit, in ev
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +95,6 @@ FEATURES: dict[str, Feature] = {
     "multimodal": Feature({"r": 4, "target_modules": "all-linear"}, family="gemma3"),
     "multimodal by names": Feature({"r": 4, "target_modules": ["q_proj", "o_proj"]}, family="gemma3"),
     "multimodal text": Feature({"r": 4, "target_modules": r".*language_model.*_proj"}, family="gemma3"),
-    # PEFT goes by the layer's class, whatever the flag says; the weights are square, so no shape tells.
-    "flag of another class": Feature({"r": 4, "target_modules": ["q_proj"], "fan_in_fan_out": True}),
-    "conv1d without its flag": Feature({"r": 4, "target_modules": ["c_proj"]}, family="gpt2"),
     "conv1d": Feature(
         {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}, family="gpt2"
     ),
@@ -206,6 +204,22 @@ def test_fold_equals_peft(name: str, dtype: str, tmp_path: Path) -> None:
         # are an eighth of bfloat16's, and each by one step.
         share = feature.almost * (8 if dtype == "float16" else 1)
         assert_equal(folded, merged, allowed=int(changed * share), step=2.0**-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "flag"), [("llama", ["q_proj"], True), ("gpt2", ["c_proj"], False)]
+)
+def test_the_layer_s_class_decides_what_is_transposed(
+    family: str, modules: list[str], flag: bool, tmp_path: Path
+) -> None:
+    """PEFT corrects a wrong `fan_in_fan_out` when it loads. The weights are square, so no shape tells."""
+    base = base_model(tmp_path / "base", family, "bfloat16")
+    config = peft.LoraConfig(r=4, target_modules=modules, fan_in_fan_out=not flag)
+    adapter = make_adapter(base, tmp_path / "adapter", "bfloat16", config)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"fan_in_fan_out": flag}))
+    merged = merged_by_peft(base, adapter, tmp_path / "merged", "bfloat16")
+    assert_equal(Folded(Checkpoint.open(base), [(Adapter.open(adapter), 1.0)], "peft"), merged)
 
 
 @pytest.mark.slow

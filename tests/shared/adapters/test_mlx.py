@@ -83,6 +83,19 @@ def test_the_base_is_the_one_that_mlx_lm_names(tmp_path: Path) -> None:
     assert named.spec == "mlx-community/Some-Model" and named.at.endswith("adapter_config.json: model")
 
 
+def test_the_words_are_those_of_mlx_lm(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base")
+    tensors = {f"{Q}.lora_a": drawn(6, 2), f"{Q}.lora_b": drawn(2, 8)}
+    adapter = adapter_of(tmp_path / "a", tensors | {f"{Q}.m": drawn(8)})
+    refused(
+        lambda: Folded(base, [(adapter, 1.0)]), "does not set fine_tune_type dora, so that mlx-lm ignores"
+    )
+    adapter = adapter_of(tmp_path / "b", tensors, fine_tune_type="dora")
+    refused(
+        lambda: Folded(base, [(adapter, 1.0)]), "which fine_tune_type dora in adapter_config.json promises"
+    )
+
+
 def test_a_full_fine_tune_replaces_tensors(tmp_path: Path) -> None:
     base, new = base_folder(tmp_path / "base"), drawn(8, 6)
     adapter = adapter_of(tmp_path / "a", {f"{Q}.weight": new}, fine_tune_type="full", lora_parameters=None)
