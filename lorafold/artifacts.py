@@ -216,7 +216,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None if there is none (a folder made by another tool).
 
     Raises:
-        InputError: there is one, but it cannot be read.
+        InputError: there is one, but it cannot be read, or a later version gave it another meaning.
     """
     path = folder / MANIFEST
     try:
@@ -230,6 +230,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise another_file(path, head_of(path)) or InputError(
             "this is not a lorafold manifest", at=path, fix="make the folder again"
+        )
+    number = manifest.get("format", MANIFEST_FORMAT)
+    if not isinstance(number, int) or number > MANIFEST_FORMAT:
+        raise InputError(
+            f"its format is {number!r}, expected at most {MANIFEST_FORMAT}: a newer lorafold made it",
+            at=path,
+            fix="upgrade lorafold, or make the folder again with this version",
         )
     return manifest
 

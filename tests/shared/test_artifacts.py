@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -294,3 +295,19 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         with open(staging / "full", "wb", buffering=0) as file:
             file.write(b"x")
     assert list(tmp_path.iterdir()) == [] or not out.exists()
+
+
+@pytest.mark.parametrize(("number", "is_read"), [(1, True), (None, True), (2, False), ("1", False)])
+def test_a_manifest_of_a_later_format_is_not_guessed_at(
+    number: object, is_read: bool, tmp_path: Path
+) -> None:
+    write_manifest(tmp_path, "export", {})
+    path = tmp_path / "lorafold.json"
+    manifest = {key: value for key, value in json.loads(path.read_text()).items() if key != "format"}
+    path.write_text(json.dumps(manifest if number is None else manifest | {"format": number}))
+    if is_read:
+        assert read_manifest(tmp_path) is not None
+        return
+    with pytest.raises(InputError, match="expected at most 1: a newer lorafold made it") as caught:
+        read_manifest(tmp_path)
+    assert "upgrade" in str(caught.value)
