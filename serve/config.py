@@ -114,6 +114,9 @@ class ChatConfig:
     load_in_4bit: bool = False
     """Load Hugging Face folders in 4 bit (bitsandbytes, NF4)."""
 
+    tools: Path | None = None
+    """JSON file with the definitions of tools that the models may call, as OpenAI writes them."""
+
     trust_remote_code: bool = False
     """Allow a model folder that brings its own Python code to run it."""
 
@@ -195,6 +198,9 @@ class CompareConfig:
 
     load_in_4bit: bool = False
     """Load Hugging Face folders in 4 bit (bitsandbytes, NF4)."""
+
+    tools: Path | None = None
+    """JSON file with the definitions of tools that the models may call, as OpenAI writes them."""
 
     trust_remote_code: bool = False
     """Allow a model folder that brings its own Python code to run it."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
+from lorafold.chat.called import split_calls
+from lorafold.chat.dialogue import Dialogue, Tool, ToolCall, name_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError
+from lorafold.records.tools import read_tools
 from lorafold.serve.config import Sampling
 from lorafold.serve.protocol import Event, Started, Thought, Token
 
@@ -39,6 +43,7 @@ class Answer:
         error: what went wrong.
         seed: of its random numbers.
         under: the system message and `follow` it was asked under, if /retry kept it in a turn of others.
+        calls: of tools. If a local model made them they also stand in `text`, as it wrote them.
     """
 
     text: str = ""
@@ -56,6 +61,7 @@ class Answer:
     error: str = ""
     seed: int | None = None
     under: tuple[str | None, int | None] | None = None
+    calls: list[ToolCall] = field(default_factory=list)
 
     def take(self, event: Event | Exception) -> str:
         """Take in what an engine reported; returns the text that it adds."""
@@ -80,6 +86,7 @@ class Answer:
                     self.pieces.append(event.text)
         else:
             added, self.reason, self.elapsed = event.text, event.reason, event.elapsed
+            self.calls = list(event.calls)
             self.tokens = self.tokens if event.tokens is None else event.tokens
             self.prompt_tokens = self.prompt_tokens if event.prompt_tokens is None else event.prompt_tokens
         self.text += added
@@ -94,7 +101,13 @@ class Answer:
     @property
     def stands(self) -> bool:
         """Whether it counts: something was said, and it was not cut off by a failure."""
-        return bool(self.text) and self.reason != "failed"
+        return bool(self.text or self.calls) and self.reason != "failed"
+
+    def message(self) -> Message:
+        """It as a turn of the history, with its calls told apart from its text."""
+        if not self.calls:
+            return {"role": "assistant", "content": self.text}
+        return {"role": "assistant", "content": split_calls(self.text)[0], "tool_calls": self.calls}
 
     @property
     def scored(self) -> list[tuple[str, float]] | None:
@@ -138,6 +151,8 @@ class Turn:
         vote: the better model, `TIE`, or None if nobody voted.
         system: the system message in force.
         follow: the model whose answers were everybody's history; None: each followed its own.
+        results: what the tools answered that the turn before called, in the order of the calls; () if a
+            person asks.
     """
 
     user: str
@@ -147,6 +162,7 @@ class Turn:
     vote: int | None = None
     system: str | None = None
     follow: int | None = None
+    results: tuple[str, ...] = ()
 
     @property
     def asked(self) -> list[int]:
@@ -180,7 +196,7 @@ class Turn:
         kept = [
             model
             for model, answer in old.answers.items()
-            if answer.text and not (model in self.answers and self.answers[model].stands)
+            if (answer.text or answer.calls) and not (model in self.answers and self.answers[model].stands)
         ]
         for model in kept:
             answer = self.answers[model] = old.answers[model]
@@ -213,6 +229,7 @@ class Conversation:
         turns: what was said.
         follow: index of the model whose answers are the next question's history; None: each follows its own.
         file: where it was saved to or loaded from, and may be saved again.
+        tools: that the models may call.
     """
 
     models: list[str]
@@ -221,9 +238,13 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     follow: int | None = None
     file: Path | None = field(default=None, compare=False)
+    tools: tuple[Tool, ...] = ()
 
-    def messages(self, model: int, turn: int | None = None) -> list[Message]:
-        """What a model is asked in a turn (the last one by default): its history and the question."""
+    def messages(self, model: int, turn: int | None = None) -> Sequence[Message]:
+        """What a model is asked in a turn (the last one by default): its history and the question.
+
+        Calls that nobody answered stand in the history as the text that the model wrote.
+        """
         last = len(self.turns) - 1 if turn is None else turn
         asked = self.turns[last]
         own = asked.answers.get(model)
@@ -231,13 +252,20 @@ class Conversation:
         messages: list[Message] = []
         if system:
             messages.append({"role": "system", "content": system})
-        for past in self.turns[:last]:
+        calls: list[ToolCall] = []
+        for past, following in pairwise(self.turns[: last + 1]):
             answer = past.answers.get(model if follow is None else follow)
             if answer is not None and answer.stands:
-                messages.append({"role": "user", "content": past.user})
-                messages.append({"role": "assistant", "content": answer.text})
-        messages.append({"role": "user", "content": asked.user})
-        return messages
+                messages += _asked(past, calls)
+                calls = answer.calls if following.results else []
+                messages.append(answer.message() if calls else {"role": "assistant", "content": answer.text})
+        messages += _asked(asked, calls)
+        return Dialogue(messages, self.tools) if self.tools else messages
+
+    def waiting(self, model: int) -> list[ToolCall]:
+        """The calls of a model's last answer, which wait for results."""
+        answer = self.turns[-1].answers.get(model) if self.turns else None
+        return answer.calls if answer is not None and answer.stands else []
 
     def votes(self) -> tuple[dict[int, int], int]:
         """Wins per model, and ties."""
@@ -258,6 +286,7 @@ class Conversation:
             "system": self.system,
             "sampling": asdict(self.sampling),
             "follow": self.follow,
+            "tools": list(self.tools),
             "turns": [asdict(turn) for turn in self.turns],
         }
 
@@ -290,9 +319,11 @@ class Conversation:
             sampling = replace(Sampling(), **data["sampling"])
             system, follow = _under((data["system"], data["follow"]), places)
             whole = set(range(len(data["models"]))) <= set(places)  # else saving would lose answers
+            tools = read_tools({"tools": data.get("tools") or []}, str(path))
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise InputError(f"an incomplete session ({error!r})", at=path, fix=fix) from error
-        return Conversation(list(models), sampling, system, turns, follow, path.resolve() if whole else None)
+        file = path.resolve() if whole else None
+        return Conversation(list(models), sampling, system, turns, follow, file, tools)
 
 
 def _places(saved: Sequence[str], models: Sequence[str]) -> dict[int, int]:
@@ -320,7 +351,18 @@ def _turn(row: Mapping[str, Any], places: Mapping[int, int]) -> Turn:
     columns = _indices(row.get("columns", usual), places)
     columns += [model for model in answers if model not in columns]
     vote = vote if vote in (None, TIE) else places.get(vote)
-    return Turn(row["user"], answers, columns, blind, vote, *_under((row["system"], row["follow"]), places))
+    under = _under((row["system"], row["follow"]), places)
+    return Turn(row["user"], answers, columns, blind, vote, *under, tuple(map(str, row.get("results", ()))))
+
+
+def _asked(turn: Turn, calls: Sequence[ToolCall]) -> list[Message]:
+    """What a turn asks: a question, or the results of calls."""
+    if not turn.results:
+        return [{"role": "user", "content": turn.user}]
+    return [
+        {"role": "tool", "content": result, "name": name_of(call), "tool_call_id": str(call.get("id"))}
+        for call, result in zip(calls, turn.results, strict=False)
+    ]
 
 
 def _indices(saved: Sequence[int], places: Mapping[int, int]) -> list[int]:
@@ -340,6 +382,7 @@ def _answer(row: Mapping[str, Any], places: Mapping[int, int]) -> Answer:
     for name, kind in _KINDS.items():
         if not isinstance(getattr(answer, name), kind):
             raise TypeError(name)
+    answer.calls = [call for call in answer.calls if name_of(call)]
     answer.ids = []  # they number another model's tokens, if other models go on
     answer.logprobs, answer.pieces = list(map(float, answer.logprobs)), list(map(str, answer.pieces))
     answer.under = None if answer.under is None else _under(answer.under, places)

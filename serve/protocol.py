@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from lorafold.chat.dialogue import ToolCall
 from lorafold.chat.sandbox import Message
 from lorafold.serve.config import Sampling
 
@@ -82,6 +83,7 @@ class Finished:
         text: what was left of an incomplete character.
         tokens: of the answer, if only the end tells (servers send several at once).
         prompt_tokens: of the prompt, if only the end tells.
+        calls: of tools; those that a local model wrote also stand in the answer's text.
     """
 
     reason: str
@@ -89,6 +91,7 @@ class Finished:
     text: str = ""
     tokens: int | None = None
     prompt_tokens: int | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 Event = Started | Thought | Token | Finished
@@ -162,7 +165,8 @@ class Engine(Protocol):
         """Answer a conversation.
 
         Args:
-            messages: dicts with "role" and "content", the last one the user's.
+            messages: dicts with "role" and "content", the last one the user's or a tool's; a `Dialogue`
+                brings the tools that may be called.
             sampling: how tokens are drawn; its seed is not None.
             cancel: ends the stream early.
 

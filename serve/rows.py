@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lorafold.chat.called import told
+from lorafold.chat.dialogue import Tool, ToolCall
 from lorafold.chat.sandbox import Message
 from lorafold.serve.conversation import Answer
 from lorafold.serve.lens import Lens
@@ -76,6 +78,7 @@ class AnswerRow:
         reasoning: what a server told of the model's reasoning.
         error: what went wrong; "" if nothing did.
         lens: the answer as another model sees it, if one could look.
+        calls: of tools.
     """
 
     text: str
@@ -88,6 +91,7 @@ class AnswerRow:
     reasoning: str = ""
     error: str = ""
     lens: LensRow | None = None
+    calls: Sequence[ToolCall] = ()
 
     @classmethod
     def of(cls, answer: Answer | None, lens: Lens | None = None) -> AnswerRow:
@@ -105,6 +109,7 @@ class AnswerRow:
             reasoning=answer.reasoning,
             error=answer.error,
             lens=None if lens is None else LensRow.of(lens),
+            calls=answer.calls,
         )
 
     @property
@@ -116,10 +121,10 @@ class AnswerRow:
     def cell(self) -> str:
         """The text of a table's cell: what was said, and what a reader must know of it."""
         text = self.text.strip()
-        parts = [text] if text else []
+        parts = [text] * bool(text) + [f"→ {told(call)}" for call in self.calls]
         if self.error:
             parts.append(f"(failed: {self.error})")
-        elif not text:
+        elif not parts:
             parts.append(f"({self.reason})")
         if self.dropped:
             left_out = f"{self.dropped} earlier message{'s' * (self.dropped != 1)} left out"
@@ -132,7 +137,7 @@ class AnswerRow:
         del row["lens"]
         if self.reason == NOT_ASKED:
             return {key: row[key] for key in ("text", "reason", "tokens", "seconds")}
-        for key in ("reasoning", "error"):
+        for key in ("reasoning", "error", "calls"):
             if not row[key]:
                 del row[key]
         if self.lens is not None:
@@ -166,6 +171,7 @@ class QuestionRow:
         answers: in the order of the models.
         vote: of a conversation: index of the better model, "tie", or None.
         blind: of a conversation: whether the names were hidden; None in a comparison.
+        tools: that the models could call.
     """
 
     question: str
@@ -174,6 +180,7 @@ class QuestionRow:
     answers: Sequence[AnswerRow]
     vote: int | str | None = None
     blind: bool | None = None
+    tools: Sequence[Tool] = ()
 
     @property
     def failed(self) -> bool:
@@ -188,6 +195,8 @@ class QuestionRow:
             "expected": self.expected,
             "answers": [answer.as_json() for answer in self.answers],
         }
+        if self.tools:
+            row["tools"] = list(self.tools)
         if self.blind is not None:
             row |= {"vote": self.vote, "blind": self.blind}
         return row

@@ -89,7 +89,7 @@ def _texts(inputs: Inputs, data: Path) -> Iterator[list[int]]:
     for example in read_chats(data, text="whole"):
         if example.text is None:
             chats = chats or ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-            yield chats.encode_chat(list(example.messages)).ids
+            yield chats.encode_chat(example.messages).ids
         else:
             plain = plain or _plain_tokenizer(inputs.tokenizer)
             ids: list[int] = plain.encode(example.text, add_special_tokens=False).ids

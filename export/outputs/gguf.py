@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import TemplateSource, folder_source
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError
@@ -71,7 +72,7 @@ class GgufOutput:
     vocab: Vocab
     prompt: ModelfilePlan | None
     imatrix: Importance | None
-    chats: list[list[dict[str, str]]]
+    chats: list[Sequence[Message]]
     notes: tuple[str, ...]
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.modelfile.parser import parse as parse_modelfile
@@ -105,6 +106,6 @@ def check_prompt(
     return Check("prompt", "passed", meaning, figures)
 
 
-def question(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+def question(chat: Sequence[Message]) -> Sequence[Message]:
     """A chat without its answer."""
     return chat[:-1] if chat[-1]["role"] == "assistant" else chat

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorafold.chat.dialogue import with_tools
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import UsageError
 from lorafold.export.gguf.header import GgufFile
@@ -25,7 +26,7 @@ def observe_prompts(
     files: Sequence[GgufFile],
     prompt: ModelfilePlan | None,
     inputs: Inputs,
-    chats: Sequence[list[dict[str, str]]],
+    chats: Sequence[Sequence[Message]],
     observing: Observing,
     progress: Progress,
 ) -> list[Check]:
@@ -47,7 +48,7 @@ def observe_prompts(
     if prompt is None:
         raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-    questions = [list[Message](question(chat)) for chat in chats][:_QUESTIONS]
+    questions = [list[Message](question(chat)) for chat in chats if not with_tools(chat)][:_QUESTIONS]
     bos = (prompt.form.bos or "") if prompt.form is not None and prompt.contract.add_bos else ""
     checks = []
     if observing.ollama is not None:

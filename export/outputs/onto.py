@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
 
+from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
 from lorafold.errors import InputError, UsageError
@@ -73,7 +75,7 @@ class OntoOutput:
     plan: ExportPlan
     prompt: ModelfilePlan | None
     imatrix: Importance | None
-    chats: list[list[dict[str, str]]]
+    chats: list[Sequence[Message]]
     notes: tuple[str, ...]
 
     @property

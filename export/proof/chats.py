@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorafold.chat.dialogue import with_tools
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.records.chats import HELD_OUT, read_chats
+from lorafold.records.layouts import Example
 
 _MOST = 12  # chats that a proof asks at most, if it is given no time: more change the figures little
 _MOST_EVER = 1000
@@ -22,7 +25,7 @@ GENERAL = (
     "Give me one piece of advice for a difficult day.",
 )
 
-_Chat = list[dict[str, str]]
+_Chat = Sequence[Message]
 
 
 def proof_chats(given: Path | None, adapter_folders: Sequence[Path], minutes: float = 0.0) -> list[_Chat]:
@@ -40,12 +43,15 @@ def proof_chats(given: Path | None, adapter_folders: Sequence[Path], minutes: fl
     path = given or next(iter(kept), None)
     if path is None:
         return [[{"role": "user", "content": question}] for question in GENERAL]
-    chats: list[_Chat] = [
-        list(example.messages) or [{"role": "user", "content": str(example.text)}]
-        for example in read_chats(path)
-    ]
+    chats = [_asked(example) for example in read_chats(path)]
     if not chats:
         raise InputError("there is no question in it", at=path, fix="one question a line, or JSON lines")
     most = _MOST_EVER if minutes else _MOST
     step = max(len(chats) / most, 1.0)
     return [chats[int(index * step)] for index in range(min(len(chats), most))]
+
+
+def _asked(example: Example) -> _Chat:
+    if example.text is not None:
+        return [{"role": "user", "content": example.text}]
+    return example.messages if with_tools(example.messages) else list(example.messages)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.answers import WAYS, ReferenceWay
@@ -66,7 +67,7 @@ def check_logits(
     models: Sequence[WrittenModel],
     inputs: Inputs,
     tokenizer: ChatTokenizer,
-    chats: Sequence[list[dict[str, str]]],
+    chats: Sequence[Sequence[Message]],
     imatrix: Importance | None = None,
     progress: Progress = silent,
     effort: Effort = Effort(),
@@ -112,7 +113,7 @@ def check_logits(
     return [*checks, *_notes(inputs, figures, len(prompts), asking.words, () if usual else reasons)]
 
 
-def _prompt(chat: list[dict[str, str]], tokenizer: ChatTokenizer) -> ChatTokens | None:
+def _prompt(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | None:
     """A chat as tokens; None if it does not fit, or if its answer is empty."""
     asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
     prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
@@ -110,7 +111,7 @@ def _named_eos(folder: Path) -> list[int]:
 
 
 def check_prompt_tokens(
-    gguf: Path, tokenizer: ChatTokenizer, vocab: Vocab, chats: Sequence[list[dict[str, str]]]
+    gguf: Path, tokenizer: ChatTokenizer, vocab: Vocab, chats: Sequence[Sequence[Message]]
 ) -> Check:
     """Compare token ids of whole prompts: ours, fragment by fragment, against llama.cpp's of the flat text.
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from lorafold.chat.dialogue import Dialogue, tools_of
 from lorafold.chat.sandbox import Message
 
 
@@ -29,21 +30,19 @@ def _pattern(controls: frozenset[str]) -> re.Pattern[str] | None:
     return _patterns[controls]
 
 
-def neutralised(
-    messages: Sequence[Message], controls: frozenset[str]
-) -> tuple[list[Message], dict[str, str]]:
-    """The messages with control-token text replaced by random words, and the words' meanings.
+def neutralised(messages: Sequence[Message], controls: frozenset[str]) -> tuple[Dialogue, dict[str, str]]:
+    """The conversation with control-token text replaced by random words, and the words' meanings.
 
     Args:
         messages: the conversation.
         controls: the tokenizer's control tokens.
 
     Returns:
-        The messages without any, and word -> what it stands for.
+        The messages and tools without any, and word -> what it stands for.
     """
     pattern, words = _pattern(controls), dict[str, str]()
     if pattern is None:
-        return list(messages), words
+        return Dialogue(messages, tools_of(messages)), words
 
     def word(match: re.Match[str]) -> str:
         name = f"Zw{secrets.token_hex(8)}wZ"
@@ -54,10 +53,11 @@ def neutralised(
         if isinstance(value, str):
             return pattern.sub(word, value)
         if isinstance(value, dict):
-            return {key: item if key == "role" else clean(item) for key, item in value.items()}
+            return {key: clean(item) for key, item in value.items()}
         return [clean(item) for item in value] if isinstance(value, list) else value
 
-    return [clean(message) for message in messages], words
+    cleaned = [{**clean(message), "role": message["role"]} for message in messages]
+    return Dialogue(cleaned, map(clean, tools_of(messages))), words
 
 
 def control_text(messages: Sequence[Message], controls: frozenset[str]) -> list[str]:

@@ -10,7 +10,8 @@ talking is found by rendering, not by reading Jinja:
    unique words; the renderings of the whole and of its beginnings, with and without generation prompt, show
    the literal text around every answer. The real rendering is aligned with these literals, allowing each
    content its usual whitespace trims. Trained is what follows the generation prompt, up to the last control
-   token that ends every answer. If the alignment fails (a template that rewrites contents), the span of an
+   token that ends every answer; calls of tools stand between the two and are trained like text, definitions
+   and results are not. If the alignment fails (a template that rewrites contents), the span of an
    answer is where the rendering differs when that answer alone is replaced.
 """
 
@@ -24,10 +25,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from lorafold.chat.controls import neutralised, split_controls
-from lorafold.chat.layout import Layout, align, check_nothing_dropped, layout_of, shared_prefix, word
+from lorafold.chat.dialogue import Dialogue, but, calls_of, tools_of
+from lorafold.chat.layout import Layout, Slot, align, check_nothing_dropped, layout_of, shared_prefix, word
 from lorafold.chat.left_out import left_out
-from lorafold.chat.sandbox import Message
+from lorafold.chat.sandbox import Message, Refusal
 from lorafold.chat.template import ChatTemplate
+from lorafold.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ def cut_conversation(
         InputError: the template refuses the conversation or drops one of its messages.
         UnsafeInputError: the template left its sandbox or its limits.
     """
-    safe, words = (list(messages), {}) if parse_contents else neutralised(messages, template.controls)
+    plain = Dialogue(messages, tools_of(messages))
+    safe, words = (plain, {}) if parse_contents else neutralised(messages, template.controls)
     text = template.render(safe, add_generation_prompt=add_generation_prompt, **variables)
     layout = layout_of(template, safe, add_generation_prompt, variables)
     starts = align(layout, safe, text)
@@ -173,27 +177,26 @@ def _aligned_spans(
 ) -> list[tuple[int, int]]:
     """Where the trained turns stand in the rendering, as (start, stop) characters.
 
-    What was thought and the answer that follows it are one span, with the literal between them.
+    What was thought, the answer that follows it and its calls are one span, with the literals between them.
     """
     spans: list[tuple[int, int]] = []
-    thought: tuple[int, int] | None = None  # message and start of a span that its answer will end
-    for number, (slot, (start, length)) in enumerate(zip(layout.slots, starts, strict=True)):
-        if not marks[slot.message]:
+    before: Slot | None = None
+    for slot, (start, length) in zip(layout.slots, starts, strict=True):
+        if not marks[slot.message] or slot.again:
+            before = None
             continue
         begin, end = start - slot.lead, start + length + slot.tail
-        if thought is not None and thought[0] == slot.message:
-            begin = thought[1]
-        following = layout.slots[number + 1] if number + 1 < len(layout.slots) else None
-        joins = slot.part == "reasoning" and following is not None and following.message == slot.message
-        thought = (slot.message, begin) if joins else None
-        if not joins:
-            spans.append((begin, end))
+        joins = before is not None and (before.part == "reasoning" or slot.part == "call")
+        if joins and before is not None and before.message == slot.message:
+            begin = spans.pop()[0]
+        spans.append((begin, end))
+        before = slot
     return spans
 
 
 def _differing_spans(
     template: ChatTemplate,
-    messages: Sequence[Message],
+    messages: Dialogue,
     text: str,
     layout: Layout,
     marks: Sequence[bool],
@@ -206,13 +209,42 @@ def _differing_spans(
     for index in [index for index, trained in enumerate(marks) if trained]:
         if index not in tails:
             continue
-        other = [*messages[:index], {**messages[index], "content": word(index)}, *messages[index + 1 :]]
+        head = template.render_all([messages[:index]], add_generation_prompt=True, **variables)[0]
+        if calls_of(messages[index]):
+            spans += _between(template, messages, index, text, head, variables)
+            continue
+        said = {**messages[index], "content": word(index)}
+        other = but(messages, [*messages[:index], said, *messages[index + 1 :]])
         changed = template.render(other, add_generation_prompt=prompt, **variables)
         start = shared_prefix(text, changed)
         same = shared_prefix(text[start:][::-1], changed[start:][::-1])
         stop = max(start, len(text) - same)
-        head = template.render_all([messages[:index]], add_generation_prompt=True, **variables)[0]
         if isinstance(head, str) and len(head) <= start and text.startswith(head):
             start = len(head)
         spans.append((start, min(len(text), stop + tails[index])))
     return spans
+
+
+def _between(
+    template: ChatTemplate,
+    messages: Dialogue,
+    index: int,
+    text: str,
+    head: str | Refusal,
+    variables: Mapping[str, Any],
+) -> list[tuple[int, int]]:
+    """The span of a turn with calls: from the end of its prompt to the end of what ends with it.
+
+    Raises:
+        InputError: neither is a beginning of the rendering, so nobody knows which text is the answer.
+    """
+    end = template.render_all([messages[: index + 1]], **variables)[0]
+    if isinstance(head, str) and isinstance(end, str) and text.startswith(head):
+        shared = shared_prefix(text, end)
+        if shared > len(head) and not end[shared:].strip():
+            return [(len(head), shared)]
+    raise InputError(
+        f"the chat template rewrites the call in message {index + 1}, so its text cannot be told apart",
+        at=template.origin,
+        fix="give another --chat-template",
+    )

@@ -57,11 +57,13 @@ class Refusal:
         raised: True if the template called `raise_exception`, False if its code failed.
         problem: the message.
         line: line of the template, or None.
+        lost: nothing was raised, but the template would leave out so much of what tools need.
     """
 
     raised: bool
     problem: str
     line: int | None
+    lost: tuple[str, ...] = ()
 
 
 class _Worker:

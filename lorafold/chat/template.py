@@ -6,12 +6,15 @@ the table `named.NAMED`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.calls import TOOL_PARTS, CallForm, as_wanted, call_form
+from lorafold.chat.dialogue import but, calls_of, tools_of
 from lorafold.chat.named import NAMED
 from lorafold.chat.sandbox import Job, Message, Refusal, render_many
 from lorafold.chat.sources import folder_source, folder_tokens, read_text
@@ -153,10 +156,10 @@ class ChatTemplate:
         """Render a conversation exactly as transformers' `apply_chat_template(tokenize=False)` does.
 
         Messages whose content is a text are given to templates that only understand content parts as such
-        parts.
+        parts, and calls in the form that the template reads (see `calls`).
 
         Args:
-            messages: dicts with "role" and "content".
+            messages: dicts with "role" and "content"; a `Dialogue` brings its tools.
             add_generation_prompt: end with the head of an assistant's turn.
             variables: the template's switches, `enable_thinking` and the like.
 
@@ -180,20 +183,65 @@ class ChatTemplate:
         **variables: Any,
     ) -> list[str | Refusal]:
         """Render many conversations at once; refusals are returned, not raised."""
-        style, parts = _style(self.source, tuple(sorted(self.tokens.items())), self.origin)
-        shared = {**self.tokens, **style, "add_generation_prompt": add_generation_prompt, **variables}
-        jobs = [Job(prepared(messages, parts), shared, self.clock) for messages in conversations]
-        return render_many(self.source, jobs, self.origin)
+        tokens = tuple(sorted(self.tokens.items()))
+        style, parts = _style(self.source, tokens, self.origin)
+        shared = {**self.tokens, **style, "add_generation_prompt": add_generation_prompt}
+        wanted = [self._with_tools(messages) for messages in conversations]
+        jobs = [
+            Job(prepared(said, parts), {**shared, **_defined(said), **variables}, self.clock)
+            for said in wanted
+            if not isinstance(said, Refusal)
+        ]
+        rendered = iter(render_many(self.source, jobs, self.origin))
+        return [said if isinstance(said, Refusal) else next(rendered) for said in wanted]
+
+    def _with_tools(self, messages: Sequence[Message]) -> Sequence[Message] | Refusal:
+        """A conversation with its calls as the template reads them, or why it would lose some."""
+        results = any(message.get("role") == "tool" for message in messages)
+        asked = (bool(tools_of(messages)), any(map(calls_of, messages)), results)
+        if not any(asked):
+            return messages
+        form = self.call_form()
+        written = (form.definitions, form.calls, form.results)
+        lost = tuple(
+            name for name, there, kept in zip(TOOL_PARTS, asked, written, strict=True) if there and not kept
+        )
+        if lost:
+            return Refusal(False, f"{' and '.join(lost)} would be lost", None, lost)
+        return but(messages, as_wanted(messages, form))
+
+    def call_form(self) -> CallForm:
+        """The form in which it reads calls, and what it writes of tools.
+
+        Raises:
+            InputError: it has a syntax error.
+            UnsafeInputError: it passed its limits.
+        """
+        tokens = tuple(sorted(self.tokens.items()))
+        style, parts = _style(self.source, tokens, self.origin)
+        return call_form(self.source, tokens, json.dumps(style), parts, self.origin)
 
     def refused(self, refusal: Refusal) -> InputError:
         """The error for a conversation that the template did not render."""
         verb = "refuses" if refusal.raised else "fails on"
         place = self.origin if refusal.line is None else f"{self.origin}:{refusal.line}"
+        if refusal.lost:
+            return InputError(
+                f"the chat template does not write {' and '.join(refusal.lost)}: they would be lost",
+                at=place,
+                fix="take a base or a --chat-template that calls tools, or take the tools out of the data",
+            )
         return InputError(
             f"the chat template {verb} this conversation: {refusal.problem}",
             at=place,
             fix="give the conversation the order and roles that it expects, or another --chat-template",
         )
+
+
+def _defined(messages: Sequence[Message]) -> dict[str, Any]:
+    """The variable with a conversation's tools, if it has some."""
+    tools = tools_of(messages)
+    return {"tools": list(tools)} if tools else {}
 
 
 def reasoning_of(message: Message) -> str | None:

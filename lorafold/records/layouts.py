@@ -2,16 +2,16 @@
 
 | layout        | the question                    | the answer         | also read              |
 |---------------|---------------------------------|--------------------|------------------------|
-| messages      | messages: [{role, content}]     | (within)           | system                 |
-| conversations | conversations: [{from, value}]  | (within)           | system                 |
+| messages      | messages: [{role, content}]     | (within)           | system, tools          |
+| conversations | conversations: [{from, value}]  | (within)           | system, tools          |
 | instruction   | instruction                     | output, response   | input, system, history |
-| prompt        | prompt, a text or turns         | completion, response | system               |
+| prompt        | prompt, a text or turns         | completion, response | system, tools        |
 | question      | question, query, user           | answer, response,  | system                 |
 |               |                                 | assistant          |                        |
 | text          | text                            | none: all of it is trained |                |
 
 Training needs an answer. Who only asks (`compare`, the proof of an export) takes records without one, and
-knows further names of it. Calls of tools are refused; a field that is not in the table is named by `unread`.
+knows further names of it. A field that is not in the table is named by `unread`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorafold.chat.dialogue import Dialogue, calls_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
+from lorafold.records.tools import DEFINED, defines, linked, read_tools
 from lorafold.records.turns import is_parts, kind, list_of, read_turns, text_of, unread_of_turn, void
 
 # Fields with the expected answer, which a comparison shows beside the models' answers; `chosen` is that of
@@ -35,7 +37,7 @@ class Example:
 
     Attributes:
         place: where it was read ("data.jsonl:12").
-        messages: the conversation, empty for a plain text.
+        messages: the conversation (a `Dialogue` if there are tools), empty for a plain text.
         text: the plain text, None for a conversation.
         layout: name of the row that it was built by.
         trained: for each message whether it is trained; () for every assistant's turn.
@@ -153,7 +155,8 @@ def build_example(
         raise InputError(problem, at=place, fix="keep one of the two")
     if (own or system) and turns[0][0]["role"] != "system":
         turns.insert(0, ({"role": "system", "content": own or system}, False))
-    messages = tuple(message for message, _ in turns)
+    tools = read_tools(fields, place) if DEFINED[0] in layout.further else ()
+    messages = Dialogue(linked([message for message, _ in turns], question, place), tools)
     found = Example(place, messages, layout=layout.name)
     marks = tuple(trained for _, trained in turns)
     return found if marks == found.marks else replace(found, trained=marks)
@@ -166,9 +169,12 @@ def unread(record: Mapping[str, Any], layout: RecordLayout) -> Iterator[str]:
     """
     known = layout.fields
     for name, value in record.items():
-        if _spelled(name) not in known:
+        spelled = _spelled(name)
+        if spelled not in known or (spelled in DEFINED and not defines(value)):
             if not void(value):
                 yield name
+        elif spelled in DEFINED:
+            continue
         elif isinstance(value, list | tuple):
             for turn in value:
                 if isinstance(turn, Mapping) and not is_parts(value):
@@ -236,8 +242,19 @@ def _said(value: Any, field: str, role: str, place: str, *, trained: bool) -> Tu
     return [(message, marked and trained) for message, marked in read_turns(value, field, place)]
 
 
+# Which turns may follow one of a role; a turn that calls tools is one of its own kind.
+_FOLLOWING = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant", "call"),
+    "assistant": ("user",),
+    "call": ("tool",),
+    "tool": ("tool", "assistant", "call"),
+}
+
+
 def _check_order(turns: Turns, field: str, place: str, *, answered: bool) -> None:
-    """A system message first if any, then user and assistant in turn."""
+    """A system message first if any, then user and assistant in turn, and between them calls and results."""
     roles = [message["role"] for message, _ in turns]
     if answered and "assistant" not in roles:
         problem = f"{field}: no assistant turn, so there is nothing to learn"
@@ -245,12 +262,16 @@ def _check_order(turns: Turns, field: str, place: str, *, answered: bool) -> Non
     if not answered and "user" not in roles:
         problem = f"{field}: no user turn, so there is no question"
         raise InputError(problem, at=place, fix="add one or remove the record")
-    start = 1 if roles[0] == "system" else 0
-    for index, role in enumerate(roles[start:], start):
-        expected = "user" if (index - start) % 2 == 0 else "assistant"
-        if role != expected:
-            problem = f"{field}[{index}]: wrong order: expected {expected}, got {role}"
-            raise InputError(problem, at=place, fix="write a turn of the user before each of the assistant")
+    before = ""
+    for index, (message, _) in enumerate(turns):
+        role = "call" if calls_of(message) else message["role"]
+        if role not in _FOLLOWING[before]:
+            expected = _FOLLOWING[before][-1 if before == "" else 0]
+            problem = f"{field}[{index}]: wrong order: expected {expected}, got {message['role']}"
+            behind = {"call": "the results of a call behind it", "tool": "an answer behind results"}
+            fix = behind.get(before, "a turn of the user before each of the assistant")
+            raise InputError(problem, at=place, fix=f"write {fix}")
+        before = role
 
 
 def _conversation(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
@@ -282,11 +303,12 @@ def _prompt(fields: Mapping[str, Any], question: str, answer: str, place: str) -
     return turns + (_said(fields[answer], answer, "assistant", place, trained=True) if answer else [])
 
 
+_BESIDE = ("system", *DEFINED)  # what may stand beside a conversation
 LAYOUTS = {
     row.name: row
     for row in (
-        RecordLayout("messages", ("messages",), (), ("system",), _conversation),
-        RecordLayout("conversations", ("conversations", "conversation"), (), ("system",), _conversation),
+        RecordLayout("messages", ("messages",), (), _BESIDE, _conversation),
+        RecordLayout("conversations", ("conversations", "conversation"), (), _BESIDE, _conversation),
         RecordLayout(
             "instruction",
             ("instruction",),
@@ -294,7 +316,7 @@ LAYOUTS = {
             ("input", "system", "history"),
             _instruction,
         ),
-        RecordLayout("prompt", ("prompt",), ("completion", "response"), ("system",), _prompt),
+        RecordLayout("prompt", ("prompt",), ("completion", "response"), _BESIDE, _prompt),
         RecordLayout(
             "question",
             ("question", "query", "user"),

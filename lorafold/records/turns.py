@@ -1,19 +1,21 @@
 """A turn of a conversation as data sets write it -> a message, and whether it is to be trained.
 
 Two spellings are in use, {role, content} and {from, value}. A content may be a list of text parts, which are
-joined. What an assistant thought stands beside its answer, under one of three names. A turn may say itself
-whether it counts in the loss.
+joined. What an assistant thought stands beside its answer, under one of three names; so do its calls of
+tools, or they are turns of their own. A turn may say itself whether it counts in the loss.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lorafold.chat.dialogue import calls_of
 from lorafold.chat.sandbox import Message
 from lorafold.chat.template import REASONING_KEYS
 from lorafold.errors import InputError
+from lorafold.records.tools import CALLS, RESULT_OF, read_calls
 
 ROLES = {
     "system": "system",
@@ -23,9 +25,17 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
-# What a turn says beside its content: an answer without it would teach something else.
-CALLS = ("tool_calls", "function_call", "tool_call_id")
+# Roles of which the content is a call, or several, as JSON.
+_CALLING = ("function_call", "tool_call")
 # Marks of a turn, and whether a true value means that it is trained. `weight` is OpenAI's, `train` axolotl's,
 # `loss` ms-swift's, `loss_mask` GLM's, `masked` torchtune's: there, as with `mask`, true hides it.
 MARKS = {
@@ -46,35 +56,55 @@ def read_turns(value: Any, field: str, place: str) -> list[tuple[Message, bool]]
     """The messages of a list of turns, each with whether it is trained.
 
     Raises:
-        InputError: a turn is malformed, its role unknown, or it calls tools.
+        InputError: a turn is malformed, or its role unknown.
     """
-    return [
-        _turn(turn, f"{field}[{index}]", place) for index, turn in enumerate(list_of(value, field, place))
-    ]
+    turns = list_of(value, field, place)
+    return _with_calls_joined(_turn(turn, f"{field}[{index}]", place) for index, turn in enumerate(turns))
+
+
+def _with_calls_joined(turns: Iterable[tuple[Message, bool]]) -> list[tuple[Message, bool]]:
+    """The turns, with calls that are turns of their own joined to the answer or the calls before them."""
+    joined: list[tuple[Message, bool]] = []
+    for message, trained in turns:
+        last, also = joined[-1] if joined else ({}, False)
+        alone = bool(calls_of(message)) and not message["content"] and "reasoning_content" not in message
+        if alone and last.get("role") == "assistant" and also == trained:
+            calls = [*calls_of(last), *calls_of(message)]
+            joined[-1] = ({**last, "tool_calls": calls}, trained)
+        else:
+            joined.append((message, trained))
+    return joined
 
 
 def _turn(turn: Any, field: str, place: str) -> tuple[Message, bool]:
     if not isinstance(turn, Mapping):
         problem = f"{field}: expected an object, got {kind(turn)}"
         raise InputError(problem, at=place, fix="write role and content")
-    for key in CALLS:
-        if not void(turn.get(key)):
-            problem = f"{field}: {key} cannot be trained on"
-            fix = "write the call into the content, as the model should write it, or remove the record"
-            raise InputError(problem, at=place, fix=fix)
     role_key, content_key = spelling(turn)
+    calling = next((key for key in CALLS if not void(turn.get(key))), "")
     for key in (role_key, content_key):
-        if key not in turn:
+        if key not in turn and not (calling and key == content_key):
             raise InputError(f"{field}: the field {key!r} is missing", at=place, fix="add it")
     role = turn[role_key]
     if not isinstance(role, str) or role not in ROLES:
         problem = f"{field}.{role_key}: unknown role {role!r} (known: {', '.join(ROLES)})"
         raise InputError(problem, at=place, fix="rename it or remove the turn")
-    message: Message = {"role": ROLES[role]}
-    message["content"] = text_of(turn[content_key], f"{field}.{content_key}", place)
-    answers = ROLES[role] == "assistant"
+    message: Message = {"role": ROLES[role], "content": ""}
+    answers = message["role"] == "assistant"
+    if calling and not answers:
+        problem = f"{field}: {calling} in a turn of {role!r}"
+        raise InputError(problem, at=place, fix="only the assistant calls tools")
+    content = turn.get(content_key)
+    if role in _CALLING and not calling:
+        message["tool_calls"] = read_calls(content, f"{field}.{content_key}", place)
+    elif not (calling and content is None):
+        message["content"] = text_of(content, f"{field}.{content_key}", place)
+    if calling:
+        message["tool_calls"] = read_calls(turn[calling], f"{field}.{calling}", place)
     if answers and (name := _reasoning(turn)):
         message["reasoning_content"] = text_of(turn[name], f"{field}.{name}", place)
+    if message["role"] == "tool":
+        message |= {key: str(turn[key]) for key in (RESULT_OF, "name") if not void(turn.get(key))}
     return message, answers and _marked(turn, field, place)
 
 
@@ -87,8 +117,11 @@ def unread_of_turn(turn: Mapping[str, Any]) -> Iterator[str]:
     """Names of a turn's fields that are not read."""
     role, content = spelling(turn)
     read = {role, content}
-    if ROLES.get(str(turn.get(role))) == "assistant":
-        read |= {*MARKS, _reasoning(turn)}
+    means = ROLES.get(str(turn.get(role)))
+    if means == "assistant":
+        read |= {*MARKS, *CALLS, _reasoning(turn)}
+    if means == "tool":
+        read |= {RESULT_OF, "name"}
     for key, value in turn.items():
         hides = key in MARKS and _binary(value) in (None, not MARKS[key])  # what is not trained anyway
         if key not in read and not void(value) and not hides:

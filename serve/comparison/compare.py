@@ -16,10 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lorafold.artifacts import lock, system_faults, write_atomic
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import UsageError
 from lorafold.interrupts import Terminated
 from lorafold.progress import Progress, silent
+from lorafold.records.tools import tools_in
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.comparison.journal import Journal
 from lorafold.serve.comparison.questions import Prompt, read_prompts
@@ -61,7 +63,8 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             raise UsageError("a part of the path is a file, not a folder", at=path, fix="choose another path")
         if path.exists() and not config.force:
             raise UsageError("the output exists", at=path, fix="pass --force to replace it")
-    prompts = read_prompts(config.prompts, config.system, config.limit)
+    tools = () if config.tools is None else tools_in(config.tools)
+    prompts = read_prompts(config.prompts, config.system, config.limit, tools)
     with contextlib.ExitStack() as stack:
         # First: what cannot be opened must leave nothing behind.
         engines = stack.enter_context(opened(config, progress))
@@ -166,7 +169,9 @@ def _row(engines: Sequence[Engine], prompt: Prompt, config: CompareConfig, numbe
         index: lens_of(engines, index, prompt.messages, answers[index]) for index in answers if config.lens
     }
     rows = [AnswerRow.of(answers[index], lenses.get(index)) for index in sorted(answers)]
-    return QuestionRow(prompt.question, prompt.messages, prompt.expected, rows)
+    return QuestionRow(
+        prompt.question, prompt.messages, prompt.expected, rows, tools=tools_of(prompt.messages)
+    )
 
 
 def _identity(
@@ -180,6 +185,7 @@ def _identity(
         template and hashlib.sha256(utf8(template)).hexdigest(),
         asdict(sampling_of(config)),
         [asdict(prompt) for prompt in prompts],
+        [tools_of(prompt.messages) for prompt in prompts],
         config.lens,
     ]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

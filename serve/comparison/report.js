@@ -285,6 +285,11 @@ function markdown(text, query) {
 }
 
 const ENDINGS = { length: "end.length", context: "end.context", cancelled: "end.cancelled", failed: "end.failed" };
+function told(call) {
+  const { name, arguments: given } = call.function;
+  return visible(`→ ${name}(${typeof given === "string" ? given : JSON.stringify(given)})`);
+}
+
 function facts(answer) {
   const parts = [say("facts.tokens", { count: answer.tokens }), say("facts.words", { count: words(answer.text) })];
   if (answer.tokens_per_second) parts.push(`${shown(answer.tokens_per_second)} ${say("unit.speed")}`);
@@ -326,6 +331,7 @@ function rowNode(row) {
     answer.error ? el("p", { class: "failed" }, visible(answer.error)) : null,
     answer.reasoning ? el("details", {}, el("summary", {}, say("row.reasoning")), el("div", { class: "context" }, visible(answer.reasoning))) : null,
     asked(answer) ? el("div", { class: "text" }, visible(answer.text)) : el("p", { class: "soft small" }, say("row.not_asked")),
+    answer.calls ? el("div", { class: "context" }, answer.calls.map(told).join("\n")) : null,
     asked(answer) ? el("div", { class: "facts" }, facts(answer)) : null)));
   node.append(grid);
   if (row.expected) node.append(el("details", {}, el("summary", {}, say("row.expected")), el("div", { class: "expected" }, visible(row.expected))));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lorafold.chat.dialogue import but, tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 
@@ -46,7 +47,10 @@ class PromptFitter:
         ids = self._encode(messages, head, begin)
         if before < len(messages) and len(ids) > self._room:
             for end in range(max(before, head) + 1, len(messages)):
-                if messages[end - 1]["role"] == "user":  # a prompt of its own, earlier in the conversation
+                if messages[end - 1]["role"] in (
+                    "user",
+                    "tool",
+                ):  # a prompt of its own, earlier in the conversation
                     _, begin = self._begin(messages[:end], head, begin)
             ids, begin = self._begin(messages, head, begin)
         if len(ids) > self._room:
@@ -81,15 +85,18 @@ class PromptFitter:
         ids = self._encode(messages, head, begin)
         if len(ids) <= self._room:
             return ids, begin
-        while len(ids) > self._room * 3 // 4 and begin < len(messages) - 1:
+        asked = (at for at in range(len(messages) - 1, -1, -1) if messages[at]["role"] == "user")
+        last = next(asked, len(messages) - 1)  # a question stays with the results that belong to it
+        while len(ids) > self._room * 3 // 4 and begin < last:
             begin += 1
-            while begin < len(messages) - 1 and messages[begin]["role"] != "user":
+            while begin < last and messages[begin]["role"] != "user":
                 begin += 1
             ids = self._encode(messages, head, begin)
         return ids, begin
 
     def _encode(self, messages: Sequence[Message], head: int, begin: int) -> list[int]:
-        return self.encode([*messages[:head], *messages[begin:]])
+        kept = [*messages[:head], *messages[begin:]]
+        return self.encode(but(messages, kept) if tools_of(messages) else kept)
 
     def _refuse_huge(self, message: Message) -> None:
         """A paste of megabytes is refused before a tokenizer spends a minute on it."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.tokenizer import Message
 from lorafold.errors import InputError
 from lorafold.libraries.llama import complaint, look
@@ -102,12 +103,13 @@ class LlamaEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
+        spelled = bool(tools_of(messages))  # many calls begin with a control token
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         with _sampler(self.c, self.model.size, sampling) as draw:
             decoder = Decoder(
                 draw=partial(self._next, draw),
                 ends=self.model.ends,
-                text=lambda token: utf8.decode(self.model.piece(token)),
+                text=lambda token: utf8.decode(self.model.piece(token, special=spelled)),
                 rest=lambda: utf8.decode(b"", final=True),
             )
             yield from stream_answer(self._reader, decoder, messages, sampling, cancel)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from lorafold.chat.called import split_calls
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.serve.config import Sampling
@@ -100,7 +102,7 @@ def stream_answer(
                 return
             reader.compute(partial(reader.cache.read, prompt[start : start + BATCH]))
         yield Started(len(prompt), reused, dropped, time.perf_counter() - begin)
-        reason = "length"
+        reason, said = "length", list[str]()
         token: int | None = None
         for _ in range(sampling.max_tokens):
             if cancel.is_set():
@@ -113,8 +115,11 @@ def stream_answer(
             if decoder.ends(token):
                 reason = "stop"
                 break
-            yield Token(decoder.text(token), token, logprob, time.perf_counter() - begin)
-    yield Finished(reason, time.perf_counter() - begin, decoder.rest())
+            said.append(decoder.text(token))
+            yield Token(said[-1], token, logprob, time.perf_counter() - begin)
+    said.append(decoder.rest())
+    calls = split_calls("".join(said))[1] if tools_of(messages) else []
+    yield Finished(reason, time.perf_counter() - begin, said[-1], calls=tuple(calls))
 
 
 def score_answer(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorafold.adapters.peft_reading import why_misread
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
@@ -166,7 +167,7 @@ class TransformersEngine:
 
         said: list[int] = []
         dice = np.random.default_rng(sampling.seed)
-        text = self._texts()
+        text = self._texts(spelled=bool(tools_of(messages)))  # many calls begin with a control token
 
         def following(previous: int | None) -> tuple[int, float]:
             if previous is not None:
@@ -183,11 +184,11 @@ class TransformersEngine:
         )
         yield from stream_answer(self._reader, decoder, messages, sampling, cancel)
 
-    def _texts(self) -> Callable[[int], str]:
-        """A function that tells what each further token adds."""
+    def _texts(self, *, spelled: bool = False) -> Callable[[int], str]:
+        """A function that tells what each further token adds; control tokens nothing, unless spelled out."""
         from tokenizers.decoders import DecodeStream
 
-        stream = DecodeStream(skip_special_tokens=True)
+        stream = DecodeStream(skip_special_tokens=not spelled)
         return lambda token: stream.step(self._tokenizer.tokenizer, token) or ""
 
     def prompt(self, messages: Sequence[Message]) -> str:

@@ -11,6 +11,7 @@ from importlib import import_module
 from lorafold.console import live_progress, sanitize
 from lorafold.errors import InputError, UsageError
 from lorafold.progress import silent
+from lorafold.records.tools import tools_in
 from lorafold.serve.config import NOBODY_VOTES, ChatConfig, noise_note, sampling_of
 from lorafold.serve.conversation import Conversation, cleaned
 from lorafold.serve.engines.digests import Digests
@@ -61,6 +62,8 @@ def _talk(config: ChatConfig, engines: list[Engine], by_hand: bool) -> Talk:
         conversation.sampling = sampling_of(config, conversation.sampling)
     else:
         conversation = Conversation(names, sampling_of(config), config.system)
+    if config.tools is not None:
+        conversation.tools = tools_in(config.tools)
     abouts = [engine.about for engine in engines]
     digests = Digests(abouts)
     view: View
@@ -98,7 +101,7 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
             raise KeyboardInterrupt
         for index, answer in talk.last.turn.answers.items():
             failed = failed or bool(answer.error)
-            if not answer.text and not answer.error:
+            if not (answer.text or answer.calls or answer.error):
                 only = f" after {len(answer.reasoning):,} characters of reasoning" if answer.reasoning else ""
                 ending = f" ({ending_of(answer.reason)})" if ending_of(answer.reason) else ""
                 name = talk.engines[index].about.name

@@ -6,11 +6,14 @@ order: whatever a command raises as a `LorafoldError` has changed nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from lorafold.chat.called import told, told_message
+from lorafold.chat.dialogue import name_of
 from lorafold.chat.sandbox import Message
 from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
@@ -20,6 +23,7 @@ from lorafold.serve.protocol import Engine
 from lorafold.serve.terminal.chat_state import ChatState, last_turn, model_at, named_file, tell_kept
 from lorafold.serve.terminal.lens_view import lens
 from lorafold.serve.terminal.panes import wrapped
+from lorafold.serve.terminal.talk import Talk
 from lorafold.serve.terminal.views import STYLES
 from lorafold.serve.terminal.votes import blind, tell_score, vote
 
@@ -165,7 +169,7 @@ def _what_was_read(engine: Engine, messages: Sequence[Message]) -> str:
     prompt = engine.prompt(messages)
     if prompt is not None:
         return prompt
-    sent = "\n".join(f"[{message['role']}] {message['content']}" for message in messages)
+    sent = "\n".join(f"[{message['role']}] {told_message(message)}" for message in messages)
     return f"{sent}\n(these messages were sent; the server builds the prompt)"
 
 
@@ -200,6 +204,44 @@ def retry(state: ChatState, argument: str) -> None:
         tell_kept(state, turn)
 
 
+def tool(state: ChatState, argument: str) -> None:
+    """Show the tools, or give the result of what was called last."""
+    talk = state.talk
+    if not argument:
+        names = ", ".join(name_of(tool) for tool in talk.conversation.tools)
+        state.tell(f"tools: {names or '(none: start with --tools FILE)'}")
+        for model in talk.calling():
+            for call in talk.conversation.waiting(model):
+                state.tell(f"{talk.letter(model)} waits: {told(call)}")
+        return
+    turn = talk.ask(argument, results_of(talk, argument))
+    if turn is None:
+        state.tell("no answer; the result was not kept")
+
+
+def results_of(talk: Talk, text: str) -> tuple[str, ...]:
+    """The results that a text gives: itself of one call, the entries of a JSON list of several.
+
+    Raises:
+        UsageError: no call waits, or there are more or fewer results than calls.
+    """
+    follow = talk.conversation.follow
+    counts = {len(talk.conversation.waiting(model if follow is None else follow)) for model in talk.calling()}
+    if not counts:
+        raise UsageError("no answer that was called last waits for a result", fix="ask something first")
+    most = max(counts)
+    if most == 1:
+        return (text,)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or len(found) != most:
+        problem = f"{most} calls wait, so the results are a JSON list of as many"
+        raise UsageError(problem, fix='/tool ["first", "second"]')
+    return tuple(row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in found)
+
+
 def undo(state: ChatState, argument: str) -> None:
     """Forget the last question and its answers."""
     turn = last_turn(state)
@@ -209,7 +251,12 @@ def undo(state: ChatState, argument: str) -> None:
 
 def edit(state: ChatState, argument: str) -> None:
     """Change the last question and ask it again."""
-    user = last_turn(state).user
+    turn = last_turn(state)
+    user = turn.user
+    if turn.results:
+        state.talk.conversation.turns.pop()
+        state.draft = f"/tool {user}"
+        return
     state.draft = f"/{user}" if user.startswith("/") else user  # a slash alone would be a command
     state.editing = True
 
@@ -309,6 +356,7 @@ COMMANDS: Mapping[str, Command] = {
     "show": Command(
         "show [prompt]", "settings, models, votes; or what was last read", show, ("prompt",), most=1
     ),
+    "tool": Command("tool [RESULT]", "show the tools, or give the result of a call", tool, most=None),
     "retry": Command("retry", "answer the last question again, with other random numbers", retry),
     "undo": Command("undo", "forget the last question and its answers", undo),
     "edit": Command("edit", "change the last question and ask it again", edit),

@@ -37,4 +37,5 @@ def _row(talk: Talk, number: int, turn: Turn) -> QuestionRow:
         answers,
         vote="tie" if turn.vote == TIE else turn.vote,
         blind=turn.blind,
+        tools=talk.conversation.tools,
     )

@@ -70,16 +70,17 @@ class Talk:
         """A model's letter now."""
         return letter_of(self.columns, model)
 
-    def ask(self, user: str) -> Turn | None:
+    def ask(self, user: str, results: tuple[str, ...] = ()) -> Turn | None:
         """Put a question to the models.
 
         Args:
             user: the question.
+            results: instead of it, what the tools answered; only models that called some are asked.
 
         Returns:
             The turn; None if nobody said a word, and the question was not kept.
         """
-        return self._run(user, attempt=0)
+        return self._run(user, attempt=0, results=results)
 
     def again(self, user: str | None = None) -> Turn | None:
         """Ask the last question again with other random numbers, or another question in its place.
@@ -95,7 +96,8 @@ class Talk:
         tried = self.last.attempt if self.last else 0
         done = None
         try:
-            done = self._run(old.user, tried + 1) if user is None else self._run(user, attempt=0)
+            again = (old.user, tried + 1, old.results) if user is None else (user, 0, ())
+            done = self._run(*again)
         finally:
             if done is None:  # also if an error ends the program's try
                 turns[before:] = [old]
@@ -103,9 +105,11 @@ class Talk:
             self.last.kept = done.carry_over(old)
         return done
 
-    def _turn(self, user: str, sampling: Sampling) -> Turn:
+    def _turn(self, user: str, sampling: Sampling, results: tuple[str, ...]) -> Turn:
         """A question as it is asked now, its answers empty; sides are shuffled while names are hidden."""
         asked, conversation = self.asked(), self.conversation
+        if results:
+            asked = self.calling()
         if self.blind:
             random.SystemRandom().shuffle(asked)
         return Turn(
@@ -115,12 +119,20 @@ class Talk:
             self.blind,
             system=conversation.system,
             follow=conversation.follow,
+            results=results,
         )
 
-    def _run(self, user: str, attempt: int) -> Turn | None:
+    def calling(self) -> list[int]:
+        """The models that answer now and whose history ends with calls, from left to right."""
+        follow = self.conversation.follow
+        return [
+            model for model in self.asked() if self.conversation.waiting(model if follow is None else follow)
+        ]
+
+    def _run(self, user: str, attempt: int, results: tuple[str, ...] = ()) -> Turn | None:
         # One seed for all models of a turn, so that a difference is the models' own.
         sampling = seeded(self.conversation.sampling, attempt)
-        turn, cancel = self._turn(user, sampling), Cancel()
+        turn, cancel = self._turn(user, sampling, results), Cancel()
         self.conversation.turns.append(turn)
         self.last = LastQuestion(turn, attempt)
         requests = {
@@ -139,7 +151,7 @@ class Talk:
             finally:
                 self.view.end(turn)
                 self.last.cancelled = cancel.is_set()
-        if not any(answer.text or answer.reasoning for answer in turn.answers.values()):
+        if not any(answer.text or answer.reasoning or answer.calls for answer in turn.answers.values()):
             self.conversation.turns.pop()
             return None
         return turn

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lorafold.chat.called import told
 from lorafold.console import LiveRows, Row, Segment, cell_width, sanitize
 from lorafold.serve.conversation import Answer, Turn
 from lorafold.serve.engines.digests import Digests
@@ -151,6 +152,7 @@ class ColumnView:
             footer.append((f"{answer.error}\n", "red"))
         if note := dropped_note(answer):
             footer.append((f"{note}\n", "yellow"))
+        footer += [(f"→ {told(call)}\n", "bold") for call in answer.calls]
         footer.append((summary(answer), "dim"))
         self._panes.end(self._pane[model], footer)
         self.tick()
@@ -249,6 +251,7 @@ class PlainView:
             answer = self._answers[self._waiting.pop(0).model]
             said = answer.text or (answer.reasoning if self.figures else "")
             _write("" if said.endswith("\n") or not said else "\n")
+            _write("".join(f"→ {told(call)}\n" for call in answer.calls))
             if answer.error:
                 _write(f"error: {answer.error}\n", error=True)
             if note := dropped_note(answer):
@@ -321,6 +324,8 @@ class JsonView:
             "seed": answer.seed,
             "logprobs": [round(value, 5) for value in answer.logprobs] or None,
         }
+        if answer.calls:
+            row["tool_calls"] = answer.calls
         if answer.reasoning:
             row["reasoning"] = answer.reasoning
         if answer.dropped:

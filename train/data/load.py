@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lorafold.chat.dialogue import calls_of, name_of, tools_of
 from lorafold.errors import InputError
 from lorafold.records.files import DataPart, Reading, read_parts, shown
 from lorafold.records.layouts import Example, build_example, recognise, unread
 from lorafold.records.misread import misread_note
 from lorafold.train.config import TrainConfig
-from lorafold.train.data.noted import oddities
 from lorafold.train.data.split import draw_split, leak_note
 
 
@@ -76,7 +77,26 @@ def load_data(
             raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
     if (misread := misread_note(_texts(examples))) is not None:
         notes.append(misread)
-    return _data_set(examples, (*notes, *oddities(examples)))
+    notes += _tool_note(examples)
+    return _data_set(examples, notes)
+
+
+def _tool_note(examples: Sequence[Example]) -> list[str]:
+    """How many conversations have tools, and what they do with them."""
+    defined = [{name_of(tool) for tool in tools_of(example.messages)} for example in examples]
+    messages = [message for example in examples for message in example.messages]
+    calls = sum(len(calls_of(message)) for message in messages)
+    results = sum(message["role"] == "tool" for message in messages)
+    if not (any(defined) or calls):
+        return []
+    using = sum(
+        bool(names) or any(map(calls_of, example.messages))
+        for names, example in zip(defined, examples, strict=True)
+    )
+    return [
+        f"tools: {using:,} of {len(examples):,} examples use some ({len(set().union(*defined)):,} are "
+        f"defined); {calls:,} calls are trained, {results:,} results are not"
+    ]
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[tuple[str, str]]:
@@ -107,7 +127,8 @@ def _data_set(examples: Sequence[Example], notes: Sequence[str] = (), sha256: st
 def _sha256(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        content = list(example.messages) if example.text is None else example.text
+        content: Any = list(example.messages) if example.text is None else example.text
+        content = [content, list(tools)] if (tools := tools_of(example.messages)) else content
         said = [content, list(example.trained)] if example.trained else content
         digest.update(json.dumps(said, ensure_ascii=True, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

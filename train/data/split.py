@@ -6,10 +6,13 @@ evaluation would measure what was learnt by heart. So examples that say the same
 
 from __future__ import annotations
 
+import json
 import random
 import unicodedata
 from collections.abc import Sequence
 
+from lorafold.chat.dialogue import calls_of
+from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.records.layouts import Example
 
@@ -85,7 +88,13 @@ def content_key(example: Example) -> object:
     if example.text is not None:
         return _normal(example.text)
     turns = example.messages
-    return tuple((turn["role"], _normal(turn["content"])) for turn in turns if turn["role"] != "system")
+    return tuple((turn["role"], *_said(turn)) for turn in turns if turn["role"] != "system")
+
+
+def _said(turn: Message) -> list[str]:
+    """What a turn says, and what it calls."""
+    calls = [json.dumps(call["function"], sort_keys=True) for call in calls_of(turn)]
+    return [_normal(text) for text in (turn["content"], *calls)]
 
 
 def _normal(text: str) -> str:

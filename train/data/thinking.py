@@ -31,7 +31,7 @@ def settle_thinking(
     Returns:
         The tokenizer, with the switch set if that is needed, and what the user should know about it.
     """
-    chats = [list(example.messages) for example in examples[:_TRIED] if _answered(example)]
+    chats = [example.messages for example in examples[:_TRIED] if _answered(example)]
     template = tokenizer.template
     if not chats or _continues(template, chats):
         return tokenizer, ()

@@ -6,9 +6,11 @@ characters, and a template is put around what has one already; the loss looks we
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 from lorafold.chat.control_forms import written_markers
+from lorafold.chat.dialogue import calls_of
 from lorafold.chat.template import ChatTemplate
 from lorafold.records.layouts import Example
 
@@ -56,6 +58,7 @@ def _texts(example: Example) -> Iterator[str]:
         yield example.text
     for message in example.messages:
         yield from (str(message[key]) for key in ("content", "reasoning_content") if message.get(key))
+        yield from (json.dumps(call, ensure_ascii=False) for call in calls_of(message))
 
 
 def _where(found: Sequence[tuple[Example, list[str]]], examples: Sequence[Example]) -> str:

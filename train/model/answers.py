@@ -70,7 +70,7 @@ def choose_questions(
     chosen: list[Question] = []
     for messages in (chats[int(index * step)] for index in range(min(len(chats), count))):
         try:
-            ids = tokenizer.encode_prompt(list(messages[:-1]))
+            ids = tokenizer.encode_prompt(messages[:-1])
         except InputError:  # a template may refuse a conversation without its answer
             continue
         if len(ids) <= max_length:

@@ -16,6 +16,7 @@ from itertools import takewhile
 
 from lorafold.chat.control_forms import written_markers
 from lorafold.chat.controls import split_controls
+from lorafold.chat.dialogue import says
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.records.layouts import Example
@@ -33,7 +34,7 @@ def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
     if (written := _written(example, tokenizer)) is not None:
         return _completed(written, tokenizer)
     try:
-        whole = tokenizer.encode_chat(list(example.messages), trained=example.marks)
+        whole = tokenizer.encode_chat(example.messages, trained=example.marks)
     except InputError as error:
         raise type(error)(error.problem, at=example.place, fix=error.fix) from error
     last = next((token for token, on in zip(whole.ids[::-1], whole.mask[::-1], strict=True) if on), None)
@@ -78,7 +79,7 @@ def _completed(parts: Sequence[tuple[str, bool]], tokenizer: ChatTokenizer) -> E
 
 def _answered(example: Example) -> bool:
     """Whether the last turn is trained and says something; the tokenizer trains no blank one."""
-    return example.marks[-1] and bool(example.messages[-1]["content"].strip())
+    return example.marks[-1] and says(example.messages[-1])
 
 
 def beginning(tokenizer: ChatTokenizer) -> list[int]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lorafold.chat.called import split_calls
 from lorafold.errors import SystemFault
 from lorafold.serve.config import Sampling
 from lorafold.serve.engines.servers.calls import Calls
@@ -73,15 +74,18 @@ class ServerAnswer:
         url: of the server, for messages.
         sampling: what was asked for.
         cancel: tells a break wanted by the user from one that is a fault.
+        tools: it was given tools: calls are kept apart, also those that a server leaves in the text.
     """
 
-    def __init__(self, url: str, sampling: Sampling, cancel: Cancel) -> None:
+    def __init__(self, url: str, sampling: Sampling, cancel: Cancel, *, tools: bool = False) -> None:
         self._url = url
         self._sampling = sampling
         self._cancel = cancel
         self._begin = time.perf_counter()
         self._started = False
         self._odd = ""  # what came that is no part of an answer
+        self._tools = tools
+        self._said = ""
         self._text = _Whole()
         self._thought = _Whole()
         self._divider = Divider()
@@ -142,6 +146,7 @@ class ServerAnswer:
             self._entries.clear()
         if thought:
             yield Thought(thought, self._elapsed())
+        self._said += answer
         self._content += answer.encode()
         yield from self._matched()
 
@@ -183,14 +188,17 @@ class ServerAnswer:
             yield Thought(left, self._elapsed())
         yield from self._divided(*self._divider.add(self._text.rest()))
         yield from self._divided(*self._divider.rest())
-        if self.calls.shown:
+        if self.calls.shown and not self._tools:
             self._content += ("\n" * self.answered + self.calls.shown).encode()
         if self._content:
             yield self._rest()
         if left := self._decoder.decode(b"", final=True):
             yield Token(left, None, None, self._elapsed())
         told, asked = count(tokens), count(prompt_tokens)
-        yield Finished(self._ended(reason, told), self._elapsed(), tokens=told, prompt_tokens=asked)
+        called = (self.calls.found or split_calls(self._said)[1]) if self._tools else []
+        yield Finished(
+            self._ended(reason, told), self._elapsed(), tokens=told, prompt_tokens=asked, calls=tuple(called)
+        )
 
     def _ended(self, reason: str | None, tokens: int | None) -> str:
         """Why the answer ended, in our words if we have one for it, else in the server's."""

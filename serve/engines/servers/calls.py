@@ -1,4 +1,4 @@
-"""Calls of tools in a server's answer, put together from their parts, and shown as text.
+"""Calls of tools in a server's answer, put together from their parts.
 
 OpenAI's stream sends a call in parts that carry its index, the arguments as pieces of JSON text; Ollama and
 whole bodies send it at once, some with the arguments as an object.
@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from lorafold.chat.dialogue import ToolCall
 from lorafold.serve.engines.servers.fields import fields, rows, text
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """A call of which more may come."""
+
+    name: str = ""
+    identifier: str = ""
+    arguments: str = ""
 
 
 class Calls:
     """The calls of one answer while they arrive."""
 
     def __init__(self) -> None:
-        self._calls: dict[object, list[str]] = {}  # by index: name, arguments
+        self._calls: dict[object, _Arriving] = {}  # by index
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -28,12 +39,29 @@ class Calls:
         for row in old or rows(message.get("tool_calls")):
             index, function = 0 if old else row.get("index"), fields(row.get("function")) or row
             key = index if isinstance(index, int) else f"call {len(self._calls)}"
-            call = self._calls.setdefault(key, ["", ""])
-            call[0] = call[0] or text(function.get("name"))
+            call = self._calls.setdefault(key, _Arriving())
+            call.name = call.name or text(function.get("name"))
+            call.identifier = call.identifier or text(row.get("id"))
             given = function.get("arguments")
-            call[1] += json.dumps(given, ensure_ascii=False) if isinstance(given, Mapping) else text(given)
+            whole = isinstance(given, Mapping)
+            call.arguments += json.dumps(given, ensure_ascii=False) if whole else text(given)
+
+    @property
+    def found(self) -> list[ToolCall]:
+        """The calls as OpenAI writes them; those without a name are none."""
+        return [
+            {
+                "id": call.identifier or f"call{number:05}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments or "{}"},
+            }
+            for number, call in enumerate(self._calls.values())
+            if call.name
+        ]
 
     @property
     def shown(self) -> str:
-        """The calls as text, one a line; those without a name are none."""
-        return "\n".join(f"[calls {name}({given})]" for name, given in self._calls.values() if name)
+        """The calls as text, one a line: of a model that was given no tools, nobody waits for them."""
+        return "\n".join(
+            f"[calls {call.name}({call.arguments})]" for call in self._calls.values() if call.name
+        )

@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lorafold.chat.calls import CallForm, as_wanted
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
 from lorafold.libraries.ollama import ollama_url
@@ -83,12 +85,13 @@ class OllamaEngine:
         """Answer a conversation (see `Engine.stream`)."""
         body = {
             "model": self._name,
-            "messages": list(messages),
+            "messages": [_named(message) for message in as_wanted(messages, CallForm(True, True, True))],
+            **({"tools": list(tools)} if (tools := tools_of(messages)) else {}),
             "stream": True,
             "truncate": False,  # a conversation that does not fit is refused, not cut without a word
             "options": self._options(sampling),
         }
-        answer = ServerAnswer(self._server.url, sampling, cancel)
+        answer = ServerAnswer(self._server.url, sampling, cancel, tools=bool(tools_of(messages)))
         yield from read_answer(ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel), answer)
         if self._context is None and not cancel.is_set():
             self._note_context()
@@ -125,6 +128,11 @@ class OllamaEngine:
 
     def close(self) -> None:
         """Nothing is held; Ollama unloads the model by itself."""
+
+
+def _named(message: Message) -> Message:
+    """A message with Ollama's own name for the tool that a result is of."""
+    return {**message, "tool_name": message["name"]} if message["role"] == "tool" else message
 
 
 def read_answer(events: Iterator[ServerEvent], answer: ServerAnswer) -> Iterator[Event]:

@@ -15,6 +15,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lorafold.chat.calls import CallForm, as_wanted
+from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import LorafoldError, UsageError
 from lorafold.serve.config import Sampling
@@ -109,13 +111,14 @@ class OpenAIEngine:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Answer a conversation (see `Engine.stream`)."""
-        answer = ServerAnswer(self._server.url, sampling, cancel)
+        answer = ServerAnswer(self._server.url, sampling, cancel, tools=bool(tools_of(messages)))
         return read_answer(self._ask(messages, sampling, cancel), answer)
 
     def _ask(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[ServerEvent]:
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": list(messages),
+            "messages": list(as_wanted(messages, CallForm(True, True, True, text=True))),
+            **({"tools": list(tools)} if (tools := tools_of(messages)) else {}),
             "stream": True,
             "stream_options": {"include_usage": True},
             "max_tokens": sampling.max_tokens,

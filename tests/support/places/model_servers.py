@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -153,10 +153,12 @@ def refused(status: int, body: Any, kind: str = "application/json; charset=utf-8
     return lambda handler, _: handler.whole(status, raw, kind)  # type: ignore[no-any-return]
 
 
-def answered(engine: Engine, cancel: Cancel | None = None) -> Answer:
+def answered(
+    engine: Engine, cancel: Cancel | None = None, messages: Sequence[dict[str, Any]] = ASKED
+) -> Answer:
     """What an engine answers."""
     answer = Answer()
-    for event in engine.stream(ASKED, GREEDY, cancel or Cancel()):
+    for event in engine.stream(messages, GREEDY, cancel or Cancel()):
         answer.take(event)
     return answer
 

@@ -68,15 +68,15 @@ FAULTS: dict[str, tuple[str, bytes, str]] = {
         jsonl(
             '{"messages": [' + TURN + ', {"role": "assistant", "content": null, "tool_calls": [{"id": 1}]}]}'
         ),
-        r"d.jsonl:1: messages\[1\]: tool_calls cannot be trained on; fix: write the call into the content",
+        r"d.jsonl:1: messages\[1\].tool_calls: expected a call with a name; fix: write",
     ),
     "function call": (
         "d.jsonl",
         jsonl(
             GOOD.replace("instruction", "prompt").replace("output", "completion"),
-            '{"prompt": "a", "completion": [{"from": "gpt", "value": "", "function_call": {"name": "f"}}]}',
+            '{"prompt": "a", "completion": [{"from": "gpt", "value": "", "function_call": {"name": ""}}]}',
         ),
-        r"d.jsonl:2: completion\[0\]: function_call cannot be trained on",
+        r"d.jsonl:2: completion\[0\].function_call: expected a call with a name",
     ),
     "two system messages": (
         "d.jsonl",
