@@ -8,7 +8,7 @@ stays but the figures at each token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,13 @@ from lorafold.errors import InputError
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.answers import OpensReference, ProofReference
+from lorafold.export.proof.kept import KeptAnswers, KeptReference
 from lorafold.export.proof.llama import Runner, runner
 from lorafold.export.proof.measured import Answers, PerToken, agreement, kl, surprise
-from lorafold.export.proof.sample import AskedChat
+from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, ChatTokens
 from lorafold.export.quant.mixture import Importance
 from lorafold.machine import return_free_memory
 from lorafold.probabilities import log_softmax
-
-ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +39,6 @@ class WrittenModel:
     recipe: str
     path: Path
     tensors: tuple[TypedTensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ChatTokens:
-    """What is asked, as tokens.
-
-    Attributes:
-        ids: the prompt.
-        answer: the answer; empty if it is to be the greedy one.
-    """
-
-    ids: list[int]
-    answer: list[int] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.ids) + (len(self.answer) or ANSWER_TOKENS)
 
 
 @dataclass(slots=True)
@@ -118,9 +99,11 @@ class Asking:
         imatrix: the importance weights of the export.
         stops: tokens that end an answer.
         ways: how the reference may be computed, the best one first.
+        kept: what the first of these ways gave in earlier proofs; None to compute it anyway.
 
     Attributes:
         reasons: why ways were given up.
+        reused: whether answers of an earlier proof were taken.
     """
 
     def __init__(
@@ -130,13 +113,16 @@ class Asking:
         imatrix: Importance | None,
         stops: frozenset[int],
         ways: Sequence[OpensReference],
+        kept: KeptReference | None = None,
     ) -> None:
         self.reasons: list[str] = []
+        self.reused = False
         self._models = models
         self._inputs = inputs
         self._imatrix = imatrix
         self._stops = stops
         self._ways = list(ways)
+        self._kept = kept
         self._reference: ProofReference | None = None
         self._width = 0
 
@@ -166,17 +152,26 @@ class Asking:
             done += 1
             progress(min(done / steps, 1.0))
 
-        conversations, ours = self._files(prompts, step)
+        kept = self._kept.find(prompts) if self._kept else None
+        conversations, ours = self._files(prompts if kept is None else kept.asked, step)
+        if kept is not None and kept.tuned[0].shape[1] != self._width:
+            kept = None
+        self.reused |= kept is not None
         return_free_memory()
         while self._ways:
             try:
                 if self._reference is None:
                     self._reference = self._ways[0](self._inputs, self._width, self._imatrix)
-                return self._figures(self._reference, conversations, ours, step)
+                if kept is None:
+                    kept = KeptAnswers(conversations, *self._reference.answers(conversations))
+                    if self._kept is not None:
+                        self._kept.keep(prompts, kept)
+                step()
+                return self._figures(self._reference, kept, ours, step)
             except InputError as error:
                 self.reasons.append(error.problem)
                 self._ways.pop(0)
-                self._reference = None
+                self._reference, self._kept, kept = None, None, None
         return None
 
     def _files(
@@ -214,16 +209,15 @@ class Asking:
     def _figures(
         self,
         reference: ProofReference,
-        conversations: Sequence[AskedChat],
+        answers: KeptAnswers,
         ours: Sequence[Answers],
         step: Callable[[], None],
     ) -> Figures:
         """Compare what the files say with the reference."""
+        conversations, tuned = answers.chats, answers.tuned
         ids = [np.array(each.ids[each.start :]) for each in conversations]
-        tuned, base = reference.answers(conversations)
-        effect = PerToken([] if base is None else kl(tuned, base))
-        del base
-        step()
+        effect = PerToken([] if answers.base is None else kl(tuned, answers.base))
+        answers.base = None  # so that its memory is free
         files = []
         for model, file in zip(self._models, ours, strict=True):
             rounded = reference.rounded(model.tensors, conversations, tuned)

@@ -34,7 +34,7 @@ from lorafold.weights import TensorInfo, TensorSource
 if TYPE_CHECKING:
     import torch
 
-_AT_ONCE = 1 << 28  # bytes of weights that are in place at once, unless one parameter alone is larger
+_AT_ONCE = 150_000_000  # bytes of weights that are in place at once, unless one parameter alone is larger
 _HEAD_WEIGHTS = 1 << 22  # weights of the output head that are multiplied at once
 
 

@@ -29,12 +29,13 @@ import numpy as np
 from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.answers import WAYS, ReferenceWay
-from lorafold.export.proof.asking import ANSWER_TOKENS, Asking, ChatTokens, Figures, FileFigures, WrittenModel
+from lorafold.export.proof.answers import WAYS, LayeredReference, ReferenceWay
+from lorafold.export.proof.asking import Asking, Figures, FileFigures, WrittenModel
 from lorafold.export.proof.check import Check
+from lorafold.export.proof.kept import KeptReference
 from lorafold.export.proof.measured import PerToken
 from lorafold.export.proof.reference import own_reading
-from lorafold.export.proof.sample import rounds, tokens_for
+from lorafold.export.proof.sample import ANSWER_TOKENS, ChatTokens, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress, silent
 
@@ -97,7 +98,8 @@ def check_logits(
     elif ways:
         weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
         planned = rounds([prompt.tokens for prompt in prompts], tokens_for(weights))
-        asking = Asking(models, inputs, imatrix, frozenset(tokenizer.eos_ids), ways)
+        kept = KeptReference(inputs) if ways[0] is LayeredReference else None
+        asking = Asking(models, inputs, imatrix, frozenset(tokenizer.eos_ids), ways, kept)
         chosen = [[prompts[number] for number in part] for part in planned]
         figures = _all_rounds(asking, chosen, effort.minutes, progress)
         reasons += asking.reasons
@@ -109,8 +111,7 @@ def check_logits(
     if inputs.adapters:
         losses = {model.recipe: file.kl.mean for model, file in zip(models, figures.files, strict=True)}
         checks.append(check_effect(figures.effect.mean, losses))
-    usual = asking.words == WAYS[effort.way][0].words
-    return [*checks, *_notes(inputs, figures, len(prompts), asking.words, () if usual else reasons)]
+    return [*checks, *_notes(inputs, figures, len(prompts), _origin(asking, effort.way, reasons))]
 
 
 def _prompt(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | None:
@@ -200,16 +201,23 @@ def _between(figure: PerToken, form: str) -> str:
     return f" ({low:{form}} to {high:{form}})"
 
 
-def _notes(
-    inputs: Inputs, figures: Figures, chats: int, words: str, reasons: Sequence[str]
-) -> Iterator[Check]:
+def _origin(asking: Asking, way: ReferenceWay, reasons: Sequence[str]) -> str:
+    """Where the reference comes from, if it was not computed in the usual way; else nothing."""
+    if asking.words != WAYS[way][0].words:
+        return f"computed by {asking.words}, since otherwise: {'; '.join(reasons)}"
+    if asking.reused:
+        return "answers of an earlier proof of the same base, adapter and chats were taken again"
+    return ""
+
+
+def _notes(inputs: Inputs, figures: Figures, chats: int, origin: str) -> Iterator[Check]:
     """What was left out, and what the reference is if it is not what one would take it for."""
     asked = len(figures.surprise.values)
     if asked < chats:
         told = f"{asked} of {chats} held-out chats were asked, which take about as long as the export itself"
         yield Check("sample", "note", f"{told}; --proof-minutes asks more", {"chats": chats, "asked": asked})
-    if reasons:
-        yield Check("reference", "note", f"computed by {words}, since otherwise: {'; '.join(reasons)}")
+    if origin:
+        yield Check("reference", "note", origin)
     if (difference := own_reading(inputs)) is not None:
         said = (
             f"PEFT would read another adapter from this folder ({difference}), so the reference is what "

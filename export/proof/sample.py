@@ -8,8 +8,9 @@ so that the same export is proven on the same conversations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+ANSWER_TOKENS = 32  # of an answer that count
 LEAST_TOKENS = 320  # prompts and answers together
 _LEAST_WORK = 1.5e11  # weights times tokens: a few seconds of two cores for each time through the model
 FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
@@ -26,6 +27,24 @@ class AskedChat:
 
     ids: list[int]
     start: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """What is asked, as tokens.
+
+    Attributes:
+        ids: the prompt.
+        answer: the answer; empty if it is to be the greedy one.
+    """
+
+    ids: list[int]
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.ids) + (len(self.answer) or ANSWER_TOKENS)
 
 
 def tokens_for(weights: int) -> int:
