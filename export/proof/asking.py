@@ -179,9 +179,8 @@ class Asking:
     ) -> tuple[list[AskedChat], list[Answers]]:
         """The conversations with their answers, and what each file says to them."""
         context = max(prompt.tokens for prompt in prompts)
-        open_ = [prompt for prompt in prompts if not prompt.answer]
         first, *others = self._models
-        with runner(first.path, context, max(len(open_), 1)) as judge:
+        with runner(first.path, context) as judge:
             self._width = judge.width
             conversations, said = self._answered(prompts, judge)
         step()
@@ -195,14 +194,14 @@ class Asking:
 
     def _answered(self, prompts: Sequence[ChatTokens], judge: Runner) -> tuple[list[AskedChat], Answers]:
         """Answer what has no answer yet; what the file says to all of it."""
-        asked = [prompt.ids for prompt in prompts if not prompt.answer]
-        greedy = iter(judge.answers(asked, ANSWER_TOKENS, self._stops))
         conversations, said = [], []
         for prompt in prompts:
-            answer, logits = (prompt.answer, None) if prompt.answer else next(greedy)
+            answer = prompt.answer
+            if answer:
+                logits = judge.logits([*prompt.ids, *answer[:-1]], len(prompt.ids) - 1)
+            else:
+                answer, logits = judge.answer(prompt.ids, ANSWER_TOKENS, self._stops)
             conversations.append(AskedChat([*prompt.ids, *answer], len(prompt.ids)))
-            if logits is None:
-                logits = judge.logits(conversations[-1].ids[:-1], len(prompt.ids) - 1)
             said.append(log_softmax(logits))
         return conversations, said
 

@@ -27,7 +27,7 @@ from lorafold.export.proof.measured import Answers
 from lorafold.export.proof.rounding import rounded_activations
 from lorafold.export.proof.sample import AskedChat
 from lorafold.libraries.causal_lm import quiet_transformers
-from lorafold.machine import cores
+from lorafold.machine import cores, return_free_memory
 from lorafold.probabilities import log_softmax
 from lorafold.weights import TensorInfo, TensorSource
 
@@ -187,6 +187,7 @@ class LayeredModel:
 
     def _go(self, gate: Gate, module: torch.nn.Module, arguments: object, result: object) -> None:
         self.blank.empty(gate.names)
+        return_free_memory()  # threads that read leave theirs in heaps of their own
 
     def _tensor_of(self, module: torch.nn.Module, own: str = "weight") -> str:
         """The checkpoint's tensor that is a parameter of an embedding or of the head."""
@@ -230,6 +231,7 @@ class LayeredModel:
         if head.bias is not None:
             bias = source.rows(self._tensor_of(head, "bias"), 0, 1)[0]
             logits += torch.from_numpy(bias).to(device)
+        return_free_memory()
         return logits[None]
 
     # What a file's types do to what enters a product.

@@ -48,55 +48,36 @@ class Runner:
 
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Logits after each token from the number `first` on: float32 (len(ids) - first, vocabulary)."""
-        self._forget()
-        tokens = [(token, place, 0) for place, token in enumerate(ids)]
-        return self._read(tokens, [place >= first for place in range(len(ids))])
+        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+        return self._read(ids, 0, first)
 
-    def answers(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, stops: frozenset[int]
-    ) -> list[tuple[list[int], NDArray[np.float32]]]:
-        """The greedy continuations of some prompts, all at once, up to and including a stop token.
+    def answer(
+        self, ids: Sequence[int], max_tokens: int, stops: frozenset[int]
+    ) -> tuple[list[int], NDArray[np.float32]]:
+        """The greedy continuation of a prompt, up to and including a stop token.
 
         Returns:
             Ids, and the logits (ids, vocabulary) by which each was chosen.
         """
-        self._forget()
-        logits: list[list[NDArray[np.float32]]] = [[] for _ in prompts]
-        for number, ids in enumerate(prompts):
-            tokens = [(token, place, number) for place, token in enumerate(ids)]
-            ends = [place == len(ids) - 1 for place in range(len(ids))]
-            logits[number].append(self._read(tokens, ends)[0])
-        found: list[list[int]] = [[] for _ in prompts]
-        going = list(range(len(prompts)))
-        while going:
-            for number in going:
-                found[number].append(int(np.argmax(logits[number][-1])))
-            going = [n for n in going if found[n][-1] not in stops and len(found[n]) < max_tokens]
-            if going:
-                tokens = [(found[n][-1], len(prompts[n]) + len(found[n]) - 1, n) for n in going]
-                for number, row in zip(going, self._read(tokens, [True] * len(tokens)), strict=True):
-                    logits[number].append(row.copy())
-        return [(ids, np.stack(rows)) for ids, rows in zip(found, logits, strict=True)]
+        logits = [self.logits(ids, len(ids) - 1)[0]]
+        answer = [int(np.argmax(logits[-1]))]
+        while answer[-1] not in stops and len(answer) < max_tokens:
+            place = len(ids) + len(answer) - 1
+            logits.append(self._read([answer[-1]], place, place)[0])
+            answer.append(int(np.argmax(logits[-1])))
+        return answer, np.stack(logits)
 
-    def _forget(self) -> None:
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
-
-    def _read(self, tokens: Sequence[tuple[int, int, int]], wanted: Sequence[bool]) -> NDArray[np.float32]:
-        """Read tokens; logits (sum of wanted, vocabulary) after those that are wanted.
-
-        Args:
-            tokens: id, position and number of the sequence.
-            wanted: for each whether its logits are.
-        """
-        batch = self._c.llama_batch_init(len(tokens), 0, 1)
+    def _read(self, ids: Sequence[int], start: int, first: int) -> NDArray[np.float32]:
+        """Read tokens at the positions from `start` on; logits after those at `first` and behind it."""
+        batch = self._c.llama_batch_init(len(ids), 0, 1)
         try:
-            batch.n_tokens = len(tokens)
-            for i, ((token, place, sequence), want) in enumerate(zip(tokens, wanted, strict=True)):
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids):
                 batch.token[i] = token
-                batch.pos[i] = place
+                batch.pos[i] = start + i
                 batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = sequence
-                batch.logits[i] = want
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = start + i >= first
             code = self._c.llama_decode(self._context, batch)
         finally:
             self._c.llama_batch_free(batch)
@@ -105,25 +86,17 @@ class Runner:
                 f"llama.cpp failed with code {code} ({complaint()})", at=self._path, fix="free some memory"
             )
         pointer = self._c.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(sum(wanted), self.width)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(start + len(ids) - first, self.width)).copy()
 
 
 @contextlib.contextmanager
-def runner(gguf: Path, context: int, sequences: int = 1) -> Iterator[Runner]:
-    """Load a model.
-
-    Args:
-        gguf: the file.
-        context: tokens of the longest conversation.
-        sequences: how many conversations it answers at once.
-    """
+def runner(gguf: Path, context: int) -> Iterator[Runner]:
+    """Load a model for conversations of at most `context` tokens."""
     c, threads = library(), idle_cores()
     model = load_weights(gguf)
     try:
         parameters = c.llama_context_default_params()
-        parameters.n_ctx = context * sequences
-        parameters.n_batch = parameters.n_ubatch = context
-        parameters.n_seq_max, parameters.kv_unified = sequences, sequences > 1
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
         parameters.n_threads = parameters.n_threads_batch = threads
         # Keys and values in float32, no flash attention: 16-bit ones would add an error of their own.
         parameters.type_k = parameters.type_v = GGML_TYPE_F32

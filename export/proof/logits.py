@@ -58,10 +58,12 @@ class Effort:
     Attributes:
         minutes: how long the answers may be asked for; 0: as many tokens as take about the export's own time.
         way: how base + adapter is computed.
+        tokens: of one round; 0: by the size of the model.
     """
 
     minutes: float = 0.0
     way: ReferenceWay = "auto"
+    tokens: int = 0
 
 
 def check_logits(
@@ -97,7 +99,7 @@ def check_logits(
         reasons = [f"no held-out chat fits in {_CONTEXT} tokens"]
     elif ways:
         weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
-        planned = rounds([prompt.tokens for prompt in prompts], tokens_for(weights))
+        planned = rounds([prompt.tokens for prompt in prompts], effort.tokens or tokens_for(weights))
         kept = KeptReference(inputs) if ways[0] is LayeredReference else None
         asking = Asking(models, inputs, imatrix, frozenset(tokenizer.eos_ids), ways, kept)
         chosen = [[prompts[number] for number in part] for part in planned]

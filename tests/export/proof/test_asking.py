@@ -1,0 +1,79 @@
+"""Conversations asked in rounds: what is left out is said, and more time asks more, with the same figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_chat
+
+from lorafold.chat.tokenizer import ChatTokenizer
+from lorafold.export import ExportConfig
+from lorafold.export.inputs import open_inputs
+from lorafold.export.outputs.gguf import plan_gguf_output
+from lorafold.export.proof.check import Check
+from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
+from lorafold.progress import silent
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+QUESTIONS = [[{"role": "user", "content": "Who are you" + "?" * number}] for number in range(6)]
+
+
+def checks(tmp_path: Path, **effort: Any) -> dict[str, Check]:
+    """The checks of the answers of one small export."""
+    config = ExportConfig(str(tiny_chat.adapter()), out=tmp_path / "out", quant=("Q8_0",), name="tiny")
+    inputs = open_inputs(config)
+    output = plan_gguf_output(inputs, config)
+    folder = tmp_path / "written"
+    if not folder.exists():
+        folder.mkdir()
+        output.write(folder, silent)
+    (file,) = output.plan.files
+    models = [WrittenModel(file.recipe, folder / file.name, file.tensors)]
+    tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+    found = check_logits(models, inputs, tokenizer, QUESTIONS, effort=Effort(**effort))
+    return {check.name: check for check in found}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFOLD_CACHE", str(tmp_path / "cache"))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    found = checks(tmp_path, tokens=1)
+    assert found["logits tiny-Q8_0.gguf"].figures["chats"] == 3, "as few as say something"
+    assert found["sample"].verdict == "note"
+    assert found["sample"].meaning.startswith("3 of 6 held-out chats were asked")
+    assert "--proof-minutes asks more" in found["sample"].meaning
+
+
+def test_more_time_asks_round_after_round(tmp_path: Path) -> None:
+    """Rounds of three give what one round of six gives."""
+    rounds, whole = checks(tmp_path, tokens=1, minutes=10), checks(tmp_path)
+    assert "sample" not in rounds and "sample" not in whole
+    few, all_ = rounds["logits tiny-Q8_0.gguf"].figures, whole["logits tiny-Q8_0.gguf"].figures
+    assert few["chats"] == all_["chats"] == 6 and few["tokens"] == all_["tokens"]
+    for name in ("mean KL", "99th percentile KL", "mean KL of the type itself", "KL of the adapter"):
+        assert few[name] == pytest.approx(all_[name], rel=0.02), name
+    low, high = all_["mean KL, 95% interval"]
+    assert low < all_["mean KL"] < high
+    assert all_["median KL"] < all_["99th percentile KL"] <= all_["largest KL"]
+    assert len(all_["KL by position"]) == 32
+
+
+def test_no_time_is_no_second_round(tmp_path: Path) -> None:
+    found = checks(tmp_path, tokens=1, minutes=1e-9)
+    assert found["logits tiny-Q8_0.gguf"].figures["chats"] == 3
+
+
+def test_the_whole_model_with_peft_beside_it_says_the_same(tmp_path: Path) -> None:
+    layers, peft = checks(tmp_path, way="layers"), checks(tmp_path, way="peft")
+    assert "reference" not in layers and "reference" not in peft
+    name = "logits tiny-Q8_0.gguf"
+    assert layers[name].verdict == peft[name].verdict == "passed"
+    for figure in ("mean KL", "KL of the adapter", "perplexity of the reference"):
+        assert layers[name].figures[figure] == pytest.approx(peft[name].figures[figure], rel=1e-3)
