@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ANSWER_TOKENS = 32  # of an answer that count
-LEAST_TOKENS = 320  # prompts and answers together
-_LEAST_WORK = 1.5e11  # weights times tokens: a few seconds of two cores for each time through the model
+LEAST_TOKENS = 256  # prompts and answers together
+_LEAST_WORK = 1.2e11  # weights times tokens: a few seconds of two cores for each time through the model
 FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
 
 
