@@ -105,3 +105,21 @@ def test_what_peft_would_read_in_another_way_is_not_called_proven_by_peft(tmp_pa
         ExportConfig(str(tiny_chat.adapter()), out=tmp_path / "plain", quant=("F32",), name="tiny")
     )
     assert "reading" not in {check.name for check in plain.proof.checks}
+
+
+def test_several_weighted_adapters_are_proven(tmp_path: Path) -> None:
+    """No single PEFT model is their sum; layer by layer the merge itself gives the weights."""
+    result = export(
+        ExportConfig(
+            f"{tiny_chat.adapter()}=0.5",
+            adapter=(f"{tiny_chat.adapter(seed=2)}=-0.25",),
+            base=str(tiny_chat.folder()),
+            out=tmp_path / "out",
+            quant=("F32",),
+            name="tiny",
+        )
+    )
+    checks = {check.name: check for check in result.proof.checks}
+    assert checks["logits tiny-F32.gguf"].verdict == "passed" and result.proof.passed is True
+    assert checks["logits tiny-F32.gguf"].figures["mean KL"] < 1e-5
+    assert checks["effect"].figures["KL of the adapter"] > 1e-3
