@@ -114,7 +114,7 @@ def _write(path: Path, values: Answers) -> None:
     """Write log-probabilities, conversation after conversation, without a second copy in memory."""
     rows = sum(map(len, values))
     shape = (rows, values[0].shape[1])
-    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)  # type: ignore[no-untyped-call]
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     start = 0
     for each in values:
         file[start : start + len(each)] = each
