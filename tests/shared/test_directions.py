@@ -189,3 +189,16 @@ def test_every_package_says_what_it_is_for() -> None:
             if path.name == "__init__.py":
                 said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
                 assert said and len(said) > 20, path
+
+
+def test_helpers_need_no_folder_but_their_own() -> None:
+    """`tests/support` alone on the path is enough for the modules in it: other programs use them so."""
+    support = REPOSITORY / "tests" / "support"
+    own = {path.stem for path in support.iterdir()}
+    deeper = {path.stem for path in support.rglob("*.py")} - own
+    for path in support.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:  # at import; what a function imports is its caller's affair
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not deeper & {name.partition(".")[0] for name in names}, path

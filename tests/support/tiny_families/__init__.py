@@ -1,4 +1,4 @@
-"""Write a tiny random model of a family of `family_configs`, as transformers writes it.
+"""Write a tiny random model of a family of `configs`, as transformers writes it.
 
 The two families that transformers does not hold get the layout of their own repositories. The tokenizer.json
 has as many tokens as the embedding has rows, which Gemma 3's conversion counts.
@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from family_configs import DEEP, FAMILIES, FURTHER, GENERATION, MODEL_CARD, RESAVED, TWINS
 from tiny_models import SIZES, VOCABULARY, write_model
+
+from tiny_families.configs import DEEP, FAMILIES, FURTHER, GENERATION, MODEL_CARD, RESAVED, TWINS
 
 __all__ = ["DEEP", "FAMILIES", "FURTHER", "RESAVED", "TWINS", "normalized", "tiny_family", "write_tokenizer"]
 
