@@ -156,7 +156,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         settle(self, lists=("quant",))
         if self.threads < 0:
-            raise UsageError(f"threads must not be negative, got {self.threads}", at="--threads")
+            raise UsageError(f"expected 0 or more, got {self.threads}", at="--threads")
         self._check_format()
         if self.onto is not None and self.imatrix_data is not None:
             raise UsageError(
@@ -165,7 +165,11 @@ class ExportConfig:
                 fix="pass one that was made from the base with --imatrix",
             )
         if self.ollama is not None and not self.modelfile:
-            raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
+            raise UsageError(
+                "without a Modelfile there is no prompt to compare",
+                at="--ollama",
+                fix="leave out --no-modelfile",
+            )
         if not self.quant and self.format == "gguf" and self.onto is None:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
         if not self.proof_minutes >= 0:
@@ -177,7 +181,11 @@ class ExportConfig:
         if self.tensors and not self.plan:
             raise UsageError("--tensors lists the tensors of a plan", at="--tensors", fix="pass --plan")
         if self.imatrix is not None and self.imatrix_data is not None:
-            raise UsageError("pass either a matrix or texts to collect one on", at="--imatrix-data")
+            raise UsageError(
+                "a matrix is given already",
+                at="--imatrix-data",
+                fix="pass either --imatrix or --imatrix-data",
+            )
         if self.name and not 0 < len(file_stem(self.name).encode()) <= LONGEST_STEM:
             raise UsageError(
                 f"{self.name[:40]!r} gives no file name (expected a letter or digit, "

@@ -65,7 +65,7 @@ def inspect_path(
     """
     place = demo_base().folder if path == "demo" else Path(path).expanduser()
     if not place.exists():
-        raise InputError("no such file or folder", at=path)
+        raise InputError("no such file or folder", at=path, fix="check the path")
     if place.is_file() and place.suffix == ".gguf":
         return Inspection([*_gguf(place), *_next_steps(_of_gguf(place))])
     if place.is_dir():

@@ -147,4 +147,4 @@ def no_file(path: Path) -> InputError:
             at=path,
             fix="copy the folder with what its links point to (cp -rL), or download the file again",
         )
-    return InputError("no such file", at=path)
+    return InputError("no such file", at=path, fix="check the path")

@@ -228,11 +228,11 @@ def check_models(models: tuple[str, ...], context: int | None, threads: int) -> 
     if not models:
         raise UsageError("no model given", fix="pass a GGUF, a folder, ollama:NAME or an http address")
     if len(models) > 6:
-        raise UsageError(f"{len(models)} models do not fit side by side (at most 6)")
+        raise UsageError(f"{len(models)} models do not fit side by side", fix="pass at most 6")
     if context is not None and context < 64:
         raise UsageError(f"expected at least 64 tokens, got {context}", at="--context")
     if threads < 0:
-        raise UsageError(f"threads must not be negative, got {threads}", at="--threads")
+        raise UsageError(f"expected 0 or more, got {threads}", at="--threads")
 
 
 def sampling_of(config: ChatConfig | CompareConfig, saved: Sampling | None = None) -> Sampling:

@@ -233,7 +233,11 @@ def initial_part(method: str, weight: Block, rank: int, at: str) -> tuple[Block,
     """
     smallest = min(weight.shape)
     if rank > smallest or (method == "kasa" and rank == smallest):
-        raise InputError(f"rank {rank} is too large for a weight of {weight.shape}", at=at)
+        raise InputError(
+            f"rank {rank} is too large for a weight of {weight.shape}",
+            at=at,
+            fix="give the base that the adapter was trained on (--base)",
+        )
     if method == "olora":
         q, r = np.linalg.qr(weight)
         left, right = q[:, :rank], r[:rank]

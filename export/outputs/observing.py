@@ -46,7 +46,9 @@ def observe_prompts(
         LorafoldError: a server cannot be asked.
     """
     if prompt is None:
-        raise UsageError("without a Modelfile there is no prompt to compare", at="--ollama")
+        raise UsageError(
+            "without a Modelfile there is no prompt to compare", at="--ollama", fix="leave out --no-modelfile"
+        )
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
     questions = [list[Message](question(chat)) for chat in chats if not with_tools(chat)][:_QUESTIONS]
     bos = (prompt.form.bos or "") if prompt.form is not None and prompt.contract.add_bos else ""

@@ -123,7 +123,8 @@ class LayeredReference:
         needed, free = 2 * self._model.largest, memory_available()
         if free and needed > 0.7 * free:
             raise InputError(
-                f"one layer needs {needed / 1e9:.0f} GB in float32, and {free / 1e9:.0f} are free"
+                f"one layer needs {needed / 1e9:.0f} GB in float32, and {free / 1e9:.0f} are free",
+                fix="close other programs",
             )
 
     def answers(self, conversations: Sequence[AskedChat]) -> tuple[Answers, Answers | None]:
@@ -156,7 +157,7 @@ class LayeredReference:
             yield
         except REFUSALS as error:
             problem = f"transformers cannot compute it layer by layer ({type(error).__name__}: {told(error)})"
-            raise InputError(problem) from error
+            raise InputError(problem, fix="update transformers") from error
 
 
 def _config(inputs: Inputs) -> dict[str, Any]:

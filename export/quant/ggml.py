@@ -120,7 +120,8 @@ def dequantize(rows: NDArray[np.uint8], type: Type, cols: int) -> NDArray[np.flo
         raise TypeError(f"expected C-contiguous uint8 rows, got {rows.dtype}")
     if nbytes != row_size(type, cols):
         raise InputError(
-            f"a row of {cols} {type.name} values takes {row_size(type, cols)} bytes, got {nbytes}"
+            f"a row of {cols} {type.name} values takes {row_size(type, cols)} bytes, got {nbytes}",
+            fix="download or export the file again",
         )
     if type == Type.F32:
         return rows.view(np.float32).copy()
@@ -261,7 +262,9 @@ def _expander(type: Type) -> Callable[[Any, Any, int], None]:
     try:
         function = getattr(library, symbol)
     except AttributeError:
-        raise InputError(f"ggml cannot expand {type.name}", at=library._name) from None
+        raise InputError(
+            f"ggml cannot expand {type.name}", at=library._name, fix="update llama-cpp-python"
+        ) from None
     function.restype = None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return function  # type: ignore[no-any-return]

@@ -129,5 +129,5 @@ def tokenize(vocab: Any, text: str, special: bool = False) -> list[int]:
     ids = (ctypes.c_int32 * room)()
     count = library().llama_tokenize(vocab, raw, len(raw), ids, room, False, special)
     if count < 0:
-        raise InputError(f"llama.cpp cannot tokenize a text of {len(raw):,} bytes")
+        raise InputError(f"llama.cpp cannot tokenize a text of {len(raw):,} bytes", fix="shorten it")
     return ids[:count]

@@ -131,7 +131,10 @@ def score_answer(
     prompt = reader.fitter.fit_again(messages, len(answer))
     ids = [*prompt, *answer[:-1]]
     if len(ids) > reader.fitter.context:
-        raise InputError(f"the answer ends past the context of {reader.fitter.context:,} tokens")
+        raise InputError(
+            f"the answer ends past the context of {reader.fitter.context:,} tokens",
+            fix="pass a larger --context",
+        )
     first = len(prompt) - 1
     with reader.thread.held():
         reused = reader.compute(partial(reader.cache.keep, ids, first))

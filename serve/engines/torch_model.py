@@ -188,7 +188,11 @@ class TorchCache:
             logits = self._forward(outputs, input_ids=tokens)
             rows: NDArray[np.float32] = logits[0, -outputs:].float().cpu().numpy()
         if not np.isfinite(rows).all():
-            raise NumericError("the model's logits are not numbers (NaN)", at=self.model.folder)
+            raise NumericError(
+                "the model's logits are not numbers (NaN)",
+                at=self.model.folder,
+                fix="check its weights: a training run that diverged leaves NaN behind",
+            )
         self.held.extend(ids)
         return rows
 

@@ -51,7 +51,11 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"not readable as safetensors ({error})", at=path) from error
+        raise InputError(
+            f"not readable as safetensors ({error})",
+            at=path,
+            fix="remove it; an older checkpoint is used then",
+        ) from error
     return tensors
 
 
