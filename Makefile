@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check quick setup clean
+.PHONY: demo test check quick reliability setup clean
 
 ## The main job on an embedded model: train, fold, quantize, prove, compare.
 demo: $(VENV)/.demo
@@ -22,6 +22,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
+
+## Faults at every system call of real commands, and losses of power: rewrites docs/reliability.md.
+reliability: $(VENV)/.dev
+	$(BIN)/python tools/reliability.py --page docs/reliability.md
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from lorafold.errors import BusyError, InputError, LorafoldError, SystemFault, UsageError
+from lorafold.errors import BusyError, InputError, SystemFault, UsageError
 from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
 from lorafold.signatures import another_file, head_of
 from lorafold.version import __version__
@@ -62,13 +64,12 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     with lock(out):
         staging = target.parent / f".{target.name}.partial"
-        with system_faults(out):
-            if restore_folder(target):
-                check_output(out, force=force)
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
         try:
             with system_faults(out):
+                if restore_folder(target):
+                    check_output(out, force=force)
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
                 yield staging
                 sync_tree(staging)
                 replace_folder(staging, target)
@@ -77,11 +78,15 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, sync it, and rename it into place."""
+    """Write a file under a temporary name, sync it, and rename it into place.
+
+    What a killed process left of the same file is removed.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with system_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -91,6 +96,25 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote this file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not _runs(int(pid)):
+            with contextlib.suppress(OSError):  # it costs space only
+                left.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -108,19 +132,20 @@ def lock(out: Path) -> Iterator[None]:
     try:
         with system_faults(out):
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: the next one makes its own
+        # While it is held: the next one makes its own. A file that cannot be removed holds nobody up.
+        with contextlib.suppress(OSError):
+            path.unlink()
         file.close()
 
 
-def _locked(path: Path, out: Path) -> IO[str]:
+def _locked(path: Path, out: Path) -> FileIO:
     """The lock's file, opened and held."""
     while True:
         with system_faults(out):
-            file = open(path, "a+")  # noqa: SIM115 - the lock lasts as long as it is open
+            file = FileIO(path, "a+")  # without a buffer that could fail once more when it is closed
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its last holder may have removed it in between, and another process hold a new one by that name.
@@ -132,7 +157,7 @@ def _locked(path: Path, out: Path) -> IO[str]:
         except OSError as error:
             with file:
                 file.seek(0)
-                pid = file.read().strip() or "unknown"
+                pid = file.read().decode(errors="replace").strip() or "unknown"
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise BusyError(
@@ -155,7 +180,24 @@ _CURES = {
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one"),
     errno.ELOOP: ("its symbolic links lead in a circle", "choose another path"),
     errno.EIO: ("the disk reports an input/output error", "check the disk, choose another one"),
+    errno.ENOMEM: ("the system has no memory left", "close other programs"),
+    errno.EMFILE: ("too many files are open", "raise the limit, `ulimit -n 4096`"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
 }
+
+
+def system_fault(error: OSError, at: Path | str | None = None) -> SystemFault | None:
+    """What the operating system refused, as a one-line error; None if a user cannot have caused or mend it.
+
+    Args:
+        error: as it was raised.
+        at: the file that was worked on, if the error names none.
+    """
+    if error.errno not in _CURES:
+        return None
+    problem, fix = _CURES[error.errno]
+    # Of a copy or a rename the second name is the one that was to be written.
+    return SystemFault(problem, at=error.filename2 or error.filename or at, fix=fix)
 
 
 @contextlib.contextmanager
@@ -163,14 +205,11 @@ def system_faults(at: Path) -> Iterator[None]:
     """Turn the operating system's refusals (full disk, permission, quota, I/O) into one-line errors."""
     try:
         yield
-    except LorafoldError:
-        raise
     except OSError as error:
-        if error.errno not in _CURES:
+        fault = system_fault(error, at)
+        if fault is None:
             raise
-        problem, fix = _CURES[error.errno]
-        # Of a copy or a rename the second name is the one that was to be written.
-        raise SystemFault(problem, at=error.filename2 or error.filename or at, fix=fix) from error
+        raise fault from error
 
 
 def sha256_file(path: Path) -> str:
@@ -216,11 +255,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None if there is none (a folder made by another tool).
 
     Raises:
-        InputError: there is one, but it cannot be read, or a later version gave it another meaning.
+        InputError: it is none of ours, damaged, or a later version gave it another meaning.
+        SystemFault: the system does not let it be read.
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with system_faults(path):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -345,6 +345,18 @@ def _run(tokens: list[str]) -> int:
         # The reader of our output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a disk that fails while something is read: what is written says more
+        fault = _system_fault(error)
+        if fault is None:
+            raise
+        _print_error(str(fault))
+        return fault.exit_code
+
+
+def _system_fault(error: OSError) -> LorafoldError | None:
+    from lorafold.artifacts import system_fault
+
+    return system_fault(error)
 
 
 def _print_error(message: str) -> None:

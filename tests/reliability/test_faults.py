@@ -1,0 +1,87 @@
+"""Real commands, struck at their system calls and by losses of power: nothing is lost, nothing is half there.
+
+A part of what `make reliability` runs; its table is in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+from campaign import Campaign, Scenario
+from faults import Commands, Fault, shim
+from scenarios import SCENARIOS, inputs
+
+Started = Callable[..., Campaign]
+NAMES = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """Starts the campaign of a scenario, with a mutant of our code or without."""
+    home = tmp_path_factory.mktemp("faults")
+    library = shim(home)
+    if library is None:
+        pytest.skip("this machine has no C compiler for the shim, or no glibc")
+    material = inputs(home / "inputs")
+    running: list[Commands] = []
+
+    def start(scenario: Scenario, mutant: str | None = None) -> Campaign:
+        imports = (*scenario.imports, mutant) if mutant else scenario.imports
+        number = len(running)
+        running.append(Commands(library, home / f"own-{number}", imports))
+        return Campaign(running[-1], scenario, material, home / f"work-{number}")
+
+    yield start
+    for commands in running:
+        commands.close()
+
+
+def test_a_modelfile_is_there_or_not(started: Started) -> None:
+    campaign = started(NAMES["modelfile"])
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=9)]
+    assert len(wrong) > 10
+    assert not [entry for entry in wrong if entry[1]]
+
+
+def test_what_is_struck_is_what_was_asked_for(started: Started) -> None:
+    """The counter counts: the struck call is the one of the undisturbed run, and it did fail."""
+    campaign = started(NAMES["modelfile"])
+    for number, kind in enumerate(campaign.calls, start=1):
+        if kind == "write":
+            outcome, _ = campaign.strike(Fault("ENOSPC", number))
+            assert (outcome.kind, outcome.code) == ("write", 5)
+            assert "the disk is full" in outcome.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("modelfile", "train")])
+def test_an_export_is_the_old_one_or_the_new_one(started: Started, name: str) -> None:
+    campaign = started(NAMES[name])
+    assert len(campaign.calls) > 90
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=37)]
+    wrong += list(campaign.lose_power(every=40))
+    assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.slow
+def test_a_training_run_goes_on_to_the_same_adapter(started: Started) -> None:
+    campaign = started(NAMES["train"])
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=67)]
+    wrong += list(campaign.lose_power(every=60))
+    assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", ["mutants.no_fsync", "mutants.renamed_first", "mutants.swallowed"])
+def test_a_worse_commit_would_be_found(started: Started, mutant: str) -> None:
+    """The judge is judged: each mutant of the commit is caught by the fault that it does not survive."""
+    scenario = dataclasses.replace(NAMES["export"], kept=(".out*",))
+    campaign = started(scenario, mutant)
+    last = len(campaign.calls)
+    points = [
+        fault for fault in campaign.points() if fault.what in ("EIO", "SIGKILL") and fault.at > last - 70
+    ]
+    found = any(campaign.strike(fault, recover=False)[1] for fault in points[::5])
+    assert found or any(wrong for _, wrong in campaign.lose_power(every=1000))

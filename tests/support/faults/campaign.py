@@ -1,0 +1,226 @@
+"""What a struck command must leave behind, and the runs that show it.
+
+Whatever strikes, and whenever: the output is the complete old one or the complete new one; what is said is
+one line with a cure, and no traceback; nothing of ours lies about; the same command, run again, ends as if
+nothing had been.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults import ERRORS, SIGNALS, Commands, Fault, Outcome, calls
+from power import KINDS, Disk, moments
+
+# Exit codes of what the system refuses: the environment, or an input that cannot be read.
+REFUSED = (3, 5)
+SIGNALLED = {"SIGKILL": (-9,), "SIGINT": (130,), "SIGTERM": (143,)}
+
+Tree = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A command, and the places that it writes to.
+
+    Args:
+        name: in reports.
+        argv: of the command; paths relative to the work folder.
+        outputs: files and folders in the work folder that the command makes, each whole or absent.
+        kept: hidden or unfinished things that may stay for a later run, as patterns of names.
+        resume: added to `argv` when the command is run again and something kept is there.
+        before: an older state of the outputs is there and is replaced.
+        imports: what the warm process loads.
+        hidden: patterns of names inside outputs that differ between equal runs, or after an interruption.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    imports: tuple[str, ...]
+    outputs: tuple[str, ...] = ("out",)
+    kept: tuple[str, ...] = ()
+    resume: tuple[str, ...] = ()
+    before: bool = False
+    hidden: tuple[str, ...] = ()
+
+
+def _parts(name: Path) -> list[Path]:
+    return [Path(part) for part in name.parts]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tree(work: Path, scenario: Scenario) -> Tree:
+    """Every file of the outputs with the sha256 of its bytes; empty if there is none."""
+    found: Tree = {}
+    for output in scenario.outputs:
+        place = work / output
+        files = [place] if place.is_file() else sorted(place.rglob("*")) if place.is_dir() else []
+        if place.is_dir():
+            found[output] = "folder"
+        for path in files:
+            name = path.relative_to(work)
+            if path.is_file() and not any(
+                part.match(kind) for part in _parts(name) for kind in scenario.hidden
+            ):
+                found[name.as_posix()] = _sha256(path)
+    return found
+
+
+def _whole(folder: Path) -> Tree:
+    """Every file and folder below a folder, with the sha256 of its bytes."""
+    return {
+        path.relative_to(folder).as_posix(): _sha256(path) if path.is_file() else ""
+        for path in folder.rglob("*")
+    }
+
+
+class Campaign:
+    """One scenario in a work folder that is put back before every run.
+
+    Args:
+        commands: the warm process.
+        scenario: what runs.
+        inputs: a folder whose content the work folder starts with.
+        work: the work folder, made here.
+
+    Attributes:
+        old, new: the outputs before and after an undisturbed run.
+        calls: the kind of each call of an undisturbed run.
+    """
+
+    def __init__(self, commands: Commands, scenario: Scenario, inputs: Path, work: Path) -> None:
+        self.commands, self.scenario, self.work = commands, scenario, work
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(inputs, work)
+        self.inputs = {path.name for path in work.iterdir()}
+        self._older = work.with_name(f"{work.name}-older")
+        shutil.rmtree(self._older, ignore_errors=True)
+        self._older.mkdir()
+        if scenario.before:
+            self._make_older()
+        self.old = tree(work, scenario)
+        self.log = work.with_name(f"{work.name}-calls")
+        self.log.unlink(missing_ok=True)
+        outcome = commands.run(list(scenario.argv), work, log=self.log)
+        assert outcome.code == 0, outcome.said
+        self.new = tree(work, scenario)
+        self.calls = [call.second for call in calls(self.log) if call.kind == "call"]
+        assert self.new and self.new != self.old, scenario.name
+
+    def _make_older(self) -> None:
+        """An output of the same command, marked by one file more, stands where the new one will be."""
+        outcome = self.commands.run(list(self.scenario.argv), self.work)
+        assert outcome.code == 0, outcome.said
+        for output in self.scenario.outputs:
+            place = self.work / output
+            if place.is_dir():
+                (place / "older").write_text("of the run before\n")
+            elif place.exists():
+                place.write_text("of the run before\n")
+            if place.exists():
+                place.rename(self._older / output)
+        self.reset()
+
+    def reset(self) -> None:
+        """The state before the command."""
+        for path in self.work.iterdir():
+            if path.name not in self.inputs:
+                path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
+        shutil.copytree(self._older, self.work, dirs_exist_ok=True)
+
+    def strike(self, fault: Fault, *, recover: bool = True) -> tuple[Outcome, list[str]]:
+        """Run the command once with a fault; what it did, and what is wrong with that."""
+        self.reset()
+        outcome = self.commands.run(list(self.scenario.argv), self.work, fault)
+        wrong = list(self._wrong(fault, outcome))
+        if recover and not wrong and tree(self.work, self.scenario) != self.new:
+            wrong = list(self._next_run())
+        return outcome, wrong
+
+    def lose_power(self, *, seed: int = 0, every: int = 1) -> Iterator[tuple[str, list[str]]]:
+        """Every disk that a loss of power may leave, each once; its name, and what is wrong with it.
+
+        Args:
+            seed: of what is torn.
+            every: of the disks that differ, the command is run again on every n-th.
+        """
+        self.reset()
+        disk, met = Disk(self.work), set[str]()
+        for moment in moments(disk, calls(self.log)):
+            for kind in KINDS:
+                shutil.rmtree(self.work)
+                disk.write(self.work, kind, seed + moment)
+                left = str(sorted(_whole(self.work).items()))
+                if left in met:
+                    continue
+                met.add(left)
+                state = tree(self.work, self.scenario)
+                wrong = []
+                if state not in (self.old, self.new):
+                    wrong = ["the output is neither the old nor the new one: " + self._differs(state)]
+                elif state != self.new and len(met) % every == 0:
+                    wrong = list(self._next_run())
+                yield f"{kind} after entry {moment}", wrong
+
+    def _next_run(self) -> Iterator[str]:
+        """What is wrong with the same command, run once more without a fault."""
+        resumed = any(any(self.work.glob(kind)) for kind in self.scenario.kept)
+        more = self.scenario.resume if resumed else ()
+        again = self.commands.run([*self.scenario.argv, *more], self.work)
+        made = tree(self.work, self.scenario)
+        if again.code != 0:
+            yield f"the next run ends with {again.code}: {again.said.strip()[-300:]}"
+        elif made != self.new:
+            yield "the next run makes something else: " + self._differs(made)
+        elif left := self._left():
+            yield f"the next run leaves {', '.join(left)}"
+
+    def _wrong(self, fault: Fault, outcome: Outcome) -> Iterator[str]:
+        state = tree(self.work, self.scenario)
+        if state not in (self.old, self.new):
+            yield "the output is neither the old nor the new one: " + self._differs(state)
+        if outcome.code is None:
+            yield "it hangs"
+        if "Traceback" in outcome.said:
+            yield "a traceback: " + outcome.said.strip().splitlines()[-1][:200]
+            return
+        if outcome.code == 0:
+            if state != self.new:
+                yield "it says that it worked, and did not"
+            return
+        if fault.what in SIGNALS:
+            if outcome.code not in SIGNALLED[fault.what]:
+                yield f"it ends with {outcome.code} after {fault.what}: {outcome.said.strip()[-200:]}"
+        elif outcome.code not in REFUSED:
+            yield f"it ends with {outcome.code}: {outcome.said.strip()[-200:]}"
+        elif (
+            sum(line.startswith("error: ") for line in outcome.said.splitlines()) != 1
+            or "; fix: " not in outcome.said
+        ):
+            yield "not one line with a cure: " + outcome.said.strip()[-300:]
+        if fault.what != "SIGKILL" and outcome.kind != "unlink" and (left := self._left()):
+            yield f"it leaves {', '.join(left)}"
+
+    def _left(self) -> list[str]:
+        """What lies in the work folder that is neither an input nor an output."""
+        allowed = self.inputs | set(self.scenario.outputs)
+        names = (path for path in self.work.iterdir() if path.name not in allowed)
+        return sorted(path.name for path in names if not any(path.match(kind) for kind in self.scenario.kept))
+
+    def _differs(self, state: Tree) -> str:
+        names = sorted(set(state.items()) ^ set(self.new.items()))
+        return ", ".join(sorted({name for name, _ in names})) or "the old one"
+
+    def points(self, *, every: int = 1, signals: bool = True) -> Iterator[Fault]:
+        """What may strike each call (or every n-th): all that a system may answer to it, and each signal."""
+        for number, kind in enumerate(self.calls, start=1):
+            if number % every == 0:
+                for what in (*ERRORS[kind], *(SIGNALS if signals else ())):
+                    yield Fault(what, number)

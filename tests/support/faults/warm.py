@@ -1,0 +1,62 @@
+"""The warm process that commands are forked from: everything is imported once, each fork runs one command.
+
+Reads one JSON object a line: `argv` of a command, `folder` to run it in, `said` (a file for what it prints),
+`seconds` it may take. Answers with one: `code` (exit code, or minus the signal that ended it; None if it had
+to be killed) and `seconds`. With `here` true a command runs in the warm process itself, so that what it
+compiles and loads is there for all forks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+
+
+def run(argv: list[str], folder: str, said: str) -> int:
+    """Be the command; its exit code."""
+    printed = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(printed, stream)
+    os.close(printed)
+    os.chdir(folder)
+    from lorafold.cli import main
+
+    return main(argv)
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    """The exit code of a child, minus the signal that ended it, or None after killing one that hangs."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def main() -> None:
+    for name in sys.argv[1].split(","):
+        importlib.import_module(name)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        task = json.loads(line)
+        began = time.monotonic()
+        if task["here"]:
+            code: int | None = run(task["argv"], task["folder"], task["said"])
+        elif pid := os.fork():
+            code = wait(pid, task["seconds"])
+        else:
+            sys.exit(run(task["argv"], task["folder"], task["said"]))
+        answers.write(json.dumps({"code": code, "seconds": time.monotonic() - began}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
