@@ -25,7 +25,7 @@ check: $(VENV)/.dev
 
 ## Faults at every system call of real commands, and losses of power: rewrites docs/reliability.md.
 reliability: $(VENV)/.dev
-	$(BIN)/python tools/reliability.py --page docs/reliability.md
+	$(BIN)/python tools/faults/strike.py --page docs/reliability.md
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

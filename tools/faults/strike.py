@@ -1,6 +1,6 @@
 """Strike real commands at every system call, take the power from them at every moment, and write the table.
 
-    python tools/reliability.py [--every 1] [--only export] [--page docs/reliability.md] [--jobs 2]
+    python tools/faults/strike.py [--every 1] [--only export] [--page docs/reliability.md] [--jobs 2]
 
 Each scenario of tests/support/faults/scenarios.py runs on tiny models in a process with a preloaded shim. At
 each of its system calls every error that a system may answer, half a write, SIGKILL, SIGINT and SIGTERM
@@ -21,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/support/faults"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support/faults"))
 
 from campaign import Campaign, Scenario
 from faults import SIGNALS, Commands, shim
 from scenarios import SCENARIOS, inputs
 
-BEGIN, END = "<!-- figures: tools/reliability.py -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: tools/faults/strike.py -->", "<!-- end of figures -->"
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Is a resumed run bitwise the run that was never stopped? Kills one at several places and compares.
 
-    python tools/resume_train.py
+    python tools/faults/resume_train.py
 
 Compared are the loss, gradient norm and learning rate of every step, the adapter's file, and the last
 checkpoint's optimizer state. Prints one line per cut; exits 1 if any differs.

@@ -1,6 +1,6 @@
 """Kill training runs by SIGKILL at random moments, resume them, and compare with the undisturbed run.
 
-    python tools/kill_train.py [--kills 100] [--seed 0]
+    python tools/faults/kill_train.py [--kills 100] [--seed 0]
 
 Each run is killed and resumed until it finishes, then compared bitwise with an undisturbed one. Between the
 kills every checkpoint in the run's folder is judged from outside: is it whole? Prints the figures, among
