@@ -18,7 +18,18 @@ CONVERTER_NAMES = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
 
 # Turn markers and sentence ends of the families in use, for texts without a known vocabulary.
 USUAL = re.compile(
-    r"<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
+    "|".join(
+        (
+            r"<[|｜][^<>|｜\s]{1,40}[|｜]>",  # ChatML, Llama 3, DeepSeek, ChatGLM, Phi, …
+            r"<\|(?:turn|channel|tool)>|<(?:turn|channel|tool)\|>",  # Gemma 4
+            r"\[\|[^\[\]|\s]{1,40}\|\]",  # EXAONE
+            r"<</?SYS>>",
+            r"</?s>|<(?:bos|eos|unk|sop|eop|eoa|eoh|eod)>|\[gMASK\]",  # Llama 2, GLM, InternLM
+            r"<(?:start_of_turn|end_of_turn|end_of_utterance|seed:bos|seed:eos)>",  # Gemma, SmolVLM, Seed
+            r"<(?:reserved_|SPECIAL_|extra_id_|unused)\d{1,4}>",  # Baichuan, Nemotron, Gemma
+            r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS)\]",  # Mistral
+        )
+    )
 )
 
 
@@ -52,3 +63,12 @@ def written_markers(text: str, controls: frozenset[str]) -> list[str]:
     """Of a text for a known tokenizer: its control tokens, and the usual ones, that the text writes out."""
     own = [piece for piece, special in split_controls(text, controls) if special]
     return list(dict.fromkeys([*own, *usual_control_text(text)]))
+
+
+def without_ends(text: str, controls: frozenset[str]) -> tuple[str, list[str]]:
+    """A text without the markers that it ends with, and these, the last first."""
+    markers, ends = written_markers(text, controls), list[str]()
+    while last := next((marker for marker in markers if text.rstrip().endswith(marker)), ""):
+        text = text.rstrip().removesuffix(last)
+        ends.append(last)
+    return text, ends

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from lorafold.chat.control_forms import written_markers
+from lorafold.chat.control_forms import without_ends, written_markers
 from lorafold.chat.dialogue import calls_of
 from lorafold.chat.template import ChatTemplate
 from lorafold.records.layouts import Example
@@ -27,8 +27,11 @@ def written_controls(examples: Sequence[Example], template: ChatTemplate, *, par
     """
     own: list[tuple[Example, list[str]]] = []
     foreign: list[tuple[Example, list[str]]] = []
+    ended: list[tuple[Example, list[str]]] = []
     for example in examples:
-        found = [marker for text in _texts(example) for marker in written_markers(text, template.controls)]
+        found, ends = _markers(example, template, parsed=parsed)
+        if ends:
+            ended.append((example, ends))
         if known := [marker for marker in found if marker in template.controls]:
             own.append((example, known))
         # The template's own words around turns ("[INST]") are right in a text that has been through it.
@@ -50,7 +53,26 @@ def written_controls(examples: Sequence[Example], template: ChatTemplate, *, par
             f"turn markers that are no control tokens of this base stand in {_where(foreign, examples)}, and "
             "are trained as ordinary characters; give the turns as messages, and the template marks them"
         )
+    if ended:
+        notes.append(
+            f"texts end with a marker in {_where(ended, examples)}, which is trained as ordinary characters "
+            "before the end that is put there anyway; remove it from the data"
+        )
     return tuple(notes)
+
+
+def _markers(example: Example, template: ChatTemplate, *, parsed: bool) -> tuple[list[str], list[str]]:
+    """Of an example: (markers that it writes out, those that do no more than end a text once too often)."""
+    found: list[str] = []
+    ends: list[str] = []
+    for text in _texts(example):
+        bare, last = without_ends(text, template.controls)
+        own = [marker for marker in last if marker in template.controls]
+        if written_markers(bare, template.controls) or (own and (parsed or example.text is not None)):
+            found += written_markers(text, template.controls)
+        else:
+            ends += last
+    return found, ends
 
 
 def _texts(example: Example) -> Iterator[str]:

@@ -12,11 +12,12 @@ through a chat template is taken as it is: nothing is put around it that it brin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
-from lorafold.chat.control_forms import written_markers
+from lorafold.chat.control_forms import without_ends, written_markers
 from lorafold.chat.controls import split_controls
-from lorafold.chat.dialogue import says
+from lorafold.chat.dialogue import Dialogue, says, tools_of
 from lorafold.chat.tokenizer import ChatTokenizer, Encoded
 from lorafold.errors import InputError
 from lorafold.records.layouts import Example
@@ -33,6 +34,8 @@ def encode_example(example: Example, tokenizer: ChatTokenizer) -> Encoded:
         return Encoded(ids, [True] * len(ids))
     if (written := _written(example, tokenizer)) is not None:
         return _completed(written, tokenizer)
+    if tokenizer.parse_contents:
+        example = _unended(example, tokenizer)
     try:
         whole = tokenizer.encode_chat(example.messages, trained=example.marks)
     except InputError as error:
@@ -59,6 +62,26 @@ def _written(example: Example, tokenizer: ChatTokenizer) -> list[tuple[str, bool
         problem = "the prompt already carries its chat template, so a system message has no place in it"
         raise InputError(problem, at=example.place, fix="write it into the prompt, or leave it out")
     return [(asked["content"], False), (answer["content"], True)]
+
+
+def _unended(example: Example, tokenizer: ChatTokenizer) -> Example:
+    """An example whose answers do not write out the end of a turn, which the template writes itself."""
+    controls = tokenizer.template.controls
+    ends = frozenset(
+        token for token in controls if tokenizer.tokenizer.token_to_id(token) in tokenizer.eos_ids
+    )
+    bare = {
+        index: without_ends(message["content"], ends)[0]
+        for index, message in enumerate(example.messages)
+        if message["role"] == "assistant" and message["content"].rstrip().endswith(tuple(ends))
+    }
+    if not bare:
+        return example
+    messages = [
+        {**message, "content": bare[index]} if index in bare else message
+        for index, message in enumerate(example.messages)
+    ]
+    return replace(example, messages=Dialogue(messages, tools_of(example.messages)))
 
 
 def _completed(parts: Sequence[tuple[str, bool]], tokenizer: ChatTokenizer) -> Encoded:

@@ -121,6 +121,49 @@ def test_markers_of_another_family_are_said_and_cannot_be_parsed() -> None:
     assert len(written_controls([prompt(text, "a")], ours.template, parsed=False)) == 1
 
 
+# A text that has been through a template of each family, and a marker of it.
+FAMILIES = {
+    "Llama 3": ("<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>", "<|eot_id|>"),
+    "Gemma": ("<bos><start_of_turn>user\nq<end_of_turn>\n", "<start_of_turn>"),
+    "Gemma 4": ("<bos><|turn>user\nq<turn|>\n", "<|turn>"),
+    "Mistral": ("<s>[INST] q[/INST] a</s>", "[INST]"),
+    "Mistral's system": ("[SYSTEM_PROMPT]s[/SYSTEM_PROMPT]q", "[SYSTEM_PROMPT]"),
+    "ChatGLM": ("[gMASK]<sop><|user|>\nq<|assistant|>\na", "[gMASK]"),
+    "DeepSeek": ("<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜>a<｜end▁of▁sentence｜>", "<｜User｜>"),
+    "InternLM": ("<|User|>:q<eoh>\n<|Bot|>:a<eoa>\nx", "<eoh>"),
+    "Baichuan": ("<reserved_106>q<reserved_107>a", "<reserved_106>"),
+    "EXAONE": ("[|user|]q\n[|assistant|]a[|endofturn|]", "[|user|]"),
+    "Phi": ("<|user|>\nq<|end|>\n<|assistant|>\na<|end|>", "<|end|>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_markers_of_every_family_are_said(family: str) -> None:
+    text, marker = FAMILIES[family]
+    ours, _ = tokenizer("qwen2")
+    for example in (Example("d:1", text=text), prompt(text, "a"), prompt("a", text)):
+        note, *_ = written_controls([example], ours.template, parsed=False)
+        assert marker in note and "are trained as ordinary characters" in note and "first: d:1" in note
+
+
+@pytest.mark.parametrize(
+    "end", ["</s>", "<|endoftext|>", "<|im_end|>", " <|im_end|>\n", "<｜end▁of▁sentence｜>"]
+)
+def test_an_end_that_the_data_write_is_said_and_counts_once(end: str) -> None:
+    """A habit of Alpaca's time: each output ends with the tokenizer's EOS."""
+    ours, _ = tokenizer("qwen2")
+    (note,) = written_controls([prompt("q", "a" + end), prompt("q", "b")], ours.template, parsed=False)
+    assert note.startswith(f"texts end with a marker in 1 of 2 examples ({end.strip()}; first: d:1)")
+    assert "remove it from the data" in note
+    ours, _ = tokenizer("qwen2", parse=True)
+    if end.strip() in ours.template.controls:
+        plain = encode_example(prompt("q", "a"), ours)
+        assert encode_example(prompt("q", "a" + end), ours) == plain
+        turns = [prompt("q", "a" + end).messages, prompt("r", "b").messages]
+        several = encode_example(Example("d:1", tuple(turn for pair in turns for turn in pair)), ours)
+        assert several.ids[: len(plain.ids)] == plain.ids
+
+
 def inspected(tmp_path: Path, row: dict[str, str], **options: Any) -> Inspection:
     from tiny_base import tiny_tokenizer
 
