@@ -184,6 +184,21 @@ def json_of_sentencepiece(model: bytes, normalizer: Any, pre_tokenizer: Any = No
     return made
 
 
+def in_own_order(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """A BPE that was trained on its own, as Gemma 4's: one way to make each token, in another order.
+
+    Args:
+        tokenizer: of `json_of_sentencepiece`; changed, and given tokens for one to four line ends.
+    """
+    model, seen = tokenizer["model"], set[str]()
+    kept = [pair for pair in model["merges"] if not ("".join(pair) in seen or seen.add("".join(pair)))]
+    for count in range(1, 5):
+        model["vocab"]["\n" * count] = len(model["vocab"])
+    line_ends = [["\n" * (count - 1), "\n"] for count in (4, 3, 2)]
+    model["merges"] = [*line_ends, *kept[::2], *kept[1::2]]
+    return tokenizer
+
+
 def json_of_unigram(
     model: bytes, scheme: str, *, split: bool = True, collapse: bool = False
 ) -> dict[str, Any]:

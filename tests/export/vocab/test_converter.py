@@ -16,6 +16,7 @@ from tiny_tokenizers import (
     GEMMA_NORMALIZER,
     LLAMA2_NORMALIZER,
     added,
+    in_own_order,
     json_of_sentencepiece,
     sentencepiece_model,
     write_folder,
@@ -203,3 +204,33 @@ def test_sentencepiece_families_equal_the_converters_but_for_listed_departures(t
         [(index, 0.0) for index in range(3)],
     )
     assert phi3 == {SPACE: (None, True)}
+
+
+def test_gemma4_equals_the_converters_but_for_listed_departures(tmp_path: Path) -> None:
+    spaces = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    model = sentencepiece_model(dummy_prefix=False)
+    tokenizer = in_own_order(json_of_sentencepiece(model, GEMMA_NORMALIZER, spaces))
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+    ]
+    tokenizer["decoder"] = {"type": "Sequence", "decoders": [*decoders, {"type": "Fuse"}]}
+    count = len(tokenizer["model"]["vocab"])
+    further = ("<|turn>", "<turn|>", "<|channel>", "<channel|>")
+    tokenizer["added_tokens"] += [added(count + index, text) for index, text in enumerate(further)]
+    config = {"model_type": "gemma4_text", "layer_types": ["full_attention"], "head_dim": 16}
+    folder = _folder(tmp_path, "gemma4", "Gemma4ForCausalLM", count + len(further), **config)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_folder(folder, tokenizer, tokenizer_class="PreTrainedTokenizerFast", **named)
+    (theirs,) = convert_vocabularies([folder])
+    found = _departures(_ours(folder), theirs)
+    # The converter calls <unk> a control token, which llama.cpp treats alike, and special tokens that no
+    # setting names parts of the text; tokenizer.json marks those as special.
+    control, unknown, shown = (
+        int(getattr(TokenType, name)) for name in ("CONTROL", "UNKNOWN", "USER_DEFINED")
+    )
+    assert found.pop("tokenizer.ggml.token_type") == (
+        [(0, control), (count, shown), (count + 1, shown)],
+        [(0, unknown), (count, control), (count + 1, control)],
+    )
+    assert found == {ADD_EOS: (None, False)}

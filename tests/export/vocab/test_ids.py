@@ -24,6 +24,7 @@ from tiny_tokenizers import (
     LLAMA2_NORMALIZER,
     added,
     byte_level,
+    in_own_order,
     json_of_sentencepiece,
     json_of_unigram,
     sentencepiece_model,
@@ -180,7 +181,7 @@ def _unigram() -> dict[str, Any]:
 
 def _ranked() -> dict[str, Any]:
     made = json_of_sentencepiece(sentencepiece_model(dummy_prefix=False), GEMMA_NORMALIZER, AT_SPACES)
-    return _with_line_ends(_one_way(made))
+    return in_own_order(made)
 
 
 @pytest.fixture(scope="module", params=["llama-bpe", "ranked", "unigram"])
@@ -243,28 +244,11 @@ def test_sentencepiece_structures(kind: str, with_model_file: bool, tmp_path: Pa
     assert (different > 0) == (kind in ("metaspace-always", "metaspace-first"))
 
 
-def _one_way(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Merges of a BPE that was trained on its own: one way to make each token, in another order."""
-    model, seen = tokenizer["model"], set[str]()
-    kept = [pair for pair in model["merges"] if not ("".join(pair) in seen or seen.add("".join(pair)))]
-    model["merges"] = kept[::2] + kept[1::2]
-    return tokenizer
-
-
-def _with_line_ends(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Tokens for one to four line ends, as Gemma has them."""
-    model = tokenizer["model"]
-    for count in range(1, 5):
-        model["vocab"]["\n" * count] = len(model["vocab"])
-    model["merges"][:0] = [["\n" * (count - 1), "\n"] for count in (4, 3, 2)]
-    return tokenizer
-
-
 @pytest.mark.parametrize("kind", ["gemma4", "llama"])
 def test_merges_in_their_own_order(kind: str, tmp_path: Path) -> None:
     """BPE with bytes for unknown characters whose merges are not all ways: llama.cpp is given the merges."""
     tokenizer = json_of_sentencepiece(sentencepiece_model(dummy_prefix=False), GEMMA_NORMALIZER, AT_SPACES)
-    tokenizer = _with_line_ends(_one_way(tokenizer))
+    tokenizer = in_own_order(tokenizer)
     count = len(tokenizer["model"]["vocab"])
     channels = ("<|channel>", "<channel|>")
     special = (*TURNS, *channels)
