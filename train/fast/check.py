@@ -113,7 +113,7 @@ def leaks(forward: Forward, sequences: Sequence[Encoded]) -> bool:
 
     def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         found.append(output.detach().requires_grad_())
-        return found[-1]
+        return found[-1].clone()  # some models scale it in place
 
     hook = causal_model(model).get_input_embeddings().register_forward_hook(keep)
     model.eval()

@@ -34,8 +34,8 @@ STATEFUL = {
     "Mamba2ForCausalLM": "Mamba2Mixer",
     "RecurrentGemmaForCausalLM": "RecurrentGemmaRecurrentBlock",
 }
-# Its code makes masks without positions, so that attention does not know of examples.
-BLIND = "GptOssForCausalLM"
+# Masks without positions, so that attention does not know of examples; a state without a convolution.
+BLIND = ("GptOssForCausalLM", "AfmoeForCausalLM", "MiniMaxForCausalLM")
 STATELESS = ("LlamaForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel")
 
 
@@ -54,7 +54,7 @@ def _model(name: str, folder: Path) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*STATEFUL, BLIND, *STATELESS])
+@pytest.mark.parametrize("name", [*STATEFUL, *BLIND, *STATELESS])
 def test_what_leaks_in_a_pack_is_not_packed(name: str, tmp_path: Path) -> None:
     """An example behind one of two others: its loss depends on which exactly if the model is not packed."""
     model = _model(name, tmp_path)
