@@ -31,7 +31,7 @@ class Reading:
     Attributes:
         text: what of a plain text is one record.
         unknown_is_text: a file of unknown type is plain text, not an error.
-        hub: a source may be an id "org/name[@revision]" of the hub.
+        hub: a source may be an id "org/name[@revision][#split]" of the hub.
         offline: never connect.
         allow_pickle: accept pickled DataFrames.
     """
@@ -77,7 +77,7 @@ def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iter
     kind, packed = kind_of(path.name)
     try:
         if path.is_dir() and is_saved(path):
-            yield DataPart(path.name, read_saved(path))
+            yield DataPart(path.name, read_saved(path, note))
         elif path.is_dir() and (wrong := instead(path, "data")):
             raise InputError(wrong[0], at=path, fix=wrong[1])
         elif path.is_dir() or (path.is_file() and kind in ARCHIVES):
@@ -85,7 +85,7 @@ def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iter
         elif path.is_file():
             yield DataPart(path.name, _file(path, reading))
         elif reading.hub and is_hub_id(spec) and not packed and kind not in KNOWN:
-            yield DataPart(spec, read_hub(spec, offline=reading.offline))
+            yield DataPart(spec, read_hub(spec, note, offline=reading.offline))
         else:
             raise InputError("there is no such file", at=spec, fix="check the path")
     except PermissionError as error:

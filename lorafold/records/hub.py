@@ -1,13 +1,14 @@
 """Data sets of the `datasets` library -> records: a folder that it saved, or one on the hub.
 
-Of several splits, `train` is read. A data set with a loading script is refused: scripts are code. What was
-downloaded stays in the hub's cache; offline, the newest copy there is read and nothing connects.
+Of several splits, `train` is read, and what is left is told. A data set with a loading script is refused:
+scripts are code. What was downloaded stays in the hub's cache; offline, the newest copy there is read and
+nothing connects.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputE
 from lorafold.models import require
 from lorafold.records.jsontext import Placed
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(#[\w.-]+)?")
+_SPLIT = "train"  # what is read if nobody names another
 
 
 def is_hub_id(spec: str) -> bool:
-    """Whether a text looks like "org/name" or "org/name@revision"."""
+    """Whether a text looks like "org/name", "org/name@revision" or "org/name#split"."""
     return _ID.fullmatch(spec) is not None
 
 
@@ -29,8 +31,12 @@ def is_saved(folder: Path) -> bool:
     return several.is_file() or all(file.is_file() for file in single)
 
 
-def read_saved(folder: Path) -> Iterator[Placed]:
+def read_saved(folder: Path, note: Callable[[str], None]) -> Iterator[Placed]:
     """Read a folder that the `datasets` library saved.
+
+    Args:
+        folder: of one data set, or of several splits.
+        note: told which split is read.
 
     Raises:
         InputError: it is damaged.
@@ -43,14 +49,15 @@ def read_saved(folder: Path) -> Iterator[Placed]:
     except Exception as error:  # datasets raises many kinds for a damaged folder
         problem = f"not a readable saved data set ({_reason(error)})"
         raise InputError(problem, at=folder, fix="save it again") from error
-    yield from _rows(loaded, folder.name)
+    yield from _rows(loaded, folder.name, _SPLIT, f"{folder}/", note)
 
 
-def read_hub(spec: str, *, offline: bool = False) -> Iterator[Placed]:
+def read_hub(spec: str, note: Callable[[str], None], *, offline: bool = False) -> Iterator[Placed]:
     """Read a data set of the hub.
 
     Args:
-        spec: "org/name" or "org/name@revision".
+        spec: "org/name", with "@revision" and "#split" if wanted.
+        note: told which split is read.
         offline: read the copy in the cache.
 
     Raises:
@@ -59,14 +66,16 @@ def read_hub(spec: str, *, offline: bool = False) -> Iterator[Placed]:
         SystemFault: the hub cannot be reached; offline, the cache lacks it.
     """
     require("datasets", extra="train")
-    name, _, revision = spec.partition("@")
+    whole, _, split = spec.partition("#")
+    name, _, revision = whole.partition("@")
     try:
         loaded = _cached(name, revision) if offline else _fetched(name, revision or None)
     except LorafoldError as error:
         raise type(error)(error.problem, at=spec, fix=error.fix) from error
     except Exception as error:  # of datasets, huggingface_hub, httpx, pyarrow: no common class
         raise _hub_error(error, spec) from error
-    yield from _rows(loaded, spec)
+    told = note if not split else lambda _: None
+    yield from _rows(loaded, spec, split or _SPLIT, f"{whole}#", told)
 
 
 def _fetched(name: str, revision: str | None) -> Any:
@@ -142,12 +151,23 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-def _rows(loaded: Any, name: str) -> Iterator[Placed]:
-    """Rows of a data set; of several splits, `train`."""
+def _rows(loaded: Any, name: str, split: str, prefix: str, note: Callable[[str], None]) -> Iterator[Placed]:
+    """Rows of a data set; of several splits, those of one.
+
+    Args:
+        loaded: by `datasets`.
+        name: for places.
+        split: to be read.
+        prefix: of a split's name makes what a user gives to have it read.
+        note: told which is read, and which are not.
+    """
     if isinstance(loaded, Mapping):
-        if "train" not in loaded:
-            problem = f"no split called train (splits: {', '.join(loaded)})"
-            raise InputError(problem, at=name, fix="save that one split alone")
-        loaded = loaded["train"]
+        others = [each for each in loaded if each != split]
+        if split not in loaded:
+            problem = f"no split called {split} (splits: {', '.join(others)})"
+            raise InputError(problem, at=name, fix=f"give one of them: {prefix}{others[0]}")
+        loaded = loaded[split]
+        if others:
+            note(f"{name}: the split {split} is read; another is had with {prefix}{' or '.join(others)}")
     for number, row in enumerate(loaded, 1):
         yield f"{name}: row {number}", dict(row)

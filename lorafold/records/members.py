@@ -5,6 +5,7 @@ Members are read where they are, nothing is unpacked.
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,10 @@ CODE = (".py", ".ipynb")
 # Texts that tell about the data beside them; a file of such a name is never data itself.
 _ABOUT = {"readme", "license", "licence", "copying", "copyright", "notice", "changelog", "changes", "authors"}
 _ABOUT |= {"citation", "contributing"}
+_TRAIN, _OTHER_SPLIT = (
+    re.compile(rf"(?:^|[\W_])(?:{words})(?:$|[\W_])", re.IGNORECASE)
+    for words in ("train|training", "test|testing|valid|validation|val|dev|eval|evaluation")
+)
 _METADATA = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 
 
@@ -100,7 +105,8 @@ def _stay_inside(names: Iterator[str], archive: Path) -> None:
 def sort_out(members: Sequence[Member], known: frozenset[str]) -> tuple[list[Member], dict[str, str]]:
     """Which members are data.
 
-    Plain texts are data if there is nothing else; beside tables of records they tell about them.
+    Plain texts are data if there is nothing else; beside tables of records they tell about them. If files are
+    called after splits, as `datasets` wants it, those of other splits than `train` are not to be trained on.
 
     Args:
         members: of `opened_members`.
@@ -114,6 +120,10 @@ def sort_out(members: Sequence[Member], known: frozenset[str]) -> tuple[list[Mem
     if any(kind_of(member.name)[0] != ".txt" for member in data):
         texts = [member.name for member in data if kind_of(member.name)[0] == ".txt"]
         left_out |= dict.fromkeys(texts, "a text file beside data files")
+        data = [member for member in data if member.name not in left_out]
+    if any(_TRAIN.search(member.name) for member in data):
+        others = [member.name for member in data if _OTHER_SPLIT.search(member.name)]
+        left_out |= {name: "not the train split" for name in others if not _TRAIN.search(name)}
         data = [member for member in data if member.name not in left_out]
     return data, left_out
 

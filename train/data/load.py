@@ -20,6 +20,7 @@ from lorafold.records.files import DataPart, Reading, read_parts, shown
 from lorafold.records.layouts import Example, build_example, recognise, unread
 from lorafold.records.misread import misread_note
 from lorafold.train.config import TrainConfig
+from lorafold.train.data.noted import oddities
 from lorafold.train.data.split import draw_split, leak_note
 
 
@@ -77,8 +78,7 @@ def load_data(
             raise InputError("the data set is empty", at=Path(source).name, fix="give at least one record")
     if (misread := misread_note(_texts(examples))) is not None:
         notes.append(misread)
-    notes += _tool_note(examples)
-    return _data_set(examples, notes)
+    return _data_set(examples, (*notes, *_tool_note(examples), *oddities(examples)))
 
 
 def _tool_note(examples: Sequence[Example]) -> list[str]:

@@ -226,6 +226,38 @@ def test_every_member_is_read_or_named(holder: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
+def test_of_files_called_after_splits_the_others_are_left_out(holder: str, tmp_path: Path) -> None:
+    names = [
+        "data/train-00000-of-00001.jsonl",
+        "data/test-00000-of-00001.jsonl",
+        "my_dev.jsonl",
+        "more.jsonl",
+    ]
+    members = {name: as_lines([{"prompt": name, "completion": "a"}]) for name in names}
+    records, notes = read(HOLDERS[holder](tmp_path / holder, members))
+    assert sorted(record["prompt"] for record in records) == sorted((names[0], names[3]))
+    for name in (names[1], names[2]):
+        assert f"{name} (not the train split)" in notes[-1]
+    del members[names[0]]  # nothing says what is to be trained on
+    assert len(read(HOLDERS[holder](tmp_path / f"2.{holder}", members))[0]) == 3
+
+
+def test_of_a_saved_data_set_with_splits_it_is_told_what_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list(ROWS)
+    saved, odd = tmp_path / "saved", tmp_path / "odd"
+    datasets.DatasetDict({"test": rows.select([0]), "train": rows, "dev": rows}).save_to_disk(str(saved))
+    records, notes = read(saved)
+    assert records == ROWS
+    assert notes == [f"saved: the split train is read; another is had with {saved}/test or dev"]
+    assert read(saved / "test") == (ROWS[:1], [])
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(odd))
+    with pytest.raises(InputError, match=rf"no split called train \(splits: test\); fix: .*{odd}/test"):
+        read(odd)
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
 def test_texts_alone_are_the_data(holder: str, tmp_path: Path) -> None:
     texts = {"a.txt": b"one\n\ntwo\n", "b.txt.gz": gzip.compress(b"three\n"), "README.txt": b"about"}
     records, notes = read(HOLDERS[holder](tmp_path / holder, texts))

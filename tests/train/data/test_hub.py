@@ -75,6 +75,12 @@ def home(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_train_split_is_read_and_a_revision_can_be_named(hub: Hub, home: Path) -> None:
     assert read(hub, home, ("org/plain@main", False)) == [EXPECTED]
+    other = [[["user", "not this"], ["assistant", "split"]]]
+    found = read(
+        hub, home, ("org/plain@main#test", False), ("org/split#test", False), ("org/plain#dev", False)
+    )
+    assert found[:2] == [other, other]
+    assert found[2][0] == 3 and str(found[2][1]).endswith("fix: give one of them: org/plain#train")
     assert any("/org/plain/resolve/" in request for request in hub.seen)
 
 
