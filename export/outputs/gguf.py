@@ -203,6 +203,8 @@ def _plan_prompt(
     try:
         template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
     except InputError as error:
+        if not named and error.at and Path(error.at).is_file():
+            raise  # what is wrong with a file has its own cure
         problem = error.problem
         if named:
             problem = f"no default chat template, only {', '.join(named)}"

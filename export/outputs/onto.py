@@ -343,6 +343,8 @@ def _plan_prompt(model: BaseGguf, inputs: Inputs, config: ExportConfig) -> Model
         else:
             template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
     except InputError as error:
+        if error.at and Path(error.at).is_file():
+            raise  # what is wrong with a file has its own cure
         fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
         raise InputError(error.problem, at=error.at, fix=fix) from error
     return plan_modelfile(

@@ -12,11 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lorafold.errors import InputError
 from lorafold.libraries.quiet import quiet_bitsandbytes
+from lorafold.safetensors_file import read_header
 
 # What loading raises for a model, an adapter or a version that does not fit: there is no common ancestor.
-REFUSALS = (ValueError, RuntimeError, OSError, ImportError, LookupError, AttributeError, TypeError)
+REFUSALS = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+)
 
 
 def automatic_class(config: Any) -> Any:
@@ -64,6 +76,7 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
     except REFUSALS as error:
         if is_memory_fault(error):
             raise
+        check_headers(Path(folder))
         raise InputError(
             f"transformers cannot load it ({told(error)})",
             at=folder,
@@ -71,6 +84,16 @@ def load_causal_lm(folder: Path, **options: Any) -> Any:
         ) from error
     _check_loaded(folder, info)
     return model
+
+
+def check_headers(folder: Path) -> None:
+    """Look at the weights of a folder, once something could not load them: our words name the cause.
+
+    Raises:
+        InputError: a file is damaged, or something else than its name says.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        read_header(path)
 
 
 def told(error: BaseException) -> str:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import InputError, NumericError, SystemFault
-from lorafold.libraries.causal_lm import REFUSALS, is_memory_fault, load_causal_lm, quiet_transformers, told
+from lorafold.libraries.causal_lm import (
+    REFUSALS,
+    check_headers,
+    is_memory_fault,
+    load_causal_lm,
+    quiet_transformers,
+    told,
+)
 from lorafold.models import require
 from lorafold.probabilities import log_softmax
 
@@ -93,6 +100,8 @@ def load(
             problem, fix = "not enough memory for the model", "pass --load-in-4bit"
             raise SystemFault(problem, at=folder, fix=fix) from error
         place = adapters[0] if adapters else folder
+        for adapter in adapters:
+            check_headers(adapter)
         raise InputError(
             f"transformers cannot load it: {told(error)}", at=place, fix="download or save it again"
         ) from error

@@ -17,6 +17,7 @@ from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
+from lorafold.jsonfile import read_object
 from lorafold.models import require, resolve_base
 from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress
@@ -70,6 +71,7 @@ def open_transformers(
         if not (adapter / "adapter_config.json").is_file():
             fix = "give a folder that PEFT saved"
             raise InputError("no adapter_config.json in it", at=adapter, fix=fix)
+        read_object(adapter / "adapter_config.json")  # PEFT would say less of one that is no JSON
         check_base(adapter, base)
         if (reason := why_misread(adapter, base.config())) is not None:
             raise InputError(

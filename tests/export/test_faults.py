@@ -138,6 +138,22 @@ BASE_FAULTS: dict[str, tuple[Damage, int, str]] = {
         3,
         "Git LFS pointer, not the weights; fix: run `git lfs pull`",
     ),
+    "a page as weights": (
+        raw(b"<!DOCTYPE html><html></html>"),
+        3,
+        "this is a web page (HTML), not the weights; fix: download the file itself",
+    ),
+    "a page as the tokenizer": (
+        raw(b"<!DOCTYPE html><html></html>", "tokenizer.json"),
+        3,
+        "tokenizer.json: this is a web page (HTML), not the file itself; fix: download the file itself",
+    ),
+    "a cut tokenizer": (
+        raw(b'{"model": {"vo', "tokenizer.json"),
+        3,
+        "tokenizer.json: truncated or invalid JSON (line 1, column 12: Unterminated string starting at); "
+        "fix: download the file again",
+    ),
     "shape against the config": (
         settings("config.json", intermediate_size=256),
         3,

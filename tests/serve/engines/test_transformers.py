@@ -143,6 +143,23 @@ def test_folders_that_are_not_what_they_should_be(tmp_path: Any) -> None:
             pass
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.safetensors", "adapter_model.safetensors", "adapter_config.json"])
+def test_a_download_that_failed_is_called_so(file: str, tmp_path: Path) -> None:
+    """A page under the name of a file: the library's own words would be "header too large"."""
+    shutil.copytree(tiny_chat.folder(), tmp_path / "base")
+    shutil.copytree(tiny_chat.adapter(), tmp_path / "adapter")
+    (tmp_path / "adapter" / "lorafold.json").unlink(missing_ok=True)
+    damaged = tmp_path / ("base" if file.startswith("model") else "adapter") / file
+    damaged.write_bytes(b"<!DOCTYPE html><html></html>")
+    with (
+        pytest.raises(InputError, match=r"this is a web page \(HTML\), not the") as caught,
+        opened(ChatConfig(models=(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}",), threads=1)),
+    ):
+        pass
+    assert caught.value.at == str(damaged)
+
+
 def drawn(logits: Sequence[float], said: Sequence[int] = (), **settings: Any) -> set[int]:
     dice = np.random.default_rng(0)
     sampling = Sampling(**{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0, **settings})
