@@ -15,9 +15,10 @@ from lorafold.machine import cores
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
-    **dict.fromkeys(("ollama_path", "ollama", "onto"), ("gguf",)),
+    **dict.fromkeys(("ollama_path", "ollama", "onto", "keep_delta"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
+    "seed": ("folder",),
     "rounding": ("gguf", "folder"),
     "chat_template": ("gguf", "folder"),
 }
@@ -26,6 +27,7 @@ INSTEAD = {
     "dtype": "--quant F16, BF16 or F32",
     "split_max_size": "--shard-max-size for a folder",
     "shard_max_size": "--split-max-size for GGUF files",
+    "keep_delta": "--dtype f32 for a folder",
 }
 
 LONGEST_STEM = 180  # bytes; file systems take 255, of which a type, a part's number and ".gguf" need some
@@ -71,6 +73,10 @@ class ExportConfig:
     tensor_type: tuple[str, ...] = ()
     """Types of single tensors as PATTERN=TYPE, for example `ffn_down=Q6_K`; the first match counts."""
 
+    keep_delta: float | None = None
+    """Raise the types of tensors, and only of those, that keep less than this share of the adapter's change
+    (for example 0.9), to the smallest types that keep it."""
+
     imatrix: Path | None = None
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
@@ -80,8 +86,12 @@ class ExportConfig:
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
     """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
 
-    rounding: Literal["exact", "peft"] = "exact"
-    """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does."""
+    rounding: Literal["exact", "peft", "stochastic"] = "exact"
+    """exact: quantize the float32 sum; peft: round the sum to the base's type first, as PEFT's merge does;
+    stochastic: round a merged folder's 16-bit weights up or down at random, so that small changes survive."""
+
+    seed: int = 0
+    """Of stochastic rounding: the same seed gives the same bytes."""
 
     name: str | None = None
     """The model's name in the metadata and, cleaned, in file names; default: the folder's name."""
@@ -126,6 +136,9 @@ class ExportConfig:
     require_proof: bool = False
     """Fail, with exit code 6, also if a part of the proof could not be checked."""
 
+    report: bool = False
+    """Write report.html too: what was made, what survives, what was proven, as a page with pictures."""
+
     split_max_size: int | None = None
     """Split a GGUF into files of at most this many bytes (Ollama before 0.30 imports only whole ones)."""
 
@@ -164,6 +177,15 @@ class ExportConfig:
                 at="--imatrix-data",
                 fix="pass one that was made from the base with --imatrix",
             )
+        self._check_keep_delta()
+        if self.rounding == "stochastic" and self.format != "folder":
+            raise UsageError(
+                "only the 16-bit weights of a merged folder are rounded at random",
+                at="--rounding",
+                fix="choose --format folder, or --keep-delta 0.9 for a GGUF",
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"expected a number from 0 on, got {self.seed}", at="--seed")
         if self.ollama is not None and not self.modelfile:
             raise UsageError(
                 "without a Modelfile there is no prompt to compare",
@@ -200,6 +222,27 @@ class ExportConfig:
         ):
             if value is not None and value < 100_000:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
+
+    def _check_keep_delta(self) -> None:
+        """Refuse a share that is none, and what would choose the types otherwise."""
+        if self.keep_delta is None:
+            return
+        if not 0 < self.keep_delta <= 1:
+            raise UsageError(
+                f"expected a share of the adapter's change, above 0 and at most 1, got {self.keep_delta}",
+                at="--keep-delta",
+                fix="0.9 is a good choice",
+            )
+        if self.imatrix_data is not None:
+            raise UsageError(
+                "types are chosen before a matrix is collected",
+                at="--keep-delta",
+                fix="export once with --imatrix-data, then pass its imatrix.gguf with --imatrix",
+            )
+        if self.onto is not None:
+            raise UsageError(
+                "--onto keeps the types of the file", at="--keep-delta", fix="leave out one of the two"
+            )
 
     def _check_format(self) -> None:
         """Refuse options that the format does not use: they would be ignored without a word."""

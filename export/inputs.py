@@ -95,7 +95,12 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
             check_base(adapter.folder, base)
     weights = open_base(base.folder, base.config(), base.id)
     _check_fold(config, base, weights)
-    source = Folded(weights, adapters, rounding=config.rounding, config=_own_config(base, weights))
+    source = Folded(
+        weights,
+        adapters,
+        rounding="peft" if config.rounding == "peft" else "exact",
+        config=_own_config(base, weights),
+    )
     folders = [adapter.folder for adapter, _ in adapters]
     prompt = with_tokenizer_json(base.folder, pieces=False)
     tokenizer = find_tokenizer(prompt, folders)

@@ -15,8 +15,11 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
+from lorafold.export.report.page import export_page
+from lorafold.export.survival.words import Findings
 
 REPORT = "report.md"
+PAGE = "report.html"
 READ = """\
 How to read it: KL says how far two models' probabilities of the next token are apart, in nats, as a mean
 over the answers' tokens; 0 is the same model. Top-1 agreement says how often both would choose the same
@@ -32,6 +35,7 @@ def describe_export(
     *,
     made: Sequence[tuple[str, str]],
     notes: Sequence[str],
+    survival: Findings,
     checksums: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the report and the manifest of an export.
@@ -43,12 +47,13 @@ def describe_export(
         proof: the checks.
         made: label and text of what was made.
         notes: what the user should know.
+        survival: what is left of the adapters' change.
         checksums: sha256 of files that are known already.
 
     Returns:
         The manifest.
     """
-    _write_report(folder / REPORT, inputs, made, proof, notes)
+    _write_report(folder / REPORT, inputs, made, proof, notes, survival)
     facts = {
         "name": inputs.name,
         "config": _resolved(config, inputs),
@@ -57,9 +62,14 @@ def describe_export(
             {"folder": str(adapter.folder.resolve()), "weight": weight} for adapter, weight in inputs.adapters
         ],
         "folded": dict(inputs.source.touched),
+        "survival": survival.as_json(),
         "verdict": proof.verdict,
         "proof": proof.as_json(),
     }
+    if config.report:
+        sizes = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()]
+        made_files = [(name, size) for name, size in sizes if name.endswith((".gguf", ".safetensors"))]
+        write_atomic(folder / PAGE, export_page(facts, made_files, notes))
     return write_manifest(folder, "export", facts, checksums=checksums)
 
 
@@ -101,7 +111,12 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
 
 
 def _write_report(
-    path: Path, inputs: Inputs, made: Sequence[tuple[str, str]], proof: Proof, notes: Sequence[str]
+    path: Path,
+    inputs: Inputs,
+    made: Sequence[tuple[str, str]],
+    proof: Proof,
+    notes: Sequence[str],
+    survival: Findings,
 ) -> None:
     adapters = [f"`{adapter.folder}` × {weight:g}" for adapter, weight in inputs.adapters]
     lines = [
@@ -122,7 +137,7 @@ def _write_report(
         *(f"| {c.name} | {c.verdict} | {c.meaning.replace('|', chr(92) + '|')} |" for c in proof.checks),
         "",
     ]
-    lines += [READ, ""]
+    lines += [READ, "", *survival.as_markdown()]
     if notes:
         lines += ["## To know", "", *(f"- {note}" for note in notes), ""]
     write_atomic(path, "\n".join(lines))

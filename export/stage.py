@@ -7,8 +7,8 @@ was. If a check fails, what was written is kept beside it, under a name that say
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
@@ -26,6 +26,10 @@ from lorafold.export.outputs.output import Output, plan_output
 from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.export.proof.observed import Observing, check_name
+from lorafold.export.survival.ladder import safest
+from lorafold.export.survival.share import Survival
+from lorafold.export.survival.survey import PLANNED
+from lorafold.export.survival.words import Findings
 from lorafold.machine import return_free_memory
 from lorafold.progress import Lines, Progress, silent
 from lorafold.stopwatch import Spent
@@ -43,6 +47,8 @@ class ExportResult:
         work: what the seconds of writing went into, by kind of work; see `workers.Written`.
         notes: what the user should know.
         next_steps: label and command of what one would do now.
+        survival: what is left of the adapters' change, by model and tensor.
+        told: the same as label and text.
     """
 
     folder: Path
@@ -52,6 +58,8 @@ class ExportResult:
     work: Mapping[str, Spent]
     notes: tuple[str, ...] = ()
     next_steps: tuple[tuple[str, str], ...] = ()
+    survival: Mapping[str, Sequence[Survival]] = field(default_factory=dict)
+    told: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         return lines_as_text(self.lines())
@@ -64,6 +72,7 @@ class ExportResult:
         lines = [("made in", str(self.folder))]
         lines += [(name, f"{size:,} bytes") for name, size in self.files.items()]
         lines += [(check.verdict, f"{check.name}: {check.meaning}") for check in self.proof.checks]
+        lines += self.told
         lines.append(("proof", self.proof.summary()))
         if self.proof.unchecked:
             lines.append(("note", "not everything was checked; --require-proof makes that an error"))
@@ -105,7 +114,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     return_free_memory()
     clock.lap("plan")
     with new_folder(config.out, force=config.force) as staging:
-        written = output.write(staging, progress)
+        survey = output.survey()
+        written = output.write(staging, progress, survey)
+        survival = Findings.of(survey, config)
         clock.lap("write")
         proof = _prove(output, staging, progress) if config.verify else Proof((_LEFT_OUT,))
         clock.lap("prove")
@@ -116,6 +127,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             proof,
             made=output.describe(),
             notes=output.notes,
+            survival=survival,
             checksums=written.checksums,
         )
         try:
@@ -136,6 +148,8 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         work=written.work,
         notes=tuple(output.notes),
         next_steps=tuple(_next_steps(output, config)),
+        survival=survival.found,
+        told=tuple(survival.lines()),
     )
 
 
@@ -162,8 +176,20 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
         *output.describe(),
         ("disk", f"{output.size:,} bytes needed, {free:,} free"),
         *(("note", note) for note in output.notes),
+        *_survival(output, config, progress),
         *(tensor_listing if config.tensors else tensor_summary)(output.tensors()),
     ]
+
+
+def _survival(output: Output, config: ExportConfig, progress: Progress) -> Lines:
+    """What will survive, measured on a sample; on a grid also which types would keep it."""
+    survey = output.survey(PLANNED)
+    if survey is None:
+        return []
+    survey.sample(progress)
+    on_a_grid = config.format == "gguf" and survey.grid() is not None
+    safe = safest(survey) if on_a_grid else {}
+    return Findings.of(survey, config, safe).lines()
 
 
 def verify(

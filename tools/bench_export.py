@@ -1,7 +1,7 @@
 """Export, side by side with the usual way, in one run: wall time, peak memory, bytes written, as ratios.
 
     python tools/bench_export.py [--shape 1.5B] [--quant Q4_K_M] [--threads 2] [--only ours] [--work DIR]
-                                 [--profile]
+                                 [--profile] [--survival]
 
 The usual way is three programs, each as its makers ship it: PEFT merge_and_unload + save_pretrained,
 llama.cpp's convert_hf_to_gguf.py (the pinned source that the tests use), and llama_model_quantize of the
@@ -12,6 +12,9 @@ a rank-8 adapter on all seven projections and the real tokenizer of ../shared/to
 `--profile` runs ours once more through the Python API and prints what the time of writing went into (wall
 seconds, all threads together as one; processor seconds of all threads), what the memory grew to at each
 step, and which kernels were used.
+
+`--survival` writes with and without measuring what survives of the adapter, in turns, in one process, so that
+imports and compiled kernels count for neither; the processor's time is disturbed less by other work.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -68,12 +72,16 @@ def main() -> None:
     parser.add_argument("--only", choices=("ours", "usual"))
     parser.add_argument("--repeat", type=int, default=1, help="runs of ours; the median counts")
     parser.add_argument("--profile", action="store_true", help="say what our time and memory go into")
+    parser.add_argument("--survival", action="store_true", help="only: what measuring survival costs ours")
     parser.add_argument("--work", type=Path, help="keep models here for a later run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
         work = options.work or Path(scratch)
         base, adapter = build_model(work / options.shape, options.shape)
         print_machine(options)
+        if options.survival:
+            survival_cost(base, adapter, work / "out", options)
+            return
         runs = []
         if options.only != "ours":
             runs += usual_way(base, adapter, work, options)
@@ -84,6 +92,41 @@ def main() -> None:
         print_table(runs)
         if options.profile:
             print_profile(profile(base, adapter, work, options))
+
+
+def survival_cost(base: Path, adapter: Path, out: Path, options: argparse.Namespace) -> None:
+    """Write with and without the survey in turns, in one process, and print the medians and their ratio."""
+    from lorafold.export import ExportConfig
+    from lorafold.export.inputs import open_inputs
+    from lorafold.export.outputs.output import plan_output
+    from lorafold.export.survival.share import together
+    from lorafold.progress import silent
+
+    config = ExportConfig(
+        str(adapter), base=str(base), out=out, quant=(options.quant,), threads=options.threads, verify=False
+    )
+    output = plan_output(open_inputs(config), config)
+    wall: dict[bool, list[float]] = {False: [], True: []}
+    processor: dict[bool, list[float]] = {False: [], True: []}
+    for run in range(2 * options.repeat + 2):
+        measured = run % 2 == 1
+        survey = output.survey() if measured else None
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        began, worked = time.monotonic(), time.process_time()
+        output.write(out, silent, survey)
+        if run > 1:  # the first of each kind load machine code
+            wall[measured].append(time.monotonic() - began)
+            processor[measured].append(time.process_time() - worked)
+        if survey is not None and run + 2 > 2 * options.repeat:
+            survival = together(next(iter(survey.found().values())))
+    shutil.rmtree(out)
+    print(f"Qwen2 {options.shape} to {options.quant}, {options.threads} threads, {options.repeat} runs each")
+    print("| | without | with the survey | ratio |\n|---|---|---|---|")
+    for name, times in (("wall s", wall), ("processor s", processor)):
+        without, with_ = statistics.median(times[False]), statistics.median(times[True])
+        print(f"| {name} | {without:.2f} | {with_:.2f} | {with_ / without:.3f} |")
+    print(f"{survival}")
 
 
 def usual_way(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> list[Run]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -35,6 +36,27 @@ Packed = Callable[[str, GGMLQuantizationType, int, int, Weights], NDArray[np.uin
 """Rows [start, stop) of a tensor as they shall be stored in this type, or None if they must be quantized."""
 
 
+Seen = Callable[[GGMLQuantizationType, NDArray[np.uint8]], None]
+"""What takes the rows of a block as they are written in a type."""
+
+
+class Watcher(Protocol):
+    """Someone who looks on while blocks are written, from any thread."""
+
+    def look(self, name: str, start: int, stop: int, block: NDArray[np.float32] | None) -> Seen | None:
+        """Begin with a block, before it may be changed.
+
+        Args:
+            name: the tensor.
+            start: first row.
+            stop: one past the last.
+            block: its rows as they are quantized; None if no file needed them.
+
+        Returns:
+            What wants to see what became of them, or None.
+        """
+
+
 def write_gguf_files(
     files: Sequence[GgufFile],
     source: RowSource,
@@ -44,6 +66,7 @@ def write_gguf_files(
     max_memory: int,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     packed: Packed | None = None,
+    watcher: Watcher | None = None,
     progress: Progress = silent,
 ) -> Written:
     """Write every file from one read of the source.
@@ -56,6 +79,7 @@ def write_gguf_files(
         max_memory: bytes that blocks in flight may take, all threads together.
         imatrix: importance weights by GGUF tensor name: (cols,) or (matrices, cols), float32.
         packed: hands out rows that need not be quantized, see `Packed`.
+        watcher: is shown every block and what became of it.
         progress: told the bytes written.
 
     Returns:
@@ -83,7 +107,7 @@ def write_gguf_files(
         def carry_out(block: tuple[MappedTensor, int, int]) -> int:
             tensor, start, stop = block
             weights = column_weights(imatrix, tensor, start)
-            return _write_block(source, tensor, start, stop, targets[tensor.name], weights, packed)
+            return _write_block(source, tensor, start, stop, targets[tensor.name], weights, packed, watcher)
 
         with watch.measured("compile"):
             kernels.import_compiler(typed.type for file in files for typed in file.tensors)
@@ -161,9 +185,11 @@ def _write_block(
     targets: Sequence[_Target],
     weights: NDArray[np.float32] | None,
     packed: Packed | None,
+    watcher: Watcher | None,
 ) -> int:
     """Rows [start, stop) of one tensor, into every file that holds it; returns the bytes written."""
     block: NDArray[np.float32] | None = None
+    shown: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
     written = 0
     for target in targets:
         type_ = target.typed.type
@@ -176,6 +202,10 @@ def _write_block(
                 rows = kernels.quantize(block, type_, weights, at=tensor.name, first_row=start)
         target.write(rows, start)
         written += rows.nbytes
+        shown[type_] = rows
+    if watcher is not None and (see := watcher.look(tensor.name, start, stop, block)) is not None:
+        for kind, rows in shown.items():
+            see(kind, rows)
     return written
 
 

@@ -24,6 +24,7 @@ from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.tensors import ExactSource
 from lorafold.export.quant import ggml
+from lorafold.export.survival.survey import Survey
 from lorafold.export.workers import Written
 from lorafold.packed.formats import without_packing
 from lorafold.progress import Progress
@@ -62,7 +63,10 @@ class AdapterOutput:
         """Both factors of every weight that changes."""
         return tensors_of([self.plan.file])
 
-    def write(self, folder: Path, progress: Progress) -> Written:
+    def survey(self, weights: int | None = None) -> None:
+        """None: an adapter is written as it is, nothing is rounded with a base."""
+
+    def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the file."""
         progress("write", 0, self.size)
         self.plan.write(folder / self.plan.file.name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from lorafold.chat.tokenizer import ChatTemplate
@@ -15,14 +16,18 @@ from lorafold.export.gguf.plan import PROCESS_BYTES, SPEED, estimated_seconds, e
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.merged_folder import (
     BYTES_PER_WEIGHT,
+    TORCH_NAMES,
     FolderPlan,
     block_weights,
     plan_merged_folder,
     write_merged_folder,
 )
 from lorafold.export.outputs.side_files import find_side_files, folder_notes
+from lorafold.export.outputs.surviving import survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
+from lorafold.export.survival.rows import as_it_is
+from lorafold.export.survival.survey import Survey
 from lorafold.export.workers import Written
 from lorafold.progress import Progress
 from lorafold.weights import Checkpoint
@@ -81,7 +86,17 @@ class FolderOutput:
             for info in shard.tensors
         ]
 
-    def write(self, folder: Path, progress: Progress) -> Written:
+    def survey(self, weights: int | None = None) -> Survey | None:
+        """What survives of the adapters' change, to be measured."""
+        model = [
+            (as_it_is(info), GGMLQuantizationType[info.dtype])
+            for shard in self.plan.shards
+            for info in shard.tensors
+            if info.dtype in TORCH_NAMES
+        ]
+        return survey_of({"the folder": model}, self.inputs, weights=weights)
+
+    def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the folder."""
         work = write_merged_folder(
             self.plan,
@@ -89,6 +104,7 @@ class FolderOutput:
             folder,
             threads=self.config.workers,
             max_memory=self.config.max_memory,
+            watcher=survey,
             progress=progress,
         )
         return Written({}, work)
@@ -128,7 +144,8 @@ class FolderOutput:
             kind: the type they are written in.
         """
         size, adapters = np.abs(exact), len(self.inputs.adapters)
-        allowed = (STEP.get(kind, 2.0**-8) + 2.0**-22) * size + FLOOR.get(kind, 0.0)
+        steps = 2.0 if self.config.rounding == "stochastic" else 1.0  # up or down: a whole step, not half
+        allowed = (steps * STEP.get(kind, 2.0**-8) + 2.0**-22) * size + steps * FLOOR.get(kind, 0.0)
         if self.config.rounding == "peft":  # each adapter's sum was rounded to the base's 16-bit type
             # What several add may cancel: a sum on the way was larger than the weight it came to.
             passed = size if adapters < 2 else size + 2 * np.sqrt(np.mean(np.square(exact)))
@@ -156,6 +173,7 @@ def plan_folder_output(inputs: Inputs, config: ExportConfig) -> FolderOutput:
         side_files,
         dtype=config.dtype,
         shard_bytes=config.shard_max_size,
+        seed=config.seed if config.rounding == "stochastic" else None,
     )
     kept = [*plan.copied, *plan.written]
     return FolderOutput(inputs, config, plan, (*inputs.notes, *folder_notes(inputs, kept)))

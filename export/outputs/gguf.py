@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorafold.chat.sandbox import Message
@@ -33,13 +34,17 @@ from lorafold.export.outputs.modelfiles import (
     write_modelfiles,
 )
 from lorafold.export.outputs.side_files import gguf_notes, named_templates
+from lorafold.export.outputs.surviving import exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
-from lorafold.export.quant.mixture import Importance
+from lorafold.export.quant.mixture import Importance, parse_override
+from lorafold.export.survival.protect import Raised, raise_types
+from lorafold.export.survival.survey import Survey, TypedModel
+from lorafold.export.survival.words import describe_raised
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
@@ -63,6 +68,7 @@ class GgufOutput:
         imatrix: importance weights by GGUF tensor name, if `--imatrix` gives them.
         chats: held-out chats for the proof.
         notes: what the user should know.
+        raised: what `--keep-delta` raised, by recipe.
     """
 
     inputs: Inputs
@@ -74,6 +80,7 @@ class GgufOutput:
     imatrix: Importance | None
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
+    raised: Mapping[str, Sequence[Raised]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -85,24 +92,38 @@ class GgufOutput:
         paths = self.prompt.paths() if self.prompt else []
         data = self.config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
-        return [*describe(self.plan), *matrix, *paths]
+        return [*describe(self.plan), *self._raised(), *matrix, *paths]
+
+    def _raised(self) -> Iterator[tuple[str, str]]:
+        if (keep := self.config.keep_delta) is not None:
+            for file in self._models():
+                size = sum(other.size for other in self.plan.files if other.recipe == file.recipe)
+                yield from describe_raised(file.joined or file.name, self.raised[file.recipe], keep, size)
 
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor of every file."""
         return tensors_of(self.plan.files)
 
-    def write(self, folder: Path, progress: Progress) -> Written:
+    def survey(self, weights: int | None = None) -> Survey | None:
+        """What survives of the adapters' change, to be measured."""
+        return survey_of(models_in(self.plan.files), self.inputs, self.imatrix, weights)
+
+    def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the GGUF files and a Modelfile for each; an importance matrix before, if asked for."""
         if (data := self.config.imatrix_data) is not None:
             matrix = collect_importance(self.inputs, self.mapped, data, progress)
             write_imatrix(matrix, folder / IMATRIX)
+        importance = self._importance(folder)
+        if survey is not None:
+            survey.imatrix = importance
         written = write_gguf_files(
             self.plan.files,
             self.inputs.source,
             folder,
             threads=self.config.workers,
             max_memory=self.config.max_memory,
-            imatrix=self._importance(folder),
+            imatrix=importance,
+            watcher=survey,
             progress=progress,
         )
         if self.prompt:
@@ -174,7 +195,18 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
     # Read before anything is written: a file that cannot be read must not end an hour's work.
     chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
-    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted)
+    raised: dict[str, Sequence[Raised]] = {}
+
+    def protect(recipe: str, model: TypedModel) -> TypedModel:
+        patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
+        fixed = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
+        model, raised[recipe] = raise_types(
+            model, inputs.source, config.keep_delta or 0, fixed=fixed, exact=exact_of(inputs), imatrix=imatrix
+        )
+        return model
+
+    adjust = None if config.keep_delta is None else protect
+    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, adjust)
     source = inputs.source
     notes = (
         *inputs.notes,
@@ -188,7 +220,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
         *gguf_notes(inputs),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes)
+    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, raised)
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:

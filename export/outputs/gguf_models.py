@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gguf import GGUFValueType
@@ -15,6 +15,7 @@ from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
+from lorafold.export.survival.survey import TypedModel
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
 
@@ -36,7 +37,11 @@ class PromptMetadata:
 
 
 def plan_gguf_models(
-    inputs: Inputs, config: ExportConfig, prompt: PromptMetadata, imatrix: Collection[str] | None = None
+    inputs: Inputs,
+    config: ExportConfig,
+    prompt: PromptMetadata,
+    imatrix: Collection[str] | None = None,
+    adjust: Callable[[str, TypedModel], TypedModel] | None = None,
 ) -> tuple[ExportPlan, Vocab]:
     """Plan one model per recipe, all written from one read.
 
@@ -45,6 +50,7 @@ def plan_gguf_models(
         config: recipes, overrides, limits.
         prompt: the chat template's part of the header.
         imatrix: GGUF names of the tensors with importance weights, or None.
+        adjust: given a recipe's name and its model, returns the model with other types.
 
     Returns:
         The plan, and what is known of the vocabulary, without its tokens.
@@ -75,10 +81,10 @@ def plan_gguf_models(
         types = plan_types(
             [(tensor.name, tensor.shape) for tensor in tensors], recipe, shape, imatrix, overrides
         )
-        order = _order(tensors, recipe)
-        models.append(
-            GgufModel(recipe.name, metadata, tuple((tensor, types[tensor.name]) for tensor in order))
-        )
+        model: TypedModel = [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
+        if adjust is not None:
+            model = adjust(name, model)
+        models.append(GgufModel(recipe.name, metadata, tuple(model)))
     plan = plan_files(
         models,
         inputs.name,

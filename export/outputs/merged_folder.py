@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import NumericError
 from lorafold.export.fold.changes import round_to
+from lorafold.export.gguf.writer import Watcher
 from lorafold.export.outputs.side_files import SideFiles
+from lorafold.export.outputs.stochastic import round_at_random
 from lorafold.export.workers import pwrite_all, work_off
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
@@ -72,11 +75,13 @@ class FolderPlan:
         shards: the weights' files.
         copied: files that are copied, by their names in the folder.
         written: texts of the other files, by name.
+        seed: of stochastic rounding; None to round to the nearest.
     """
 
     shards: tuple[ShardPlan, ...]
     copied: Mapping[str, Path]
     written: Mapping[str, str]
+    seed: int | None = None
 
     @property
     def size(self) -> int:
@@ -96,6 +101,7 @@ def plan_merged_folder(
     *,
     dtype: Dtype = "keep",
     shard_bytes: int = SHARD_BYTES,
+    seed: int | None = None,
 ) -> FolderPlan:
     """Settle every file of a model folder, from headers alone.
 
@@ -105,6 +111,7 @@ def plan_merged_folder(
         side_files: what goes beside weights and config.json.
         dtype: type of the weights: "bf16", "f16", "f32", or "keep".
         shard_bytes: most bytes of tensors in one file.
+        seed: of stochastic rounding; None to round to the nearest.
     """
     shards = plan_shards(source, dtype, shard_bytes)
     config = getattr(source, "config", None) or read_object(base / "config.json")
@@ -117,7 +124,7 @@ def plan_merged_folder(
         }
         weight_map = {info.name: shard.name for shard in shards for info in shard.tensors}
         written["model.safetensors.index.json"] = _json({"metadata": total, "weight_map": weight_map})
-    return FolderPlan(shards, side_files.copied, written)
+    return FolderPlan(shards, side_files.copied, written, seed)
 
 
 def plan_shards(source: TensorSource, dtype: Dtype, shard_bytes: int = SHARD_BYTES) -> tuple[ShardPlan, ...]:
@@ -179,6 +186,7 @@ def write_merged_folder(
     *,
     threads: int = 1,
     max_memory: int | None = None,
+    watcher: Watcher | None = None,
     progress: Progress = silent,
 ) -> dict[str, Spent]:
     """Write a model folder.
@@ -189,6 +197,7 @@ def write_merged_folder(
         staging: where to write; it exists, and the caller commits it.
         threads: worker threads.
         max_memory: bytes that blocks in flight may take, all threads together.
+        watcher: is shown every block of floating-point weights and what became of it.
         progress: told the bytes written.
 
     Returns:
@@ -199,7 +208,7 @@ def write_merged_folder(
         SystemFault: the disk refused.
     """
     with system_faults(staging):
-        work = _write_shards(plan, source, staging, threads, max_memory, progress)
+        work = _write_shards(plan, source, staging, threads, max_memory, watcher, progress)
         copy_files(plan.copied, staging)
         for name, text in plan.written.items():
             (staging / name).parent.mkdir(exist_ok=True)
@@ -213,6 +222,7 @@ def _write_shards(
     staging: Path,
     threads: int,
     max_memory: int | None,
+    watcher: Watcher | None,
     progress: Progress,
 ) -> dict[str, Spent]:
     """Write all files of weights, a block of rows at a time, on some threads."""
@@ -232,8 +242,14 @@ def _write_shards(
             width = info.nbytes // info.rows
             if info.dtype in TORCH_NAMES:
                 rows = source.rows(info.name, start, stop)
+                see = None if watcher is None else watcher.look(info.name, start, stop, rows)
                 with doing("round"):
+                    if plan.seed is not None:
+                        rows = round_at_random(rows, info.dtype, info.name, start, plan.seed)
                     buffer = _encode(rows, info)
+                if see is not None:
+                    written = np.frombuffer(buffer, np.uint8).reshape(stop - start, width)
+                    see(GGMLQuantizationType[info.dtype], written)
             else:  # not folded, and no float32 holds it: integers, float64, FP8 with its scales elsewhere
                 original = source.tensors[info.name]
                 buffer = memoryview(bytearray((stop - start) * width))

@@ -37,6 +37,7 @@ from lorafold.export.outputs.modelfiles import (
     tensors_of_model,
     write_modelfiles,
 )
+from lorafold.export.outputs.surviving import models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
@@ -46,6 +47,7 @@ from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
 from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance, is_quantizable, parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, find_recipe
+from lorafold.export.survival.survey import Survey
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 from lorafold.export.workers import Written
@@ -101,7 +103,11 @@ class OntoOutput:
         """Every tensor of every file."""
         return tensors_of(self.plan.files)
 
-    def write(self, folder: Path, progress: Progress) -> Written:
+    def survey(self, weights: int | None = None) -> Survey | None:
+        """What survives of the adapters' change, to be measured."""
+        return survey_of(models_in(self.plan.files), self.inputs, self.imatrix, weights, self.source)
+
+    def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the GGUF files and a Modelfile for each."""
         written = write_gguf_files(
             self.plan.files,
@@ -111,6 +117,7 @@ class OntoOutput:
             max_memory=self.config.max_memory,
             imatrix=self.imatrix,
             packed=self.source.packed,
+            watcher=survey,
             progress=progress,
         )
         if self.prompt:

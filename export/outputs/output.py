@@ -18,6 +18,7 @@ from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.outputs.onto import plan_onto_output
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
+from lorafold.export.survival.survey import Survey
 from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
@@ -39,8 +40,12 @@ class Output(Protocol):
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor that is made, in file order."""
 
-    def write(self, folder: Path, progress: Progress) -> Written:
-        """Write into an empty folder."""
+    def survey(self, weights: int | None = None) -> Survey | None:
+        """What survives of the adapters' change, still to be measured, on so many weights of each tensor, by
+        default as many as writing can afford; None if there is nothing to measure."""
+
+    def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
+        """Write into an empty folder; the survey is taken on the way."""
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Label and command of what one would do with the finished folder."""

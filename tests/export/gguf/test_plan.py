@@ -124,6 +124,8 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("shard_max_size", {"shard_max_size": 200_000}),
     ("rounding", {"format": "adapter", "rounding": "peft"}),
     ("chat_template", {"format": "adapter", "chat_template": "chatml"}),
+    ("keep_delta", {"format": "adapter", "keep_delta": 0.9}),
+    ("seed", {"format": "adapter", "seed": 1}),
 ]
 
 

@@ -1,0 +1,130 @@
+"""The page of an export, made of what its manifest says: one file, no script, nothing that is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lorafold.console import sanitize
+from lorafold.export.report.picture import bars, curve, survival_map
+
+STYLE = Path(__file__).with_name("page.css")
+_TOLERATED = 0.1  # of the change, too little or too much, in any tensor
+_SURVIVAL = """\
+A fine-tune changes each weight by very little, often by less than one step of the file's number format.
+The picture shows, for each layer and each kind of weight, how much of that change is still there after
+the numbers were rounded. Where it is low, what was trained is lost. The rounding error itself may be
+many times larger: it points in no direction, so it disturbs little."""
+_KL = """\
+At each word the model gives every possible next word a probability. KL says how far the file's
+probabilities are from those of the base with the adapter, before anything was rounded: 0 means the same
+model. The bar of the adapter says how far the adapter moved the base. If the other bars are short beside
+it, the fine-tune is well kept."""
+
+
+def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        facts: what the manifest will say: name, base, adapters, proof, survival.
+        made: files with their bytes.
+        notes: what the user should know.
+    """
+    name = _text(facts["name"])
+    body = [
+        f"<header><h1>{name}</h1><p class='soft'>{_origin(facts)}</p></header>",
+        *_tiles(facts, made),
+        *_survival(facts["survival"]),
+        *_answers(facts["proof"]),
+        "<h2>Files</h2><div class='panel'>",
+        bars([(sanitize(name), size / 1e6, _size(size)) for name, size in made]),
+        "</div>",
+        *_checks(facts["proof"]),
+        *_notes(notes),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _origin(facts: Mapping[str, Any]) -> str:
+    adapters = [Path(one["folder"]).name for one in facts["adapters"]]
+    base = facts["base"].get("id") or facts["base"].get("path") or ""
+    folded = f", with {', '.join(adapters)} folded in" if adapters else ", converted as it is"
+    return _text(f"{base}{folded}")
+
+
+def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """The three things that one wants to know."""
+    verdict = facts["verdict"]
+    tone = {"passed": "good", "failed": "bad"}.get(verdict, "")
+    models = facts["survival"]["models"]
+    yield "<section class='tiles'>"
+    yield f"<div class='tile'><b class='{tone}'>{_text(verdict)}</b>is what the proof says</div>"
+    for model, whole in models.items():
+        least = max((one["share"] for one in whole["tensors"]), key=lambda share: abs(1 - float(share)))
+        kept = "good" if abs(1 - least) <= _TOLERATED else "bad"
+        yield f"<div class='tile'><b class='{kept}'>{whole['share']:.0%}</b>of what was trained is in "
+        yield f"{_text(model)}; in the worst tensor {least:.0%}</div>"
+    total = _size(sum(size for _, size in made))
+    yield f"<div class='tile'><b>{total}</b>in {len(made)} files</div></section>"
+
+
+def _survival(survival: Mapping[str, Any]) -> Iterator[str]:
+    if not survival["models"]:
+        return
+    yield f"<h2>What survives of the fine-tune</h2><p>{_SURVIVAL}</p>"
+    if (grid := survival.get("grid")) is not None:
+        yield f"<p>The base's weights were in {grid['levels']['bits']} bits before: they lie on a grid "
+        yield f"({grid['tensors']} of {grid['of']} tensors). That is where a change is lost most easily.</p>"
+    for model, whole in survival["models"].items():
+        kinds = ", ".join(dict.fromkeys(one["type"] for one in whole["tensors"]))
+        yield f"<h3>{_text(model)}</h3><div class='panel'>{survival_map(whole['tensors'])}"
+        yield "<p class='legend'>nothing is left <i></i> all is there; columns are layers</p>"
+        yield f"<p class='soft'>Types: {_text(kinds)}. "
+        yield f"The rounding error is {whole['error']:.2g} times the change."
+        yield f"{'' if whole['exact'] else ' Measured on some rows of each tensor.'}</p></div>"
+
+
+def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    found = {check["name"].removeprefix("logits "): check["figures"] for check in proof}
+    losses = {name: one["mean KL"] for name, one in found.items() if "mean KL" in one}
+    if not losses:
+        return
+    effect = next((one["KL of the adapter"] for one in found.values() if "KL of the adapter" in one), None)
+    rows = [(name, float(loss), f"{loss:.4f}") for name, loss in losses.items()]
+    if effect is not None:
+        rows.insert(0, ("the adapter's effect", float(effect), f"{effect:.4f}"))
+    yield f"<h2>How close the answers are</h2><p>{_KL}</p><div class='panel'>{bars(rows)}</div>"
+    for name in losses:
+        if positions := found[name].get("KL by position"):
+            yield f"<h3>{_text(name)}, word by word</h3><div class='panel'>"
+            yield f"{curve(positions, 'token of the answer')}</div>"
+
+
+def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "<h2>What was checked</h2><div class='panel'><table>"
+    for check in proof:
+        tone = {"passed": "good", "failed": "bad"}.get(check["verdict"], "soft")
+        yield f"<tr><td class='{tone}'>{_text(check['verdict'])}</td>"
+        yield f"<td><b>{_text(check['name'])}</b>: {_text(check['meaning'])}</td></tr>"
+    yield "</table></div>"
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    if notes:
+        yield "<h2>To know</h2><ul>" + "".join(f"<li>{_text(note)}</li>" for note in notes) + "</ul>"
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _text(text: str) -> str:
+    """Text of a file or a user, as text alone."""
+    return escape(sanitize(text))

@@ -1,0 +1,90 @@
+"""Pictures for the page, as inline SVG: a table of coloured cells, bars, and a curve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+_CELL, _HIGH, _LABEL = 17, 20, 150
+_NUMBERED = re.compile(r"(?:^|\.)(?:blk|layers|h|block|blocks)\.(\d+)\.(.*)")
+
+
+def place_of(tensor: str) -> tuple[str, int]:
+    """The kind of a tensor and its layer; -1 for one that stands outside of the layers."""
+    found = _NUMBERED.search(tensor)
+    kind = (found[2] if found else tensor).removesuffix(".weight")
+    return re.sub(r"\.\d+\.", ".*.", kind), int(found[1]) if found else -1
+
+
+def survival_map(tensors: Sequence[Mapping[str, Any]]) -> str:
+    """A cell for each layer and kind of tensor, from all of the change lost to all of it there.
+
+    Args:
+        tensors: `tensor`, `type`, `share` and `error` of each; of several in one cell the worst counts.
+    """
+    cells: dict[tuple[str, int], Mapping[str, Any]] = {}
+    for tensor in tensors:
+        place = place_of(tensor["tensor"])
+        if place not in cells or tensor["share"] < cells[place]["share"]:
+            cells[place] = tensor
+    kinds = sorted({kind for kind, _ in cells})
+    layers = sorted({layer for _, layer in cells})
+    width, height = _LABEL + _CELL * len(layers), _HIGH * len(kinds) + 22
+    parts = [f'<svg viewBox="0 0 {width} {height}" style="max-width:{width * 1.3:.0f}px" role="img">']
+    for row, kind in enumerate(kinds):
+        middle = row * _HIGH + 14
+        parts.append(f'<text x="{_LABEL - 8}" y="{middle}" text-anchor="end">{escape(kind)}</text>')
+        for column, layer in enumerate(layers):
+            one = cells.get((kind, layer))
+            if one is not None:
+                parts.append(_cell(one, _LABEL + column * _CELL, row * _HIGH))
+    for column, layer in enumerate(layers):
+        if layer >= 0 and (layer % 5 == 0 or layer == layers[-1]):
+            x = _LABEL + column * _CELL + _CELL / 2
+            parts.append(f'<text x="{x}" y="{height - 6}" text-anchor="middle">{layer}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _cell(tensor: Mapping[str, Any], x: int, y: int) -> str:
+    share = float(tensor["share"])
+    good = max(0.0, min(1.0, 1 - abs(1 - share)))
+    told = f"{tensor['tensor']}, {tensor['type']}: {share:.1%} survives, error {tensor['error']:.2g} × change"
+    colour = f"color-mix(in oklab, var(--good) {good:.0%}, var(--bad))"
+    return (
+        f'<rect x="{x}" y="{y + 1}" width="{_CELL - 2}" height="{_HIGH - 2}" rx="3" style="fill:{colour}">'
+        f"<title>{escape(told)}</title></rect>"
+    )
+
+
+def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+    """A bar for each label and value, with what is written at its end."""
+    most = max((value for _, value, _ in rows), default=0.0) or 1.0
+    height = 30 * len(rows)
+    parts = [f'<svg viewBox="0 0 640 {height}" role="img">']
+    for number, (label, value, text) in enumerate(rows):
+        y, length = number * 30, 270 * value / most
+        parts.append(f'<text x="212" y="{y + 19}" text-anchor="end">{escape(label)}</text>')
+        parts.append(
+            f'<rect class="bar" x="220" y="{y + 5}" width="{max(length, 2):.1f}" height="20" rx="4"/>'
+        )
+        parts.append(f'<text x="{228 + max(length, 2):.1f}" y="{y + 19}">{escape(text)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def curve(values: Sequence[float], label: str) -> str:
+    """Values one after the other, from 0 up, with the largest written beside the axis."""
+    most = max(values, default=0.0) or 1.0
+    step = 560 / max(len(values) - 1, 1)
+    points = " ".join(
+        f"{60 + at * step:.1f},{110 - 90 * value / most:.1f}" for at, value in enumerate(values)
+    )
+    return (
+        '<svg viewBox="0 0 640 140" role="img"><path class="axis" d="M60 15V110H625"/>'
+        f'<text x="52" y="24" text-anchor="end">{most:.2g}</text>'
+        '<text x="52" y="114" text-anchor="end">0</text>'
+        f'<polyline class="line" points="{points}"/>'
+        f'<text x="60" y="132">1</text><text x="620" y="132" text-anchor="end">{len(values)}</text>'
+        f'<text x="340" y="132" text-anchor="middle">{escape(label)}</text></svg>'
+    )

@@ -1,0 +1,203 @@
+"""What survives, as figures: against a hand computation, and against the files as gguf-py reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+from tuned_models import GGUF_NAMES, MODULES, change_of, found_in, tuned_adapter, tuned_base, tuned_config
+
+from lorafold.export import ExportConfig, export, plan_export
+from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.export.inputs import open_inputs
+from lorafold.export.outputs.output import plan_output
+from lorafold.export.survival.rows import read_rows, sample_rows
+from lorafold.export.survival.share import Survival, Tally, together
+from lorafold.export.survival.survey import Survey
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_base(tmp_path_factory.mktemp("survival") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_adapter(tmp_path_factory.mktemp("survival") / "adapter", MODULES, 5e-4)
+
+
+def weights_of(path: Path) -> dict[str, NDArray[np.float32]]:
+    """The values in a GGUF, by another reader."""
+    return {
+        tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def test_the_figures_of_a_row_by_hand() -> None:
+    """Steps of 1: of the changes 0.25 and 0.75 the first vanishes, the second becomes 1."""
+    base, tuned = np.array([[3.0, 5.0]], np.float32), np.array([[3.25, 5.75]], np.float32)
+    tally = Tally(1)
+    tally.add(slice(0, 1), base, tuned, np.round(base), np.round(tuned))
+    survival = tally.survival("t", "whole numbers", of=1)
+    assert survival is not None and survival.exact
+    assert survival.change == pytest.approx(0.25**2 + 0.75**2)
+    assert survival.share == pytest.approx(1 * 0.75 / (0.25**2 + 0.75**2))
+    assert survival.error == pytest.approx(math.sqrt((0.25**2 + 0.25**2) / (0.25**2 + 0.75**2)))
+    assert survival.uncertainty == 0
+
+
+def test_a_tensor_that_does_not_change_has_no_share() -> None:
+    tally = Tally(1)
+    same = np.ones((1, 4), np.float32)
+    tally.add(slice(0, 1), same, same, same, same)
+    assert tally.survival("t", "F32", of=1) is None and together([]) is None
+
+
+def test_several_tensors_count_by_their_change() -> None:
+    one = Survival("a", "Q8_0", 1.0, 0.0, 2.0, 4, 4, change=3.0)
+    two = Survival("b", "Q8_0", 0.2, 0.1, 4.0, 2, 8, change=1.0)
+    whole = together([one, two])
+    assert whole is not None and (whole.count, whole.exact) == (2, False)
+    assert whole.share == pytest.approx(0.8) and whole.uncertainty == pytest.approx(0.025)
+    assert whole.error == pytest.approx(math.sqrt((3 * 4 + 16) / 4))
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_K_M", "Q3_K_M", "BF16"])
+def test_figures_are_those_of_the_files_as_gguf_py_reads_them(
+    quant: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """⟨tuned file - base's file, Δ⟩ / ⟨Δ, Δ⟩, with Δ = B · A by numpy, over all rows of each tensor."""
+    export(tuned_config(adapter, base, tmp_path / "tuned", quant=quant))
+    export(ExportConfig(str(base), out=tmp_path / "plain", quant=(quant,), name="m", verify=False))
+    export(tuned_config(adapter, base, tmp_path / "exact", quant="F32"))
+    tuned, plain, exact = (
+        weights_of(tmp_path / place / f"m-{kind}.gguf")
+        for place, kind in (("tuned", quant), ("plain", quant), ("exact", "F32"))
+    )
+    found = found_in(tmp_path / "tuned", f"m-{quant}.gguf")
+    assert len(found) == 2 * len(MODULES)
+    for layer in range(2):
+        for module, short in GGUF_NAMES.items():
+            name = f"blk.{layer}.{short}.weight"
+            change = change_of(adapter, module, layer)
+            size = float((change * change).sum())
+            share = float(((tuned[name] - plain[name]) * change).sum()) / size
+            error = math.sqrt(float(np.square(tuned[name] - exact[name]).sum()) / size)
+            assert found[name]["rows"] == found[name]["of"] == len(change)
+            assert found[name]["share"] == pytest.approx(share, rel=1e-4)
+            assert found[name]["error"] == pytest.approx(error, rel=1e-4)
+            assert found[name]["change"] == pytest.approx(size, rel=1e-4)
+
+
+def survey_of(adapter: Path, base: Path, out: Path, weights: int | None, **changes: Any) -> Survey:
+    settings = tuned_config(adapter, base, out, **changes)
+    survey = plan_output(open_inputs(settings), settings).survey(weights)
+    assert survey is not None
+    return survey
+
+
+def test_sampled_rows_come_near_all_rows(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Within four standard errors, which are smaller the more rows are measured."""
+    found = []
+    for weights in (10_000, 40_000, 10_000_000):
+        survey = survey_of(adapter, base, tmp_path / "out", weights, quant="Q4_0")
+        survey.sample()
+        found.append(survey.found()["m-Q4_0.gguf"])
+    few, more, all_ = found
+    assert all(one.exact for one in all_) and not any(one.exact for one in few)
+    for one, two, whole in zip(few, more, all_, strict=True):
+        assert abs(one.share - whole.share) <= 4 * one.uncertainty
+        assert one.error == pytest.approx(whole.error, rel=0.1)
+        assert two.uncertainty < one.uncertainty
+    assert any(one.share != whole.share for one, whole in zip(few, all_, strict=True))
+
+
+def test_the_pass_finds_what_the_plan_finds_on_the_same_rows(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Whatever the size of the blocks and the number of threads."""
+    planned = survey_of(adapter, base, tmp_path / "out", 10_000, quant="Q4_K_M")
+    planned.sample()
+    for threads, memory in ((1, 200_000_000), (3, 600_000)):
+        settings = tuned_config(
+            adapter, base, tmp_path / "out", quant="Q4_K_M", threads=threads, max_memory=memory
+        )
+        output = plan_output(open_inputs(settings), settings)
+        survey = output.survey(10_000)
+        folder = tmp_path / f"{threads}"
+        folder.mkdir()
+        output.write(folder, lambda *_: None, survey)
+        assert survey is not None and survey.found() == planned.found()
+
+
+def test_rows_that_are_sampled() -> None:
+    """All of a small tensor; of a large one runs of eight, spread evenly, the same each time."""
+    tensor = MappedTensor("a", (4096, 64), (RowRange("a", 0, 4096),))
+    assert sample_rows(tensor, 4096 * 64).tolist() == list(range(4096))
+    rows = sample_rows(tensor, 64 * 64)
+    assert len(rows) == 64 and rows.tolist() == sorted(set(rows.tolist()))
+    assert (rows.reshape(-1, 8) - rows[::8, None] == np.arange(8)).all()
+    assert (rows[::8] // 512).tolist() == list(range(8))
+    assert sample_rows(tensor, 64 * 64).tolist() == rows.tolist()
+    stack = MappedTensor("b", (40, 32, 64), transpose=True)
+    assert set((sample_rows(stack, 10_000) // 32).tolist()) == {10, 30}
+
+
+class Numbered:
+    """Rows that hold their own number."""
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return np.repeat(np.arange(start, stop, dtype=np.float32)[:, None], 8, axis=1)
+
+
+def test_rows_of_heads_are_read_in_llama_cpps_order() -> None:
+    """A head's rows are interleaved, so one of them is read with its whole head."""
+    source = RowRange("q", 0, 24)
+    tensor = MappedTensor("q", (24, 8), (source,), op="interleave_rows", group=8, param=8)
+    whole = read_rows(Numbered(), tensor, np.arange(24))
+    assert whole[:8, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    picked = np.array([1, 2, 9, 21])
+    assert (read_rows(Numbered(), tensor, picked) == whole[picked]).all()
+
+
+def test_pefts_rounding_loses_a_change_before_the_type_does(tmp_path: Path) -> None:
+    """The change that is asked for is the adapter's own, not what is left of it in the sum in 16 bit."""
+    base = tuned_base(tmp_path / "base", bfloat16=True)
+    adapter = tuned_adapter(tmp_path / "adapter", MODULES, 1e-5)
+    shares = {}
+    for rounding in ("exact", "peft"):
+        survey = survey_of(adapter, base, tmp_path / "out", None, quant="F32", rounding=rounding)
+        survey.sample()
+        whole = together(survey.found()["m-F32.gguf"])
+        assert whole is not None
+        shares[rounding] = whole.share
+    assert shares["exact"] == pytest.approx(1) and 0.2 < shares["peft"] < 0.95
+
+
+def test_a_base_that_no_adapter_changes_is_not_measured(base: Path, tmp_path: Path) -> None:
+    settings = ExportConfig(str(base), out=tmp_path / "out", quant=("Q8_0",), verify=False)
+    assert plan_output(open_inputs(settings), settings).survey() is None
+    assert "survival" not in dict(plan_export(settings))
+    export(settings)
+    assert json.loads((tmp_path / "out/lorafold.json").read_text())["survival"]["models"] == {}
+
+
+def test_types_are_rounded_with_their_importance_matrix(base: Path, adapter: Path, tmp_path: Path) -> None:
+    survey = survey_of(adapter, base, tmp_path / "out", None, quant="Q4_0")
+    plain = survey_of(adapter, base, tmp_path / "out", None, quant="Q4_0")
+    dice = np.random.default_rng(0)
+    survey.imatrix = {
+        name: dice.random(one.tensor.cols).astype(np.float32) for name, one in survey.measured.items()
+    }
+    for each in (survey, plain):
+        each.sample()
+    one, other = (each.found()["m-Q4_0.gguf"][0] for each in (survey, plain))
+    assert one.type == other.type == Type.Q4_0.name and one.share != other.share

@@ -1,0 +1,133 @@
+"""A Llama whose weights are chosen, and an adapter on it whose change is known, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adapter_folders import PREFIX, adapter_folder
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tiny_base import tiny_tokenizer
+
+from lorafold.export import ExportConfig
+
+Matrix = NDArray[np.float32]
+
+HIDDEN, INNER, LAYERS = 256, 512, 2
+# Module of a layer -> (rows, cols), and what GGUF calls it.
+SHAPES = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+MODULES = ("mlp.down_proj", "mlp.up_proj", "self_attn.v_proj")
+GGUF_NAMES = {"mlp.down_proj": "ffn_down", "mlp.up_proj": "ffn_up", "self_attn.v_proj": "attn_v"}
+
+
+def trained(shape: tuple[int, ...], dice: np.random.Generator) -> Matrix:
+    """Weights as training leaves them."""
+    return (dice.standard_normal(shape) * 0.02).astype(np.float32)
+
+
+def tuned_base(folder: Path, draw: Callable[..., Matrix] = trained, *, bfloat16: bool = False) -> Path:
+    """Write a base of two layers, 256 wide, with a byte-level tokenizer and ChatML.
+
+    Args:
+        folder: where.
+        draw: makes the matrices of the layers, of their shape and a generator.
+        bfloat16: store them so, rounded.
+    """
+    vocabulary = tiny_tokenizer(folder)
+    dice = np.random.default_rng(7)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16" if bfloat16 else "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors: dict[str, Any] = {
+        "model.embed_tokens.weight": trained((vocabulary, HIDDEN), dice),
+        "model.norm.weight": np.ones(HIDDEN, np.float32),
+    }
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}"
+        tensors |= {f"{prefix}.{name}.weight": draw(shape, dice) for name, shape in SHAPES.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = np.ones(HIDDEN, np.float32)
+    if bfloat16:
+        _save_bfloat16(tensors, folder / "model.safetensors")
+    else:
+        save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def tuned_adapter(folder: Path, modules: tuple[str, ...], size: float, rank: int = 4) -> Path:
+    """Write an adapter whose change to each weight has about this standard deviation."""
+    dice = np.random.default_rng(11)
+    tensors = {}
+    for layer in range(LAYERS):
+        for module in modules:
+            rows, cols = SHAPES[module]
+            for side, shape in (("A", (rank, cols)), ("B", (rows, rank))):
+                drawn = dice.standard_normal(shape).astype(np.float32)
+                if side == "B":
+                    drawn *= np.float32(size / np.sqrt(rank))
+                tensors[f"{PREFIX}model.layers.{layer}.{module}.lora_{side}.weight"] = drawn
+    targets = [module.rpartition(".")[2] for module in modules]
+    return adapter_folder(folder, tensors, r=rank, lora_alpha=rank, target_modules=targets)
+
+
+def change_of(adapter: Path, module: str, layer: int) -> NDArray[np.float64]:
+    """B · A, by hand; alpha is the rank."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    left, right = (
+        tensors[f"{PREFIX}model.layers.{layer}.{module}.lora_{side}.weight"].astype(np.float64)
+        for side in "BA"
+    )
+    return np.asarray(left @ right)
+
+
+def tuned_config(adapter: Path | str, base: Path, out: Path, **changes: Any) -> ExportConfig:
+    settings: dict[str, Any] = {"base": str(base), "name": "m", "verify": False, "threads": 2, **changes}
+    return ExportConfig(str(adapter), out=out, **settings)
+
+
+def found_in(out: Path, model: str) -> dict[str, dict[str, Any]]:
+    manifest = json.loads((out / "lorafold.json").read_text())
+    return {each["tensor"]: each for each in manifest["survival"]["models"][model]["tensors"]}
+
+
+def _save_bfloat16(tensors: dict[str, Any], path: Path) -> None:
+    """numpy has no bfloat16: the upper halves of float32 are written, and the header says what they are."""
+    header: dict[str, Any] = {}
+    data = b""
+    for name, values in tensors.items():
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        packed = (bits >> np.uint32(16)).astype("<u2").tobytes()
+        offsets = [len(data), len(data) + len(packed)]
+        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": offsets}
+        data += packed
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
