@@ -180,7 +180,7 @@ def _tokens(source: str) -> Iterator[tuple[str, str]]:
     yield "whitespace", source[at:]
 
 
-def _as_llama_trims(source: str) -> str:
+def as_llama_trims(source: str) -> str:
     """The template with llama.cpp's blanks named wherever it trims without naming any."""
     tokens = list(_tokens(source))
     code = [at for at, (kind, _) in enumerate(tokens) if kind != "whitespace"]
@@ -229,7 +229,7 @@ def prove_native(
     answers: dict[bool | None, str | None] = {}
     refused: list[bool | None] = []
     chats = list(random_chats(conversations, seed=1))
-    engine, alike = _Engine(template, _as_llama_trims(carried)), _Engine(template, carried)
+    engine, alike = _Engine(template, as_llama_trims(carried)), _Engine(template, carried)
     for state in STATES:
         arrives = think_of(thinks, state)
         if isinstance(arrives, Refused):

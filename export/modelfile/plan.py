@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
+from lorafold.chat.calls import TOOL_PARTS
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
@@ -33,6 +34,7 @@ from lorafold.export.modelfile.parser import Modelfile, Parameter, expressible
 from lorafold.export.modelfile.probe import Reference, find_reference, find_switches
 from lorafold.export.modelfile.proof import PromptProof, prove
 from lorafold.export.modelfile.template import to_go
+from lorafold.export.modelfile.tools import ToolProof, prove_tools
 from lorafold.export.modelfile.way import Asked, Route, choose, thoughts
 from lorafold.export.ollama.rules import guessable, template_abilities
 from lorafold.gguf_file.read import read_gguf_header
@@ -54,6 +56,7 @@ class ModelfilePlan:
         native: what is known of the Jinja way, or None.
         seconds: wall time of the derivation, without the proof.
         notes: what the user should know.
+        tools: what was found about tools, or None if nobody looked.
     """
 
     template: ChatTemplate
@@ -64,6 +67,7 @@ class ModelfilePlan:
     native: Native | None
     seconds: float
     notes: tuple[str, ...] = ()
+    tools: ToolProof | None = None
 
     @property
     def thinks(self) -> bool:
@@ -80,7 +84,9 @@ class ModelfilePlan:
         else:
             older = "the TEMPLATE" + (", if Ollama knows currentDate" if "currentDate" in written else "")
         rows = [("Ollama before 0.30", older), ("Ollama 0.30 and later", self.route.says)]
-        return rows + ([("to choose", self.route.other)] if self.route.other else [])
+        rows += [("to choose", self.route.other)] if self.route.other else []
+        some = self.tools is not None and self.tools.lost != TOOL_PARTS
+        return rows + ([("tools", self.tools.says)] if some and self.tools is not None else [])
 
 
 def plan_modelfile(
@@ -170,7 +176,8 @@ def plan_modelfile(
         parameters={**model.parameters, **(parameters or {})},
         parser=route.parser,
     )
-    return ModelfilePlan(template, contract, form, proof, route, native, seconds, tuple(notes))
+    tools = prove_tools(template, native if writable else None)
+    return ModelfilePlan(template, contract, form, proof, route, native, seconds, tuple(notes), tools)
 
 
 NATIVE_CONVERSATIONS = 100  # random conversations that the Jinja way is compared on, under each setting

@@ -78,20 +78,22 @@ def call_form(
     said = {**dict(variables), **json.loads(style), "tools": [_TOOL], "add_generation_prompt": True}
     ask: Message = {"role": "user", "content": "Hello"}
 
-    def rendered(chat: Sequence[Message]) -> str:
+    def rendered(chat: Sequence[Message]) -> str | None:
         job = Job(_parted(chat, parts), said, "2026-01-02T03:04:05")
         try:
             (text,) = render_many(source, [job], origin)
         except UnsafeInputError:  # Kimi K2 changes a list, which transformers' sandbox refuses too
-            return ""
+            return None
         return text if isinstance(text, str) else ""
 
-    defined = rendered([ask])
+    defined = rendered([ask]) or ""
     definitions = _NAME in defined and _KEY in defined
     best = CallForm(definitions, False, False)
     for short, text, null in product((False, True), repeat=3):
         form = CallForm(definitions, False, False, text, null, short)
-        calls, results = _written(rendered([ask, *_round(form)]), definitions)
+        if (whole := rendered([ask, *_round(form)])) is None:
+            return best
+        calls, results = _written(whole, definitions)
         if calls and results:
             return replace(form, calls=True, results=True)
         if calls and not best.calls:  # better than a form in which nothing is written
