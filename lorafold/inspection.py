@@ -18,6 +18,7 @@ from lorafold.models import demo_base, read_config
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Lines, Progress, silent
 from lorafold.records.files import holds_data
+from lorafold.safetensors_file import read_header
 from lorafold.sources.adapter_base import base_of
 from lorafold.sources.recognize import instead
 from lorafold.weights import Checkpoint
@@ -68,6 +69,11 @@ def inspect_path(
         raise InputError("no such file or folder", at=path, fix="check the path")
     if place.is_file() and place.suffix == ".gguf":
         return Inspection([*_gguf(place), *_next_steps(_of_gguf(place))])
+    if place.suffix == ".safetensors" and place.is_file():
+        read_header(place)  # says more of a file that is something else
+        alone = "these are weights without the folder that they belong to", "give the folder"
+        problem, fix = instead(place, "a model, adapter or export folder") or alone
+        raise InputError(problem, at=place, fix=fix)
     if place.is_dir():
         for name, (describe, follow) in _FOLDERS.items():
             if (place / name).exists():

@@ -61,11 +61,16 @@ def read_text(path: Path) -> str:
     if (wrong := another_file(path, head_of(path), "a chat template")) is not None:
         raise wrong
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start})", at=path, fix="save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", at=path, fix="check the path") from error
+    if not text.strip():
+        raise InputError(
+            "the chat template is empty", at=path, fix="download it again, or choose one with --chat-template"
+        )
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any]:

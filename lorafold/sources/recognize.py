@@ -184,13 +184,19 @@ def likely_hub_id(path: str) -> str | None:
 
 
 def _file(path: Path) -> Place | None:
-    names = {"adapter_model": ADAPTER, "adapters": ADAPTER, "model": MODEL, "config": MODEL}
+    names = {
+        "adapter_model": ADAPTER,
+        "adapter_config": ADAPTER,
+        "adapters": ADAPTER,
+        "model": MODEL,
+        "config": MODEL,
+    }
     for stem, config in names.items():
         if path.name.startswith(stem) and (path.parent / config).is_file():
             return Place("one file of a folder", path.parent)
     if path.suffix == ".gguf":
         return Place("a GGUF file")
-    found = told_by(head_of(path))
+    found = None if path.suffix == ".safetensors" else told_by(head_of(path))
     return Place(found.what, fix=found.fix) if found is not None else None
 
 

@@ -26,6 +26,7 @@ from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.vocab.model_file import read_model_file
 from lorafold.gguf_file.read import read_gguf_header
+from lorafold.inspection import inspect_path
 from lorafold.jsonfile import read_object
 from lorafold.signatures import SIGNATURES, told_by
 from lorafold.tokenizer.merges import from_merges
@@ -200,6 +201,25 @@ def test_a_template_is_not_taken_for_a_page(text: str, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(text)
     source = folder_source(tmp_path)
     assert source is not None and source.text == text
+
+
+def test_an_empty_template_is_none(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(" \n")
+    with pytest.raises(InputError, match="the chat template is empty"):
+        folder_source(tmp_path)
+
+
+def test_a_file_of_weights_is_inspected_as_what_it_is(tmp_path: Path) -> None:
+    adapter = adapter_folder(tmp_path / "a")
+    with pytest.raises(InputError, match="this is one file of a folder") as caught:
+        inspect_path(str(adapter / "adapter_model.safetensors"))
+    assert caught.value.fix == f"give {adapter}"
+    (tmp_path / "w.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="a Git LFS pointer, not the weights"):
+        inspect_path(str(tmp_path / "w.safetensors"))
+    save_file({"a": np.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="weights without the folder"):
+        inspect_path(str(tmp_path / "w.safetensors"))
 
 
 def test_a_link_whose_target_is_gone(tmp_path: Path) -> None:
