@@ -175,6 +175,15 @@ def ia3(targets: Targets, module: ModuleTensors, weight: str) -> None:
     conv1d = targets.names.is_conv1d(module.module)
     transposed = targets.adapter.config.fan_in_fan_out if conv1d is None else conv1d
     inputs = matches(targets.adapter.config.feedforward_modules, module.module)
+    # PEFT writes factors of inputs as (1, in) and those of outputs as (out, 1).
+    shape = targets.factors.shape(key)
+    if len(shape) == 2 and sorted(shape)[0] == 1 < max(shape) and inputs != (shape[0] == 1):
+        scales, says = ("outputs", "names") if inputs else ("inputs", "does not name")
+        raise InputError(
+            f"{key!r} {list(shape)} scales {scales}, but feedforward_modules {says} {module.module}",
+            at=targets.adapter.folder,
+            fix="use the adapter_config.json that was saved with these weights",
+        )
     by_row = inputs == transposed  # of a transposed weight, a row is an input
     size = int(np.prod(targets.factors.shape(key)))
     if size != (info.rows if by_row else info.cols):

@@ -159,6 +159,19 @@ def test_tensors_of_another_method_than_the_configuration_names(tmp_path: Path) 
     refused(lambda: fold(tmp_path, BOTH | norm), "does not set peft_type LN_TUNING")
 
 
+def test_ia3_factors_of_the_other_side(tmp_path: Path) -> None:
+    """In a square layer no size tells inputs from outputs, but PEFT's shape does."""
+    names = [f"{PREFIX}{Q.format(layer)}.ia3_l" for layer in (0, 1)]
+    inputs = {name: np.ones((1, 6), np.float32) for name in names}
+    outputs = {name: np.ones((8, 1), np.float32) for name in names}
+    for tensors, modules, side in ((inputs, [], "inputs"), (outputs, ["q_proj"], "outputs")):
+        options = {"peft_type": "IA3", "feedforward_modules": modules}
+        refused(
+            lambda t=tensors, o=options: fold(tmp_path, t, **o), f"scales {side}, but feedforward_modules"
+        )
+    assert fold(tmp_path, inputs, peft_type="IA3", feedforward_modules=["q_proj"]).touched
+
+
 def test_a_rank_that_is_not_said(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "a", BOTH)
     text = (folder / "adapter_config.json").read_text()
