@@ -29,7 +29,9 @@ MethodName = Literal[
     "prefix",
     "ia3",
 ]
-LayoutName = Literal["auto", "instruction", "messages", "conversations", "prompt", "question", "text"]
+LayoutName = Literal[
+    "auto", "instruction", "messages", "conversations", "prompt", "question", "text", "chosen"
+]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 OptimName = Literal[
     "auto",

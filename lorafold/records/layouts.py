@@ -1,34 +1,68 @@
 """Records -> examples: the layouts of data, one row each, and the checks that each field needs.
 
-| layout        | the question                    | the answer         | also read              |
-|---------------|---------------------------------|--------------------|------------------------|
-| messages      | messages: [{role, content}]     | (within)           | system, tools          |
-| conversations | conversations: [{from, value}]  | (within)           | system, tools          |
-| instruction   | instruction                     | output, response   | input, system, history |
-| prompt        | prompt, a text or turns         | completion, response | system, tools        |
-| question      | question, query, user           | answer, response,  | system                 |
-|               |                                 | assistant          |                        |
-| text          | text                            | none: all of it is trained |                |
+| layout        | the question                    | the answer           | also read              |
+|---------------|---------------------------------|----------------------|------------------------|
+| messages      | messages: [{role, content}]     | (within)             | system                 |
+| conversations | conversations: [{from, value}]  | (within)             | system                 |
+| instruction   | instruction                     | output, response     | input, system, history |
+| prompt        | prompt, a text or turns         | completion, response | system, history        |
+| question      | question, query, user, input    | answer, response, …  | system, history        |
+| text          | text                            | none: all of it is trained |                  |
+| chosen        | any of these but text           | chosen               | system, input, history |
 
+Messages, conversations and prompts may have `tools`. `chosen` is preference data, used if it is asked for.
 Training needs an answer. Who only asks (`compare`, the proof of an export) takes records without one, and
 knows further names of it. A field that is not in the table is named by `unread`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from lorafold.chat.dialogue import Dialogue, calls_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
+from lorafold.records.building import (
+    INPUTS,
+    SYSTEM,
+    Turns,
+    conversation,
+    first_text,
+    instruction,
+    of_objects,
+    preferred,
+    prompt_and_completion,
+    question_and_answer,
+)
+from lorafold.records.preferences import refuse_preferences, refuse_unwanted
+from lorafold.records.spellings import respelled
 from lorafold.records.tools import DEFINED, defines, linked, read_tools
-from lorafold.records.turns import is_parts, kind, list_of, read_turns, text_of, unread_of_turn, void
+from lorafold.records.turns import (
+    ROLES,
+    is_parts,
+    kind,
+    text_of,
+    unread_of_turn,
+    void,
+)
 
 # Fields with the expected answer, which a comparison shows beside the models' answers; `chosen` is that of
 # preference data. An answer field of a new layout belongs here too.
-EXPECTED = ("expected", "completion", "response", "output", "answer", "assistant", "chosen")
+EXPECTED = (
+    "expected",
+    "completion",
+    "response",
+    "output",
+    "answer",
+    "assistant",
+    "bot",
+    "solution",
+    "chosen",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +90,6 @@ class Example:
     def marks(self) -> tuple[bool, ...]:
         """For each message whether it is trained."""
         return self.trained or tuple(message["role"] == "assistant" for message in self.messages)
-
-
-Turns = list[tuple[Message, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +132,30 @@ def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool =
     if layout != "auto":
         return LAYOUTS[layout]
     said = {name for name, value in fields.items() if not void(value)}
+    rows = [row for row in LAYOUTS.values() if row is not CHOSEN]
     # First by what has a value: tables have every column in every record.
     for names in (said, set(fields)):
-        for row in LAYOUTS.values():
-            if names.intersection(row.question) and (
-                not answered or not row.answer or names.intersection(row.answer)
-            ):
+        for row in rows:
+            # An instruction that is empty is one all the same, if its input says something.
+            asks = names.intersection(row.question) or (
+                names.intersection(INPUTS).intersection(row.further)
+                and set(fields).intersection(row.question)
+            )
+            if asks and (not answered or not row.answer or names.intersection(row.answer)):
+                _check_spelling(fields, row, place)
                 return row
-    for row in LAYOUTS.values():  # the question or the answer is missing: say which
+    if answered:
+        asking = next((row for row in rows if said.intersection(row.question)), None)
+        refuse_preferences(fields, asking.answer[0] if asking and asking.answer else "", place)
+    for row in rows:  # the question or the answer is missing: say which
         if any(name in fields for name in (*row.question, *row.answer)):
             return row
-    known = "; ".join(
-        f"{row.name}: {', '.join((row.question[0], *row.answer[:1]))}" for row in LAYOUTS.values()
-    )
+    known = "; ".join(f"{row.name}: {', '.join((row.question[0], *row.answer[:1]))}" for row in rows)
+    turn = {"role", "from"} & set(fields) and {"content", "value"} & set(fields)
     raise InputError(
         f"no known layout has the fields {', '.join(map(repr, fields)) or '(none)'} (known: {known})",
         at=place,
-        fix="rename the fields",
+        fix='this is a turn alone: write {"messages": [turns]} as a record' if turn else "rename the fields",
     )
 
 
@@ -137,7 +175,9 @@ def build_example(
         InputError: a field is missing or of the wrong type, a role is unknown or in the wrong place.
     """
     fields = _object(record, place)
-    question = _present(fields, layout.question) or _missing(fields, layout, layout.question[0], place)
+    question = _present(fields, layout.question)
+    if not question:
+        _missing(fields, layout, layout.question[0], place)
     if answered:
         answer = _present(fields, layout.answer)
         if layout.answer and not answer:
@@ -147,9 +187,13 @@ def build_example(
         answer = next((name for name in EXPECTED if _answers(fields.get(name))), "")
     if layout.name == "text" and not (answer and not answered):
         return Example(place, text=text_of(fields[question], question, place), layout=layout.name)
+    if answered:
+        refuse_unwanted(fields, place)
     turns = layout.build(fields, question, answer, place)
+    if answered and (not turns or turns[-1][0]["role"] == "user"):
+        refuse_preferences(fields, "", place)
     _check_order(turns, question, place, answered=answered)
-    own = _optional(fields, "system", place) if "system" in layout.further else ""
+    own = first_text(fields, SYSTEM, place) if SYSTEM[0] in layout.further else ""
     if own and turns[0][0]["role"] == "system" and turns[0][0]["content"] != own:
         problem = f"system: {question} begins with another system message"
         raise InputError(problem, at=place, fix="keep one of the two")
@@ -176,8 +220,8 @@ def unread(record: Mapping[str, Any], layout: RecordLayout) -> Iterator[str]:
         elif spelled in DEFINED:
             continue
         elif isinstance(value, list | tuple):
-            for turn in value:
-                if isinstance(turn, Mapping) and not is_parts(value):
+            for turn in () if is_parts(value) else respelled(value, ROLES):
+                if isinstance(turn, Mapping):
                     yield from (f"{name}[].{key}" for key in unread_of_turn(turn))
 
 
@@ -187,10 +231,14 @@ def _present(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     return next((name for name in there if not void(fields[name])), there[0] if there else "")
 
 
-def _missing(fields: Mapping[str, Any], layout: RecordLayout, name: str, place: str) -> str:
+def _missing(fields: Mapping[str, Any], layout: RecordLayout, name: str, place: str) -> NoReturn:
     got = ", ".join(map(repr, fields))
     problem = f"the field {name!r} is missing (layout {layout.name}, got {got})"
-    raise InputError(problem, at=place, fix="add it")
+    fix = "add it"
+    with contextlib.suppress(InputError):
+        if (other := recognise(fields, place)).name != layout.name and _present(fields, other.question):
+            fix = f"put records of the layout {other.name} into a file of their own"
+    raise InputError(problem, at=place, fix=fix)
 
 
 def _object(record: Any, place: str) -> Mapping[str, Any]:
@@ -223,23 +271,7 @@ def _refuse_nul(value: Any, place: str, field: str = "") -> None:
 
 def _answers(value: Any) -> bool:
     """Whether a value can be an answer: a text, or turns or parts; `output` may also be a table's number."""
-    return not void(value) and (isinstance(value, str) or (isinstance(value, list) and _of_objects(value)))
-
-
-def _of_objects(value: Sequence[Any]) -> bool:
-    return all(isinstance(item, Mapping) for item in value)
-
-
-def _optional(fields: Mapping[str, Any], name: str, place: str) -> str:
-    value = fields.get(name)
-    return "" if value is None else text_of(value, name, place)
-
-
-def _said(value: Any, field: str, role: str, place: str, *, trained: bool) -> Turns:
-    """A text as a turn of its own, or a list of turns (TRL writes both)."""
-    if not (isinstance(value, list | tuple) and value and _of_objects(value)) or is_parts(value):
-        return [({"role": role, "content": text_of(value, field, place)}, trained)]
-    return [(message, marked and trained) for message, marked in read_turns(value, field, place)]
+    return not void(value) and (isinstance(value, str) or (isinstance(value, list) and of_objects(value)))
 
 
 # Which turns may follow one of a role; a turn that calls tools is one of its own kind.
@@ -274,57 +306,62 @@ def _check_order(turns: Turns, field: str, place: str, *, answered: bool) -> Non
         before = role
 
 
-def _conversation(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
-    turns = read_turns(fields[question], question, place)
-    if answer and turns and turns[-1][0]["role"] == "user":
-        turns += _said(fields[answer], answer, "assistant", place, trained=True)
-    return turns
-
-
-def _instruction(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
-    turns: Turns = []
-    history = fields.get("history")
-    for index, pair in enumerate(list_of(history, "history", place) if history else []):
-        turn = list_of(pair, f"history[{index}]", place)
-        if len(turn) != 2:
-            problem = f"history[{index}]: expected [user, answer], got {len(turn)} entries"
-            raise InputError(problem, at=place, fix="write pairs")
-        for role, content in zip(("user", "assistant"), turn, strict=True):
-            message: Message = {"role": role, "content": text_of(content, f"history[{index}]", place)}
-            turns.append((message, role == "assistant"))
-    parts = (text_of(fields[question], question, place), _optional(fields, "input", place))
-    turns.append(({"role": "user", "content": "\n".join(part for part in parts if part)}, False))
-    return turns + (_said(fields[answer], answer, "assistant", place, trained=True) if answer else [])
-
-
-def _prompt(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
-    """Only the completion is trained, also if the prompt is a conversation with answers in it."""
-    turns = _said(fields[question], question, "user", place, trained=False)
-    return turns + (_said(fields[answer], answer, "assistant", place, trained=True) if answer else [])
-
-
-_BESIDE = ("system", *DEFINED)  # what may stand beside a conversation
+CHOSEN = RecordLayout(
+    "chosen",
+    ("prompt", "instruction", "question", "query", "messages", "conversations", "chosen"),
+    ("chosen",),
+    (*SYSTEM, *INPUTS, *DEFINED, "history"),
+    preferred,
+)
 LAYOUTS = {
     row.name: row
     for row in (
-        RecordLayout("messages", ("messages",), (), _BESIDE, _conversation),
-        RecordLayout("conversations", ("conversations", "conversation"), (), _BESIDE, _conversation),
+        RecordLayout("messages", ("messages", "contents"), (), (*SYSTEM, *DEFINED), conversation),
+        RecordLayout(
+            "conversations",
+            ("conversations", "conversation", "dialogue", "dialog"),
+            (),
+            (*SYSTEM, *DEFINED),
+            conversation,
+        ),
         RecordLayout(
             "instruction",
             ("instruction",),
             ("output", "response"),
-            ("input", "system", "history"),
-            _instruction,
+            (*SYSTEM, *INPUTS, "history"),
+            instruction,
         ),
-        RecordLayout("prompt", ("prompt",), ("completion", "response"), _BESIDE, _prompt),
+        RecordLayout(
+            "prompt",
+            ("prompt",),
+            ("completion", "response"),
+            (*SYSTEM, *DEFINED, "history"),
+            prompt_and_completion,
+        ),
         RecordLayout(
             "question",
-            ("question", "query", "user"),
-            ("answer", "response", "assistant"),
-            ("system",),
-            _prompt,
+            ("question", "query", "user", "human", "problem", "input"),
+            ("answer", "response", "assistant", "bot", "solution", "output"),
+            (*SYSTEM, "history"),
+            question_and_answer,
         ),
-        RecordLayout("text", ("text",), (), (), _prompt),
+        RecordLayout("text", ("text",), (), (), prompt_and_completion),
+        CHOSEN,
     )
 }
+_NEAR = 0.86  # difflib's likeness: one letter in eight
 _FIELDS = frozenset(name for row in LAYOUTS.values() for name in row.fields) | frozenset(EXPECTED)
+
+
+def _check_spelling(fields: Mapping[str, Any], layout: RecordLayout, place: str) -> None:
+    """Look whether a record that only has an input has an instruction with a slip in its name."""
+    if _present(fields, layout.question) != "input":
+        return
+    for name, value in fields.items():
+        if (
+            name not in _FIELDS
+            and not void(value)
+            and get_close_matches(str(name), ["instruction"], 1, _NEAR)
+        ):
+            problem = f"the field {name!r} is not known; 'instruction' is"
+            raise InputError(problem, at=place, fix="rename it")

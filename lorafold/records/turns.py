@@ -8,6 +8,7 @@ tools, or they are turns of their own. A turn may say itself whether it counts i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from lorafold.chat.dialogue import calls_of
 from lorafold.chat.sandbox import Message
 from lorafold.chat.template import REASONING_KEYS
 from lorafold.errors import InputError
+from lorafold.records.spellings import ROLE_WORDS, respelled
 from lorafold.records.tools import CALLS, RESULT_OF, read_calls
 
 ROLES = {
@@ -58,7 +60,7 @@ def read_turns(value: Any, field: str, place: str) -> list[tuple[Message, bool]]
     Raises:
         InputError: a turn is malformed, or its role unknown.
     """
-    turns = list_of(value, field, place)
+    turns = respelled(list_of(value, field, place), ROLES)
     return _with_calls_joined(_turn(turn, f"{field}[{index}]", place) for index, turn in enumerate(turns))
 
 
@@ -87,7 +89,7 @@ def _turn(turn: Any, field: str, place: str) -> tuple[Message, bool]:
             raise InputError(f"{field}: the field {key!r} is missing", at=place, fix="add it")
     role = turn[role_key]
     if not isinstance(role, str) or role not in ROLES:
-        problem = f"{field}.{role_key}: unknown role {role!r} (known: {', '.join(ROLES)})"
+        problem = f"{field}.{role_key}: unknown role {role!r} (known: {', '.join((*ROLES, *ROLE_WORDS))})"
         raise InputError(problem, at=place, fix="rename it or remove the turn")
     message: Message = {"role": ROLES[role], "content": ""}
     answers = message["role"] == "assistant"
@@ -186,7 +188,10 @@ def is_parts(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
         and bool(value)
-        and all(isinstance(part, Mapping) and "text" in part and "type" in part for part in value)
+        and all(
+            isinstance(part, Mapping) and "text" in part and not {"role", "from"} & set(part)
+            for part in value
+        )
     )
 
 
@@ -200,12 +205,16 @@ def list_of(value: Any, field: str, place: str) -> list[Any]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            problem = f"{field}: expected a list, got a string that is not JSON"
-            raise InputError(problem, at=place, fix="write a JSON list") from error
+            python = re.match(r"\s*\[\s*\{\s*'", value)
+            what = "Python's spelling of a list (single quotes)" if python else "a string that is not JSON"
+            fix = "write it with json.dumps" if python else "write a JSON list"
+            raise InputError(f"{field}: expected a list, got {what}", at=place, fix=fix) from error
     if not isinstance(value, list | tuple):
         if hasattr(value, "tolist"):  # a numpy array, from parquet through pandas
             return list(value.tolist())
-        raise InputError(f"{field}: expected a list, got {kind(value)}", at=place, fix="write a list")
+        inside = f" with the fields {', '.join(map(repr, value))}" if isinstance(value, Mapping) else ""
+        problem = f"{field}: expected a list, got {kind(value)}{inside}"
+        raise InputError(problem[:300], at=place, fix="write a list")
     return list(value)
 
 

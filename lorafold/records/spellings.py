@@ -1,0 +1,78 @@
+"""Turns as programs spell them -> one spelling of roles and fields; questions with their answers parted.
+
+ShareGPT writes {from, value}, OpenAI {role, content}, Gemini {role, parts}; mixtures of them are in use, and
+roles in capitals. Firefly, XTuner and ms-swift's `history` write a question with its answer in one object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+# Words for the roles that chat templates know; lower case. Roles of tools are those of `turns.ROLES`.
+ROLE_WORDS = {
+    "developer": "system",
+    "system_prompt": "system",
+    "prompter": "user",
+    "customer": "user",
+    "ai": "assistant",
+    "model": "assistant",
+    "chatbot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "claude": "assistant",
+}
+CONTENTS = ("content", "value", "text", "parts")  # where a turn keeps what it says
+# A question and its answer in one object, which may begin with a system message.
+PAIRS = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("human", "bot"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("input", "output"),
+    ("instruction", "output"),
+)
+
+
+def respelled(turns: Iterable[Any], known: Mapping[str, str]) -> Iterator[Any]:
+    """Turns with the roles and fields that `turns` knows; what is no turn stays as it is.
+
+    Args:
+        turns: as they were read.
+        known: the roles that need no other word.
+    """
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            yield turn
+        elif "role" not in turn and "from" not in turn and (pair := _pair(turn)):
+            yield from _parted(turn, *pair)
+        else:
+            yield _renamed(turn, known)
+
+
+def _pair(turn: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((pair for pair in PAIRS if all(name in turn for name in pair)), None)
+
+
+def _parted(turn: Mapping[str, Any], question: str, answer: str) -> Iterator[dict[str, Any]]:
+    """The turns of a question with its answer; marks and reasoning beside them are the answer's."""
+    if turn.get("system"):
+        yield {"role": "system", "content": turn["system"]}
+    yield {"role": "user", "content": turn[question]}
+    rest = {key: value for key, value in turn.items() if key not in (question, answer, "system")}
+    yield {"role": "assistant", "content": turn[answer], **rest}
+
+
+def _renamed(turn: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, Any]:
+    role, content = ("from", "value") if "from" in turn else ("role", "content")
+    names: dict[Any, Any] = {}
+    if content not in turn and (other := next((name for name in CONTENTS if name in turn), "")):
+        names[other] = content
+    found = {names.get(key, key): value for key, value in turn.items()}
+    if isinstance(said := found.get(role), str) and said not in known:
+        word = said.strip().lower()
+        word = ROLE_WORDS.get(word, word)
+        found[role] = word if word in known else said
+    return found
