@@ -13,8 +13,8 @@ from lorafold.errors import InputError
 from lorafold.records.turns import is_parts, list_of, read_turns, text_of, void
 
 Turns = list[tuple[Message, bool]]
-INPUTS = ("input", "context")  # what an instruction is about
-SYSTEM = ("system", "system_prompt")
+INPUT_FIELDS = ("input", "context")  # what an instruction is about
+SYSTEM_FIELDS = ("system", "system_prompt")
 
 
 def of_objects(value: Sequence[Any]) -> bool:
@@ -61,7 +61,7 @@ def _history(fields: Mapping[str, Any], place: str) -> Turns:
 
 
 def instruction(fields: Mapping[str, Any], question: str, answer: str, place: str) -> Turns:
-    parts = (text_of(fields[question], question, place), first_text(fields, INPUTS, place))
+    parts = (text_of(fields[question], question, place), first_text(fields, INPUT_FIELDS, place))
     asked: Message = {"role": "user", "content": "\n".join(part for part in parts if part)}
     turns = [*_history(fields, place), (asked, False)]
     return turns + (_said(fields[answer], answer, "assistant", place, trained=True) if answer else [])

@@ -19,7 +19,7 @@ from lorafold.signatures import HEAD_BYTES, told_by
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-MOST_PACKINGS = 3  # one within the other
+_MOST_PACKINGS = 3  # one within the other
 
 # Compressed files and tables, as `signatures` calls them, and how they are read.
 _PACKINGS = {"a gzip file": ".gz", "a bzip2 file": ".bz2", "an xz file": ".xz", "a Zstandard file": ".zst"}
@@ -55,7 +55,7 @@ def content_of(file: IO[bytes], name: str) -> Iterator[tuple[IO[bytes], str]]:
     refuse_foreign(file, name)
     with ExitStack() as stack:
         content = stack.enter_context(unpacked(file, packed, name))
-        for _ in range(MOST_PACKINGS):
+        for _ in range(_MOST_PACKINGS):
             if not (packing := _read_as(_PACKINGS, _head(content))):
                 break
             content = stack.enter_context(unpacked(content, (packing,), name))

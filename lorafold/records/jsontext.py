@@ -142,6 +142,8 @@ _CAUSES = (
     ("", "Invalid control", "a line break or another control character within a string", _DUMPED),
     ("", "Invalid \\", "a backslash that escapes nothing", "write \\\\ for it"),
 )
+# Fields of a record: an object that has one is no wrapper, whatever lists it has beside it.
+_FIELDS = ("instruction", "prompt", "question", "query", "input", "output", "answer", "text", "messages")
 # Names of the one list in an object that a file is wrapped in; they name no field of a record.
 _WRAPPERS = ("data", "train", "training", "examples", "rows", "items", "instances", "records", "samples")
 _OTHERS = ("test", "validation", "valid", "val", "dev", "eval")  # lists that are not to be trained on
@@ -261,6 +263,8 @@ class _Text:
         while self.peek() == '"':
             key: str = self.item()
             self.take(":")
+            if key in _FIELDS:
+                return ""
             if self.peek() == "[" and key in _WRAPPERS:
                 self.take("[")
                 item = self.item() if self.peek() == "{" else None
@@ -278,6 +282,9 @@ class _Text:
             self.take(":")
             if key == wrapper:
                 yield from self.array()
+            elif key in _FIELDS:
+                problem = f"a record's field {key!r} stands beside the list of records {wrapper!r}"
+                raise InputError(problem, at=place, fix="write one record a line")
             elif self.peek() == "[" and key in (*_WRAPPERS, *_OTHERS):
                 problem = f"the file holds several lists of records: {wrapper!r} and {key!r}"
                 raise InputError(problem, at=place, fix="write each into a file of its own")

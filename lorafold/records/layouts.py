@@ -27,8 +27,8 @@ from lorafold.chat.dialogue import Dialogue, calls_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.records.building import (
-    INPUTS,
-    SYSTEM,
+    INPUT_FIELDS,
+    SYSTEM_FIELDS,
     Turns,
     conversation,
     first_text,
@@ -132,13 +132,13 @@ def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool =
     if layout != "auto":
         return LAYOUTS[layout]
     said = {name for name, value in fields.items() if not void(value)}
-    rows = [row for row in LAYOUTS.values() if row is not CHOSEN]
+    rows = [row for row in LAYOUTS.values() if row is not _CHOSEN]
     # First by what has a value: tables have every column in every record.
     for names in (said, set(fields)):
         for row in rows:
             # An instruction that is empty is one all the same, if its input says something.
             asks = names.intersection(row.question) or (
-                names.intersection(INPUTS).intersection(row.further)
+                names.intersection(INPUT_FIELDS).intersection(row.further)
                 and set(fields).intersection(row.question)
             )
             if asks and (not answered or not row.answer or names.intersection(row.answer)):
@@ -193,7 +193,7 @@ def build_example(
     if answered and (not turns or turns[-1][0]["role"] == "user"):
         refuse_preferences(fields, "", place)
     _check_order(turns, question, place, answered=answered)
-    own = first_text(fields, SYSTEM, place) if SYSTEM[0] in layout.further else ""
+    own = first_text(fields, SYSTEM_FIELDS, place) if SYSTEM_FIELDS[0] in layout.further else ""
     if own and turns[0][0]["role"] == "system" and turns[0][0]["content"] != own:
         problem = f"system: {question} begins with another system message"
         raise InputError(problem, at=place, fix="keep one of the two")
@@ -306,47 +306,47 @@ def _check_order(turns: Turns, field: str, place: str, *, answered: bool) -> Non
         before = role
 
 
-CHOSEN = RecordLayout(
+_CHOSEN = RecordLayout(
     "chosen",
     ("prompt", "instruction", "question", "query", "messages", "conversations", "chosen"),
     ("chosen",),
-    (*SYSTEM, *INPUTS, *DEFINED, "history"),
+    (*SYSTEM_FIELDS, *INPUT_FIELDS, *DEFINED, "history"),
     preferred,
 )
 LAYOUTS = {
     row.name: row
     for row in (
-        RecordLayout("messages", ("messages", "contents"), (), (*SYSTEM, *DEFINED), conversation),
+        RecordLayout("messages", ("messages", "contents"), (), (*SYSTEM_FIELDS, *DEFINED), conversation),
         RecordLayout(
             "conversations",
             ("conversations", "conversation", "dialogue", "dialog"),
             (),
-            (*SYSTEM, *DEFINED),
+            (*SYSTEM_FIELDS, *DEFINED),
             conversation,
         ),
         RecordLayout(
             "instruction",
             ("instruction",),
             ("output", "response"),
-            (*SYSTEM, *INPUTS, "history"),
+            (*SYSTEM_FIELDS, *INPUT_FIELDS, "history"),
             instruction,
         ),
         RecordLayout(
             "prompt",
             ("prompt",),
             ("completion", "response"),
-            (*SYSTEM, *DEFINED, "history"),
+            (*SYSTEM_FIELDS, *DEFINED, "history"),
             prompt_and_completion,
         ),
         RecordLayout(
             "question",
             ("question", "query", "user", "human", "problem", "input"),
             ("answer", "response", "assistant", "bot", "solution", "output"),
-            (*SYSTEM, "history"),
+            (*SYSTEM_FIELDS, "history"),
             question_and_answer,
         ),
         RecordLayout("text", ("text",), (), (), prompt_and_completion),
-        CHOSEN,
+        _CHOSEN,
     )
 }
 _NEAR = 0.86  # difflib's likeness: one letter in eight

@@ -22,9 +22,9 @@ ROLE_WORDS = {
     "bard": "assistant",
     "claude": "assistant",
 }
-CONTENTS = ("content", "value", "text", "parts")  # where a turn keeps what it says
+_CONTENTS = ("content", "value", "text", "parts")  # where a turn keeps what it says
 # A question and its answer in one object, which may begin with a system message.
-PAIRS = (
+_PAIRS = (
     ("human", "assistant"),
     ("user", "assistant"),
     ("human", "bot"),
@@ -53,7 +53,7 @@ def respelled(turns: Iterable[Any], known: Mapping[str, str]) -> Iterator[Any]:
 
 
 def _pair(turn: Mapping[str, Any]) -> tuple[str, str] | None:
-    return next((pair for pair in PAIRS if all(name in turn for name in pair)), None)
+    return next((pair for pair in _PAIRS if all(name in turn for name in pair)), None)
 
 
 def _parted(turn: Mapping[str, Any], question: str, answer: str) -> Iterator[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _parted(turn: Mapping[str, Any], question: str, answer: str) -> Iterator[dic
 def _renamed(turn: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, Any]:
     role, content = ("from", "value") if "from" in turn else ("role", "content")
     names: dict[Any, Any] = {}
-    if content not in turn and (other := next((name for name in CONTENTS if name in turn), "")):
+    if content not in turn and (other := next((name for name in _CONTENTS if name in turn), "")):
         names[other] = content
     found = {names.get(key, key): value for key, value in turn.items()}
     if isinstance(said := found.get(role), str) and said not in known:

@@ -43,6 +43,10 @@ def _says_nothing(example: Example, role: str) -> bool:
     )
 
 
+def _asks_last(example: Example) -> bool:
+    return bool(example.messages) and example.messages[-1]["role"] == "user"
+
+
 def _is_chat(example: Example) -> bool:
     """Whether a plain text is a record itself: the JSON of a conversation."""
     text = (example.text or "").strip()
@@ -59,6 +63,7 @@ def _is_chat(example: Example) -> bool:
 _COUNTED: tuple[tuple[Callable[[Example], bool], str], ...] = (
     (lambda example: _says_nothing(example, "assistant"), "have an empty answer, which is not trained"),
     (lambda example: _says_nothing(example, "user"), "have an empty question, and are trained so"),
+    (_asks_last, "end with a question that nobody answers, which teaches nothing"),
     (_is_chat, "are JSON of a conversation, trained as text; write the JSON itself as the record"),
 )
 

@@ -29,6 +29,7 @@ class Tokenized:
         lost_tokens: tokens that were cut off or dropped.
         left_out: (examples, tokens) of which the chat template does not write all that is said.
         left_out_first: where the first of these was read.
+        beyond: where the first example was read of which the answer begins behind what is kept; "" for none.
     """
 
     sequences: tuple[Encoded, ...]
@@ -39,6 +40,7 @@ class Tokenized:
     blank: int = 0
     left_out: tuple[int, int] = (0, 0)
     left_out_first: str = ""
+    beyond: str = ""
 
     @property
     def tokens(self) -> int:
@@ -65,13 +67,19 @@ class Tokenized:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of the tokens beside their number."""
+        notes = []
+        if self.beyond:
+            notes.append(
+                f"{len(self.dropped) - self.blank} examples are dropped, since what stands before their answer "
+                f"fills --max-length (first: {self.beyond})"
+            )
         examples, tokens = self.left_out
-        if not examples:
-            return ()
-        return (
-            f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples say, "
-            f"usually reasoning; they are not trained (first: {self.left_out_first})",
-        )
+        if examples:
+            notes.append(
+                f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples say, "
+                f"usually reasoning; they are not trained (first: {self.left_out_first})"
+            )
+        return tuple(notes)
 
 
 def tokenize(
@@ -100,7 +108,7 @@ def tokenize(
     places: list[str] = []
     dropped: list[str] = []
     cut = lost = blank = left_out = unwritten = 0
-    first = ""
+    first = beyond = ""
     encoded = encode_all(examples, tokenizer, progress, processes)
     for example, whole in zip(examples, encoded, strict=True):
         kept = 0
@@ -116,7 +124,9 @@ def tokenize(
             unwritten += whole.left_out
         if not kept:
             dropped.append(example.place)
-            blank += not any(whole.mask[1:])
+            answered = any(whole.mask[1:])
+            blank += not answered
+            beyond = beyond or (example.place if answered else "")
         elif kept < len(whole.ids):
             cut += 1
     if not sequences and not may_be_empty:
@@ -130,6 +140,7 @@ def tokenize(
         blank,
         left_out=(left_out, unwritten),
         left_out_first=first,
+        beyond=beyond,
     )
 
 

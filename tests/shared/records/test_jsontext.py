@@ -68,6 +68,10 @@ def test_a_list_of_turns_is_a_field_of_a_record_and_no_wrapper() -> None:
     assert [record for _, record in read(f"{json.dumps(chat)}\n{json.dumps(chat)}")] == [chat, chat]
     record = {"rows": [{"cell": 1}], "instruction": "q", "output": "a"}
     assert [record for _, record in read(f"{json.dumps(record)}\n{json.dumps(record)}")] == [record, record]
+    several = {"instruction": "q", "instances": [{"input": "i", "output": "o"}]}
+    assert read(json.dumps(several)) == [("d:1", several)]
+    with pytest.raises(InputError, match="a record's field 'instruction' stands beside the list of records"):
+        read(json.dumps(record))
 
 
 def test_nan_is_no_value() -> None:

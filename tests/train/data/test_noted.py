@@ -44,6 +44,10 @@ CASES: dict[str, tuple[list[Any], str]] = {
         "2 of 3 examples are JSON of a conversation, trained as text; write the JSON itself as the record "
         "(first: d.jsonl:1)",
     ),
+    "a question at the end": (
+        [{"messages": [*CHAT, USER]}],
+        "1 of 1 examples end with a question that nobody answers, which teaches nothing (first: d.jsonl:1)",
+    ),
     "marked answers": (
         [{"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}],
         "1 of 2 answers are marked as not trained, or stand in a prompt",

@@ -270,3 +270,17 @@ def test_only_turns_that_are_marked_are_trained(name: str) -> None:
         assert marked.ids == (every.ids if trained[-1] or not added else every.ids[:-1])
     some = tokenize([Example("x", TURNS), Example("y", TURNS, trained=(False,) * 5)], ours, 4096)
     assert (some.dropped, some.blank) == (("y",), 1)
+
+
+def test_examples_whose_answer_lies_behind_the_cut_are_told_from_those_without_one() -> None:
+    ours, _ = both(next(iter(FAMILIES)))
+
+    def asked(place: str, question: str, answer: str) -> Example:
+        turns = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+        return Example(place, turns)
+
+    some = tokenize([asked("a", "q", "a"), asked("b", "q", ""), asked("c", "q " * 300, "a")], ours, 100)
+    assert (some.dropped, some.blank, some.beyond) == (("b", "c"), 1, "c")
+    note = "1 examples are dropped, since what stands before their answer fills --max-length (first: c)"
+    assert some.notes == (note,)
+    assert tokenize([asked("a", "q", "a"), asked("b", "q", "")], ours, 100).notes == ()
