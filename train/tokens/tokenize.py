@@ -70,14 +70,14 @@ class Tokenized:
         notes = []
         if self.beyond:
             notes.append(
-                f"{len(self.dropped) - self.blank} examples are dropped, since what stands before their answer "
-                f"fills --max-length (first: {self.beyond})"
+                f"{len(self.dropped) - self.blank} examples are dropped, since what stands before their "
+                f"answer fills --max-length (first: {self.beyond})"
             )
         examples, tokens = self.left_out
         if examples:
             notes.append(
-                f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples say, "
-                f"usually reasoning; they are not trained (first: {self.left_out_first})"
+                f"the chat template leaves out (or rewrites) {tokens:,} tokens of what {examples} examples "
+                f"say, usually reasoning; they are not trained (first: {self.left_out_first})"
             )
         return tuple(notes)
 
