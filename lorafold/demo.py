@@ -128,7 +128,8 @@ def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, pr
         progress(f"{out.name}: {step}", done, total, note)
 
     name = f"lighthouse-{out.name}"
-    export(ExportConfig(source, out=out, quant=quants, name=name, chats=questions, force=True), named)
+    config = ExportConfig(source, out=out, quant=quants, name=name, chats=questions, report=True, force=True)
+    export(config, named)
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:

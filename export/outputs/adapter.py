@@ -27,7 +27,7 @@ from lorafold.export.quant import ggml
 from lorafold.export.survival.survey import Survey
 from lorafold.export.workers import Written
 from lorafold.packed.formats import without_packing
-from lorafold.progress import Progress
+from lorafold.progress import Progress, silent
 
 GGML_TYPES = {"keep": Type.F16, "f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32}
 
@@ -120,7 +120,7 @@ class AdapterOutput:
         return [Check("adapter", "passed", meaning, {"rows": rows_seen, "tensors": len(plain)})]
 
 
-def plan_adapter_output(inputs: Inputs, config: ExportConfig) -> AdapterOutput:
+def plan_adapter_output(inputs: Inputs, config: ExportConfig, progress: Progress = silent) -> AdapterOutput:
     """Plan an adapter GGUF.
 
     Raises:

@@ -29,7 +29,7 @@ from lorafold.export.proof.check import Check
 from lorafold.export.survival.rows import as_it_is
 from lorafold.export.survival.survey import Survey
 from lorafold.export.workers import Written
-from lorafold.progress import Progress
+from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint
 
 _ROWS = 8  # sampled rows of each tensor
@@ -153,7 +153,7 @@ class FolderOutput:
         return np.asarray(allowed + SUM * size.max(initial=0))
 
 
-def plan_folder_output(inputs: Inputs, config: ExportConfig) -> FolderOutput:
+def plan_folder_output(inputs: Inputs, config: ExportConfig, progress: Progress = silent) -> FolderOutput:
     """Plan a merged folder.
 
     Raises:

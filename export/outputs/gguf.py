@@ -48,7 +48,7 @@ from lorafold.export.survival.words import describe_raised
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
-from lorafold.progress import Progress
+from lorafold.progress import Progress, silent
 
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""
@@ -177,7 +177,7 @@ class GgufOutput:
         return models_of(self.plan.files)
 
 
-def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
+def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = silent) -> GgufOutput:
     """Plan GGUF files and their Modelfile: read the matrix, derive and prove the TEMPLATE, lay out the files.
 
     Raises:
@@ -201,7 +201,14 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig) -> GgufOutput:
         patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
         fixed = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
         model, raised[recipe] = raise_types(
-            model, inputs.source, config.keep_delta or 0, fixed=fixed, exact=exact_of(inputs), imatrix=imatrix
+            model,
+            inputs.source,
+            config.keep_delta or 0,
+            fixed=fixed,
+            exact=exact_of(inputs),
+            imatrix=imatrix,
+            threads=config.workers,
+            progress=progress,
         )
         return model
 

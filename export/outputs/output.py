@@ -54,7 +54,7 @@ class Output(Protocol):
         """Check what was written."""
 
 
-PLANNERS: dict[str, Callable[[Inputs, ExportConfig], Output]] = {
+PLANNERS: dict[str, Callable[[Inputs, ExportConfig, Progress], Output]] = {
     "gguf": plan_gguf_output,
     "folder": plan_folder_output,
     "adapter": plan_adapter_output,
@@ -65,4 +65,4 @@ def plan_output(inputs: Inputs, config: ExportConfig, progress: Progress = silen
     """The output of a config, planned; `--onto` gives a GGUF too, but made from another one."""
     if config.onto is not None:
         return plan_onto_output(inputs, config, progress)
-    return PLANNERS[config.format](inputs, config)
+    return PLANNERS[config.format](inputs, config, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -52,6 +53,7 @@ def raise_types(
     fixed: Sequence[str] = (),
     exact: TunedSource | None = None,
     imatrix: Importance | None = None,
+    threads: int = 1,
     progress: Progress = silent,
 ) -> tuple[TypedModel, list[Raised]]:
     """Give each tensor that keeps less than a share of its change, or that much too much, the cheapest type
@@ -67,24 +69,30 @@ def raise_types(
         fixed: names of tensors whose types stay.
         exact: see `Survey`.
         imatrix: importance weights by tensor.
+        threads: how many tensors are measured at once.
         progress: told the tensors.
 
     Returns:
         The model with its new types, and what was raised.
     """
     measured = Survey({"": model}, source, weights=0).measured
-    raised: dict[str, Raised] = {}
-    for number, (tensor, kind) in enumerate(model):
-        progress("measure what survives", number, len(model))
-        if tensor.name not in measured or tensor.name in fixed:
-            continue
+    asked = [(tensor, kind) for tensor, kind in model if tensor.name in measured and tensor.name not in fixed]
+
+    def settle(one: tuple[MappedTensor, Type]) -> Raised | None:
+        tensor, kind = one
         now = measure(tensor, [kind], source, border=keep, exact=exact, imatrix=imatrix).get(kind)
         if now is None or is_kept(now.share, keep):
-            continue
+            return None
         found = _cheapest(tensor, kind, now, source, keep, exact, imatrix)
-        if found is not None:
-            raised[tensor.name] = Raised(tensor, kind, found[0], now, found[1])
-    progress("measure what survives", len(model), len(model))
+        return None if found is None else Raised(tensor, kind, found[0], now, found[1])
+
+    raised: dict[str, Raised] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        for number, one in enumerate(pool.map(settle, asked)):
+            progress("measure what survives", number, len(asked))
+            if one is not None:
+                raised[one.tensor.name] = one
+    progress("measure what survives", len(asked), len(asked))
     types = [(tensor, raised[tensor.name].after if tensor.name in raised else kind) for tensor, kind in model]
     return types, list(raised.values())
 

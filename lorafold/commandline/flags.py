@@ -90,9 +90,10 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "export": {
         "Essentials": ("source", "out", "quant", "base", "format", "onto", "recipe", "plan", "force"),
-        "Adapters": ("adapter", "fold_into", "rounding"),
+        "Adapters": ("adapter", "fold_into", "rounding", "seed"),
         "Types and sizes": (
             "tensor_type",
+            "keep_delta",
             "imatrix",
             "imatrix_data",
             "dtype",
@@ -112,7 +113,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "ollama",
             "ollama_host",
         ),
-        "Proof": ("verify", "chats", "proof_minutes", "reference", "require_proof"),
+        "Proof": ("verify", "chats", "proof_minutes", "reference", "require_proof", "report"),
         "Machine": ("threads", "max_memory"),
         "Hub": HUB,
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,16 @@ def test_results_do_not_depend_on_threads_and_blocks(bases: Path, tmp_path: Path
         export(config(out, bases / "base-F32.gguf", quant=("Q8_0",), threads=threads, max_memory=memory))
         made.append(np.frombuffer((out / "tuned-Q8_0.gguf").read_bytes(), np.uint8))
     assert np.array_equal(*made)
+
+
+@pytest.mark.parametrize("type_", ["Q8_0", "Q4_0"])
+def test_as_much_survives_as_in_the_native_way(type_: str, bases: Path, tmp_path: Path) -> None:
+    """Types kept or quantized anew; of the same tensors, under the same names."""
+    shares = []
+    for place, onto in (("kept", type_), ("anew", "F32"), ("native", None)):
+        settings = config(tmp_path / place, bases / f"base-{onto}.gguf", quant=(type_,) * (onto != type_))
+        result = export(settings if onto else replace(settings, onto=None))
+        (found,) = result.survival.values()
+        shares.append({one.tensor: one.share for one in found})
+    kept, anew, native = shares
+    assert kept == pytest.approx(native) and anew == pytest.approx(native) and len(native) > 4
