@@ -91,6 +91,9 @@ class LayeredModel:
         for module in self._embeddings():
             module.register_forward_pre_hook(self._look_up, with_kwargs=True)
             module.register_forward_hook(self._forget)
+        for module in self._model.modules():
+            if type(module) is torch.nn.Linear:
+                module.forward = partial(_through, module)
         if self._head is not None:
             self._head.forward = self._multiply_head
 
@@ -227,7 +230,7 @@ class LayeredModel:
         logits = torch.empty(len(asked), rows, device=device)
         blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
         for (start, stop), weights in _ahead(lambda block: source.rows(tensor, *block), blocks):
-            logits[:, start:stop] = asked @ torch.from_numpy(weights).to(device).T
+            logits[:, start:stop] = _product(asked, torch.from_numpy(weights).to(device))
         if head.bias is not None:
             bias = source.rows(self._tensor_of(head, "bias"), 0, 1)[0]
             logits += torch.from_numpy(bias).to(device)
@@ -255,6 +258,26 @@ class LayeredModel:
 
     def _held(self, module: torch.nn.Module, path: str) -> list[str]:
         return self.blank.names(module, path, inside=False)
+
+
+def _through(module: torch.nn.Linear, entering: torch.Tensor) -> torch.Tensor:
+    """A linear layer's `forward`."""
+    return _product(entering, module.weight, module.bias)
+
+
+def _product(entering: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """What `torch.nn.functional.linear` gives, in float32; on a CPU by oneDNN.
+
+    torch itself takes MKL there, which is half as fast on AMD's processors: 95 and 190 GFLOP/s of one Zen 5
+    core, on 268 tokens and weights of (4864, 896).
+    """
+    import torch
+
+    if entering.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return torch.nn.functional.linear(entering, weight, bias)
+    blocked = entering.contiguous().to_mkldnn()
+    found: torch.Tensor = torch.nn.functional.linear(blocked, weight, bias).to_dense()
+    return found
 
 
 def _round_second_half(
