@@ -273,7 +273,7 @@ def _product(entering: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     """
     import torch
 
-    if entering.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if entering.device.type != "cpu" or not entering.numel() or not torch.backends.mkldnn.is_available():
         return torch.nn.functional.linear(entering, weight, bias)
     blocked = entering.contiguous().to_mkldnn()
     found: torch.Tensor = torch.nn.functional.linear(blocked, weight, bias).to_dense()

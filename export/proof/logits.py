@@ -109,7 +109,8 @@ def check_logits(
         progress(_STEP, 1, 1)
         return [Check(f"logits {model.path.name}", "not checked", "; ".join(reasons)) for model in models]
     tuned = "base + adapter" if inputs.adapters else "the base"
-    checks = [_judge(*pair, figures, tuned) for pair in zip(models, figures.files, strict=True)]
+    about = {"reference": asking.words, "answers of an earlier proof": asking.reused}
+    checks = [_judge(*pair, figures, tuned, about) for pair in zip(models, figures.files, strict=True)]
     if inputs.adapters:
         losses = {model.recipe: file.kl.mean for model, file in zip(models, figures.files, strict=True)}
         checks.append(check_effect(figures.effect.mean, losses))
@@ -147,8 +148,18 @@ def _all_rounds(
     return functools.reduce(Figures.joined, done)
 
 
-def _judge(model: WrittenModel, file: FileFigures, figures: Figures, tuned: str) -> Check:
-    """Whether a file answers as the reference does that was rounded as the file is."""
+def _judge(
+    model: WrittenModel, file: FileFigures, figures: Figures, tuned: str, about: Mapping[str, Any]
+) -> Check:
+    """Whether a file answers as the reference does that was rounded as the file is.
+
+    Args:
+        model: the file.
+        file: what was measured on it.
+        figures: what was measured on all.
+        tuned: what it is held against, in words.
+        about: what else is to be known of the reference.
+    """
     kl, cost, away = file.kl.mean, file.cost.mean, file.away.mean
     limit = _TIMES * file.noise.mean + _ARITHMETIC
     parted = [int(np.argmin(agree)) for agree in file.same.values if not agree.all()]
@@ -170,6 +181,7 @@ def _judge(model: WrittenModel, file: FileFigures, figures: Figures, tuned: str)
         "mean KL of the type itself": cost,
         "KL from the rounded reference": away,
         "limit of that": limit,
+        **about,
     }
     if figures.effect.values:
         found["KL of the adapter"] = figures.effect.mean
@@ -205,11 +217,9 @@ def _between(figure: PerToken, form: str) -> str:
 
 def _origin(asking: Asking, way: ReferenceWay, reasons: Sequence[str]) -> str:
     """Where the reference comes from, if it was not computed in the usual way; else nothing."""
-    if asking.words != WAYS[way][0].words:
-        return f"computed by {asking.words}, since otherwise: {'; '.join(reasons)}"
-    if asking.reused:
-        return "answers of an earlier proof of the same base, adapter and chats were taken again"
-    return ""
+    if asking.words == WAYS[way][0].words:
+        return ""
+    return f"computed by {asking.words}, since otherwise: {'; '.join(reasons)}"
 
 
 def _notes(inputs: Inputs, figures: Figures, chats: int, origin: str) -> Iterator[Check]:
