@@ -28,6 +28,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
+DELTA = ("qwen3-next", "qwen35")  # delta nets, whose sums in another order differ more
 QUICK = ("llama-tied", "qwen2-untied")
 
 
@@ -71,7 +72,7 @@ def test_layers_are_the_whole_model(family: str, tmp_path: Path) -> None:
     wanted = as_a_whole(folder, asked)
     model = LayeredModel(config, source.tensors)
     (ours,) = model.answers(source, asked, wanted[0].shape[1])
-    assert largest_difference(ours, wanted) < 2e-5
+    assert largest_difference(ours, wanted) < (1e-4 if family.startswith(DELTA) else 2e-5)
     # What is read at once is a part of it: no gate holds two layers.
     layers = [set(re.findall(r"\.(?:layers|h)\.(\d+)\.", " ".join(gate.names))) for gate in model.gates]
     assert all(len(within) <= 1 for within in layers) and len(set().union(*layers)) > 1
