@@ -16,8 +16,10 @@ ADAPTER_ALONE = "save the adapter alone: `model.save_pretrained(DIR)` of the PEF
 
 # Buffers of transformers' modules, which hold no weights: tables of angles, masks, numbers of positions.
 BUFFERS = re.compile(
-    r"(?:.*\.)?(?:rotary(?:_pos)?_emb(?:_local)?|rope|rotary)\.(?:\w+_)?(?:inv_freq|cos_cached|sin_cached)"
-    r"|(?:.*\.)?(?:attn|attention|self_attn)\.(?:masked_bias|bias)|(?:.*\.)?position_ids|(?:.*\.)?_extra_state"
+    r"(?:.*\.)?(?:"
+    r"(?:rotary(?:_pos)?_emb(?:_local)?|rope|rotary)\.(?:(?:\w+_)?inv_freq|cos_cached|sin_cached|freqs)"
+    r"|(?:attn|attention|self_attn)\.(?:masked_bias|bias)"
+    r"|position_ids|causal_mask|_extra_state)"
 )
 
 

@@ -97,6 +97,8 @@ BUFFERS = (
     "transformer.h.0.attn.masked_bias",
     "transformer.h.0.attn.bias",
     "model.embeddings.position_ids",
+    "rope.freqs",
+    "model.causal_mask",
     "model.layers.0.self_attn.q_proj._extra_state",
 )
 
