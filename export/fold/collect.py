@@ -21,6 +21,13 @@ from lorafold.export.fold.promises import check_biases, check_complete, check_co
 from lorafold.export.fold.targets import Targets
 from lorafold.weights import TensorSource
 
+# A projection, and those that another form of the same model has instead.
+_QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+FUSED = (
+    *((name, _QKV) for name in ("qkv_proj", "W_pack", "query_key_value", "c_attn", "wqkv", "qkv", "Wqkv")),
+    ("gate_up_proj", _GATE_UP),
+)
+
 LINEAR = frozenset({"lora_A", "lora_B"})
 # The parts that a module of another kind must have, and what makes steps of it; its other parts go with them.
 OTHERS: tuple[tuple[frozenset[str], Callable[[Targets, ModuleTensors, str], None]], ...] = (
@@ -57,6 +64,7 @@ def plan_adapter(
     ]
     if unknown:
         _refuse_foreign(adapter, unknown, known=False)
+        _refuse_other_form(adapter, names)
         raise InputError(
             f"{len(unknown)} of its tensors belong to nothing in the base, the first is {unknown[0]!r}",
             at=adapter.folder,
@@ -131,6 +139,26 @@ def _refuse_foreign(adapter: Adapter, keys: Iterable[str], *, known: bool) -> No
     for key in keys:
         if (kind := foreign(key, known=known)) is not None:
             raise refusal(key, kind, adapter.folder)
+
+
+def _refuse_other_form(adapter: Adapter, names: BaseNames) -> None:
+    """Refuse an adapter of the same model in another form: one projection where the base has three.
+
+    Unsloth's Phi-3 and Phi-4 are Llama's form of them, for example.
+    """
+    for module in adapter.modules:
+        parent, _, leaf = module.module.rpartition(".")
+        if names.rows_of(f"{module.module}.weight"):
+            continue
+        for fused, parts in FUSED:
+            others = (fused,) if leaf in parts else parts if leaf == fused else ()
+            if others and all(names.rows_of(f"{parent}.{other}.weight") for other in others):
+                raise InputError(
+                    f"{module.module} is {' and '.join(others)} in the base: the adapter is of another form "
+                    "of the model",
+                    at=adapter.folder,
+                    fix=f"{OTHER_BASE}; a version of it with the same names of layers will do",
+                )
 
 
 def _only_lora(targets: Targets, name: str, pieces: tuple[Piece, ...]) -> InputError:

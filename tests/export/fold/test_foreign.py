@@ -174,6 +174,34 @@ def test_ia3_factors_of_the_other_side(tmp_path: Path) -> None:
     assert fold(tmp_path, inputs, peft_type="IA3", feedforward_modules=["q_proj"]).touched
 
 
+FORMS = {
+    "split": (["q_proj", "k_proj", "v_proj"], "qkv_proj", "[qkv]_proj is qkv_proj in the base"),
+    "fused": (["qkv_proj"], "", "qkv_proj is q_proj and k_proj and v_proj in the base"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_another_form_of_the_same_model(name: str, tmp_path: Path) -> None:
+    """Unsloth's Phi-4 has Llama's layers, Microsoft's has them fused: an adapter fits one of them."""
+    from safetensors.numpy import load_file, save_file
+
+    from lorafold.weights import Checkpoint
+
+    modules, fused, problem = FORMS[name]
+    layer = "model.layers.0.self_attn"
+    tensors: dict[str, Any] = {}
+    for module in modules:
+        tensors |= lora(f"{layer}.{module}", rows=24 if module == "qkv_proj" else 8)
+    base = base_folder(tmp_path / "base").folder
+    held = {key: value for key, value in load_file(base / "model.safetensors").items() if "q_proj" not in key}
+    names = [fused] if fused else ["q_proj", "k_proj", "v_proj"]
+    held |= {f"{layer}.{other}.weight": zeros(24 if fused else 8, 6) for other in names}
+    save_file(held, base / "model.safetensors")
+    adapter = Adapter.open(adapter_folder(tmp_path / "adapter", tensors, target_modules=modules))
+    error = refused(lambda: Folded(Checkpoint.open(base), [(adapter, 1.0)]), problem)
+    assert "same names of layers" in str(error.fix)
+
+
 def test_a_rank_that_is_not_said(tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "a", BOTH)
     text = (folder / "adapter_config.json").read_text()
