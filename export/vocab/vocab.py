@@ -205,7 +205,9 @@ def read_vocab(
         vocab = _read_byte_level(files, files.tokenizer, config, rows, pre_tokenizer, end_of_turn)
     else:
         vocab = _read_sentencepiece(files, config, rows, end_of_turn)
-    return vocab if add_bos is None else replace(vocab, add_bos=add_bos)
+    # For Gemma 4's kind llama.cpp adds BOS whatever the file says.
+    fixed = add_bos is None or vocab.model == IN_GEMMA4.model
+    return vocab if fixed else replace(vocab, add_bos=bool(add_bos))
 
 
 def _read_byte_level(

@@ -86,11 +86,13 @@ def read_gguf_tokens(source: Path | GgufHeader) -> GgufTokens:
     tokens = {name: text for name, key in _IDS.items() if (text := token(key)) is not None}
     add_bos = header.metadata.get("tokenizer.ggml.add_bos_token")
     model, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
+    # llama.cpp adds BOS for Gemma 4's tokenizer, whatever the file says.
+    says = add_bos if isinstance(add_bos, bool) else model in _BOS_MODELS or pre in _BOS_PRE
     return GgufTokens(
         tokens=tokens,
         controls=frozenset(text for text, kind in zip(vocabulary, types, strict=False) if kind == CONTROL),
         chat_template=header.text("tokenizer.chat_template"),
         context_length=header.number(f"{header.architecture}.context_length"),
-        add_bos=add_bos if isinstance(add_bos, bool) else model in _BOS_MODELS or pre in _BOS_PRE,
+        add_bos=says or model == "gemma4",
         eot=token("tokenizer.ggml.eot_token_id"),
     )

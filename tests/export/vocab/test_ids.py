@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from lorafold.export.vocab.differences import CASE_AND_MARKS, IDEOGRAPHIC_SPACE,
 from lorafold.export.vocab.pre_tokenizers import TABLE, PreTokenizer
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab, read_vocab
+from lorafold.gguf_file.tokens import read_gguf_tokens
 
 REAL = {"qwen2": 151_936, "llama2": 32_000, "llama3": 128_256, "deepseek-llm": 102_400}
 BIG, SMALL = ("qwen2", "llama3"), ("llama2", "deepseek-llm")
@@ -261,6 +263,11 @@ def test_merges_in_their_own_order(kind: str, tmp_path: Path) -> None:
     if kind == "gemma4":
         assert (keys["model"], keys["add_bos_token"], keys["add_space_prefix"]) == ("gemma4", True, False)
         assert "pre" not in keys and set(keys["scores"].tolist()) == {-1000.0} and all(shown)
+        vocab = read_vocab(folder, {"model_type": kind}, count + len(special) + 3, add_bos=False)
+        assert vocab.add_bos  # llama.cpp adds it all the same
+        silent = write_header(tmp_path / "silent.gguf", replace(vocab, add_bos=False).metadata())
+        assert tokenize([Job(str(silent), ["x"], add_special=True)])[0][0][0] == vocab.special["bos"]
+        assert read_gguf_tokens(silent).add_bos
     else:
         assert (keys["model"], keys["pre"]) == ("gpt2", "sarvam-moe")
         assert "scores" not in keys and not any(shown)
