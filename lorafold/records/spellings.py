@@ -1,7 +1,8 @@
 """Turns as programs spell them -> one spelling of roles and fields; questions with their answers parted.
 
 ShareGPT writes {from, value}, OpenAI {role, content}, Gemini {role, parts}; mixtures of them are in use, and
-roles in capitals. Firefly, XTuner and ms-swift's `history` write a question with its answer in one object.
+roles in capitals. Anthropic and Mistral put what was thought among the parts of a content. Firefly, XTuner
+and ms-swift's `history` write a question with its answer in one object.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ROLE_WORDS = {
     "claude": "assistant",
 }
 _CONTENTS = ("content", "value", "text", "parts")  # where a turn keeps what it says
+_THOUGHTS = ("thinking", "reasoning")  # types of parts that are thoughts, and their fields
 # A question and its answer in one object, which may begin with a system message.
 _PAIRS = (
     ("human", "assistant"),
@@ -75,4 +77,24 @@ def _renamed(turn: Mapping[str, Any], known: Mapping[str, str]) -> Mapping[str, 
         word = said.strip().lower()
         word = ROLE_WORDS.get(word, word)
         found[role] = word if word in known else said
-    return found
+    return _thoughts_apart(found, content) if isinstance(found.get(content), list | tuple) else found
+
+
+def _thoughts_apart(turn: dict[Any, Any], content: str) -> dict[Any, Any]:
+    """A turn with the thoughts among its parts in a field of their own."""
+    parts = turn[content]
+    thoughts = [part for part in parts if isinstance(part, Mapping) and part.get("type") in _THOUGHTS]
+    if not thoughts or "reasoning_content" in turn:
+        return turn
+    texts = "".join(
+        text for part in thoughts for text in _texts(part.get(str(part["type"]), part.get("text")))
+    )
+    return {**turn, content: [part for part in parts if part not in thoughts], "reasoning_content": texts}
+
+
+def _texts(thought: Any) -> Iterator[str]:
+    """The texts of a thought: one, or parts of one."""
+    if isinstance(thought, str):
+        yield thought
+    elif isinstance(thought, list | tuple):
+        yield from (str(part["text"]) for part in thought if isinstance(part, Mapping) and part.get("text"))

@@ -38,14 +38,17 @@ ROLES = {
 }
 # Roles of which the content is a call, or several, as JSON.
 _CALLING = ("function_call", "tool_call")
-# Marks of a turn, and whether a true value means that it is trained. `weight` is OpenAI's, `train` axolotl's,
-# `loss` ms-swift's, `loss_mask` GLM's, `masked` torchtune's: there, as with `mask`, true hides it.
+# Marks of a turn, and whether a true value means that it is trained. `weight` is OpenAI's, `train` and
+# `training` axolotl's, `loss` and `loss_scale` ms-swift's, `loss_mask` GLM's, `masked` torchtune's: there, as
+# with `mask`, true hides it.
 MARKS = {
     "weight": True,
     "train": True,
     "trainable": True,
     "loss": True,
     "loss_mask": True,
+    "loss_scale": True,
+    "training": True,
     "mask": False,
     "masked": False,
 }

@@ -69,7 +69,7 @@ class Server:
             try:
                 return parsed(raw)
             except ValueError as error:
-                fix = "check that this is the address of a model server"
+                fix = WRONG_ADDRESS
                 if is_page(page := raw.decode("utf-8", errors="replace")):
                     problem = f"there is a web page at this address, not a model server ({page_text(page)})"
                     raise SystemFault(problem, at=self.url, fix=fix) from error
@@ -170,11 +170,13 @@ class Server:
         if status in _NOT_THE_REQUEST:
             return InputError(problem, at=self.url, fix=_NOT_THE_REQUEST[status] + wait)
         if status < 500:
-            fix = "check the model's name and the settings"
+            page = is_page(raw[:1000].decode(errors="replace"))
+            fix = WRONG_ADDRESS if page else "check the model's name and the settings"
             return ServerRefused(problem, at=self.url, fix=fix, status=status)
         return Failed(problem, at=self.url, fix=f"wait, and ask again{wait}" if wait else _LOG)
 
 
+WRONG_ADDRESS = "check that this is the address of a model server"
 _LOG = "look at the server's log"
 # What helps if the server refuses a request in which nothing is wrong; asking for less does not.
 _NOT_THE_REQUEST = {

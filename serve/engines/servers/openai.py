@@ -23,7 +23,7 @@ from lorafold.serve.config import Sampling
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import DONE, ServerEvent
 from lorafold.serve.engines.servers.fields import count, fault, fields, first_text, rows, said, text, word
-from lorafold.serve.engines.servers.http import Failed, Server, ServerRefused
+from lorafold.serve.engines.servers.http import WRONG_ADDRESS, Failed, Server, ServerRefused
 from lorafold.serve.protocol import About, Cancel, Event
 
 
@@ -71,7 +71,7 @@ class OpenAIEngine:
             raise UsageError(
                 f"the server does not list its models ({told})",
                 at=error.at,
-                fix="append #NAME to the address",
+                fix=WRONG_ADDRESS if error.fix == WRONG_ADDRESS else "append #NAME to the address",
             ) from error
         found = _models(listed)
         models = list(found)

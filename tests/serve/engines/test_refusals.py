@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_servers import answered, part, refused, server, streamed
 
-from lorafold.errors import InputError, LorafoldError, SystemFault
+from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.engines.servers.ollama import OllamaEngine
 from lorafold.serve.engines.servers.openai import OpenAIEngine
 from lorafold.serve.engines.servers.thinking import Divider
@@ -201,6 +201,13 @@ def test_a_page_where_a_model_server_should_be(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("OLLAMA_HOST", url)
         with pytest.raises(SystemFault, match=message):
             OllamaEngine("ollama:m")
+    lost = refused(404, b"<html><body><h1>404 Not Found</h1><hr>nginx</body></html>", "text/html")
+    with server({"/v1/models": lost}, {CHAT: lost}) as (url, _):
+        with pytest.raises(UsageError, match=r"404 Not Found nginx.*; fix: check that this is the address"):
+            OpenAIEngine(url)
+        engine = OpenAIEngine(f"{url}#m")  # which may list no models
+        with pytest.raises(InputError, match="404 Not Found nginx; fix: check that this is the address"):
+            answered(engine)
     gateway = refused(502, b"<html>\r\n<head><title>502</title></head><h1>Bad</h1>", "text/html")
     with (
         server(MODELS, {CHAT: gateway}) as (url, _),

@@ -126,6 +126,32 @@ def test_spellings_of_a_record(name: str) -> None:
     assert not list(unread(record, recognise(record, "d:1")))
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"type": "thinking", "thinking": "because", "signature": "x"},
+        {"type": "thinking", "thinking": [{"type": "text", "text": "be"}, {"type": "text", "text": "cause"}]},
+        {"type": "reasoning", "text": "because"},
+    ],
+    ids=["Anthropic", "Mistral", "a text"],
+)
+def test_thoughts_among_the_parts_are_no_part_of_the_answer(thought: dict[str, Any]) -> None:
+    answer = {"role": "assistant", "content": [thought, {"type": "text", "text": "a"}]}
+    record = {"messages": [Q, answer]}
+    example = build(record)
+    assert turns(example) == ASKED and example.messages[1]["reasoning_content"] == "because"
+    assert not list(unread(record, recognise(record, "d:1")))
+    with pytest.raises(InputError, match=r"content: expected a string, got a list"):
+        build({"messages": [Q, {"role": "assistant", "content": [thought]}]})
+
+
+@pytest.mark.parametrize("name", ["training", "loss_scale"])
+def test_further_marks_of_turns(name: str) -> None:
+    assert build({"messages": [Q, {**A, name: 0}, Q, {**A, name: True}]}).marks == (False, False, False, True)
+    with pytest.raises(InputError, match=rf"messages\[1\]\.{name}: expected true or false .*got 0\.3"):
+        build({"messages": [Q, {**A, name: 0.3}]})
+
+
 @pytest.mark.parametrize("role", ["narrator", "Wizard", "", 3, None])
 def test_an_unknown_role_is_named_with_those_that_are_known(role: Any) -> None:
     with pytest.raises(InputError, match=rf"messages\[0\]\.role: unknown role {role!r} \(known: .*model"):
