@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorafold.api.stages import make_stage
-from lorafold.export.config import ExportConfig, ModelfileConfig
+from lorafold.export.config import ExportConfig, ModelfileConfig, PushConfig
 
 if TYPE_CHECKING:
+    from lorafold.export.hub.stage import PushResult, push
     from lorafold.export.modelfile.plan import ModelfileResult, make_modelfile
     from lorafold.export.stage import ExportResult, export, plan_export, verify
 
@@ -19,9 +20,12 @@ __all__ = [
     "ExportResult",
     "ModelfileConfig",
     "ModelfileResult",
+    "PushConfig",
+    "PushResult",
     "export",
     "make_modelfile",
     "plan_export",
+    "push",
     "verify",
 ]
 
@@ -34,6 +38,8 @@ make_stage(
         "verify": "stage",
         "ModelfileResult": "modelfile.plan",
         "make_modelfile": "modelfile.plan",
+        "PushResult": "hub.stage",
+        "push": "hub.stage",
     },
     ExportConfig,
 )

@@ -310,3 +310,28 @@ class ModelfileConfig:
 
     def __post_init__(self) -> None:
         settle(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PushConfig:
+    """Put an export on the Hugging Face Hub: its files, a model card, and what `ollama run hf.co/…` reads."""
+
+    folder: Path
+    """The export."""
+
+    repo: str
+    """Name of the repository, ORG/NAME; it is made, and private, if there is none."""
+
+    _: KW_ONLY
+
+    public: bool = False
+    """Everybody may see it."""
+
+    license: str | None = None
+    """Licence for the model card. Default: that of the base, if its own card tells."""
+
+    plan: bool = False
+    """Say what would be sent; nothing connects."""
+
+    force: bool = False
+    """Add to a repository that holds files of something else."""

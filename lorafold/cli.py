@@ -19,7 +19,7 @@ from lorafold.commandline.flags import COMMANDS, EXAMPLES, CommandLine, HelpText
 from lorafold.commandline.hints import misused
 from lorafold.commandline.recipes import answers
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.config import ExportConfig, ModelfileConfig
+from lorafold.export.config import ExportConfig, ModelfileConfig, PushConfig
 from lorafold.interrupts import Terminated, signals_raise
 from lorafold.libraries.quiet import quiet_libraries
 from lorafold.libraries.threads import share_processor
@@ -182,6 +182,17 @@ def verify(
     print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
     print_lines([("proof", proof.summary())])
     proof.require(everything=require_proof)
+
+
+@command("push")
+def push(config: Annotated[PushConfig, Flat]) -> None:
+    """Put an export on the Hugging Face Hub."""
+    from lorafold.console import live_progress, print_lines
+    from lorafold.export import push as stage
+
+    with live_progress() as progress:
+        result = stage(config, progress)
+    print_lines(result.lines())
 
 
 @command("chat", default_parameter=One, usage="Usage: lorafold chat [OPTIONS] MODEL [MODEL …]")

@@ -131,6 +131,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "conversations",
         ),
     },
+    "push": {
+        "Essentials": ("folder", "repo", "plan", "public", "license", "force"),
+    },
     "chat": {
         "Essentials": ("models", "prompt", "system", "recipe", "json", "plain", "blind", "session"),
         "Sampling": (
@@ -183,6 +186,7 @@ EXAMPLES = {
         "lorafold modelfile model-Q4_K_M.gguf",
         "lorafold modelfile my-merged-folder --out Modelfile",
     ),
+    "push": ("lorafold push my-gguf ORG/NAME --plan", "lorafold push my-gguf ORG/NAME"),
     "chat": (
         "lorafold chat my-gguf/my-adapter-Q4_K_M.gguf",
         "lorafold chat original.gguf tuned.gguf     (side by side)",
@@ -203,6 +207,7 @@ COMMANDS = (
     "export",
     "verify",
     "modelfile",
+    "push",
     "chat",
     "compare",
     "inspect",

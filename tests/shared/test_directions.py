@@ -36,7 +36,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "outputs",
         "report",
         "manifest",
-        "stage",
+        "stage hub",
     ),
     "train": (
         "config",
