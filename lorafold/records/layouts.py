@@ -129,6 +129,7 @@ def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool =
         InputError: the record fits no layout.
     """
     fields = _object(record, place)
+    _refuse_columns(fields, place)
     if layout != "auto":
         return LAYOUTS[layout]
     said = {name for name, value in fields.items() if not void(value)}
@@ -256,6 +257,17 @@ def _spelled(name: Any) -> Any:
     """A field's name as the table has it: headers of tables come as "Instruction" or " output"."""
     lower = name.strip().lower() if isinstance(name, str) else name
     return lower if lower in _FIELDS else name
+
+
+def _refuse_columns(fields: Mapping[str, Any], place: str) -> None:
+    """Look whether a record is a whole table, written column by column (pandas' `to_json` does that)."""
+    columns = [tuple(value) for value in fields.values() if isinstance(value, Mapping) and value]
+    if len(columns) < 2 or len(columns) < len(fields) or len(set(columns)) > 1:
+        return
+    if all(str(key).isdecimal() for key in columns[0]):
+        problem = f"a table written column by column: {', '.join(map(repr, fields))}"[:300]
+        fix = 'write one record a line: to_json(orient="records", lines=True)'
+        raise InputError(problem, at=place, fix=fix)
 
 
 def _refuse_nul(value: Any, place: str, field: str = "") -> None:

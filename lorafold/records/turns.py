@@ -212,6 +212,8 @@ def list_of(value: Any, field: str, place: str) -> list[Any]:
             what = "Python's spelling of a list (single quotes)" if python else "a string that is not JSON"
             fix = "write it with json.dumps" if python else "write a JSON list"
             raise InputError(f"{field}: expected a list, got {what}", at=place, fix=fix) from error
+    if isinstance(value, Mapping) and (rows := _rows_of(value)):
+        return rows
     if not isinstance(value, list | tuple):
         if hasattr(value, "tolist"):  # a numpy array, from parquet through pandas
             return list(value.tolist())
@@ -219,6 +221,15 @@ def list_of(value: Any, field: str, place: str) -> list[Any]:
         problem = f"{field}: expected a list, got {kind(value)}{inside}"
         raise InputError(problem[:300], at=place, fix="write a list")
     return list(value)
+
+
+def _rows_of(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turns that are written by columns, as `datasets` writes them: {"role": [...], "content": [...]}."""
+    lists = {key: list(column) for key, column in columns.items() if isinstance(column, list | tuple)}
+    lengths = {len(column) for column in lists.values()}
+    if len(lists) < len(columns) or len(lengths) != 1 or not {"role", "from"} & set(columns):
+        return []
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def void(value: Any) -> bool:

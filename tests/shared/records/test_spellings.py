@@ -108,6 +108,10 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, str, bool]]]] = {
         },
         [("system", "s", False), *ASKED],
     ),
+    "turns by columns": (
+        {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}},
+        ASKED,
+    ),
     "input and output": ({"input": "q", "output": "a"}, ASKED),
     "an empty instruction": ({"instruction": "", "input": "q", "output": "a"}, ASKED),
     "human and bot": ({"Human": "q", "Bot": "a"}, ASKED),
@@ -228,6 +232,10 @@ FAULTS: dict[str, tuple[list[Any], str]] = {
     "Python's spelling": (
         [{"messages": str([Q, A])}],
         r"expected a list, got Python's spelling .*json\.dumps",
+    ),
+    "a table by columns": (
+        [{"instruction": {"0": "q", "1": "r"}, "output": {"0": "a", "1": "b"}}],
+        r"d\.jsonl:1: a table written column by column: 'instruction', 'output'; fix: .*records",
     ),
     "an object around the turns": (
         [{"conversation": {"messages": [Q, A]}}],
