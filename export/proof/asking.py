@@ -152,6 +152,7 @@ class Asking:
             done += 1
             progress(min(done / steps, 1.0))
 
+        return_free_memory()  # of the tokenizers that were compared before
         kept = self._kept.find(prompts) if self._kept else None
         conversations, ours = self._files(prompts if kept is None else kept.asked, step)
         if kept is not None and kept.tuned[0].shape[1] != self._width:

@@ -93,7 +93,7 @@ class Runner:
 def runner(gguf: Path, context: int) -> Iterator[Runner]:
     """Load a model for conversations of at most `context` tokens."""
     c, threads = library(), idle_cores()
-    model = load_weights(gguf)
+    model = load_weights(gguf, as_stored=True)
     try:
         parameters = c.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context

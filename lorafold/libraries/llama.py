@@ -90,12 +90,14 @@ def look(path: Path, expected: str) -> GgufHeader:
     return header
 
 
-def load_weights(path: Path, vocab_only: bool = False) -> Any:
+def load_weights(path: Path, vocab_only: bool = False, *, as_stored: bool = False) -> Any:
     """The pointer to a model that llama.cpp has loaded; `llama_model_free` gives it back.
 
     Args:
         path: a GGUF; the first part, if it is split.
         vocab_only: load the tokenizer alone.
+        as_stored: leave the weights where the file is mapped. llama.cpp would copy most of them into another
+            order, in which long prompts are read faster; the copy is as large as they are.
 
     Raises:
         InputError: llama.cpp refuses the file.
@@ -106,7 +108,7 @@ def load_weights(path: Path, vocab_only: bool = False) -> Any:
     # llama.cpp packs weights in another order for the matrix units of recent Xeons. Those kernels end the
     # process as soon as a prompt is read (seen in llama-cpp-python 0.3.36 with Q4_1 and Q8_0 on a
     # Sapphire Rapids machine).
-    parameters.use_extra_bufts = not has_matrix_units()
+    parameters.use_extra_bufts = not (as_stored or has_matrix_units())
     pointer = binding.llama_model_load_from_file(str(path).encode(), parameters)
     if not pointer:
         raise InputError(
