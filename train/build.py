@@ -116,7 +116,9 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     if (passed := PASSED_BY.get(base.config().get("model_type", ""))) and config.target_modules == (
         "all-linear",
     ):
-        notes.append(f"all-linear without {passed}: kernels for this model's layers pass an adapter there by")
+        notes.append(
+            f"all-linear without {passed}: the kernels of this model's layers would ignore an adapter there"
+        )
     forward, speed, why = _forward(config, model, device, lessons, load, workers)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)

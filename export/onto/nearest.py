@@ -176,7 +176,7 @@ def _orders(search: Search, height: int, given: NDArray[np.int64]) -> Iterator[_
 
 
 def _limit(search: Search, tensor: FileTensor, lines: Numbers) -> float:
-    """The greatest error that a row may have, as a part of its size, by quantizing some lines anew."""
+    """The greatest error that a row may have, as a part of its size, by quantizing some lines again."""
     some = np.unique(lines)[:32]
     values = search.values(some, tensor.cols)
     if ggml.requires_imatrix(tensor.type) or tensor.type not in ggml.QUANTIZABLE:

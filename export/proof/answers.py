@@ -161,7 +161,7 @@ class LayeredReference:
 
 
 def _config(inputs: Inputs) -> dict[str, Any]:
-    """The base's config.json, read anew, with what adapters change of it: vocabulary, and a head untied."""
+    """The base's config.json, read again, with what adapters change of it: vocabulary, and a head untied."""
     config = without_packing(inputs.base.config())
     for name in ("vocab_size", "tie_word_embeddings"):
         if name in inputs.config:

@@ -219,7 +219,7 @@ def _origin(asking: Asking, way: ReferenceWay, reasons: Sequence[str]) -> str:
     """Where the reference comes from, if it was not computed in the usual way; else nothing."""
     if asking.words == WAYS[way][0].words:
         return ""
-    return f"computed by {asking.words}, since otherwise: {'; '.join(reasons)}"
+    return f"computed by {asking.words}, since the usual way does not work: {'; '.join(reasons)}"
 
 
 def _notes(inputs: Inputs, figures: Figures, chats: int, origin: str) -> Iterator[Check]:

@@ -177,7 +177,7 @@ def _require_same(found: Unigram, at: Path) -> None:
     if found.spaces.collapses and not found.spaces.each:
         raise InputError(
             "the tokenizer makes one space of several but puts none before each piece of text; llama.cpp "
-            'does both or neither, so that "a" is cut otherwise',
+            'does both or neither, so that "a" gets other tokens',
             at=at,
             fix=_FIX,
         )

@@ -130,7 +130,9 @@ def _check_object(text: str, field: str, place: str) -> None:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{field}: not JSON ({error})", at=place, fix="write a JSON object") from error
     if not isinstance(found, dict):
-        raise InputError(f"{field}: JSON, but no object", at=place, fix='write {"name of argument": value}')
+        raise InputError(
+            f"{field}: JSON, but not an object", at=place, fix='write {"name of argument": value}'
+        )
 
 
 def _parsed(value: Any, field: str, place: str) -> Any:

@@ -228,7 +228,7 @@ def results_of(talk: Talk, text: str) -> tuple[str, ...]:
     follow = talk.conversation.follow
     counts = {len(talk.conversation.waiting(model if follow is None else follow)) for model in talk.calling()}
     if not counts:
-        raise UsageError("no answer that was called last waits for a result", fix="ask something first")
+        raise UsageError("no call of a tool waits for a result", fix="ask something first")
     most = max(counts)
     if most == 1:
         return (text,)

@@ -7,7 +7,7 @@ the kernels; after that a size is captured when it first comes.
 
 A size has two graphs, forward and backward, between which the loss is launched: it works on the trained
 positions alone, whose number changes. With gradient checkpointing the second one computes the layers again.
-It adds to the gradients in the place where they lie, so they are zeroed and never made anew.
+It adds to the gradients in the place where they lie, so they are zeroed and never made again.
 
 All graphs work in the same memory, since no two of them run at once; each keeps only its inputs and outputs
 to itself. That memory is beside the one of passes launched in the ordinary way, so graphs are for short steps

@@ -48,7 +48,7 @@ SOURCES = int.from_bytes(
 def compiled(*settings: object) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function that is made inside another one, under a name of its own.
 
-    numba calls machine code by the function's qualified name and a number that it counts anew in each
+    numba calls machine code by the function's qualified name and a number that it counts from one in each
     process. A cached kernel brings the code of the functions that it calls, so two kernels that were compiled
     in different processes could bring different functions of one name, and one of the two would be called
     for both: wrong bytes, or memory overwritten.

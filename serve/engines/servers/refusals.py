@@ -50,7 +50,7 @@ CAUSES = (
             r"when context the overflows|reduce the length of the",
         ),
         "the conversation does not fit into the server's context",
-        "say less, begin anew with /reset, lower --max-tokens, or start the server with a larger context",
+        "say less, start over with /reset, lower --max-tokens, or start the server with a larger context",
         InputError,
     ),
     Cause(

@@ -34,7 +34,7 @@ def test_question_files(name: str, tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("a.txt", b"\n\n", "no question in it"),
-        ("a.txt", b"\xff\xfe", "a.txt:1: invalid UTF-8"),
+        ("a.txt", b"\xff\xff", "a.txt:1: invalid UTF-8"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt"', "a.jsonl:2: not valid JSON"),
         ("a.jsonl", b'{"colour": "x"}', "a.jsonl:1: no known layout has the fields 'colour'"),
         ("a.jsonl", b"3", "expected an object, got a number"),

@@ -138,7 +138,7 @@ def test_a_full_context_within_a_stream() -> None:
     reply = streamed([part("Hel"), error("This model's maximum context length is 64 tokens.")], sse=True)
     with (
         server(MODELS, {CHAT: reply}) as (url, _),
-        pytest.raises(SystemFault, match=r"the server failed: .*64 tokens\.; fix: say less, begin anew"),
+        pytest.raises(SystemFault, match=r"the server failed: .*64 tokens\.; fix: say less, start over"),
     ):
         answered(OpenAIEngine(url))
 

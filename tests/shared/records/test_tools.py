@@ -132,7 +132,7 @@ USER, ANSWER = CHAT[1], CHAT[4]
         ([{"tool_calls": [{"id": "1"}]}], r"messages\[1\].tool_calls: expected a call with a name; fix"),
         ([{"tool_calls": "{"}], r"messages\[1\].tool_calls: not JSON"),
         ([{"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}], r"arguments: not JSON"),
-        ([{"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}], r"JSON, but no object"),
+        ([{"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}], r"JSON, but not an object"),
         ([{"tool_calls": [{"function": {"name": "f", "arguments": 3}}]}], r"expected an object or its"),
         ([{"tool_calls": [call()]}, ANSWER], r"messages\[2\]: wrong order: expected tool, got assistant"),
         ([{"tool_calls": [call(), call("x")]}, CHAT[3], ANSWER], r"\[3\]: no result of the call of 'get"),
