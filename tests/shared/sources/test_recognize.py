@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lorafold.cli import main
-from lorafold.models import Base
+from lorafold.errors import InputError
+from lorafold.models import Base, locate
 from lorafold.sources.adapter_base import on_an_adapter, other_base_named
 from lorafold.sources.recognize import instead, likely_hub_id, newest_checkpoint, recognize
 
@@ -219,6 +220,25 @@ def test_a_damaged_configuration_is_still_an_adapter(tmp_path: Path) -> None:
 )
 def test_what_a_path_of_another_machine_stands_for(path: str, wanted: str | None) -> None:
     assert likely_hub_id(path) == wanted
+
+
+ADDRESSES = {
+    "https://huggingface.co/org/some-adapter": "give the id: org/some-adapter",
+    "https://hf-mirror.com/org/some-adapter/tree/main": "give the id: org/some-adapter",
+    "https://huggingface.co/org/x/tree/v1.0": "give the id: org/x@v1.0",
+    "https://huggingface.co/org/x/blob/main/adapter_config.json": "give the id: org/x",
+    "hf.co/org/x?library=peft": "give the id: org/x",
+    "https://www.modelscope.cn/models/org/x": "give the id: org/x",
+    "https://huggingface.co/org/x/tree/main/checkpoint-9": "--include 'checkpoint-9/*' --local-dir DIR",
+    "org/x/checkpoint-9": "hf download org/x --include 'checkpoint-9/*' --local-dir DIR, then give DIR/checkpoint-9",
+}
+
+
+@pytest.mark.parametrize("given", ADDRESSES)
+def test_the_address_of_a_page(given: str) -> None:
+    with pytest.raises(InputError, match="the address of a page|no such model") as caught:
+        locate(given, offline=True)
+    assert ADDRESSES[given] in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(
