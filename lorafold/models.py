@@ -149,13 +149,12 @@ def locate(
 
 def _of_hub(repository: str, inside: str) -> str:
     """What to give for a repository, or for a folder inside it."""
-    if not inside or "." in inside.rpartition("/")[2]:  # a file of it: the whole is wanted
+    if not inside or re.search(r"\.[A-Za-z]\w*$", inside):  # a file of it: the whole is wanted
         return f"give the id: {repository}"
     name, _, revision = repository.partition("@")
     at = f" --revision {revision}" if revision else ""
-    return (
-        f"download it: hf download {name}{at} --include '{inside}/*' --local-dir DIR, then give DIR/{inside}"
-    )
+    command = f"hf download {name}{at} --include '{inside}/*' --local-dir DIR"
+    return f"download it ({command}) and give DIR/{inside}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -230,13 +230,13 @@ ADDRESSES = {
     "hf.co/org/x?library=peft": "give the id: org/x",
     "https://www.modelscope.cn/models/org/x": "give the id: org/x",
     "https://huggingface.co/org/x/tree/main/checkpoint-9": "--include 'checkpoint-9/*' --local-dir DIR",
-    "org/x/checkpoint-9": "hf download org/x --include 'checkpoint-9/*' --local-dir DIR, then give DIR/checkpoint-9",
+    "org/x/v1.5": "hf download org/x --include 'v1.5/*' --local-dir DIR) and give DIR/v1.5",
 }
 
 
 @pytest.mark.parametrize("given", ADDRESSES)
 def test_the_address_of_a_page(given: str) -> None:
-    with pytest.raises(InputError, match="the address of a page|no such model") as caught:
+    with pytest.raises(InputError, match=r"the address of a page|no such model") as caught:
         locate(given, offline=True)
     assert ADDRESSES[given] in str(caught.value.fix)
 
