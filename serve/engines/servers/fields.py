@@ -114,7 +114,10 @@ def fault(body: Any) -> str | None:
 
 
 def _told(error: Any, depth: int = DEEPEST) -> str:
-    """The text of an error."""
+    """The text of an error, or of several (FastAPI lists what is wrong with a request)."""
+    several = [row for row in error if isinstance(row, Mapping)] if isinstance(error, list) else []
+    if several and depth:
+        return "; ".join(_told(row, depth - 1) for row in several[:3])[:300]
     for key in ("message", "error", "detail", "msg", "type"):
         value = fields(error).get(key)
         if value and depth and (found := _told(value, depth - 1)):

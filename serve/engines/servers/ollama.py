@@ -20,7 +20,7 @@ from lorafold.serve.config import REPEAT_WINDOW, Sampling
 from lorafold.serve.engines.servers.answer import ServerAnswer, ask
 from lorafold.serve.engines.servers.events import ServerEvent
 from lorafold.serve.engines.servers.fields import count, fields, rows, said, text, word
-from lorafold.serve.engines.servers.http import Server
+from lorafold.serve.engines.servers.http import Server, ServerRefused
 from lorafold.serve.protocol import About, Cancel, Event
 
 
@@ -92,7 +92,12 @@ class OllamaEngine:
             "options": self._options(sampling),
         }
         answer = ServerAnswer(self._server.url, sampling, cancel, tools=bool(tools_of(messages)))
-        yield from read_answer(ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel), answer)
+        try:
+            yield from read_answer(ask(self._server, "/api/chat", body, [{"logprobs": True}], cancel), answer)
+        except ServerRefused as error:
+            if error.status == 404 and not cancel.is_set():
+                self._find(self._name)  # it tells which are there, if this one has gone
+            raise
         if self._context is None and not cancel.is_set():
             self._note_context()
 

@@ -63,6 +63,16 @@ CAUSES = (
         "wait until it is loaded, and ask again",
         SystemFault,
     ),
+    Cause(
+        frozenset((400, 404, 500, 503)),
+        _words(
+            r"no models? (is |are )?(currently )?loaded|model (has )?(been )?unloaded",
+            r"(model|engine) .{0,60}(is )?not loaded|unloaded or crashed",
+        ),
+        "the server has no model loaded",
+        "load one there, and ask again",
+        SystemFault,
+    ),
 )
 
 

@@ -181,6 +181,44 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are() -> None:
             answered(engine)
 
 
+def test_a_model_that_ollama_has_lost_is_told_with_those_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = dict(TAGS)
+    with server(tags, {OLLAMA: refused(404, {"error": "model 'm:latest' not found"})}) as (url, _):
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        engine = OllamaEngine("ollama:m")
+        with pytest.raises(InputError, match=r"404 Not Found: model 'm:latest' not found"):
+            answered(engine)
+        tags["/api/tags"] = {"models": [{"name": "a:7b"}, {"name": "b:latest"}]}
+        with pytest.raises(UsageError, match=r"no model 'm:latest'; fix: choose one of a:7b, b:latest"):
+            answered(engine)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (404, "No models loaded. Please load a model in the developer page or use the `lms load` command."),
+        (400, "Model has unloaded or crashed.."),
+        (503, "The model m is not loaded"),
+    ],
+)
+def test_a_server_without_a_model(status: int, told: str) -> None:
+    with (
+        server(MODELS, {CHAT: refused(status, error(told))}) as (url, _),
+        pytest.raises(SystemFault, match=rf"the server has no model loaded \({status} .*; fix: load one"),
+    ):
+        answered(OpenAIEngine(url))
+
+
+def test_a_list_of_faults_is_told_in_words() -> None:
+    """FastAPI's, which is under many servers."""
+    body = {"detail": [{"loc": ["body"], "msg": "Field required", "type": "missing"}, {"msg": "Too long"}]}
+    with (
+        server(MODELS, {CHAT: refused(422, body)}) as (url, _),
+        pytest.raises(InputError, match=r"answered 422 .*: Field required; Too long; fix:"),
+    ):
+        answered(OpenAIEngine(url))
+
+
 @pytest.mark.parametrize(("status", "fix"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY")])
 def test_who_is_not_let_in(status: int, fix: str) -> None:
     with server(MODELS, {CHAT: refused(status, error("bad key"))}) as (url, bodies):
