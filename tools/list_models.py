@@ -61,6 +61,45 @@ KNOWN = {
     "Starcoder2ForCausalLM": "StarCoder2",
     "StableLmForCausalLM": "StableLM 2, StableLM Zephyr",
     "NemotronForCausalLM": "Nemotron-4, Minitron",
+    "ApertusForCausalLM": "Apertus 8B, 70B",
+    "AfmoeForCausalLM": "Trinity (Arcee's AFM with experts)",
+    "BloomForCausalLM": "BLOOM, BLOOMZ",
+    "Cohere2MoeForCausalLM": "Command A with experts, North Mini Code",
+    "Exaone4_5_ForConditionalGeneration": "EXAONE 4.5 (text part)",
+    "ExaoneMoeForCausalLM": "K-EXAONE",
+    "FalconForCausalLM": "Falcon 7B, 40B, 180B, Falcon 2",
+    "FalconH1ForCausalLM": "Falcon-H1",
+    "FalconMambaForCausalLM": "Falcon Mamba",
+    "GPTBigCodeForCausalLM": "StarCoder, SantaCoder",
+    "GPTNeoXForCausalLM": "GPT-NeoX, Pythia, Dolly 2",
+    "Gemma3nForCausalLM": "Gemma 3n E2B, E4B (text part), as released",
+    "GlmForCausalLM": "GLM-4-9B (`-hf`), GLM-Edge",
+    "Glm4vForConditionalGeneration": "GLM-4.1V, GLM-OCR (text part)",
+    "Glm4vMoeForConditionalGeneration": "GLM-4.5V (text part)",
+    "GraniteSWAForCausalLM": "Granite with windows",
+    "GraniteMoeSWAForCausalLM": "Granite with windows and experts",
+    "HYV3ForCausalLM": "Hy3",
+    "HunYuanMoEV1ForCausalLM": "Hunyuan-A13B",
+    "HunYuanVLForConditionalGeneration": "HunyuanOCR (text part)",
+    "Jais2ForCausalLM": "Jais 2",
+    "JambaForCausalLM": "Jamba",
+    "LagunaForCausalLM": "Laguna",
+    "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick (text part)",
+    "MambaForCausalLM": "Mamba",
+    "Mamba2ForCausalLM": "Mamba 2, Codestral Mamba",
+    "MellumForCausalLM": "Mellum 2",
+    "MiniCPM3ForCausalLM": "MiniCPM3-4B",
+    "MiniMaxM2ForCausalLM": "MiniMax-M2",
+    "MptForCausalLM": "MPT 7B, 30B",
+    "MuseGlimmerForConditionalGeneration": "Muse Glimmer (text part)",
+    "PaddleOCRVLForConditionalGeneration": "PaddleOCR-VL (text part)",
+    "PhimoeForCausalLM": "Phi-3.5-MoE, nearly: llama.cpp normalises in another way",
+    "Qwen3ASRForConditionalGeneration": "Qwen3-ASR (text part)",
+    "Qwen3VLMoeForConditionalGeneration": "Qwen3-VL with experts (text part), as released",
+    "SolarOpenForCausalLM": "Solar Open",
+    "YoutuForCausalLM": "Youtu-LLM",
+    # Of two rows, which llama.cpp knows by two names.
+    "NemotronHForCausalLM": "Nemotron-H, Nemotron Nano 2 and 3, without their MTP layers",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, dense sizes",
     "Lfm2MoeForCausalLM": "LFM2-8B-A1B",
 }
@@ -109,7 +148,7 @@ def page() -> str:
         classes = ", ".join(f"`{name}`" for name in row.classes)
         rows.append(f"| {KNOWN[row.classes[0]]} | {classes} | `{row.gguf}` |")
     inside = ", ".join(f"`{name}`" for name in sorted(WRAPPERS))
-    rows.append(f"| the text part of LLaVA, SmolVLM, InternVL and LFM2-VL | {inside} | by the class inside |")
+    rows.append(f"| the text part of what wraps another model | {inside} | by the class inside |")
     return PAGE.format(table="\n".join(rows), templates=", ".join(f"`{name}`" for name in NAMED))
 
 

@@ -56,12 +56,14 @@ class ModelConfig:
         return alias if alias in self.raw else field
 
     def integer(self, field: str, least: int = 1) -> int:
-        """A whole number of at least `least`.
+        """A whole number of at least `least`; a list that gives every layer the same counts as that number.
 
         Raises:
             InputError: it is missing or something else.
         """
         value = self.get(field)
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]
         if not is_whole(value) or value < least:
             raise self.wrong(field, value, f"a whole number of at least {least}")
         return int(value)
@@ -179,13 +181,16 @@ OPTIONAL_SIZES = {
 }
 
 
+_ALONE = ("general.", "xielu.")
+
+
 @dataclass(frozen=True, slots=True)
 class Hyperparameter:
     """One entry of a header.
 
     Attributes:
-        key: without the architecture, e.g. "context_length" for "llama.context_length"; "general.…" stands
-            alone.
+        key: without the architecture, e.g. "context_length" for "llama.context_length"; those of `_ALONE`
+            stand alone.
         type: the GGUF value type.
         value: a config field, or a function of the config; if it gives None there is no entry.
         subtype: the element type if `type` is ARRAY.
@@ -208,7 +213,7 @@ class Hyperparameter:
             if not is_finite(value):
                 raise config.wrong(field, value, "a number")
             value = float(value)
-        key = self.key if self.key.startswith("general.") else f"{arch}.{self.key}"
+        key = self.key if self.key.startswith(_ALONE) else f"{arch}.{self.key}"
         return KeyValue(key, value, self.type, self.subtype)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.export.arch.table import view_of
-from lorafold.export.arch.tensors import BUFFER_REASONS, skipped_tensors
+from lorafold.export.arch.tensors import BUFFER_REASONS, header_numbers, skipped_tensors
 
 KEEPS_ALL = "`--format folder` keeps everything"
 
@@ -43,7 +43,7 @@ def describe_omissions(
         A sentence for each part that is left out, and one for what the adapters do there; mostly nothing.
 
     Raises:
-        InputError: the adapters change nothing that the GGUF holds.
+        InputError: the adapters change nothing that the GGUF holds, or a number that its header holds.
     """
     skipped = {
         name: reason
@@ -57,6 +57,13 @@ def describe_omissions(
     notes = [
         f"{part} is left out ({count} of its tensors): {reason}" for (part, reason), count in parts.items()
     ]
+    in_header = {name for names in header_numbers(config, tensors).values() for name in names}
+    if numbers := sorted(in_header & set(touched)):
+        raise InputError(
+            f"the adapter changes {numbers[0]}, a number that a GGUF keeps in its header",
+            at=at,
+            fix=KEEPS_ALL,
+        )
     lost = sorted(skipped.keys() & set(touched))
     if not lost:
         return notes

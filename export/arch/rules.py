@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gguf import GGUFValueType
+
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
+    array,
     divided_width,
     f32,
     head_dim,
@@ -33,7 +36,12 @@ from lorafold.export.gguf.parts import ColumnRange
 
 Sizes = Mapping[str, int]
 # Placeholders in a source's name: the sources with the numbers from 0 up are stacked in that order.
-STACKS = {"{expert}": "experts", "{head}": "heads", "{kv_head}": "kv_heads"}
+STACKS = {
+    "{expert}": "experts",
+    "{head}": "heads",
+    "{kv_head}": "kv_heads",
+    "{plane}": "planes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +53,13 @@ class TensorRule:
         source: the Hugging Face name; "{expert}" stands for each expert, whose tensors are stacked, and so
             do the other placeholders of `STACKS`.
         shape: the source's shape, in names of sizes.
-        becomes: the GGUF tensor's shape if it is not the source's (stacked and transposed ones need none).
+        becomes: the GGUF tensor's shape if it is not the source's (stacked and transposed ones need none);
+            rows beyond the source's are zeros.
         rows: (start, stop) ranges of the source's rows that are taken; None takes all.
         columns: (start, stop, step) ranges of its columns that are taken; None takes all. See
             `gguf.parts.MappedTensor`.
+        scales: what each of the ranges of `rows` is multiplied by, one after the other; None leaves them as
+            they are. A rule without `rows` has one range.
         op: key in `gguf.rows.ROW_OPS`.
         group: the size that blocks of rows are multiples of; it is the op's parameter too.
         transpose: the source is stored transposed; in a stack (three dimensions), each of its matrices, or
@@ -68,6 +79,7 @@ class TensorRule:
     becomes: tuple[str, ...] | None = None
     rows: Callable[[Sizes], Sequence[tuple[int, int]]] | None = None
     columns: Callable[[Sizes], Sequence[ColumnRange]] | None = None
+    scales: Callable[[ModelConfig], Sequence[float]] | None = None
     op: str | None = None
     group: str = "one"
     transpose: bool = False
@@ -107,12 +119,15 @@ class Architecture:
         model_types: names in config.json's `model_type`, for files without `architectures`.
         gguf: llama.cpp's name, general.architecture.
         tensors: rules for tensors outside and inside layers.
+        chosen: whether a model is this row's, by its config.json; for classes with several rows.
         variants: alternative rules for the same tensors (experts one by one, or fused); the first of which
             any tensor is present counts.
         hyperparameters: entries of the header before general.file_type, as the converter orders them.
         extensions: entries after it.
         first: entries before all of these.
         generated: tensors that come from the config, by their GGUF name.
+        numbers: tensors of one number in each layer which become a list in the header: the tensor's name
+            with "{layer}", by the name under which `hyperparameters` read the list.
         defaults: what transformers' config class takes for a missing field: a value, or a function of the
             config.
         aliases: canonical field -> this family's name.
@@ -133,8 +148,10 @@ class Architecture:
     hyperparameters: tuple[Hyperparameter, ...]
     extensions: tuple[Hyperparameter, ...] = ()
     first: tuple[Hyperparameter, ...] = ()
+    chosen: Callable[[ModelConfig], bool] | None = None
     variants: tuple[tuple[TensorRule, ...], ...] = ()
     generated: Callable[[ModelConfig], dict[str, tuple[float, ...]]] | None = None
+    numbers: Mapping[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     spellings: tuple[tuple[str, str], ...] = ()
@@ -169,6 +186,11 @@ def with_bias(rule: TensorRule, when: str | None = None, **changes: Any) -> tupl
     name, source = (text.removesuffix("weight") + "bias" for text in (rule.name, rule.source))
     bias = replace(rule, name=name, source=source, shape=rule.shape[:1], when=when, **changes)
     return rule, bias
+
+
+def respelled(old: str, new: str, *rules: TensorRule) -> tuple[TensorRule, ...]:
+    """The same rules for sources that are spelled otherwise."""
+    return tuple(replace(rule, source=rule.source.replace(old, new)) for rule in rules)
 
 
 def normed(*rules: TensorRule) -> tuple[TensorRule, ...]:
@@ -243,6 +265,23 @@ def fused_experts(
     )
 
 
+def expert_variants(
+    which: Callable[[ModelConfig, int], bool] | None = None,
+    ff: str = "expert_ff",
+    order: str = "down gate up",
+) -> tuple[tuple[TensorRule, ...], ...]:
+    """Experts below `mlp.experts`: one by one, as released, or fused, as transformers 5 may save them.
+
+    Args:
+        which: the layers that have them; all by default.
+        ff: the size that is an expert's inner width.
+        order: as for `expert_rules`.
+    """
+    one_by_one = expert_rules("mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", ff, order)
+    both = (one_by_one, fused_experts(ff))
+    return both if which is None else tuple(in_layers(which, *rules) for rules in both)
+
+
 def shared_expert_rules(prefix: str) -> tuple[TensorRule, ...]:
     """Rules for the expert that sees every token; `prefix` is that of its tensors within a layer."""
     return (
@@ -252,9 +291,34 @@ def shared_expert_rules(prefix: str) -> tuple[TensorRule, ...]:
     )
 
 
+ROUTER = layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width")
+ROUTER_BIAS = layer("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", "experts")
+SHARED = shared_expert_rules("mlp.shared_experts")
+
+
 def in_layers(which: Callable[[ModelConfig, int], bool], *rules: TensorRule) -> tuple[TensorRule, ...]:
     """The same rules for some layers only."""
     return tuple(replace(rule, layers=which) for rule in rules)
+
+
+def everywhere(config: ModelConfig, layer: int) -> bool:
+    """In every layer, and in those that predict further tokens."""
+    return True
+
+
+def predicts_further(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer lies behind the last one that the config counts."""
+    return layer >= config.integer("num_hidden_layers")
+
+
+# What a layer has that predicts a further token, beside those of an ordinary layer.
+PREDICTION = in_layers(
+    predicts_further,
+    layer("nextn.eh_proj.weight", "eh_proj.weight", "width", "2_width"),
+    layer("nextn.enorm.weight", "enorm.weight", "width"),
+    layer("nextn.hnorm.weight", "hnorm.weight", "width"),
+    layer("nextn.shared_head_norm.weight", "shared_head.norm.weight", "width"),
+)
 
 
 def is_dense(config: ModelConfig, layer: int) -> bool:
@@ -265,6 +329,35 @@ def is_dense(config: ModelConfig, layer: int) -> bool:
 def has_experts(config: ModelConfig, layer: int) -> bool:
     """Whether a layer lies behind those of `is_dense`."""
     return not is_dense(config, layer)
+
+
+def dense_first(otherwise: int = 1) -> Callable[[ModelConfig], int]:
+    """A default for `first_k_dense_replace` by `mlp_layer_types`, transformers 5's spelling of it.
+
+    Args:
+        otherwise: the number if neither is given.
+    """
+
+    def count(config: ModelConfig) -> int:
+        given = config.get("mlp_layer_types")
+        if not isinstance(given, list):
+            return otherwise
+        return next((at for at, kind in enumerate(given) if kind != "dense"), len(given))
+
+    return count
+
+
+DENSE_FIRST = Condition(
+    "mlp_layer_types",
+    lambda config: (
+        config.get("mlp_layer_types") is None
+        or config.get("mlp_layer_types")
+        == [
+            "dense" if is_dense(config, at) else "sparse" for at in range(config.integer("num_hidden_layers"))
+        ]
+    ),
+    "dense layers first and experts in all others",
+)
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:
@@ -286,6 +379,13 @@ def every_fourth_full(config: ModelConfig) -> list[str]:
 
 
 BLOCK_COUNT = u32("block_count", lambda config: config.integer("num_hidden_layers") + config.further_layers)
+# Which layers have a window.
+WINDOW = u32("attention.sliding_window", "sliding_window")
+WINDOW_PATTERN = array(
+    "attention.sliding_window_pattern",
+    GGUFValueType.BOOL,
+    lambda config: [kind == "sliding_attention" for kind in layer_kinds(config)],
+)
 # What every header has, in the converter's order.
 SIZES = (
     BLOCK_COUNT,
@@ -408,6 +508,9 @@ def plain_rope(theta: float | None = None) -> Condition:
     field = "rope_scaling" if theta is None else "rope_theta"
     return Condition(field, holds, f"{expected}: llama.cpp computes no other here")
 
+
+TIED_HEAD = Condition(TIED, lambda config: config.flag(TIED), "true: llama.cpp has no head of its own here")
+HEAD_COPY = ((r"^lm_head\.weight$", "a copy of the embedding, which llama.cpp uses as the head"),)
 
 # What llama.cpp leaves out of most architectures; both matter for long texts only.
 LIMITS = (

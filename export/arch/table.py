@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from lorafold.errors import InputError
+from lorafold.export.arch.families.cohere import COHERE_ROWS
 from lorafold.export.arch.families.deepseek import DEEPSEEK_ROWS
+from lorafold.export.arch.families.falcon import FALCON_ROWS
 from lorafold.export.arch.families.gemma import GEMMA_ROWS
 from lorafold.export.arch.families.glm import GLM_ROWS
 from lorafold.export.arch.families.granite import GRANITE_ROWS
@@ -22,10 +24,12 @@ from lorafold.export.arch.families.liquid import LIQUID_ROWS
 from lorafold.export.arch.families.llama import LLAMA_ROWS
 from lorafold.export.arch.families.llama_like import LLAMA_LIKE_ROWS
 from lorafold.export.arch.families.mistral import MISTRAL_ROWS
+from lorafold.export.arch.families.nvidia import NVIDIA_ROWS
 from lorafold.export.arch.families.olmo import OLMO_ROWS
 from lorafold.export.arch.families.openai import OPENAI_ROWS
 from lorafold.export.arch.families.phi import PHI_ROWS
 from lorafold.export.arch.families.qwen import QWEN_ROWS
+from lorafold.export.arch.families.state_space import STATE_SPACE_ROWS
 from lorafold.export.arch.hyperparameters import ModelConfig, is_whole
 from lorafold.export.arch.rules import (
     TIED,
@@ -47,6 +51,10 @@ ARCHITECTURES = (
     *OPENAI_ROWS,
     *LAYER_NORM_ROWS,
     *LIQUID_ROWS,
+    *COHERE_ROWS,
+    *FALCON_ROWS,
+    *NVIDIA_ROWS,
+    *STATE_SPACE_ROWS,
     *DEEPSEEK_ROWS,
 )
 
@@ -77,7 +85,8 @@ def find(config: Mapping[str, Any]) -> Architecture:
     classes = config.get("architectures") or []
     name = classes[0] if isinstance(classes, list) and classes else None
     for row in ARCHITECTURES:
-        if name in row.classes or (name is None and config.get("model_type") in row.model_types):
+        fits = name in row.classes or (name is None and config.get("model_type") in row.model_types)
+        if fits and (row.chosen is None or row.chosen(ModelConfig(config, row.defaults, row.aliases))):
             return row
     known = ", ".join(sorted(row.classes[0] for row in ARCHITECTURES))
     got = (

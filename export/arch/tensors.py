@@ -14,7 +14,7 @@ from typing import Any
 
 from lorafold.errors import InputError
 from lorafold.export.arch.hyperparameters import ModelConfig, dimensions
-from lorafold.export.arch.rules import Architecture, TensorRule
+from lorafold.export.arch.rules import STACKS, Architecture, TensorRule
 from lorafold.export.arch.table import FOLDER_WORKS, view_of
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.weights import TensorInfo
@@ -25,6 +25,7 @@ _BUFFERS = (
     (r"\.(attn|attention)\.(masked_)?bias$", "a mask that follows from the config"),
 )
 BUFFER_REASONS = frozenset(reason for _, reason in _BUFFERS)
+_MARKS = [mark.strip("{}") for mark in STACKS]
 # What is named in an error about many tensors.
 _NAMED = 8
 
@@ -69,14 +70,15 @@ def map_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) ->
             last = max(order[name] for name in names)
             if "{expert}" in rule.source:
                 last = _last_part(rules, layer, sizes, actual, order, last)
-            found.append((last, number, _mapped(rule, layer, names, sizes)))
+            found.append((last, number, _mapped(rule, layer, names, sizes, view)))
     if missing:
         raise InputError(
             f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} missing",
             at="model.safetensors",
             fix="download the model again, or correct config.json if it is of another model",
         )
-    unknown = sorted(set(tensors) - used - skipped_tensors(config, tensors).keys())
+    in_header = {name for names in header_numbers(config, tensors).values() for name in names}
+    unknown = sorted(set(tensors) - used - in_header - skipped_tensors(config, tensors).keys())
     if unknown:
         raise InputError(
             f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of this {row.classes[0]}",
@@ -111,6 +113,27 @@ def skipped_tensors(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[s
             if _behind(_canonical(name, row, view), view) >= 0:
                 skipped[name] = "predicts further tokens, which llama.cpp leaves out here"
     return skipped
+
+
+def header_numbers(config: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors of one number each that a GGUF keeps in its header.
+
+    Args:
+        config: the parsed config.json.
+        tensors: names.
+
+    Returns:
+        For each entry of the row's `numbers` the tensors that are there, layer by layer.
+    """
+    row, view = view_of(config)
+    if not row.numbers:
+        return {}
+    actual = {_canonical(name, row, view): name for name in tensors}
+    names = {
+        field: [pattern.format(layer=layer) for layer in range(view.integer("num_hidden_layers"))]
+        for field, pattern in row.numbers.items()
+    }
+    return {field: [actual[name] for name in some if name in actual] for field, some in names.items()}
 
 
 def sizes_of(row: Architecture, config: ModelConfig) -> dict[str, int]:
@@ -255,7 +278,7 @@ def _wanted(
 
 def _source(rule: TensorRule, layer: int, number: int) -> str:
     """The canonical name of one of a rule's sources."""
-    return rule.source.format(layer=layer, expert=number, head=number, kv_head=number)
+    return rule.source.format(layer=layer, **dict.fromkeys(_MARKS, number))
 
 
 def _sources(rule: TensorRule, layer: int, sizes: Mapping[str, int]) -> list[str]:
@@ -293,10 +316,13 @@ def _check_shape(info: TensorInfo, rule: TensorRule, sizes: Mapping[str, int]) -
         )
 
 
-def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int]) -> MappedTensor:
+def _mapped(
+    rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[str, int], config: ModelConfig
+) -> MappedTensor:
     """One GGUF tensor from a rule and its sources' names."""
     shape = tuple(sizes[name] for name in rule.shape)
     ranges = rule.rows(sizes) if rule.rows else _matrices(shape, rule.transpose)
+    scales = rule.scales(config) if rule.scales else [1.0] * len(ranges)
     if rule.becomes is not None:
         shape = tuple(sizes[name] for name in rule.becomes)
     elif rule.transpose:
@@ -307,7 +333,11 @@ def _mapped(rule: TensorRule, layer: int, names: Sequence[str], sizes: Mapping[s
     return MappedTensor(
         rule.name.format(layer=layer),
         shape,
-        tuple(RowRange(name, start, stop) for name in names for start, stop in ranges),
+        tuple(
+            RowRange(name, start, stop, scale)
+            for name in names
+            for (start, stop), scale in zip(ranges, scales, strict=True)
+        ),
         op=rule.op,
         group=group if len(shape) > 1 else 1,
         param=group if rule.op is not None and rule.group != "one" else None,

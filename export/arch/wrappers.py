@@ -22,15 +22,21 @@ TOWERS = (
         r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|connector)\.",
         "sees images; the text model does not",
     ),
+    (r"^(model\.)?audio_tower\.", "hears; the text model does not"),
+    (r"^(model\.)?(aligner|vqmodel|generation_\w+)\.", "sees or draws; the text model does not"),
 )
 
 WRAPPERS = frozenset(
     {
+        "AudioFlamingo3ForConditionalGeneration",
         "Idefics3ForConditionalGeneration",
         "InternVLForConditionalGeneration",
+        "JanusForConditionalGeneration",
         "Lfm2VlForConditionalGeneration",
         "LlavaForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
+        "VoxtralForConditionalGeneration",
     }
 )
 

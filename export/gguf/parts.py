@@ -67,7 +67,7 @@ class MappedTensor:
     Attributes:
         name: the GGUF name, e.g. "blk.0.attn_q.weight".
         shape: numpy order; the total of rows is prod(shape[:-1]), a 1-D tensor is one row.
-        sources: row ranges, concatenated along the rows.
+        sources: row ranges, concatenated along the rows; rows beyond them are zeros.
         op: key in `gguf.rows.ROW_OPS`: what is done to a block of float32 rows; None leaves them as they are.
         group: a block of rows must start and end at a multiple of this.
         param: the op's parameter.

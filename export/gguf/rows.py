@@ -124,6 +124,8 @@ def _concatenated(source: RowSource, tensor: MappedTensor, start: int, stop: int
             rows = source.rows(piece.source, piece.start + begin, piece.start + end)
             parts.append(rows if piece.scale == 1 else rows * np.float32(piece.scale))
         first += length
+    if stop > max(first, start):  # padding
+        parts.append(np.zeros((stop - max(first, start), tensor.cols), np.float32))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -28,8 +28,14 @@ CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
 MOST_CHUNKS = 1000  # more texts hardly move the means any more
 
 
-# Architectures with inputs that are not yet measured here: fused experts, split or reordered matrices.
-NOT_COLLECTED = ("deepseek2", "gemma4", "gpt-oss", "granitehybrid", "qwen35", "qwen35moe", "qwen3next")
+# Architectures whose inputs are not yet measured here, or not yet held against llama-imatrix's.
+NOT_COLLECTED = (
+    *("afmoe", "apertus", "bloom", "chatglm", "cohere2moe", "deepseek2", "exaone-moe", "falcon", "falcon-h1"),
+    *("gemma3n", "gemma4", "gpt-oss", "gptneox", "granite_swa", "granitehybrid", "hunyuan-moe", "hunyuan_vl"),
+    *("hy_v3", "jais2", "jamba", "laguna", "llama4", "mamba", "mamba2", "mellum", "minicpm3", "minimax-m2"),
+    *("mpt", "muse-glimmer", "nemotron_h", "nemotron_h_moe", "paddleocr", "phimoe", "qwen35", "qwen35moe"),
+    *("qwen3next", "qwen3vlmoe", "starcoder"),
+)
 
 
 def check_can_collect(inputs: Inputs, data: Path) -> None:

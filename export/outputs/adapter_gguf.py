@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,12 +52,22 @@ _FILE_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of a product: where they stand in the matrix, where in the product, how many, times what."""
+
+    row: int
+    start: int
+    count: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class _Term:
     """A product on rows of one matrix."""
 
     product: AddLowRank
     rank: int
-    pieces: tuple[tuple[int, int, int], ...]  # (row of the matrix, row of the product, number of rows)
+    pieces: tuple[_Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,11 @@ class LowRankTensor:
                 left, right = _oriented(term.product, self.tensor)
                 a[number, first:last] = right
                 factor = _factor(term.product.scale, self.rank, alpha)
-                for row, start, count in term.pieces:
-                    part = left[start : start + count]
-                    b[number, row : row + count, first:last] = part if factor == 1 else part * factor
+                for piece in term.pieces:
+                    part = left[piece.start : piece.start + piece.count]
+                    times = factor if piece.scale == 1 else np.float32(factor * piece.scale)
+                    rows_of = slice(piece.row, piece.row + piece.count)
+                    b[number, rows_of, first:last] = part if times == 1 else part * times
                 first = last
             if self.tensor.op is not None:
                 b[number] = ROW_OPS[self.tensor.op](b[number], self.tensor.param)
@@ -173,11 +186,16 @@ def _encode(typed: TypedTensor, values: Block) -> bytes:
     return ggml.quantize(rows, typed.type, None).tobytes()
 
 
-# Architectures for which llama.cpp's answers with an adapter GGUF are not those of the tuned model (seen in
-# the logits of tiny models), or whose converted tensors no pair of factors can follow.
-NOT_APPLIED = {
-    "deepseek2": "kv_b_proj is split and transposed for each head",
-    "gemma4": "llama.cpp's logits with it differ from PEFT's",
+# Weights that llama.cpp 0.3.36 multiplies with without asking whether an adapter changes them (`ggml_mul_mat`
+# in src/models, in place of `build_lora_mm`), by architecture.
+_LATENT = r"blk\.\d+\.attn_(q|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight"
+_EACH_LAYER = r"per_layer_(model_proj|token_embd)\.weight"
+_NEVER_ASKED = {
+    "deepseek2": rf"{_LATENT}|output\.weight",
+    "gemma3n": rf"{_EACH_LAYER}|altup_\w+\.weight|blk\.\d+\.altup_router\.weight",
+    "gemma4": _EACH_LAYER,
+    "minicpm3": _LATENT,
+    "nemotron_h_moe": r"blk\.\d+\.ffn_latent_(down|up)\.weight",
 }
 
 
@@ -206,11 +224,8 @@ def plan_adapter_gguf(
         InputError: the adapters do something else than add low-rank products to weights that llama.cpp
             multiplies with.
     """
-    if arch in NOT_APPLIED:
-        problem = f"an adapter GGUF for {arch} would not give the tuned model's answers: {NOT_APPLIED[arch]}"
-        raise InputError(problem, at=at, fix=FOLD_IT)
     products = _products(folded, left_out, at)
-    _check_places(products, tensors, at)
+    _check_places(products, tensors, arch, at)
     found = [low_rank for tensor in tensors if (low_rank := _low_rank(tensor, products)) is not None]
     if not found:
         raise InputError("the adapter changes nothing", at=at, fix="train it first")
@@ -256,8 +271,10 @@ def _products(folded: Folded, left_out: Collection[str], at: str | Path | None) 
     return products
 
 
-def _check_places(products: Products, tensors: Sequence[MappedTensor], at: str | Path | None) -> None:
-    """Refuse changes of what llama.cpp does not multiply with."""
+def _check_places(
+    products: Products, tensors: Sequence[MappedTensor], arch: str, at: str | Path | None
+) -> None:
+    """Refuse changes of what llama.cpp does not multiply with, or without asking for an adapter."""
     tied = all(tensor.name != "output.weight" for tensor in tensors)
     places = {piece.source: tensor for tensor in tensors for piece in tensor.sources}
     for name in products:
@@ -268,8 +285,8 @@ def _check_places(products: Products, tensors: Sequence[MappedTensor], at: str |
             problem = f"{name} is both embedding and output head, which llama.cpp's adapters cannot change"
         elif tensor.transpose and len(tensor.shape) > 2:
             problem = f"{name} is transposed matrix by matrix, which llama.cpp's adapters cannot follow"
-        elif any(piece.scale != 1 for piece in tensor.sources):
-            problem = f"{name} is multiplied by constants, which llama.cpp's adapters cannot follow"
+        elif arch in _NEVER_ASKED and re.fullmatch(_NEVER_ASKED[arch], tensor.name):
+            problem = f"{name} is changed, and llama.cpp's {arch} never asks an adapter for {tensor.name}"
         elif len(tensor.shape) < 2 or (tensor.op is not None and tensor.op not in _MOVES_ROWS):
             problem = f"{name} is converted by {tensor.op}, after which its change is no low-rank product"
         else:
@@ -283,7 +300,7 @@ def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
         return None
     height = tensor.shape[-2]
     # For each matrix: the pieces of each product, by its identity: pieces of one share their right factor.
-    matrices: list[dict[int, list[tuple[int, int, int]]]] = [{} for _ in range(tensor.rows // height)]
+    matrices: list[dict[int, list[_Piece]]] = [{} for _ in range(tensor.rows // height)]
     by_id: dict[int, AddLowRank] = {}
     first = 0  # row of the whole tensor at which the current source begins
     for piece in tensor.sources:
@@ -292,12 +309,12 @@ def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
             by_id[id(product)] = product
             begin, end = max(product.start, piece.start), min(product.stop, piece.stop)
             if tensor.transpose:
-                matrices[0][id(product)] = [(0, 0, tensor.rows)]
+                matrices[0][id(product)] = [_Piece(0, 0, tensor.rows)]
             elif begin < end:
                 matrix, row = divmod(first + begin - piece.start, height)
                 assert row + end - begin <= height, "a product stays within an expert"
                 pieces = matrices[matrix].setdefault(id(product), [])
-                pieces.append((row, begin - product.start, end - begin))
+                pieces.append(_Piece(row, begin - product.start, end - begin, piece.scale))
         first += length
     terms = tuple(
         tuple(_Term(by_id[key], len(by_id[key].right()), tuple(pieces)) for key, pieces in found.items())

@@ -57,6 +57,9 @@ KEPT_PARTS = (
     "attn_rel_b.weight",
 )
 KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+# Of these the recipes of 16 bits narrow all the same, as the converter does; llama.cpp's quantizer leaves
+# them as it finds them.
+_NARROWED = re.compile(r"per_layer_model_proj|altup_(proj|router|unembd_proj)\.|laurel_[lr]\.")
 
 # Where the type's blocks do not divide the width.
 FALLBACKS: dict[Type, Type] = {
@@ -147,7 +150,8 @@ def plan_types(
     types: dict[str, Type] = {}
     for name, dims in sorted(tensors, key=lambda tensor: (_layer(tensor[0]), tensor[0])):
         if not is_quantizable(name, dims):
-            types[name] = Type.F32
+            narrow = not recipe.quantized and _NARROWED.search(name) is not None
+            types[name] = recipe.default if narrow else Type.F32
             continue
         found = next(((p, kind) for p, kind in patterns if p.search(name)), None)
         if found is not None:

@@ -1,4 +1,5 @@
-"""DeepSeek: V2 and V3, whose keys and values are kept as one narrow latent vector (MLA).
+"""DeepSeek: V2 and V3, whose keys and values are kept as one narrow latent vector (MLA), and models of other
+makers that took it over: Tencent's Youtu, OpenBMB's MiniCPM 3.
 
 llama.cpp multiplies the queries by the transposed key half of `kv_b_proj`, and what attention gives by its
 value half, so that it caches the latent vector alone:
@@ -14,8 +15,15 @@ from typing import Any
 
 from gguf import GGUFValueType
 
-from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f32, u32
-from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, read_rope, scaling_name
+from lorafold.export.arch.hyperparameters import (
+    Hyperparameter,
+    ModelConfig,
+    divided_width,
+    f32,
+    kv_heads,
+    u32,
+)
+from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, longrope_factors, read_rope, scaling_name
 from lorafold.export.arch.rules import (
     DEFAULTS,
     EXPERTS,
@@ -24,21 +32,24 @@ from lorafold.export.arch.rules import (
     MODEL,
     NORMS,
     RMS_EPSILON,
+    ROUTER,
+    ROUTER_BIAS,
+    SHARED,
     SILU,
     SIZES,
+    TIED,
     VOCABULARY,
     Architecture,
     Condition,
     Sizes,
-    expert_rules,
+    expert_variants,
     fixed,
-    fused_experts,
     has_experts,
     in_layers,
     is_dense,
     layer,
+    plain_rope,
     rope_kinds,
-    shared_expert_rules,
     switched_off,
 )
 
@@ -102,20 +113,6 @@ def latent_attention(which: Callable[[ModelConfig, int], bool]) -> tuple[Any, ..
         ),
         layer("attn_output.weight", "self_attn.o_proj.weight", "width", "values"),
     )
-
-
-ROUTER = layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width")
-ROUTER_BIAS = layer("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", "experts")
-SHARED = shared_expert_rules("mlp.shared_experts")
-EXPERT_VARIANTS = tuple(
-    in_layers(has_experts, *rules)
-    for rules in (
-        expert_rules(
-            "mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", "expert_ff", "down gate up"
-        ),
-        fused_experts("expert_ff"),
-    )
-)
 
 
 # DeepSeek-V2-Lite and its like, whose queries are not made from a latent vector.
@@ -216,7 +213,7 @@ DEEPSEEK3 = Architecture(
         *in_layers(is_dense, *MLP),
         *in_layers(has_experts, ROUTER, ROUTER_BIAS, *SHARED),
     ),
-    variants=EXPERT_VARIANTS,
+    variants=expert_variants(has_experts),
     hyperparameters=(*LATENT_HEADER, *WIDTHS),
     extensions=LATENT_EXTENSIONS,
     sizes=_latent_sizes,
@@ -278,4 +275,112 @@ DEEPSEEK2 = replace(
     ),
 )
 
-DEEPSEEK_ROWS = (DEEPSEEK2, DEEPSEEK3)
+YOUTU_LLM = replace(
+    DEEPSEEK3,
+    classes=("YoutuForCausalLM",),
+    model_types=("youtu",),
+    tensors=(*MODEL, *NORMS, *latent_attention(lambda config, layer: True), *MLP),
+    variants=(),
+    hyperparameters=(
+        *(entry for entry in LATENT_HEADER if not entry.key.startswith("expert_")),
+        *WIDTHS,
+    ),
+    extensions=(
+        u32("leading_dense_block_count", "num_hidden_layers"),
+        *(entry for entry in LATENT_EXTENSIONS if not entry.key.startswith(("expert_", "leading_", "rope."))),
+        u32("expert_feed_forward_length", "intermediate_size"),
+        u32("expert_shared_count", lambda _: 0),
+        *(entry for entry in LATENT_EXTENSIONS if entry.key.startswith("rope.")),
+    ),
+    defaults=DEFAULTS
+    | {
+        "head_dim": lambda config: config.integer("qk_rope_head_dim"),
+        "kv_lora_rank": 512,
+        "max_position_embeddings": 131072,
+        "moe_intermediate_size": lambda config: config.integer("intermediate_size"),
+        "n_shared_experts": 0,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        TIED: True,
+    },
+    aliases={},
+    required=LATENT_REQUIRED,
+)
+
+MINICPM3 = Architecture(
+    classes=("MiniCPM3ForCausalLM",),
+    model_types=("minicpm3",),
+    gguf="minicpm3",
+    tensors=(
+        *(*MODEL, *NORMS),
+        # Its keys and values are expanded in every step.
+        *(
+            rule
+            for rule in latent_attention(lambda config, layer: True)
+            if rule.name not in ("blk.{layer}.attn_k_b.weight", "blk.{layer}.attn_v_b.weight")
+        ),
+        layer("attn_kv_b.weight", "self_attn.kv_b_proj.weight", "keys_values", "rank"),
+        *MLP,
+    ),
+    hyperparameters=(),
+    extensions=(
+        u32("context_length", "max_position_embeddings"),
+        u32("embedding_length", "hidden_size"),
+        u32("block_count", "num_hidden_layers"),
+        u32("feed_forward_length", "intermediate_size"),
+        u32("attention.head_count", "num_attention_heads"),
+        u32("attention.head_count_kv", kv_heads),
+        RMS_EPSILON,
+        VOCABULARY,
+        u32("attention.q_lora_rank", "q_lora_rank"),
+        u32("attention.kv_lora_rank", "kv_lora_rank"),
+        u32(
+            "attention.key_length",
+            lambda config: config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim"),
+        ),
+        u32("rope.dimension_count", "qk_rope_head_dim"),
+    ),
+    generated=longrope_factors,
+    sizes=_latent_sizes,
+    defaults=DEFAULTS
+    | {
+        "dim_model_base": 256,
+        "head_dim": lambda config: config.integer("qk_rope_head_dim"),
+        "kv_lora_rank": 256,
+        "max_position_embeddings": 32768,
+        "moe_intermediate_size": lambda config: config.integer("intermediate_size"),
+        "n_shared_experts": 0,
+        "num_key_value_heads": None,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "rms_norm_eps": 1e-5,
+        "scale_depth": 1.4,
+        "scale_emb": 12,
+        "v_head_dim": divided_width,
+        TIED: True,
+    },
+    required=(
+        SILU,
+        switched_off("attention_bias"),
+        switched_off("mlp_bias"),
+        fixed("scale_emb", 12),
+        fixed("scale_depth", 1.4),
+        fixed("dim_model_base", 256),
+        plain_rope(10000.0),
+        Condition(
+            "v_head_dim",
+            lambda config: config.integer("v_head_dim") == divided_width(config),
+            "hidden_size / num_attention_heads: llama.cpp takes no other here",
+        ),
+        Condition(
+            "num_key_value_heads",
+            lambda config: kv_heads(config) == config.integer("num_attention_heads"),
+            "num_attention_heads: each head has its own part of kv_b_proj",
+        ),
+    ),
+)
+
+DEEPSEEK_ROWS = (DEEPSEEK2, DEEPSEEK3, MINICPM3, YOUTU_LLM)

@@ -1,7 +1,13 @@
-"""Zhipu: GLM 4, GLM 4.5 to 4.6 with experts, and GLM-4.7-Flash, which is built like DeepSeek V3."""
+"""Zhipu: GLM 4, with eyes too, GLM 4.5 to 4.6 with experts, and GLM-4.7-Flash, built like DeepSeek V3;
+Upstage's Solar Open, which is a GLM 4.5.
+
+Those that see rotate halves of a head's pairs in time, height and width (M-RoPE). llama.cpp does that for
+pairs half a head apart, the model for neighbours, so that the rows of queries and keys are reordered.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from gguf import GGUFValueType
@@ -10,19 +16,25 @@ from lorafold.export.arch.families.deepseek import (
     DEEPSEEK3,
     LATENT_EXTENSIONS,
     LATENT_HEADER,
-    ROUTER,
-    ROUTER_BIAS,
-    SHARED,
     latent_attention,
 )
-from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, f32, u32
+from lorafold.export.arch.hyperparameters import (
+    Hyperparameter,
+    ModelConfig,
+    f32,
+    kv_heads,
+    u32,
+)
 from lorafold.export.arch.rope import (
+    FREQUENCY_BASE,
+    read_rope,
     rotary_dim,
 )
 from lorafold.export.arch.rules import (
     ATTENTION_OUTPUT,
     COMMON,
     DEFAULTS,
+    DENSE_FIRST,
     DOWN,
     GATE_UP,
     HEAD,
@@ -32,23 +44,33 @@ from lorafold.export.arch.rules import (
     MLP,
     MODEL,
     NORMS,
+    PLAIN_HEADS,
+    PREDICTION,
     QUERY,
+    RMS_EPSILON,
+    ROUTER,
+    ROUTER_BIAS,
+    SHARED,
     SIGMOID,
     SILU,
     VALUE,
     Architecture,
-    Condition,
-    expert_rules,
+    Sizes,
+    TensorRule,
+    dense_first,
+    everywhere,
+    expert_variants,
     fixed,
-    fused_experts,
     has_experts,
     in_layers,
     is_dense,
     layer,
+    predicts_further,
     rope_kinds,
-    shared_expert_rules,
     with_bias,
 )
+from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
+from lorafold.export.gguf.parts import ColumnRange
 
 GLM4 = Architecture(
     classes=("Glm4ForCausalLM",),
@@ -82,14 +104,70 @@ GLM4 = Architecture(
 )
 
 
-def _everywhere(config: ModelConfig, layer: int) -> bool:
-    """Also in the layers that predict further tokens."""
-    return True
+GLM = replace(
+    GLM4,
+    classes=("GlmForCausalLM",),
+    model_types=("glm",),
+    gguf="chatglm",
+    tensors=tuple(
+        rule
+        for rule in GLM4.tensors
+        if not rule.name.endswith(("post_attention_norm.weight", "post_ffw_norm.weight"))
+    ),
+    hyperparameters=(
+        u32("context_length", "max_position_embeddings"),
+        u32("embedding_length", "hidden_size"),
+        u32("feed_forward_length", "intermediate_size"),
+        u32("block_count", "num_hidden_layers"),
+        u32("attention.head_count", "num_attention_heads"),
+        u32("attention.head_count_kv", kv_heads),
+        RMS_EPSILON,
+    ),
+    extensions=(u32("rope.dimension_count", rotary_dim), FREQUENCY_BASE),
+    required=(SILU, PLAIN_HEADS, *rope_kinds(partial=True)),
+)
 
 
-def _predicts_further(config: ModelConfig, layer: int) -> bool:
-    """Whether a layer lies behind the last one that the config counts."""
-    return layer >= config.integer("num_hidden_layers")
+def _sectioned_sizes(config: ModelConfig) -> dict[str, int]:
+    """What reordering needs to know: rotated columns of a head, and whether positions have three parts."""
+    return {
+        "rotated": rotary_dim(config),
+        "sectioned": int(bool(read_rope(config).full.get("mrope_section"))),
+    }
+
+
+def _neighbours_apart(heads: str) -> Callable[[Sizes], list[tuple[int, int]]]:
+    """Rows of each head: the rotated ones with an even number, those with an odd one, those not rotated."""
+
+    def rows(sizes: Sizes) -> list[tuple[int, int]]:
+        size, rotated = sizes["head_dim"], sizes["rotated"]
+        if not sizes["sectioned"]:
+            return [(0, sizes[heads] * size)]
+        inside = [(row, row + 1) for first in (0, 1) for row in range(first, rotated, 2)]
+        inside += [(rotated, size)] if rotated < size else []
+        starts = range(0, sizes[heads] * size, size)
+        return [(at + first, at + last) for at in starts for first, last in inside]
+
+    return rows
+
+
+def _reordered(rule: TensorRule, heads: str) -> tuple[TensorRule, TensorRule]:
+    """Queries or keys and their bias, reordered."""
+    rows = _neighbours_apart(heads)
+
+    def columns(sizes: Sizes) -> list[ColumnRange]:
+        return [(start, stop, 1) for start, stop in rows(sizes)]
+
+    weight, bias = with_bias(rule, "attention_bias")
+    return replace(weight, rows=rows), replace(bias, columns=columns)
+
+
+_SECTIONED_ATTENTION = (
+    *_reordered(QUERY, "heads"),
+    *_reordered(KEY, "kv_heads"),
+    *with_bias(VALUE, "attention_bias"),
+)
+_QUERY_TO_VALUE = tuple(rule.name for rule in _SECTIONED_ATTENTION)
 
 
 def _shared_width(config: ModelConfig) -> int:
@@ -99,14 +177,13 @@ def _shared_width(config: ModelConfig) -> int:
 
 # Some files hold the embedding and the head once more for the layers that predict further tokens.
 _SHARED = "nextn_head_is_shared"
-_PREDICTION = in_layers(
-    _predicts_further,
-    layer("nextn.eh_proj.weight", "eh_proj.weight", "width", "2_width"),
-    layer("nextn.enorm.weight", "enorm.weight", "width"),
-    layer("nextn.hnorm.weight", "hnorm.weight", "width"),
-    layer("nextn.shared_head_norm.weight", "shared_head.norm.weight", "width"),
-    layer("nextn.embed_tokens.weight", "embed_tokens.weight", "vocab", "width", unless=_SHARED),
-    layer("nextn.shared_head_head.weight", "shared_head.head.weight", "vocab", "width", unless=_SHARED),
+_GLM_PREDICTION = (
+    *PREDICTION,
+    *in_layers(
+        predicts_further,
+        layer("nextn.embed_tokens.weight", "embed_tokens.weight", "vocab", "width", unless=_SHARED),
+        layer("nextn.shared_head_head.weight", "shared_head.head.weight", "vocab", "width", unless=_SHARED),
+    ),
 )
 
 
@@ -117,7 +194,7 @@ GLM4_MOE = Architecture(
     tensors=(
         *MODEL,
         *in_layers(
-            _everywhere,
+            everywhere,
             NORMS[0],
             replace(NORMS[1], name="blk.{layer}.post_attention_norm.weight"),
             *with_bias(QUERY, "attention_bias"),
@@ -129,21 +206,11 @@ GLM4_MOE = Architecture(
         *in_layers(is_dense, *MLP),
         *in_layers(
             has_experts,
-            layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width"),
-            layer("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", "experts"),
-            *shared_expert_rules("mlp.shared_experts"),
+            *(ROUTER, ROUTER_BIAS, *SHARED),
         ),
-        *_PREDICTION,
+        *_GLM_PREDICTION,
     ),
-    variants=(
-        in_layers(
-            has_experts,
-            *expert_rules(
-                *("mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", "expert_ff", "down gate up")
-            ),
-        ),
-        in_layers(has_experts, *fused_experts("expert_ff")),
-    ),
+    variants=expert_variants(has_experts),
     hyperparameters=(
         *COMMON[: -len(HEAD)],
         u32("expert_group_count", "n_group"),
@@ -187,12 +254,52 @@ GLM4_MOE = Architecture(
 )
 
 
-def _first_dense(config: ModelConfig) -> int:
-    """How many of the first layers have no experts, as transformers 5 says it."""
-    kinds = config.get("mlp_layer_types")
-    if not isinstance(kinds, list):
-        return 1
-    return kinds.index("sparse") if "sparse" in kinds else len(kinds)
+GLM4_VISION = replace(
+    GLM4,
+    classes=("Glm4vForConditionalGeneration", "GlmOcrForConditionalGeneration"),
+    model_types=("glm4v_text", "glm4v", "glm_ocr_text", "glm_ocr"),
+    tensors=(
+        *(rule for rule in GLM4.tensors if rule.name not in _QUERY_TO_VALUE),
+        *_SECTIONED_ATTENTION,
+    ),
+    defaults=GLM4.defaults
+    | {
+        "attention_bias": lambda config: not str(config.get("model_type")).startswith("glm_ocr"),
+        "head_dim": None,
+        "max_position_embeddings": 32768,
+        "partial_rotary_factor": 1.0,
+        "rms_norm_eps": 1e-5,
+    },
+    further="left out",
+    required=(SILU, *rope_kinds(partial=True)),
+    sizes=_sectioned_sizes,
+    spellings=SPELLINGS,
+    skipped=TOWERS,
+)
+
+GLM4_MOE_VISION = replace(
+    GLM4_MOE,
+    classes=("Glm4vMoeForConditionalGeneration",),
+    model_types=("glm4v_moe_text", "glm4v_moe"),
+    defaults=GLM4_MOE.defaults | {"attention_bias": True, "head_dim": None, "max_position_embeddings": 65536},
+    spellings=SPELLINGS,
+    skipped=TOWERS,
+)
+
+SOLAR_OPEN = replace(
+    GLM4_MOE,
+    classes=("SolarOpenForCausalLM",),
+    model_types=("solar_open",),
+    defaults=GLM4_MOE.defaults
+    | {
+        "first_k_dense_replace": 0,
+        "head_dim": 128,
+        "moe_intermediate_size": 1280,
+        "partial_rotary_factor": 1.0,
+        "rope_theta": 1000000.0,
+    },
+    further="left out",
+)
 
 
 GLM4_FLASH = replace(
@@ -201,11 +308,11 @@ GLM4_FLASH = replace(
     model_types=("glm4_moe_lite",),
     tensors=(
         *MODEL,
-        *in_layers(_everywhere, *NORMS),
-        *latent_attention(_everywhere),
+        *in_layers(everywhere, *NORMS),
+        *latent_attention(everywhere),
         *in_layers(is_dense, *MLP),
         *in_layers(has_experts, ROUTER, ROUTER_BIAS, *SHARED),
-        *_PREDICTION,
+        *_GLM_PREDICTION,
     ),
     hyperparameters=LATENT_HEADER,
     extensions=(
@@ -215,7 +322,7 @@ GLM4_FLASH = replace(
     further="kept",
     defaults=DEEPSEEK3.defaults
     | {
-        "first_k_dense_replace": _first_dense,
+        "first_k_dense_replace": dense_first(),
         "kv_lora_rank": 512,
         "max_position_embeddings": 202752,
         "moe_intermediate_size": 1536,
@@ -232,19 +339,8 @@ GLM4_FLASH = replace(
     },
     required=(
         *DEEPSEEK3.required,
-        Condition(
-            "mlp_layer_types",
-            lambda config: (
-                config.get("mlp_layer_types") is None
-                or config.get("mlp_layer_types")
-                == [
-                    "dense" if is_dense(config, at) else "sparse"
-                    for at in range(config.integer("num_hidden_layers"))
-                ]
-            ),
-            "dense layers first and experts in all others",
-        ),
+        DENSE_FIRST,
     ),
 )
 
-GLM_ROWS = (GLM4, GLM4_MOE, GLM4_FLASH)
+GLM_ROWS = (GLM, GLM4, GLM4_VISION, GLM4_MOE, GLM4_MOE_VISION, GLM4_FLASH, SOLAR_OPEN)

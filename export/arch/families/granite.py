@@ -10,18 +10,23 @@ from gguf import GGUFValueType
 from lorafold.export.arch.families.llama import LLAMA
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, array, f32, kv_heads, u32
 from lorafold.export.arch.mamba import ENDLESS_CONTEXT, MAMBA_HEADER, mamba_rules, mamba_sizes
+from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EVEN_HEADS,
     HEAD,
     INTERLEAVED_ATTENTION,
+    MLP,
     MODEL,
     NORMS,
     PLAIN_HEADS,
     ROTATED,
     SILU,
+    TIED,
     VOCABULARY,
+    WINDOW,
+    WINDOW_PATTERN,
     Condition,
     TensorRule,
     fused_experts,
@@ -235,4 +240,105 @@ GRANITE_HYBRID = replace(
     caveats=(),
 )
 
-GRANITE_ROWS = (GRANITE, GRANITE_MOE, GRANITE_HYBRID)
+
+def _every_fourth_full_from_first(config: ModelConfig) -> list[str]:
+    """A default for `layer_types`."""
+    layers = range(config.integer("num_hidden_layers"))
+    return ["sliding_attention" if number % 4 else "full_attention" for number in layers]
+
+
+def _thetas(config: ModelConfig) -> list[Any] | None:
+    """The rope base of each layer, if the config gives it; 0 stands for no rope."""
+    given = config.get("layer_rope_theta")
+    return given if isinstance(given, list) else None
+
+
+def _rope_pattern(config: ModelConfig) -> list[bool] | None:
+    """Which layers have rope, if some have not."""
+    thetas = _thetas(config)
+    return None if not thetas or all(thetas) else [bool(theta) for theta in thetas]
+
+
+GRANITE_SWA = replace(
+    GRANITE,
+    classes=("GraniteSWAForCausalLM",),
+    model_types=("granite_swa",),
+    gguf="granite_swa",
+    tensors=(
+        *(*MODEL, *NORMS, *INTERLEAVED_ATTENTION, *MLP),
+        layer("attn_sinks.weight", "self_attn.sinks", "heads"),
+    ),
+    extensions=(
+        *GRANITE.extensions,
+        WINDOW,
+        WINDOW_PATTERN,
+        array("attention.rope_pattern", GGUFValueType.BOOL, _rope_pattern),
+    ),
+    defaults=GRANITE.defaults
+    | {
+        "layer_types": _every_fourth_full_from_first,
+        "max_position_embeddings": 8192,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 128,
+        TIED: True,
+    },
+    required=(
+        *GRANITE.required,
+        switched_off("attention_bias"),
+        switched_off("mlp_bias"),
+        Condition(
+            "sliding_window",
+            lambda config: config.get("sliding_window") is not None,
+            "a number: llama.cpp has no model without it",
+        ),
+        Condition(
+            "layer_rope_theta",
+            lambda config: set(_thetas(config) or ()) <= {0, read_rope(config).full.get("rope_theta")},
+            "rope_theta or 0 for each layer: llama.cpp has one base",
+        ),
+    ),
+    caveats=(),
+)
+
+GRANITE_MOE_SWA = replace(
+    GRANITE_SWA,
+    classes=("GraniteMoeSWAForCausalLM",),
+    model_types=("granitemoe_swa",),
+    tensors=(
+        *(rule for rule in GRANITE_SWA.tensors if rule not in MLP),
+        layer("ffn_gate_inp.weight", "block_sparse_moe.router.weight", "experts", "width"),
+        layer("ffn_gate_up_exps.weight", "block_sparse_moe.experts.gate_up_proj", "experts", "2_ff", "width"),
+        layer("ffn_down_exps.weight", "block_sparse_moe.experts.down_proj", "experts", "width", "ff"),
+        *(
+            replace(rule, when="shared_expert_intermediate_size")
+            for rule in (
+                layer("ffn_up_shexp.weight", "shared_mlp.input_linear.weight", "2_shared_ff", "width"),
+                layer("ffn_down_shexp.weight", "shared_mlp.output_linear.weight", "width", "shared_ff"),
+            )
+        ),
+    ),
+    extensions=(
+        *GRANITE_SWA.extensions,
+        u32(
+            "expert_shared_feed_forward_length",
+            lambda config: config.get("shared_expert_intermediate_size") or None,
+        ),
+    ),
+    defaults=GRANITE_SWA.defaults
+    | {
+        "max_position_embeddings": 2048,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": None,
+        "rms_norm_eps": 1e-6,
+        "shared_expert_intermediate_size": 0,
+        TIED: False,
+    },
+    aliases={
+        "num_experts": "num_local_experts",
+        "shared_expert_intermediate_size": "shared_intermediate_size",
+    },
+)
+
+GRANITE_ROWS = (GRANITE, GRANITE_MOE, GRANITE_SWA, GRANITE_MOE_SWA, GRANITE_HYBRID)

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gguf import GGUFValueType
-
-from lorafold.export.arch.hyperparameters import ModelConfig, array, f32, kv_heads, u32
+from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     ATTENTION,
@@ -26,6 +24,8 @@ from lorafold.export.arch.rules import (
     PLAIN_HEADS,
     RMS_EPSILON,
     SILU,
+    WINDOW,
+    WINDOW_PATTERN,
     Architecture,
     Condition,
     every_fourth_full,
@@ -33,7 +33,6 @@ from lorafold.export.arch.rules import (
     fixed,
     fused_experts,
     layer,
-    layer_kinds,
     rope_kinds,
     switched_off,
 )
@@ -76,12 +75,8 @@ OLMO3 = replace(
     classes=("Olmo3ForCausalLM",),
     model_types=("olmo3",),
     extensions=(
-        u32("attention.sliding_window", "sliding_window"),
-        array(
-            "attention.sliding_window_pattern",
-            GGUFValueType.BOOL,
-            lambda config: [kind == "sliding_attention" for kind in layer_kinds(config)],
-        ),
+        WINDOW,
+        WINDOW_PATTERN,
     ),
     defaults=OLMO2.defaults
     | {

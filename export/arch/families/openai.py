@@ -20,6 +20,7 @@ from lorafold.export.arch.rules import (
     OUTPUT_NORM,
     SILU,
     TIED,
+    WINDOW,
     Architecture,
     Condition,
     Sizes,
@@ -178,7 +179,7 @@ GPT_OSS = Architecture(
     ),
     hyperparameters=COMMON,
     extensions=(
-        u32("attention.sliding_window", "sliding_window"),
+        WINDOW,
         u32("expert_feed_forward_length", "intermediate_size"),
     ),
     defaults=DEFAULTS

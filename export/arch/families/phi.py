@@ -1,10 +1,11 @@
-"""Microsoft: Phi 2, 3 and 4."""
+"""Microsoft: Phi 2, 3, 4, and Phi 3.5 MoE."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads, u32
+from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR
 from lorafold.export.arch.rope import (
     FREQUENCY_BASE,
     longrope_attention_factor,
@@ -12,10 +13,12 @@ from lorafold.export.arch.rope import (
     read_rope,
 )
 from lorafold.export.arch.rules import (
+    ATTENTION,
     ATTENTION_OUTPUT,
     DEFAULTS,
     DOWN,
     EMBEDDING,
+    EXPERTS,
     GATE_UP,
     KEY,
     LAYER_NORM_EPSILON,
@@ -29,8 +32,12 @@ from lorafold.export.arch.rules import (
     SILU,
     VALUE,
     Architecture,
+    Condition,
     TensorRule,
     activation,
+    expert_rules,
+    fixed,
+    fused_experts,
     layer,
     plain_rope,
     rope_kinds,
@@ -128,4 +135,51 @@ PHI2 = Architecture(
     ),
 )
 
-PHI_ROWS = (PHI2, PHI3)
+
+def _always(field: str, text: str) -> Condition:
+    return Condition(field, lambda config: False, text)
+
+
+PHI_MOE = replace(
+    PHI3,
+    classes=("PhimoeForCausalLM", "PhiMoEForCausalLM"),
+    model_types=("phimoe",),
+    gguf="phimoe",
+    tensors=(
+        *(EMBEDDING, *OUTPUT_NORM_PAIR, *with_bias(OUTPUT_ALWAYS), *NORM_PAIRS),
+        *(part for linear in ATTENTION for part in with_bias(linear)),
+    ),
+    variants=(
+        (
+            layer("ffn_gate_inp.weight", "block_sparse_moe.gate.weight", "experts", "width"),
+            *expert_rules("block_sparse_moe.experts.{expert}", "w2", "w1", "w3", "ff", "gate down up"),
+        ),
+        (
+            layer("ffn_gate_inp.weight", "mlp.router.weight", "experts", "width"),
+            *fused_experts("ff"),
+        ),
+    ),
+    extensions=(*PHI3.extensions, *reversed(EXPERTS)),
+    defaults=PHI3.defaults
+    | {
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "max_position_embeddings": 131072,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 8,
+        "rope_theta": 1000000.0,
+    },
+    aliases={"num_experts": "num_local_experts"},
+    required=(*PHI3.required, fixed("attention_bias", True), fixed("lm_head_bias", True)),
+    caveats=(
+        *LIMITS,
+        _always("rms_norm_eps", "no LayerNorm: llama.cpp normalises here without subtracting the mean"),
+        _always(
+            "num_local_experts",
+            "plain routing: llama.cpp weighs the chosen experts by their scores alone",
+        ),
+    ),
+)
+
+PHI_ROWS = (PHI2, PHI3, PHI_MOE)

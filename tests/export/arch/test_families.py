@@ -14,7 +14,7 @@ import pytest
 from converter import add_vocabulary, convert
 from numpy.typing import NDArray
 from oracles import llama_logits, plan_with_llama, quantize_with_llama
-from tiny_families import FAMILIES, FURTHER, RESAVED, TWINS, tiny_family
+from tiny_families import FAMILIES, FURTHER, NEWER, RESAVED, TWINS, tiny_family
 from tiny_models import load_model
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
@@ -24,13 +24,14 @@ from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.weights import Checkpoint
 
 QUICK = ("llama-tied", "qwen2")
-SLOW = tuple(family for family in (*FAMILIES, *RESAVED, *FURTHER, *TWINS) if family not in QUICK)
+SLOW = tuple(family for family in (*FAMILIES, *NEWER, *RESAVED, *FURTHER, *TWINS) if family not in QUICK)
 # What the converter does not know or writes so that llama.cpp computes something else (`arch` lists the
 # differences); their logits are compared.
 NO_ORACLE = (
     "gpt2-narrow",
     "index",
     "llama-yarn-factor",
+    "nemotron-h",  # the converter takes it for one with experts, since transformers 5 gives them a number
     "mixtral-fused",
     "olmo2-tied",
     "olmo2-yarn-mscale",
@@ -66,6 +67,8 @@ def converted(names: tuple[str, ...]) -> Path:
     jobs = []
     for family in names:
         for dtype, outtypes in (("float32", ("f32", "f16")), ("bfloat16", ("bf16",))):
+            if family in NEWER and dtype == "bfloat16":
+                continue
             folder = tiny_family(family, scratch() / dtype / f"Tiny-{family}-0.1B-Instruct", dtype)
             jobs += [
                 {"folder": str(folder), "out": str(folder / f"{outtype}.gguf"), "outtype": outtype}
@@ -121,8 +124,18 @@ def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType
     return out
 
 
-# What is kept in float32 here, and narrowed by the converter.
-WIDER = {("gemma4", "f16"), ("gemma4", "bf16")}
+# Entries in which a header departs from the converter's, for the reasons that `arch.header` gives.
+DEPARTS: dict[str, set[str]] = {
+    "glm": {"chatglm.context_length", "chatglm.attention.layer_norm_rms_epsilon"},
+    "gpt-neox": {"general.file_type"},
+    "mpt": {"general.file_type"},
+}
+# Families with generated tensors in their layers, which the converter writes among the others.
+REORDERED = ("muse-glimmer",)
+# Families for which llama.cpp computes something else than the model, as their caveats say.
+APPROXIMATE = ("phi-moe",)
+# Families whose rows are multiplied by constants: by one here, by several one after the other there.
+MULTIPLIED = ("falcon-h1",)
 
 
 @pytest.mark.slow
@@ -130,8 +143,8 @@ WIDER = {("gemma4", "f16"), ("gemma4", "bf16")}
 @pytest.mark.parametrize("family", families(*NO_ORACLE))
 def test_equals_converter(family: str, outtype: str) -> None:
     """Header, names, order, shapes and bytes are the converter's."""
-    if (family, outtype) in WIDER:
-        pytest.skip("per_layer_model_proj stays in float32 here, as llama.cpp's quantizer keeps it")
+    if outtype == "bf16" and family in NEWER:
+        pytest.skip("F32 and F16 show what BF16 would")
     folder = model(family, "bfloat16" if outtype == "bf16" else "float32")
     theirs, their_reader = header_of(folder / f"{outtype}.gguf")
     types = {tensor.name: tensor.tensor_type for tensor in their_reader.tensors}
@@ -139,17 +152,25 @@ def test_equals_converter(family: str, outtype: str) -> None:
     ours, our_reader = header_of(
         our_gguf(folder, folder / f"{outtype}-ours.gguf", types, FILE_TYPES[outtype])
     )
-    assert ours == theirs
-    assert [t.name for t in our_reader.tensors] == [t.name for t in their_reader.tensors]
-    for mine, other in zip(our_reader.tensors, their_reader.tensors, strict=True):
+    departing = DEPARTS.get(family, set())
+    assert [entry for entry in ours if entry[0] not in departing] == [
+        entry for entry in theirs if entry[0] not in departing
+    ]
+    mines, others = our_reader.tensors, their_reader.tensors
+    if family in REORDERED:
+        mines, others = (sorted(some, key=lambda tensor: tensor.name) for some in (mines, others))
+    assert [tensor.name for tensor in mines] == [tensor.name for tensor in others]
+    for mine, other in zip(mines, others, strict=True):
         assert list(mine.shape) == list(other.shape), mine.name
-        if mine.name.endswith("ssm_a"):  # torch's exponential may be wrong in the last bit
+        if family in MULTIPLIED:
+            np.testing.assert_allclose(mine.data, other.data, rtol=2e-3 if outtype == "f16" else 3e-7)
+        elif mine.name.endswith("ssm_a"):  # torch's exponential may be wrong in the last bit
             np.testing.assert_array_max_ulp(mine.data, other.data, 1)
         else:
             assert np.array_equal(mine.data.view(np.uint8), other.data.view(np.uint8)), mine.name
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", families(*APPROXIMATE))
 def test_logits_equal_transformers(family: str) -> None:
     """The F32 GGUF computes in llama.cpp what the model computes in transformers."""
     folder = model(family, "float32")

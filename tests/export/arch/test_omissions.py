@@ -84,3 +84,14 @@ def test_a_multimodal_base_becomes_a_text_gguf_with_notes(tmp_path: Path) -> Non
         assert any(note.startswith("1 of the 3 tensors that the adapter changes") for note in notes)
     export(ExportConfig(str(adapter), base=str(base), out=tmp_path / "folder", format="folder"))
     assert Checkpoint.open(tmp_path / "folder").rows(seen, 0, 1)[0, 0] == 4.0  # 2 · (1·1 + 1·1)
+
+
+def test_a_number_of_the_header_cannot_be_tuned() -> None:
+    """Apertus' activation has numbers that a GGUF keeps in its header, where no adapter reaches them."""
+    config = {"architectures": ["ApertusForCausalLM"], "num_hidden_layers": 2}
+    names = [f"model.layers.{layer}.mlp.act_fn.alpha_p" for layer in (0, 1)]
+    assert describe_omissions(config, names, ["model.norm.weight"], None) == []
+    with pytest.raises(
+        InputError, match=r"layers\.1\.mlp\.act_fn\.alpha_p, a number that .* in its header; fix: "
+    ):
+        describe_omissions(config, names, names[1:], None)

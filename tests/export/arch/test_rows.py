@@ -179,3 +179,19 @@ def test_columns_scales_and_vectors() -> None:
     assert read_block(source, tensor, 1, 2).tolist() == [[0.5, 1.5, 2.5, 0, 1]]
     flat = MappedTensor("t", (3, 2), (RowRange("v", 0, 1),), flat=True)
     assert read_block(source, flat, 1, 3).tolist() == [[2, 3], [4, 5]]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 6), st.integers(0, 5), st.integers(0, 10))
+def test_rows_beyond_the_source_are_zeros(held: int, more: int, cut: int) -> None:
+    """Wherever a padded tensor is cut, its blocks are the source's rows, times a factor, and then zeros."""
+    source = Matrices(a=numbered(held, 3) + 1)
+    tensor = MappedTensor("a", (held + more, 3), (RowRange("a", 0, held, 2.0),))
+    whole = np.concatenate([2 * source.tensors["a"], np.zeros((more, 3), np.float32)])
+    middle = min(max(cut, 1), tensor.rows)
+    parts = [
+        read_block(source, tensor, start, stop)
+        for start, stop in ((0, middle), (middle, tensor.rows))
+        if start < stop
+    ]
+    assert np.array_equal(np.concatenate(parts), whole)

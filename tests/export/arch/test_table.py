@@ -9,18 +9,21 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from arch_headers import LLAMA3, LONGROPE, YARN, config_of, every_row, header, named, tensors_of
+from arch_headers import LLAMA3, LONGROPE, YARN, config_for, config_of, every_row, header, named, tensors_of
 
 from lorafold.errors import InputError
 from lorafold.export.arch import Architecture, map_tensors, metadata, quantize_order
 from lorafold.export.gguf.rows import column_numbers
+
+# Tensors that have rows of zeros beyond their source's.
+PADDED = ("per_layer_token_embd.weight",)
 
 
 @pytest.mark.parametrize("row", every_row())
 def test_rows_cover_every_source_once(row: Architecture) -> None:
     """Each number of each source goes into the GGUF exactly once, and the totals agree with the shapes."""
     for variant in range(max(len(row.variants), 1)):
-        config = config_of(row.classes[0])
+        config = config_for(row)
         tensors = tensors_of(config, variant)
         taken = {name: np.zeros((info.rows, info.cols), int) for name, info in tensors.items()}
         for tensor in map_tensors(config, tensors):
@@ -30,7 +33,8 @@ def test_rows_cover_every_source_once(row: Architecture) -> None:
                 columns = column_numbers(tensor.columns or ((0, counts.shape[1], 1),))
                 counts[:, columns] += 1
                 numbers += len(counts) * len(columns)
-            assert numbers == tensor.rows * tensor.cols or tensor.constant, tensor.name
+            whole = tensor.rows * tensor.cols
+            assert numbers == whole or tensor.constant or tensor.name in PADDED, tensor.name
         for name, counts in taken.items():
             assert (counts == 1).all(), name
 
@@ -38,22 +42,24 @@ def test_rows_cover_every_source_once(row: Architecture) -> None:
 @pytest.mark.parametrize("row", every_row())
 def test_names_are_those_of_gguf(row: Architecture) -> None:
     """Every GGUF name is one that gguf-py lists for the architecture."""
-    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)
+    number = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf), None)
+    if number is None:
+        pytest.skip(f"the installed gguf-py does not know {row.gguf}; test_families asks the converter")
     known = {
         gguf.TENSOR_NAMES[tensor].format(bid=layer) + suffix
         for tensor in gguf.MODEL_TENSORS[number]
-        for layer in range(2)
+        for layer in range(3)
         for suffix in (".weight", ".bias", "")
     }
     for variant in range(max(len(row.variants), 1)):
-        config = config_of(row.classes[0])
+        config = config_for(row)
         assert named(map_tensors(config, tensors_of(config, variant))).keys() <= known
 
 
 @pytest.mark.parametrize("row", every_row())
 def test_every_missing_and_every_foreign_tensor_is_named(row: Architecture) -> None:
     """Leaving any one tensor out names it, and so does adding one."""
-    config = config_of(row.classes[0])
+    config = config_for(row)
     tensors = tensors_of(config)
     for name in tensors:
         rest = {key: info for key, info in tensors.items() if key != name}
@@ -68,7 +74,7 @@ def test_every_missing_and_every_foreign_tensor_is_named(row: Architecture) -> N
 @pytest.mark.parametrize("row", every_row())
 def test_every_shape_is_checked(row: Architecture) -> None:
     """A tensor with one row more is refused with its name, its shape and the expected one."""
-    config = config_of(row.classes[0])
+    config = config_for(row)
     tensors = tensors_of(config)
     for name, info in tensors.items():
         grown = (info.shape[0] + 1, *info.shape[1:])
@@ -85,6 +91,8 @@ def test_defaults_are_those_of_transformers(row: Architecture) -> None:
     from transformers import CONFIG_MAPPING
 
     model_type = row.model_types[0]
+    if row.numbers:
+        pytest.skip("a part of its header comes from tensors")
     if model_type not in CONFIG_MAPPING:
         pytest.skip(f"transformers has no config class for {model_type}")
     full = CONFIG_MAPPING[model_type]().to_dict() | {"architectures": [row.classes[0]]}

@@ -92,30 +92,60 @@ _LAYERS = ["linear_attention", "full_attention"] * 2
 _INNER = {"intermediate_size": 128}
 _SHORT = {"layer_types": ["conv", "full_attention"] * 2}
 _NANO = {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_DENSE_GEMMA = {**_NANO, "num_experts": None, "top_k_experts": None, "moe_intermediate_size": None}
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+_SEES = {"text_config": {"rope_parameters": _MROPE}}
+_PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+_CHUNKS = {"attention_chunk_size": 8192}
+_WINDOW = "sliding_attention"
 ODD: dict[str, dict[str, Any]] = {
+    "AfmoeForCausalLM": {"mup_enabled": True},
     "BambaForCausalLM": {"attn_layer_indices": [1, 3]},
     "DeepseekV2ForCausalLM": _LATENT,
     "DeepseekV32ForCausalLM": _LATENT,
     "DeepseekV3ForCausalLM": _LATENT,
-    "Dots1ForCausalLM": {"n_shared_experts": 1},
+    "Dots1ForCausalLM": {"n_shared_experts": 1, "num_key_value_heads": 4},
     "Dots3NoteForCausalLM": _LATENT,
     "Dots3NoteForConditionalGeneration": {"text_config": _LATENT},
+    "Exaone4_5_ForConditionalGeneration": {
+        "text_config": {"sliding_window": None, "layer_types": ["full_attention"] * 4}
+    },
+    "Exaone4ForCausalLM": {"sliding_window": None, "layer_types": ["full_attention"] * 4},
     "FalconForCausalLM": {"num_kv_heads": 1},
     "FalconH1ForCausalLM": {"mamba_d_ssm": 128},
     "FalconMambaForCausalLM": _INNER,
-    "Gemma3nForCausalLM": _NANO,
-    "Gemma4ForCausalLM": _NANO,
-    "Gemma4ForConditionalGeneration": {"text_config": _NANO},
-    "Gemma4UnifiedForConditionalGeneration": {"text_config": _NANO},
+    "Gemma3nForCausalLM": _NANO
+    | {"hidden_size_per_layer_input": 256, "laurel_rank": 64, "activation_sparsity_pattern": [0.95] * 4},
+    "Gemma4ForCausalLM": _DENSE_GEMMA,
+    "Gemma4ForConditionalGeneration": {"text_config": _DENSE_GEMMA},
+    "Gemma4UnifiedForConditionalGeneration": {"text_config": _DENSE_GEMMA},
     "Glm4MoeLiteForCausalLM": _LATENT,
     "GlmMoeDsaForCausalLM": _LATENT,
     "GraniteMoeHybridForCausalLM": {"layer_types": _LAYERS},
+    "JambaForCausalLM": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "LagunaForCausalLM": {"layer_types": ["full_attention", *[_WINDOW] * 3]},
     "Lfm2MoeForCausalLM": _SHORT,
+    "Llama4ForCausalLM": _CHUNKS,
+    "Llama4ForConditionalGeneration": {"text_config": _CHUNKS},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "MambaForCausalLM": _INNER,
-    "Qwen3NextForCausalLM": {"layer_types": _LAYERS},
+    "MellumForCausalLM": {
+        "layer_types": ["full_attention", *[_WINDOW] * 3],
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _PLAIN),
+    },
+    "MiniCPM3ForCausalLM": _LATENT | {"v_head_dim": 16},
+    "NemotronHForCausalLM": {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    "OlmoeForCausalLM": _LATENT,
+    "PhimoeForCausalLM": {"attention_bias": True, "lm_head_bias": True},
+    "Qwen2_5_VLForConditionalGeneration": _SEES,
+    "Qwen2VLForConditionalGeneration": _SEES,
     "Qwen3_5ForCausalLM": {"layer_types": _LAYERS},
     "Qwen3_5MoeForCausalLM": {"layer_types": _LAYERS},
+    "Qwen3ASRForConditionalGeneration": _SEES,
+    "Qwen3MoeForCausalLM": {"norm_topk_prob": True},
+    "Qwen3NextForCausalLM": {"layer_types": _LAYERS},
+    "Qwen3VLForConditionalGeneration": _SEES,
+    "Qwen3VLMoeForConditionalGeneration": _SEES,
     "YoutuForCausalLM": _LATENT,
 }
 
@@ -141,6 +171,7 @@ LEGACY: dict[str, dict[str, Any]] = {
         "num_shared_expert": [1] * 4,
     },
     "MiniMaxM2ForCausalLM": {"rotary_dim": 16},
+    "NemotronHForCausalLM": {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
     "PhimoeForCausalLM": {"architectures": ["PhiMoEForCausalLM"], "original_max_position_embeddings": 128},
     "MptForCausalLM": {"architectures": ["MPTForCausalLM"]},
     "InternVLForConditionalGeneration": {"text_config": {"architectures": ["Qwen2ForCausalLM"]}},

@@ -14,15 +14,26 @@ from typing import Any
 from tiny_models import SIZES, VOCABULARY, write_model
 
 from tiny_families.configs import DEEP, FAMILIES, FURTHER, GENERATION, MODEL_CARD, RESAVED, TWINS
+from tiny_families.newer import NEWER, RELEASED, TRANSPOSED
 
-__all__ = ["DEEP", "FAMILIES", "FURTHER", "RESAVED", "TWINS", "normalized", "tiny_family", "write_tokenizer"]
+__all__ = [
+    "DEEP",
+    "FAMILIES",
+    "FURTHER",
+    "NEWER",
+    "RESAVED",
+    "TWINS",
+    "normalized",
+    "tiny_family",
+    "write_tokenizer",
+]
 
 
 def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:
     """Write a tiny random model.
 
     Args:
-        family: key of `FAMILIES`, `RESAVED` or `FURTHER`, or one of `TWINS`.
+        family: key of `FAMILIES`, `NEWER`, `RESAVED` or `FURTHER`, or one of `TWINS`.
         folder: where it goes; its name becomes general.name.
         dtype: of the weights.
         seed: of the weights.
@@ -39,7 +50,7 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
         return _saved_again(family, folder, dtype, seed)
     import transformers
 
-    name, fields = FAMILIES[family]
+    name, fields = (FAMILIES | NEWER)[family]
     sizes = {} if "text_config" in fields else SIZES
     config = getattr(transformers, name)(**(sizes | fields | changes))
     # Gemma stores its norms less one. llama.cpp's GELU goes through a table in float16, so Gemma's logits
@@ -49,6 +60,11 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
         _add_prediction(folder, "full_attention", seed)
     if family.startswith("granite-hybrid"):
         _spell_layers_as_released(folder)
+    if family in RELEASED:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | RELEASED[family]))
+    if family in TRANSPOSED:
+        _transpose_experts(folder)
     write_tokenizer(folder, config.get_text_config().vocab_size)
     if family == "llama-tied":
         (folder / "README.md").write_text(MODEL_CARD)
@@ -80,8 +96,8 @@ def _with_further_layer(folder: Path) -> Path:
 
 
 def _norm_centre(family: str) -> float:
-    """Around what the norms are drawn; Gemma 4 scales attention by its norms alone."""
-    if family.startswith("gemma4"):
+    """Around what the norms are drawn; Gemma 3n and 4 scale attention by their norms alone."""
+    if family.startswith(("gemma4", "gemma3n")):
         return 0.3
     return -0.5 if family.startswith(("gemma", "nemotron")) else 1.0
 
@@ -92,6 +108,18 @@ def _spell_layers_as_released(folder: Path) -> None:
     words = {"linear_attention": "mamba", "full_attention": "attention"}
     config["layer_types"] = [words[kind] for kind in config["layer_types"]]
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def _transpose_experts(folder: Path) -> None:
+    """Store stacks of experts as (experts, in, out)."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    turned = {
+        name: weight.transpose(1, 2).contiguous() if ".experts." in name else weight
+        for name, weight in weights.items()
+    }
+    save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _add_prediction(folder: Path, kind: str, seed: int) -> None:

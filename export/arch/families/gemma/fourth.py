@@ -1,8 +1,5 @@
-"""Google: Gemma 1 to 3, whose norms are stored less one, and Gemma 4.
-
-For Gemma 2 and 3 llama.cpp's graphs fix the pattern of windows and the scale of attention; the config must
-agree with them. In Gemma 4 the layers with full attention have heads of another width, late layers take keys
-and values from earlier ones, and some models have embeddings for each layer or experts beside the MLP.
+"""Gemma 4: the layers with full attention have heads of another width, late layers take keys and values from
+earlier ones, and some models have embeddings for each layer or experts beside the MLP.
 """
 
 from __future__ import annotations
@@ -14,197 +11,28 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
+from lorafold.export.arch.families.gemma.dense import BLOCK_NORMS, GEMMA3, SOFTCAP, TANH_GELU, given
 from lorafold.export.arch.hyperparameters import (
     ModelConfig,
     array,
-    divided_width,
-    f32,
-    is_finite,
     kv_heads,
     u32,
 )
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
-    ATTENTION,
     COMMON,
-    DEFAULTS,
-    EMBEDDING,
-    HEAD,
-    HEAD_NORMS,
-    LIMITS,
     MLP,
     MODEL,
-    NORMS,
-    OUTPUT_NORM,
-    RMS_EPSILON,
     TIED,
+    WINDOW,
+    WINDOW_PATTERN,
     Architecture,
     Condition,
     TensorRule,
-    activation,
     in_layers,
     layer,
     layer_kinds,
-    normed,
-    plain_rope,
-    rope_kinds,
     switched_off,
-)
-from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
-
-_NORMS = (
-    layer("attn_norm.weight", "input_layernorm.weight", "width"),
-    layer("post_attention_norm.weight", "post_attention_layernorm.weight", "width"),
-    layer("ffn_norm.weight", "pre_feedforward_layernorm.weight", "width"),
-    layer("post_ffw_norm.weight", "post_feedforward_layernorm.weight", "width"),
-)
-_TANH_GELU = activation("gelu_pytorch_tanh", of="hidden_activation")
-_SOFTCAP = f32("final_logit_softcapping", "final_logit_softcapping")
-_WINDOW = u32("attention.sliding_window", "sliding_window")
-
-
-def _given(field: str) -> Condition:
-    """llama.cpp has a default of its own if the header has no entry."""
-    return Condition(
-        field, lambda config: is_finite(config.get(field)), "a number: llama.cpp has no model without it"
-    )
-
-
-def _scale(layers_of_27b: int) -> Condition:
-    """llama.cpp scales attention by the head's width, except in the 27B, known by its number of layers."""
-
-    def holds(config: ModelConfig) -> bool:
-        large = config.integer("num_hidden_layers") == layers_of_27b
-        width = divided_width(config) if large else config.integer("head_dim")
-        return bool(config.number("query_pre_attn_scalar") == width)
-
-    return Condition(
-        "query_pre_attn_scalar",
-        holds,
-        f"head_dim (in a model of {layers_of_27b} layers hidden_size / num_attention_heads): "
-        "llama.cpp computes no other here",
-    )
-
-
-def _windows(period: int) -> Condition:
-    """llama.cpp gives every layer a window but the last of each `period`."""
-
-    def holds(config: ModelConfig) -> bool:
-        layers = range(1, config.integer("num_hidden_layers") + 1)
-        kinds = config.get("layer_types")
-        pattern = config.get("sliding_window_pattern")
-        if kinds:
-            full = [number % period == 0 for number in layers]
-            return isinstance(kinds, list) and [kind == "full_attention" for kind in kinds] == full
-        return pattern is None or pattern == period
-
-    return Condition(
-        "layer_types",
-        holds,
-        f"full attention in every layer whose number divides by {period}, windows in the others",
-    )
-
-
-_TIED_HEAD = Condition(TIED, lambda config: config.flag(TIED), "true: llama.cpp has no head of its own here")
-_HEAD_COPY = ((r"^lm_head\.weight$", "a copy of the embedding, which llama.cpp uses as the head"),)
-# The converter writes no rope at all for Gemma 1 and 2.
-_GEMMA_HEADER = (
-    u32("context_length", "max_position_embeddings"),
-    u32("embedding_length", "hidden_size"),
-    u32("block_count", "num_hidden_layers"),
-    u32("feed_forward_length", "intermediate_size"),
-    u32("attention.head_count", "num_attention_heads"),
-    u32("attention.head_count_kv", kv_heads),
-    RMS_EPSILON,
-    *HEAD,
-)
-
-GEMMA = Architecture(
-    classes=("GemmaForCausalLM",),
-    model_types=("gemma",),
-    gguf="gemma",
-    tensors=normed(EMBEDDING, OUTPUT_NORM, *NORMS, *ATTENTION, *MLP),
-    hyperparameters=_GEMMA_HEADER,
-    defaults=DEFAULTS
-    | {"head_dim": 256, "max_position_embeddings": 8192, "num_key_value_heads": 16, TIED: True},
-    skipped=_HEAD_COPY,
-    required=(
-        _TIED_HEAD,
-        plain_rope(10000.0),
-        # Early files say "gelu", but the model was trained with the approximation.
-        activation("gelu_pytorch_tanh", "gelu"),
-        switched_off("attention_bias"),
-        switched_off("use_bidirectional_attention"),
-    ),
-)
-
-GEMMA2 = Architecture(
-    classes=("Gemma2ForCausalLM",),
-    model_types=("gemma2",),
-    gguf="gemma2",
-    tensors=normed(EMBEDDING, OUTPUT_NORM, *_NORMS, *ATTENTION, *MLP),
-    hyperparameters=_GEMMA_HEADER,
-    extensions=(f32("attn_logit_softcapping", "attn_logit_softcapping"), _SOFTCAP, _WINDOW),
-    defaults={
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-        "head_dim": 256,
-        "max_position_embeddings": 8192,
-        "num_key_value_heads": 4,
-        "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "sliding_window": 4096,
-        TIED: True,
-    },
-    skipped=_HEAD_COPY,
-    required=(
-        _TIED_HEAD,
-        plain_rope(10000.0),
-        _TANH_GELU,
-        _given("attn_logit_softcapping"),
-        _given("final_logit_softcapping"),
-        _given("sliding_window"),
-        _scale(46),
-        _windows(2),
-        switched_off("attention_bias"),
-        switched_off("use_bidirectional_attention"),
-    ),
-)
-
-GEMMA3 = Architecture(
-    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    model_types=("gemma3_text", "gemma3"),
-    gguf="gemma3",
-    tensors=normed(*MODEL, *_NORMS, *ATTENTION, *HEAD_NORMS, *MLP),
-    hyperparameters=COMMON,
-    extensions=(_SOFTCAP, _WINDOW),
-    defaults={
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "query_pre_attn_scalar": 256,
-        "rms_norm_eps": 1e-6,
-        "rope_local_base_freq": 10000.0,
-        "rope_theta": 1000000.0,
-        "sliding_window": 4096,
-        "vocab_size": 262208,
-        TIED: True,
-    },
-    caveats=LIMITS[1:],
-    spellings=SPELLINGS,
-    skipped=TOWERS,
-    required=(
-        _TANH_GELU,
-        *rope_kinds("linear"),
-        _given("sliding_window"),
-        _scale(62),
-        _windows(6),
-        switched_off("attention_bias"),
-        switched_off("attn_logit_softcapping"),
-        switched_off("use_bidirectional_attention"),
-    ),
 )
 
 
@@ -372,7 +200,7 @@ _EXPERTS_BESIDE = (
     layer("post_ffw_norm_1.weight", "post_feedforward_layernorm_1.weight", "width"),
     layer("post_ffw_norm_2.weight", "post_feedforward_layernorm_2.weight", "width"),
 )
-_PER_LAYER = (
+PER_LAYER = (
     TensorRule(
         "per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight", ("each_vocab", "each_layer")
     ),
@@ -389,6 +217,12 @@ _GLOBAL_VALUE = layer(
     "attn_v.weight", "self_attn.v_proj.weight", "global_key", "width", when="not attention_k_eq_v"
 )
 
+
+def _each_width(config: ModelConfig) -> int:
+    """The width of the layers' embeddings; the models without encoders have none."""
+    return 0 if str(config.get("model_type")).startswith("gemma4_unified") else 256
+
+
 GEMMA4 = Architecture(
     classes=(
         "Gemma4ForConditionalGeneration",
@@ -400,7 +234,7 @@ GEMMA4 = Architecture(
     gguf="gemma4",
     tensors=(
         *MODEL,
-        *_NORMS,
+        *BLOCK_NORMS,
         *_attention_of(_is_windowed, "head_dim", "query", "key", _WINDOW_VALUE),
         *_attention_of(_is_full, "global_head", "global_query", "global_key", _GLOBAL_VALUE),
         *in_layers(_is_single, *MLP),
@@ -411,21 +245,17 @@ GEMMA4 = Architecture(
             layer("ffn_down.weight", "mlp.down_proj.weight", "width", "2_ff"),
         ),
         layer("layer_output_scale.weight", "layer_scalar", "one"),
-        *(_switch(rule, _EACH_LAYER) for rule in _PER_LAYER),
+        *(_switch(rule, _EACH_LAYER) for rule in PER_LAYER),
         *(_switch(rule, "enable_moe_block") for rule in _EXPERTS_BESIDE),
     ),
     generated=_proportional_factors,
     hyperparameters=COMMON,
     extensions=(
-        _SOFTCAP,
-        _WINDOW,
+        SOFTCAP,
+        WINDOW,
         u32("attention.shared_kv_layers", "num_kv_shared_layers"),
         u32("embedding_length_per_layer_input", lambda config: config.get(_EACH_LAYER) or 0),
-        array(
-            "attention.sliding_window_pattern",
-            GGUFValueType.BOOL,
-            lambda config: [kind == "sliding_attention" for kind in layer_kinds(config)],
-        ),
+        WINDOW_PATTERN,
         u32("attention.key_length", "global_head_dim"),
         u32("attention.value_length", "global_head_dim"),
         u32("attention.key_length_swa", "head_dim"),
@@ -444,7 +274,7 @@ GEMMA4 = Architecture(
         "global_head_dim": _global_head,
         "global_kv_heads": _global("num_key_value_heads"),
         "head_dim": 256,
-        _EACH_LAYER: 256,
+        _EACH_LAYER: _each_width,
         "layer_types": _every_sixth_full,
         "max_position_embeddings": 131072,
         "num_attention_heads": 8,
@@ -471,8 +301,8 @@ GEMMA4 = Architecture(
         for part in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
     ),
     required=(
-        _TANH_GELU,
-        _given("sliding_window"),
+        TANH_GELU,
+        given("sliding_window"),
         switched_off("attention_bias"),
         Condition(
             "rope_scaling",
@@ -508,5 +338,3 @@ GEMMA4 = Architecture(
         ),
     ),
 )
-
-GEMMA_ROWS = (GEMMA, GEMMA2, GEMMA3, GEMMA4)

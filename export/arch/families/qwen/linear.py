@@ -1,4 +1,4 @@
-"""Alibaba: Qwen 2 and 3, dense, with experts, with eyes; Qwen3-Next and 3.5, mostly of linear attention.
+"""Qwen3-Next and Qwen 3.5, mostly of linear attention.
 
 A linear layer has more value heads than key heads. Qwen3.5 keeps the value heads of a key head together;
 llama.cpp repeats all key heads, so value head `i * per + j`, of key head i, becomes head `j * keys + i`.
@@ -7,219 +7,47 @@ llama.cpp repeats all key heads, so value head `i * per + j`, of key head i, bec
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from gguf import GGUFValueType
 
-from lorafold.export.arch.hyperparameters import ModelConfig, array, head_dim, is_whole, u32
+from lorafold.export.arch.families.qwen.routed import EXPERT_WIDTHS, EXPERTS_EVERYWHERE, normalized_routing
+from lorafold.export.arch.hyperparameters import ModelConfig, array, head_dim, u32
 from lorafold.export.arch.rope import read_rope, rotary_dim
 from lorafold.export.arch.rules import (
-    ATTENTION,
     ATTENTION_OUTPUT,
     COMMON,
     DEFAULTS,
-    EMBEDDING,
     HEAD_NORMS,
     KEY,
     LIMITS,
     MLP,
     MODEL,
-    NORMS,
-    OUTPUT_ALWAYS,
-    OUTPUT_NORM,
-    PLAIN_HEADS,
-    QUERY,
+    PREDICTION,
+    ROUTER,
     SILU,
     VALUE,
     Architecture,
     Condition,
     Sizes,
-    expert_rules,
-    fused_experts,
+    everywhere,
+    expert_variants,
     in_layers,
     layer,
     layer_kinds,
     normed,
+    predicts_further,
     rope_kinds,
     shared_expert_rules,
     switched_off,
-    with_bias,
 )
-from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 from lorafold.export.gguf.parts import ColumnRange
-
-QWEN2 = Architecture(
-    classes=("Qwen2ForCausalLM",),
-    model_types=("qwen2",),
-    gguf="qwen2",
-    tensors=(*MODEL, *NORMS, *with_bias(QUERY), *with_bias(KEY), *with_bias(VALUE), ATTENTION_OUTPUT, *MLP),
-    hyperparameters=COMMON,
-    defaults=DEFAULTS
-    | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False},
-    required=(SILU, PLAIN_HEADS, *rope_kinds("linear", "yarn")),
-    caveats=LIMITS,
-)
-
-QWEN3 = replace(
-    QWEN2,
-    classes=("Qwen3ForCausalLM",),
-    model_types=("qwen3",),
-    gguf="qwen3",
-    tensors=(*MODEL, *NORMS, *ATTENTION, *HEAD_NORMS, *MLP),
-    defaults=QWEN2.defaults | {"head_dim": 128},
-    required=(SILU, switched_off("attention_bias"), *rope_kinds("linear", "yarn")),
-)
-
-_QWEN_ROUTER = layer("ffn_gate_inp.weight", "mlp.gate.weight", "experts", "width")
-_QWEN_EXPERTS = (
-    expert_rules("mlp.experts.{expert}", "down_proj", "gate_proj", "up_proj", "expert_ff", "down gate up"),
-    fused_experts("expert_ff"),
-)
-_EXPERT_WIDTHS = (
-    u32("expert_feed_forward_length", "moe_intermediate_size"),
-    u32("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
-)
-_EXPERTS_EVERYWHERE = (
-    switched_off("mlp_only_layers"),
-    Condition(
-        "decoder_sparse_step",
-        lambda config: config.get("decoder_sparse_step") == 1,
-        "1: llama.cpp has experts in every layer here",
-    ),
-)
-
-
-def normalized_routing(expected: bool) -> Condition:
-    """Whether the chosen experts' weights are scaled to one is built into llama.cpp's graph."""
-    return Condition(
-        "norm_topk_prob",
-        lambda config: config.flag("norm_topk_prob") == expected,
-        f"{str(expected).lower()}: llama.cpp computes no other here",
-    )
-
-
-QWEN2_MOE = replace(
-    QWEN2,
-    classes=("Qwen2MoeForCausalLM",),
-    model_types=("qwen2_moe",),
-    gguf="qwen2moe",
-    tensors=(
-        EMBEDDING,
-        OUTPUT_NORM,
-        OUTPUT_ALWAYS,
-        *NORMS,
-        *with_bias(QUERY, "qkv_bias"),
-        *with_bias(KEY, "qkv_bias"),
-        *with_bias(VALUE, "qkv_bias"),
-        ATTENTION_OUTPUT,
-        _QWEN_ROUTER,
-        layer("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", "one", "width"),
-        layer("ffn_gate_shexp.weight", "mlp.shared_expert.gate_proj.weight", "shared_ff", "width"),
-        layer("ffn_up_shexp.weight", "mlp.shared_expert.up_proj.weight", "shared_ff", "width"),
-        layer("ffn_down_shexp.weight", "mlp.shared_expert.down_proj.weight", "width", "shared_ff"),
-    ),
-    variants=_QWEN_EXPERTS,
-    extensions=_EXPERT_WIDTHS,
-    defaults=QWEN2.defaults
-    | {
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 1408,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "num_key_value_heads": 16,
-        "qkv_bias": True,
-        "shared_expert_intermediate_size": 5632,
-    },
-    required=(*QWEN2.required, *_EXPERTS_EVERYWHERE, normalized_routing(False)),
-)
-
-QWEN3_MOE = replace(
-    QWEN3,
-    classes=("Qwen3MoeForCausalLM",),
-    model_types=("qwen3_moe",),
-    gguf="qwen3moe",
-    tensors=(*MODEL, *NORMS, *ATTENTION, *HEAD_NORMS, _QWEN_ROUTER),
-    variants=_QWEN_EXPERTS,
-    extensions=_EXPERT_WIDTHS[:1],
-    defaults=QWEN2.defaults
-    | {
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "num_key_value_heads": 4,
-    },
-    aliases={"num_experts": "num_local_experts"},
-    required=(*QWEN3.required, *_EXPERTS_EVERYWHERE, normalized_routing(True)),
-)
-
-
-def _has_sections(config: ModelConfig) -> bool:
-    """Whether the pairs of a head are shared out among time, height and width."""
-    given = read_rope(config).full.get("mrope_section")
-    return isinstance(given, list) and len(given) <= 4 and all(map(is_whole, given))
-
-
-_SECTIONED = Condition(
-    "rope_scaling.mrope_section",
-    _has_sections,
-    "how many pairs turn with time, height and width: llama.cpp has no model without them",
-)
-
-QWEN2_VL = replace(
-    QWEN2,
-    classes=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
-    model_types=("qwen2_vl_text", "qwen2_vl", "qwen2_5_vl_text", "qwen2_5_vl"),
-    gguf="qwen2vl",
-    defaults=QWEN2.defaults | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0},
-    spellings=SPELLINGS,
-    skipped=TOWERS,
-    required=(SILU, PLAIN_HEADS, *rope_kinds(), _SECTIONED),
-    caveats=(
-        *LIMITS,
-        Condition(
-            "rms_norm_eps",
-            lambda config: config.number("rms_norm_eps") < 1e-8,
-            "0: llama.cpp does not read it here; the numbers of a trained model are far above it",
-        ),
-    ),
-)
-
-
-def _deep_layers(config: ModelConfig) -> int:
-    """How many of the first layers get an image's features once more."""
-    vision = config.get("vision_config")
-    indexes = vision.get("deepstack_visual_indexes") if isinstance(vision, Mapping) else None
-    return len(indexes) if isinstance(indexes, list) else 0
-
-
-QWEN3_VL = replace(
-    QWEN3,
-    classes=("Qwen3VLForConditionalGeneration",),
-    model_types=("qwen3_vl_text", "qwen3_vl"),
-    gguf="qwen3vl",
-    extensions=(u32("n_deepstack_layers", _deep_layers),),
-    defaults=QWEN3.defaults | {"max_position_embeddings": 128000, "rope_theta": 500000.0},
-    spellings=SPELLINGS,
-    skipped=TOWERS,
-    required=(SILU, switched_off("attention_bias"), *rope_kinds(), _SECTIONED),
-)
-
-
-def _everywhere(config: ModelConfig, layer: int) -> bool:
-    """In every layer, and in those that predict further tokens."""
-    return True
-
-
-def _is_further(config: ModelConfig, layer: int) -> bool:
-    """Whether a layer predicts further tokens."""
-    return layer >= config.integer("num_hidden_layers")
 
 
 def _is_full(config: ModelConfig, layer: int) -> bool:
     """Whether a layer has softmax attention."""
-    return _is_further(config, layer) or layer_kinds(config)[layer] == "full_attention"
+    return predicts_further(config, layer) or layer_kinds(config)[layer] == "full_attention"
 
 
 def _is_linear(config: ModelConfig, layer: int) -> bool:
@@ -320,7 +148,7 @@ def _grouped(part: str) -> Callable[[Sizes], list[tuple[int, int]]]:
 
 _LINEAR = "linear_attn."
 _NEXT_NORMS = in_layers(
-    _everywhere,
+    everywhere,
     layer("attn_norm.weight", "input_layernorm.weight", "width"),
     layer("post_attention_norm.weight", "post_attention_layernorm.weight", "width"),
 )
@@ -404,13 +232,6 @@ _TILED_LINEAR = in_layers(
         columns=_tiled_columns("value_head"),
     ),
 )
-_PREDICTION = in_layers(
-    _is_further,
-    layer("nextn.eh_proj.weight", "eh_proj.weight", "width", "2_width"),
-    layer("nextn.enorm.weight", "enorm.weight", "width"),
-    layer("nextn.hnorm.weight", "hnorm.weight", "width"),
-    layer("nextn.shared_head_norm.weight", "shared_head.norm.weight", "width"),
-)
 _PREDICTION_NAMES = {
     "fc": "eh_proj",
     "pre_fc_norm_embedding": "enorm",
@@ -431,12 +252,12 @@ def _prediction_as_layer(name: str, config: ModelConfig) -> str:
 
 
 _SHARED_EXPERT = in_layers(
-    _everywhere,
-    _QWEN_ROUTER,
+    everywhere,
+    ROUTER,
     layer("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", "one", "width"),
     *shared_expert_rules("mlp.shared_expert"),
 )
-_NEXT_EXPERTS = tuple(in_layers(_everywhere, *rules) for rules in _QWEN_EXPERTS)
+_NEXT_EXPERTS = expert_variants(everywhere)
 _NEXT_EXTENSIONS = (
     u32("nextn_predict_layers", lambda config: config.further_layers or None),
     u32("ssm.conv_kernel", "linear_conv_kernel_dim"),
@@ -487,14 +308,14 @@ QWEN3_NEXT = Architecture(
     model_types=("qwen3_next",),
     gguf="qwen3next",
     tensors=(
-        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *_PREDICTION),
+        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *PREDICTION),
         *_NEXT_LINEAR,
         *_LINEAR_NORM,
         *_SHARED_EXPERT,
     ),
     variants=_NEXT_EXPERTS,
     hyperparameters=COMMON,
-    extensions=(*_EXPERT_WIDTHS, *_NEXT_EXTENSIONS),
+    extensions=(*EXPERT_WIDTHS, *_NEXT_EXTENSIONS),
     canonical=_prediction_as_layer,
     sizes=_linear_sizes,
     further="kept",
@@ -509,20 +330,24 @@ QWEN3_NEXT = Architecture(
         "shared_expert_intermediate_size": 512,
     },
     aliases={"num_experts": "num_local_experts"},
-    required=(*_NEXT_REQUIRED, *_EXPERTS_EVERYWHERE, normalized_routing(True)),
+    required=(*_NEXT_REQUIRED, *EXPERTS_EVERYWHERE, normalized_routing(True)),
     caveats=LIMITS,
 )
 
 _SEES_IMAGES = "sees images; the text model does not"
 QWEN35 = Architecture(
-    classes=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    classes=(
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+        "MiniCPMV4_6ForConditionalGeneration",  # OpenBMB's, around a Qwen3.5
+    ),
     model_types=("qwen3_5_text", "qwen3_5"),
     gguf="qwen35",
     tensors=(
-        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *_PREDICTION),
+        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *PREDICTION),
         *_TILED_LINEAR,
         *_LINEAR_NORM,
-        *in_layers(_everywhere, *MLP),
+        *in_layers(everywhere, *MLP),
     ),
     hyperparameters=COMMON,
     extensions=(
@@ -535,7 +360,7 @@ QWEN35 = Architecture(
         ),
     ),
     spellings=(("model.language_model.", "model."),),
-    skipped=((r"^model\.visual\.", _SEES_IMAGES),),
+    skipped=((r"^model\.(visual|vision_tower|vpm|merger|resampler)\.", _SEES_IMAGES),),
     canonical=_prediction_as_layer,
     sizes=_linear_sizes,
     further="kept",
@@ -557,13 +382,13 @@ QWEN35_MOE = replace(
     model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
     gguf="qwen35moe",
     tensors=(
-        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *_PREDICTION),
+        *normed(*MODEL, *_NEXT_NORMS, *_NEXT_ATTENTION, *PREDICTION),
         *_TILED_LINEAR,
         *_LINEAR_NORM,
         *_SHARED_EXPERT,
     ),
     variants=_NEXT_EXPERTS,
-    extensions=(*_EXPERT_WIDTHS, *QWEN35.extensions),
+    extensions=(*EXPERT_WIDTHS, *QWEN35.extensions),
     defaults=_NEXT_DEFAULTS
     | {
         "moe_intermediate_size": 512,
@@ -574,5 +399,3 @@ QWEN35_MOE = replace(
     },
     aliases={"num_experts": "num_local_experts"},
 )
-
-QWEN_ROWS = (QWEN2, QWEN2_MOE, QWEN2_VL, QWEN3, QWEN3_MOE, QWEN3_VL, QWEN3_NEXT, QWEN35, QWEN35_MOE)
