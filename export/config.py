@@ -15,7 +15,7 @@ from lorafold.machine import cores
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
-    **dict.fromkeys(("ollama_path", "ollama", "onto", "keep_delta"), ("gguf",)),
+    **dict.fromkeys(("ollama_path", "ollama", "onto", "keep_delta", "fit"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "seed": ("folder",),
@@ -76,6 +76,10 @@ class ExportConfig:
     keep_delta: float | None = None
     """Raise the types of tensors, and only of those, that keep less than this share of the adapter's change
     (for example 0.9), to the smallest types that keep it."""
+
+    fit: str | None = None
+    """The size that the GGUF may have, for example 4.5GB: the largest mixture that fits, or the one of
+    --quant, with larger types where the measured error falls most for each byte."""
 
     imatrix: Path | None = None
     """An importance matrix (GGUF or llama.cpp's older format)."""
@@ -167,6 +171,8 @@ class ExportConfig:
     """Allow a base whose repository brings Python code (it is not run by the export)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.fit, int):  # from Python, a number of bytes
+            object.__setattr__(self, "fit", str(self.fit))
         settle(self, lists=("quant",))
         if self.threads < 0:
             raise UsageError(f"expected 0 or more, got {self.threads}", at="--threads")
@@ -177,7 +183,7 @@ class ExportConfig:
                 at="--imatrix-data",
                 fix="pass one that was made from the base with --imatrix",
             )
-        self._check_keep_delta()
+        self._check_types()
         if self.rounding == "stochastic" and self.format != "folder":
             raise UsageError(
                 "only the 16-bit weights of a merged folder are rounded at random",
@@ -192,7 +198,7 @@ class ExportConfig:
                 at="--ollama",
                 fix="leave out --no-modelfile",
             )
-        if not self.quant and self.format == "gguf" and self.onto is None:
+        if not self.quant and self.format == "gguf" and self.onto is None and self.fit is None:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
         if not self.proof_minutes >= 0:
             raise UsageError(f"expected 0 or more, got {self.proof_minutes}", at="--proof-minutes")
@@ -219,30 +225,37 @@ class ExportConfig:
             ("--split-max-size", self.split_max_size),
             ("--shard-max-size", self.shard_max_size),
             ("--max-memory", self.max_memory),
+            ("--fit", self.fit_bytes),
         ):
             if value is not None and value < 100_000:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
 
-    def _check_keep_delta(self) -> None:
-        """Refuse a share that is none, and what would choose the types otherwise."""
-        if self.keep_delta is None:
-            return
-        if not 0 < self.keep_delta <= 1:
+    def _check_types(self) -> None:
+        """Refuse a share or size that is none, and what would choose the types otherwise."""
+        if self.fit is not None and len(self.quant) > 1:
+            raise UsageError("one size is for one file", at="--fit", fix="give one --quant, or none")
+        if self.fit is not None and self.split_max_size is not None:
+            raise UsageError("parts have headers of their own", at="--fit", fix="leave out --split-max-size")
+        for flag, value in (("--keep-delta", self.keep_delta), ("--fit", self.fit)):
+            if value is not None:
+                self._check_chosen(flag)
+        if self.keep_delta is not None and not 0 < self.keep_delta <= 1:
             raise UsageError(
                 f"expected a share of the adapter's change, above 0 and at most 1, got {self.keep_delta}",
                 at="--keep-delta",
                 fix="0.9 is a good choice",
             )
+
+    def _check_chosen(self, flag: str) -> None:
+        """Refuse what would choose the types otherwise than a flag that measures them."""
         if self.imatrix_data is not None:
             raise UsageError(
                 "types are chosen before a matrix is collected",
-                at="--keep-delta",
+                at=flag,
                 fix="export once with --imatrix-data, then pass its imatrix.gguf with --imatrix",
             )
         if self.onto is not None:
-            raise UsageError(
-                "--onto keeps the types of the file", at="--keep-delta", fix="leave out one of the two"
-            )
+            raise UsageError("--onto keeps the types of the file", at=flag, fix="leave out one of the two")
 
     def _check_format(self) -> None:
         """Refuse options that the format does not use: they would be ignored without a word."""
@@ -257,6 +270,17 @@ class ExportConfig:
                 at=flag,
                 fix=f"leave it out{instead}, or choose --format {' or '.join(formats)}",
             )
+
+    @property
+    def fit_bytes(self) -> int | None:
+        """`fit` in bytes; 1 GB is 10⁹ of them, 1 GiB 2³⁰."""
+        if self.fit is None:
+            return None
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", self.fit, re.IGNORECASE)
+        if found is None:
+            raise UsageError(f"expected a size, got {self.fit!r}", at="--fit", fix="for example 4.5GB")
+        power = " kmgt".index((found[2] or " ").lower())
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
     @property
     def workers(self) -> int:

@@ -1,6 +1,7 @@
 """What of a fine-tune survives in each type, before and after protection, on a base on a 4-bit grid.
 
-    python tools/bench_fidelity.py [--steps 40] [--keep 0.9] [--quant Q4_K_M …] [--kl] [--work DIR]
+    python tools/bench_fidelity.py [--steps 40] [--keep 0.9] [--quant Q4_K_M …] [--kl]
+                                   [--fit Q3_K_M] [--imatrix FILE] [--work DIR]
 
 The base is the demo's (SmolLM2-135M-Instruct, whose only embedded weights are 4-bit ones), the adapter a
 short training on the demo's data. First every type is put on every tensor that the adapter changes, as far
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of the adapter")
     parser.add_argument("--keep", type=float, default=0.9, help="what --keep-delta is given")
     parser.add_argument("--quant", nargs="+", default=["Q4_K_M", "Q3_K_M"])
+    parser.add_argument("--fit", help="a smaller recipe, to be filled up to the size of each")
+    parser.add_argument("--imatrix", type=Path, help="an importance matrix for all")
     parser.add_argument("--kl", action="store_true", help="export with the proof, and show the mean KL")
     parser.add_argument("--work", type=Path, help="keep the adapter here for a later run")
     options = parser.parse_args()
@@ -87,7 +90,12 @@ def by_recipe(adapter: Path, work: Path, options: argparse.Namespace) -> None:
     for quant in options.quant:
         plain = measured(adapter, work / quant, quant, None, options)
         kept = measured(adapter, work / f"{quant}-kept", quant, options.keep, options)
-        for name, one in ((quant, plain), (f"{quant} --keep-delta {options.keep}", kept)):
+        rows = [(quant, plain), (f"{quant} --keep-delta {options.keep}", kept)]
+        if options.fit:  # of a smaller recipe, filled up to the same size
+            size = str(plain["bytes"])
+            filled = measured(adapter, work / f"{quant}-fit", options.fit, None, options, size)
+            rows.append((f"{options.fit} --fit {size}", filled))
+        for name, one in rows:
             raised = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
             print(
                 f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {raised} | "
@@ -97,7 +105,12 @@ def by_recipe(adapter: Path, work: Path, options: argparse.Namespace) -> None:
 
 
 def measured(
-    adapter: Path, out: Path, quant: str, keep: float | None, options: argparse.Namespace
+    adapter: Path,
+    out: Path,
+    quant: str,
+    keep: float | None,
+    options: argparse.Namespace,
+    fit: str | None = None,
 ) -> dict[str, Any]:
     """Export, and measure the changed tensors on all rows in the types of the file."""
     from lorafold.export import ExportConfig, export
@@ -110,7 +123,15 @@ def measured(
     questions = out.parent / "questions.txt"
     questions.write_text("\n".join(held_out_questions()) + "\n", encoding="utf-8")
     config = ExportConfig(
-        str(adapter), out=out, quant=(quant,), keep_delta=keep, verify=options.kl, chats=questions, force=True
+        str(adapter),
+        out=out,
+        quant=(quant,),
+        keep_delta=keep,
+        fit=fit,
+        imatrix=options.imatrix,
+        verify=options.kl,
+        chats=questions,
+        force=True,
     )
     result = export(config)
     survey = plan_output(open_inputs(config), config).survey(10**12)

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import TemplateSource, folder_source
 from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
-from lorafold.errors import InputError
+from lorafold.errors import InputError, UsageError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile
@@ -42,9 +42,10 @@ from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
 from lorafold.export.quant.mixture import Importance, parse_override
+from lorafold.export.survival.fill import Filled, bytes_of, fill
 from lorafold.export.survival.protect import Raised, raise_types
 from lorafold.export.survival.survey import Survey, TypedModel
-from lorafold.export.survival.words import describe_raised
+from lorafold.export.survival.words import describe_filled, describe_raised
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
@@ -69,6 +70,7 @@ class GgufOutput:
         chats: held-out chats for the proof.
         notes: what the user should know.
         raised: what `--keep-delta` raised, by recipe.
+        filled: what `--fit` raised, by recipe.
     """
 
     inputs: Inputs
@@ -81,6 +83,7 @@ class GgufOutput:
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
     raised: Mapping[str, Sequence[Raised]] = field(default_factory=dict)
+    filled: Mapping[str, Sequence[Filled]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -95,10 +98,13 @@ class GgufOutput:
         return [*describe(self.plan), *self._raised(), *matrix, *paths]
 
     def _raised(self) -> Iterator[tuple[str, str]]:
-        if (keep := self.config.keep_delta) is not None:
-            for file in self._models():
-                size = sum(other.size for other in self.plan.files if other.recipe == file.recipe)
-                yield from describe_raised(file.joined or file.name, self.raised[file.recipe], keep, size)
+        for file in self._models():
+            size = sum(other.size for other in self.plan.files if other.recipe == file.recipe)
+            name = file.joined or file.name
+            if (keep := self.config.keep_delta) is not None:
+                yield from describe_raised(name, self.raised[file.recipe], keep, size)
+            if (fit := self.config.fit_bytes) is not None:
+                yield describe_filled(name, file.recipe, self.filled[file.recipe], size, fit)
 
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor of every file."""
@@ -196,23 +202,37 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
     raised: dict[str, Sequence[Raised]] = {}
+    filled: dict[str, Sequence[Filled]] = {}
+    patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
 
-    def protect(recipe: str, model: TypedModel) -> TypedModel:
-        patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
+    def adjust(recipe: str, model: TypedModel, header: int) -> TypedModel:
         fixed = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
-        model, raised[recipe] = raise_types(
-            model,
-            inputs.source,
-            config.keep_delta or 0,
-            fixed=fixed,
-            exact=exact_of(inputs),
-            imatrix=imatrix,
-            threads=config.workers,
-            progress=progress,
-        )
+        if config.keep_delta is not None:
+            model, raised[recipe] = raise_types(
+                model,
+                inputs.source,
+                config.keep_delta,
+                fixed=fixed,
+                exact=exact_of(inputs),
+                imatrix=imatrix,
+                threads=config.workers,
+                progress=progress,
+            )
+        if (size := config.fit_bytes) is not None:
+            fixed += [one.tensor.name for one in raised.get(recipe, ())]
+            room = size - header - sum(bytes_of(tensor, kind) for tensor, kind in model)
+            _check_room(room, size)
+            model, filled[recipe] = fill(
+                model,
+                inputs.source,
+                room,
+                fixed=fixed,
+                imatrix=imatrix,
+                threads=config.workers,
+                progress=progress,
+            )
         return model
 
-    adjust = None if config.keep_delta is None else protect
     plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, adjust)
     source = inputs.source
     notes = (
@@ -227,7 +247,17 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *gguf_notes(inputs),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, raised)
+    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, raised, filled)
+
+
+def _check_room(room: int, fit: int) -> None:
+    """Refuse a size that what is raised to keep the adapter's change does not leave."""
+    if room < 0:
+        raise UsageError(
+            f"what --keep-delta raises takes {-room:,} bytes more than {fit:,}",
+            at="--fit",
+            fix=f"give at least {fit - room:,}, a smaller --keep-delta, or a smaller --quant",
+        )
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:

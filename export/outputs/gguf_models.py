@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gguf import GGUFValueType
 
+from lorafold.errors import InputError, UsageError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.header import encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
+from lorafold.export.survival.fill import bytes_of
 from lorafold.export.survival.survey import TypedModel
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
@@ -41,7 +44,7 @@ def plan_gguf_models(
     config: ExportConfig,
     prompt: PromptMetadata,
     imatrix: Collection[str] | None = None,
-    adjust: Callable[[str, TypedModel], TypedModel] | None = None,
+    adjust: Callable[[str, TypedModel, int], TypedModel] | None = None,
 ) -> tuple[ExportPlan, Vocab]:
     """Plan one model per recipe, all written from one read.
 
@@ -50,7 +53,7 @@ def plan_gguf_models(
         config: recipes, overrides, limits.
         prompt: the chat template's part of the header.
         imatrix: GGUF names of the tensors with importance weights, or None.
-        adjust: given a recipe's name and its model, returns the model with other types.
+        adjust: given a recipe's name, its model and the bytes of its header, returns it with other types.
 
     Returns:
         The plan, and what is known of the vocabulary, without its tokens.
@@ -73,17 +76,23 @@ def plan_gguf_models(
         add_bos=prompt.add_bos,
     )
     called = inputs.name if inputs.adapters or config.name else None
+
+    def typed(recipe: Recipe, metadata: Sequence[KeyValue]) -> TypedModel:
+        shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
+        names = [(tensor.name, tensor.shape) for tensor in tensors]
+        types = plan_types(names, recipe, shape, imatrix, overrides)
+        return [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
+
+    if (size := config.fit_bytes) is not None:
+        first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
+        recipes = [_largest(size, recipes, lambda recipe: typed(recipe, first), first)]
     models = []
     for name in recipes:
         recipe = find_recipe(name)
         metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
-        shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
-        types = plan_types(
-            [(tensor.name, tensor.shape) for tensor in tensors], recipe, shape, imatrix, overrides
-        )
-        model: TypedModel = [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
+        model = typed(recipe, metadata)
         if adjust is not None:
-            model = adjust(name, model)
+            model = adjust(name, model, len(encode_header(metadata, place_tensors(model))))
         models.append(GgufModel(recipe.name, metadata, tuple(model)))
     plan = plan_files(
         models,
@@ -93,6 +102,45 @@ def plan_gguf_models(
         split_max_size=config.split_max_size,
     )
     return plan, vocab.without_tokens()
+
+
+# What `--fit` begins with: each is the best of its size. Those of the second line need an importance matrix.
+_MIXTURES = (
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
+    *("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS"),
+)
+
+
+def _largest(
+    size: int,
+    asked: Sequence[str],
+    typed: Callable[[Recipe], TypedModel],
+    metadata: Sequence[KeyValue],
+) -> str:
+    """The recipe whose file comes nearest to a size without exceeding it.
+
+    Raises:
+        UsageError: none is that small; the message tells the least.
+    """
+    sizes: dict[str, int] = {}
+    for name in asked or _MIXTURES:
+        try:
+            model = typed(find_recipe(name))
+        except (UsageError, InputError):
+            if asked:
+                raise
+            continue  # it needs an importance matrix
+        header = len(encode_header(metadata, place_tensors(model)))
+        sizes[name] = header + sum(bytes_of(tensor, kind) for tensor, kind in model)
+    fitting = {name: each for name, each in sizes.items() if each <= size}
+    if not fitting:
+        least = min(sizes, key=lambda name: sizes[name])
+        raise UsageError(
+            f"no mixture is as small as {size:,} bytes: the least is {sizes[least]:,} ({least})",
+            at="--fit",
+            fix="give at least that; with --imatrix there are smaller types",
+        )
+    return max(fitting, key=lambda name: fitting[name])
 
 
 def _metadata(

@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.export.config import ExportConfig
+from lorafold.export.survival.fill import Filled
 from lorafold.export.survival.grid import Grid
 from lorafold.export.survival.protect import Raised
 from lorafold.export.survival.rows import kind_of
@@ -203,6 +204,30 @@ def describe_raised(model: str, raised: Sequence[Raised], keep: float, size: int
         text = f"{len(each)} × {before} to {after}: {percent(was)} would survive, now {percent(now)}"
         lines.append((f"  {name}", text))
     return lines
+
+
+def describe_filled(
+    model: str, recipe: str, filled: Sequence[Filled], size: int, fit: int
+) -> tuple[str, str]:
+    """What `--fit` made of a recipe.
+
+    Args:
+        model: the name of the file.
+        recipe: what it began with.
+        filled: the tensors that were raised.
+        size: bytes of the model as it is now.
+        fit: bytes that were asked for.
+    """
+    text = f"{model} is {recipe}"
+    if filled:
+        groups: dict[str, int] = {}
+        for one in filled:
+            key = f"{one.before.name} to {one.after.name}"
+            groups[key] = groups.get(key, 0) + 1
+        most = sorted(groups.items(), key=lambda item: -item[1])
+        kinds = ", ".join(f"{count} from {key}" for key, count in most[:_NAMED])
+        text += f" with {len(filled)} tensors raised for {sum(one.more for one in filled):,} bytes ({kinds})"
+    return ("fit", f"{text}; {size:,} of {fit:,} bytes")
 
 
 def by_kind(found: Sequence[Survival]) -> list[tuple[str, str, Whole, Survival]]:

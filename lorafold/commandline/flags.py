@@ -94,6 +94,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Types and sizes": (
             "tensor_type",
             "keep_delta",
+            "fit",
             "imatrix",
             "imatrix_data",
             "dtype",

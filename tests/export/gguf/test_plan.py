@@ -126,6 +126,7 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("chat_template", {"format": "adapter", "chat_template": "chatml"}),
     ("keep_delta", {"format": "adapter", "keep_delta": 0.9}),
     ("seed", {"format": "adapter", "seed": 1}),
+    ("fit", {"format": "adapter", "fit": "1GB"}),
 ]
 
 

@@ -6,21 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from oracles import llama_logits
-from tuned_models import MODULES, found_in, tuned_adapter, tuned_base, tuned_config
+from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config
 
 from lorafold.errors import UsageError
 from lorafold.export import export, plan_export, verify
 from lorafold.export.config import ExportConfig
-
-
-def on_a_grid(shape: tuple[int, ...], dice: np.random.Generator) -> Any:
-    """Weights that were once in 4 bit: each block of 32 has a scale and 16 levels."""
-    drawn = (dice.standard_normal(shape) * 0.02).astype(np.float32)
-    return gguf.dequantize(gguf.quantize(drawn, Type.Q4_1), Type.Q4_1).reshape(shape)
 
 
 @pytest.fixture(scope="module")

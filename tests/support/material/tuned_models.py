@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from adapter_folders import PREFIX, adapter_folder
+from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tiny_base import tiny_tokenizer
@@ -35,6 +37,12 @@ GGUF_NAMES = {"mlp.down_proj": "ffn_down", "mlp.up_proj": "ffn_up", "self_attn.v
 def trained(shape: tuple[int, ...], dice: np.random.Generator) -> Matrix:
     """Weights as training leaves them."""
     return (dice.standard_normal(shape) * 0.02).astype(np.float32)
+
+
+def on_a_grid(shape: tuple[int, ...], dice: np.random.Generator) -> Any:
+    """Weights that were once in 4 bit: each block of 32 has a scale and 16 levels."""
+    drawn = (dice.standard_normal(shape) * 0.02).astype(np.float32)
+    return gguf.dequantize(gguf.quantize(drawn, Type.Q4_1), Type.Q4_1).reshape(shape)
 
 
 def tuned_base(folder: Path, draw: Callable[..., Matrix] = trained, *, bfloat16: bool = False) -> Path:

@@ -1,0 +1,133 @@
+"""`--fit`: the file has at most the size, begins with a recipe, and is nowhere worse than it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from oracles import llama_logits
+from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config
+
+from lorafold.cli import main
+from lorafold.errors import UsageError
+from lorafold.export import ExportConfig, export, plan_export, verify
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_base(tmp_path_factory.mktemp("fill") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_adapter(tmp_path_factory.mktemp("fill") / "adapter", MODULES, 5e-4)
+
+
+@pytest.fixture(scope="module")
+def plain(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fill") / "plain"
+    export(tuned_config(adapter, base, out, quant=("F32", "Q4_K_M")))
+    return out
+
+
+def size(out: Path, quant: str) -> int:
+    return (out / f"m-{quant}.gguf").stat().st_size
+
+
+def values(path: Path) -> dict[str, NDArray[np.float32]]:
+    return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+
+
+def types(path: Path) -> dict[str, str]:
+    return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
+
+
+def test_a_size_between_two_mixtures_is_used_and_no_tensor_is_worse(
+    base: Path, adapter: Path, plain: Path, tmp_path: Path
+) -> None:
+    """Errors as gguf-py reads the files, on all rows."""
+    room = size(plain, "Q4_K_M") * 105 // 100
+    export(tuned_config(adapter, base, tmp_path / "out", fit=room))
+    made = tmp_path / "out/m-Q4_K_M.gguf"
+    smallest = 128 * 256 // 8  # bytes of a step by a bit in the smallest tensor
+    assert room - 2 * smallest < made.stat().st_size <= room
+    exact, before, after = (values(path) for path in (plain / "m-F32.gguf", plain / "m-Q4_K_M.gguf", made))
+    changed = {name for name, kind in types(made).items() if kind != types(plain / "m-Q4_K_M.gguf")[name]}
+    assert changed
+    for name, wanted in exact.items():
+        errors = [float(np.square(each[name] - wanted).sum()) for each in (before, after)]
+        assert errors[1] < errors[0] if name in changed else errors[1] == errors[0], name
+    assert len(llama_logits(made, [65, 66, 67])) == 3  # llama.cpp takes it
+
+
+def test_at_the_size_of_a_mixture_it_is_that_mixture(
+    base: Path, adapter: Path, plain: Path, tmp_path: Path
+) -> None:
+    export(tuned_config(adapter, base, tmp_path / "out", fit=size(plain, "Q4_K_M")))
+    assert (tmp_path / "out/m-Q4_K_M.gguf").read_bytes() == (plain / "m-Q4_K_M.gguf").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_recipe_to_begin_with_can_be_chosen(
+    base: Path, adapter: Path, plain: Path, tmp_path: Path
+) -> None:
+    settings = tuned_config(
+        adapter, base, tmp_path / "out", quant="Q3_K_M", fit=f"{size(plain, 'Q4_K_M') / 1e6:.6f}MB"
+    )
+    line = dict(plan_export(settings))["fit"]
+    assert line.startswith("m-Q3_K_M.gguf is Q3_K_M with ") and f"of {size(plain, 'Q4_K_M'):,} bytes" in line
+    export(settings)
+    assert size(tmp_path / "out", "Q3_K_M") <= size(plain, "Q4_K_M")
+    assert verify(tmp_path / "out").checks[0].verdict == "passed"
+
+
+def test_what_is_kept_of_the_change_comes_first(adapter: Path, tmp_path: Path) -> None:
+    base = tuned_base(tmp_path / "base", on_a_grid)
+    export(tuned_config(adapter, base, tmp_path / "kept", quant="Q4_K_S", keep_delta=0.9))
+    least = size(tmp_path / "kept", "Q4_K_S")
+    both = {"quant": "Q4_K_S", "keep_delta": 0.9}
+    export(tuned_config(adapter, base, tmp_path / "out", fit=least + 50_000, **both))
+    assert least < size(tmp_path / "out", "Q4_K_S") <= least + 50_000
+    found = found_in(tmp_path / "out", "m-Q4_K_S.gguf").values()
+    assert all(0.9 <= each["share"] <= 1.1 for each in found)
+    with pytest.raises(UsageError, match=rf"--fit: what --keep-delta raises .* give at least {least:,},"):
+        plan_export(tuned_config(adapter, base, tmp_path / "no", fit=least - 1, **both))
+
+
+def test_too_small_tells_the_least(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(adapter), "--base", str(base), "--out", str(tmp_path / "out"), "--plan"]
+    assert main([*command, "--fit", "0.1MB"]) == 2
+    said = capsys.readouterr().err
+    assert "--fit: no mixture is as small as 100,000 bytes: the least is" in said and "Q2_K" in said
+    assert main([*command, "--fit", "much"]) == 2
+    assert "--fit: expected a size, got 'much'; fix: for example 4.5GB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("4.5GB", 4_500_000_000), ("4.5 GiB", 4_831_838_208), ("700MB", 700_000_000), ("123456", 123_456)],
+)
+def test_sizes_as_they_are_written(text: str, number: int) -> None:
+    assert ExportConfig("a", out=Path("out"), fit=text).fit_bytes == number
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quant": ("Q8_0", "Q4_0")}, "one size is for one file; fix: give one --quant, or none"),
+        ({"split_max_size": 200_000}, "parts have headers of their own; fix: leave out --split-max-size"),
+        ({"imatrix_data": Path("x")}, "types are chosen before a matrix is collected; fix:"),
+        ({"onto": Path("x.gguf")}, "--onto keeps the types of the file; fix:"),
+        ({"format": "folder"}, "no meaning for --format folder"),
+        ({"fit": "10KB"}, "expected at least 100,000 bytes, got 10000"),
+    ],
+)
+def test_options_that_do_not_go_with_it(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"--fit: .*{message}"):
+        ExportConfig("a", out=Path("out"), **{"fit": "1GB", **changes})
