@@ -171,8 +171,8 @@ class ExportConfig:
     """Allow a base whose repository brings Python code (it is not run by the export)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.fit, int):  # from Python, a number of bytes
-            object.__setattr__(self, "fit", str(self.fit))
+        if self.fit is not None:
+            object.__setattr__(self, "fit", str(self.fit))  # from Python a number of bytes will do
         settle(self, lists=("quant",))
         if self.threads < 0:
             raise UsageError(f"expected 0 or more, got {self.threads}", at="--threads")

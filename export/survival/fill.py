@@ -87,7 +87,7 @@ def fill(
     tensors = {tensor.name: tensor for tensor, _ in model}
     asked = [item for item in model if block_width(item[1]) > 1 and item[0].name not in fixed]
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda item: errors_of(*item, source, imatrix), asked)
+        found = pool.map(lambda item: errors_of(item[0], item[1], source, imatrix), asked)
         for number, ((tensor, kind), each) in enumerate(zip(asked, found, strict=True)):
             progress("measure the types", number, len(asked))
             types[tensor.name], errors[tensor.name] = kind, each
