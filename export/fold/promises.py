@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
+from lorafold.adapters.foreign import BUFFERS
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
@@ -210,8 +211,8 @@ def _check_saved(adapter: Adapter, names: BaseNames, prefixes: Collection[tuple[
             raise _missing(adapter, name, "modules_to_save")
     found = {names.find(tensor) for tensor in saved}
     for name, tensor, _ in names.in_model(prefixes) if wanted else ():
-        # A tied side is saved once, and experts may be stacked on one side alone.
-        if tensor in (names.embedding, names.head) or ".experts." in name:
+        # A tied side is saved once, experts may be stacked on one side alone, and buffers are computed.
+        if tensor in (names.embedding, names.head) or ".experts." in name or BUFFERS.fullmatch(name):
             continue
         if _is_saved(wanted, name) and tensor not in found:
             raise _missing(adapter, name, "modules_to_save")

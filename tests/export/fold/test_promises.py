@@ -24,6 +24,7 @@ def both(part: str, value: Any) -> Tensors:
     return {f"{PREFIX}{Q.format(layer)}.{part}": value for layer in (0, 1)}
 
 
+FACTORS = {"lora_A.weight": (2, 6), "lora_B.weight": (8, 2)}
 TOKENS = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": zeros(1, 6)}
 HEAD = {f"{PREFIX}lm_head.modules_to_save.weight": zeros(10, 6)}
 
@@ -232,6 +233,24 @@ def test_a_module_to_save_that_one_layer_alone_lacks(tmp_path: Path) -> None:
     )
     spelled = {key.replace(".weight", ".modules_to_save.weight"): value for key, value in norms.items()}
     assert len(folded(spelled).touched) == 4
+
+
+def test_a_whole_module_is_saved_without_its_buffers(tmp_path: Path) -> None:
+    """Files of older transformers hold `inv_freq`, which no state of a module has any more."""
+    from safetensors.numpy import load_file, save_file
+
+    from lorafold.weights import Checkpoint
+
+    base = base_folder(tmp_path / "base").folder
+    tensors = load_file(base / "model.safetensors")
+    angles = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": zeros(3) for layer in (0, 1)}
+    save_file(tensors | angles, base / "model.safetensors")
+    mlp = f"{PREFIX}model.layers.{{}}.mlp.up_proj"
+    adapted = {f"{mlp.format(i)}.{part}": zeros(*shape) for i in (0, 1) for part, shape in FACTORS.items()}
+    saved = {f"{PREFIX}{Q.format(layer)}.weight": zeros(8, 6) for layer in (0, 1)}
+    options = {"target_modules": ["up_proj"], "modules_to_save": ["self_attn"]}
+    folder = adapter_folder(tmp_path / "adapter", adapted | saved, **options)
+    assert len(Folded(Checkpoint.open(base), [(Adapter.open(folder), 1.0)]).touched) == 4
 
 
 def test_trained_tokens_of_each_layer_that_is_named(tmp_path: Path) -> None:
