@@ -151,7 +151,8 @@ PATTERNS = {
     [
         ({}, 3, 5 / 2),  # layer 0 has the pattern's rank: it counted, as since 0.14
         ({}, 2, 4 / 2),  # it has the default: no pattern counted, as up to 0.13
-        ({"exclude_modules": None, "lora_bias": False}, 3, 5 / 2),  # fields that came with 0.14
+        # A field that came with 0.14, if no rank tells.
+        ({"rank_pattern": {}, "exclude_modules": None}, 2, 5 / 2),
     ],
 )
 def test_ranks_and_fields_tell_the_version(
@@ -159,7 +160,7 @@ def test_ranks_and_fields_tell_the_version(
 ) -> None:
     """A pattern with a caret matched nothing up to PEFT 0.13."""
     tensors = lora(Q.format(0), rank) | lora(Q.format(1))
-    folded = fold(tmp_path, tensors, **PATTERNS, **more)
+    folded = fold(tmp_path, tensors, **(PATTERNS | more))
     assert np.array_equal(folded.rows(f"{Q.format(1)}.weight", 0, 8), np.full((8, 6), 2 * scale))
     assert np.array_equal(folded.rows(f"{Q.format(0)}.weight", 0, 8), np.full((8, 6), rank * 4 / rank))
 
