@@ -19,7 +19,7 @@ from lorafold.commandline.flags import COMMANDS, EXAMPLES, CommandLine, HelpText
 from lorafold.commandline.hints import misused
 from lorafold.commandline.recipes import answers
 from lorafold.errors import InputError, LorafoldError
-from lorafold.export.config import ExportConfig, ModelfileConfig, PushConfig
+from lorafold.export.config import ExportConfig, ModelfileConfig
 from lorafold.interrupts import Terminated, signals_raise
 from lorafold.libraries.quiet import quiet_libraries
 from lorafold.libraries.threads import share_processor
@@ -185,11 +185,31 @@ def verify(
 
 
 @command("push")
-def push(config: Annotated[PushConfig, Flat]) -> None:
-    """Put an export on the Hugging Face Hub."""
+def push(
+    folder: Path,
+    repo: str,
+    /,
+    *,
+    plan: bool = False,
+    public: bool = False,
+    license: str | None = None,
+    force: bool = False,
+) -> None:
+    """Put an export on the Hugging Face Hub: files, model card, what `ollama run hf.co/…` reads.
+
+    Args:
+        folder: The export.
+        repo: Name of the repository, ORG/NAME; it is made, and private, if there is none.
+        plan: Say what would be sent; nothing connects.
+        public: Everybody may see it.
+        license: Licence for the model card. Default: that of the base, if its own card tells.
+        force: Add to a repository that holds files of something else.
+    """
     from lorafold.console import live_progress, print_lines
+    from lorafold.export import PushConfig
     from lorafold.export import push as stage
 
+    config = PushConfig(folder, repo, public=public, license=license, plan=plan, force=force)
     with live_progress() as progress:
         result = stage(config, progress)
     print_lines(result.lines())

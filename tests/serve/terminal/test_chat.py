@@ -71,6 +71,8 @@ COMMANDS = [
     ("/show prompt", "<|im_start|>user hello<|im_end|> <|im_start|>assistant"),
     ("/show promt", "expected nothing or prompt, got 'promt'"),
     ("/show prompt all", "/show takes at most 1 word, got 'prompt all'"),
+    ("/tool", "tools: (none: start with --tools FILE)"),
+    ("/tool 7", "no call of a tool waits for a result"),
     ("/undo 3", "/undo takes nothing, got '3'"),
     ("/clear now", "/clear takes nothing, got 'now'; fix: /reset"),
     ("/lens a b a", "/lens takes at most 2 words"),
