@@ -291,6 +291,8 @@ def test_an_export_without_a_proof_is_not_proven(adapter: str, tmp_path: Path) -
     lines = dict(result.lines())
     assert lines["proof"] == "0 checks passed; not checked: proof"
     assert any(label == "note" and "--require-proof" in text for label, text in result.lines())
+    with pytest.raises(UsageError, match=r"--proof-minutes: expected 0 or more, got -1"):
+        ExportConfig(adapter, out=tmp_path / "out", proof_minutes=-1.0)
     with pytest.raises(UsageError, match=r"there is no proof to require.*--no-verify"):
         config(adapter, tmp_path / "other", require_proof=True)
 
