@@ -3,7 +3,7 @@
 A folder of the user's cache for each model and choice of chats: the chats as tokens, with the greedy answers
 that were taken, and the log-probabilities of base + adapter and of the base alone. What made them is in its
 name: sizes and times of the files of base and adapters, config.json, versions, and this program's own code.
-The oldest ones go when they take more than a gigabyte together.
+The oldest ones go when they take more than a gigabyte together, or are more than 32.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lorafold.export.proof.sample import AskedChat, ChatTokens
 from lorafold.models import cache_folder
 
 _MOST_BYTES = 1_000_000_000
+_MOST = 32  # models and choices of chats
 _PACKAGES = ("numpy", "torch", "transformers")
 _OWN_CODE = ("fold", "proof")
 """Rooms of the export that the answers depend on."""
@@ -106,7 +107,7 @@ class KeptReference:
             (each for each in self._home.iterdir() if each.is_dir()), key=lambda e: e.stat().st_mtime
         )
         sizes = {each: sum(file.stat().st_size for file in each.iterdir()) for each in kept}
-        while kept and sum(sizes[each] for each in kept) + more > self._most:
+        while kept and (len(kept) >= _MOST or sum(sizes[each] for each in kept) + more > self._most):
             shutil.rmtree(kept.pop(0), ignore_errors=True)
 
 

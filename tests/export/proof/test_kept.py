@@ -93,6 +93,15 @@ def test_what_is_kept_comes_back_and_the_oldest_goes(tmp_path: Path) -> None:
     assert json.loads(next((tmp_path / "home").iterdir()).joinpath("chats.json").read_text())
 
 
+def test_no_more_than_a_few_are_kept(tmp_path: Path) -> None:
+    inputs = open_inputs(ExportConfig(str(tiny_chat.folder()), out=tmp_path / "out"))
+    kept = KeptReference(inputs, tmp_path / "home")
+    for number in range(40):
+        kept.keep([ChatTokens([number])], answers(0))
+    assert len(list((tmp_path / "home").iterdir())) == 32
+    assert kept.find([ChatTokens([39])]) is not None
+
+
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path: Path) -> None:
     inputs = open_inputs(ExportConfig(str(tiny_chat.folder()), out=tmp_path / "out"))
     (tmp_path / "home").write_text("a file")
