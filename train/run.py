@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import new_folder, write_manifest
+from lorafold.chat.sources import JINJA_FILE, MORE_TEMPLATES, TOOL_USE
 from lorafold.errors import InputError, SystemFault
 from lorafold.models import Base
 from lorafold.progress import Progress
@@ -338,8 +339,11 @@ class Run:
             save_adapter(trainer.model, staging, order.base, method, self.initial, dtype)
             copy_tokenizer(material.folder, staging)
             if material.own_template:  # it was trained with, so it goes with the adapter
-                template = material.tokenizer.template.source
-                (staging / "chat_template.jinja").write_text(template, encoding="utf-8")
+                template = material.tokenizer.template
+                (staging / JINJA_FILE).write_text(template.source, encoding="utf-8")
+                if template.tool_use:
+                    (staging / MORE_TEMPLATES).mkdir(exist_ok=True)
+                    (staging / MORE_TEMPLATES / f"{TOOL_USE}.jinja").write_text(template.tool_use, "utf-8")
             write_held_out(staging, material.held_out.examples if material.held_out else ())
             shutil.copyfile(trainer.metrics, staging / "metrics.jsonl")
             if (order.folder / "runs").is_dir():

@@ -156,7 +156,14 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
 def _engine(template: ChatTemplate, carried: str, clock: str) -> ChatTemplate:
     """The Jinja as llama.cpp renders it."""
     tokens = {name: template.tokens.get(name, "") for name in ("bos_token", "eos_token")}
-    return ChatTemplate(as_llama_trims(carried), tokens, template.controls, template.origin, clock)
+    return ChatTemplate(
+        as_llama_trims(carried),
+        tokens,
+        template.controls,
+        template.origin,
+        clock,
+        as_llama_trims(template.tool_use) if template.tool_use else "",
+    )
 
 
 def _dates(clock: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lorafold.jsonfile import read_if_there
 from lorafold.signatures import another_file, head_of
 
 # transformers' names: the file of the default template, the folder of the others, the default's own name.
+TOOL_USE = "tool_use"  # transformers' and llama.cpp's name of the template for conversations with tools
 JINJA_FILE, MORE_TEMPLATES, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
 
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -88,7 +89,16 @@ def folder_source(folder: Path) -> TemplateSource | None:
     Raises:
         InputError: files that cannot be read.
     """
-    return next((found[DEFAULT] for found in template_sources(folder) if DEFAULT in found), None)
+    return folder_templates(folder).get(DEFAULT)
+
+
+def folder_templates(folder: Path) -> dict[str, TemplateSource]:
+    """The templates of an HF folder by name, of the source that its default comes from; {} if it has none.
+
+    Raises:
+        InputError: files that cannot be read.
+    """
+    return next((found for found in template_sources(folder) if DEFAULT in found), {})
 
 
 def template_sources(folder: Path) -> list[dict[str, TemplateSource]]:

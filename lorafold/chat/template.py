@@ -17,7 +17,7 @@ from lorafold.chat.calls import TOOL_PARTS, CallForm, as_wanted, call_form
 from lorafold.chat.dialogue import but, calls_of, tools_of
 from lorafold.chat.named import NAMED
 from lorafold.chat.sandbox import Job, Message, Refusal, render_many
-from lorafold.chat.sources import folder_source, folder_tokens, read_text
+from lorafold.chat.sources import DEFAULT, JINJA_FILE, TOOL_USE, folder_templates, folder_tokens, read_text
 from lorafold.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ChatTemplate:
         controls: control tokens of the tokenizer (all of them, in any order); empty if they are not known.
         origin: where the template came from, for messages.
         clock: None for the present, or an ISO 8601 moment that `strftime_now` shall show.
+        tool_use: the Jinja text for conversations with tools, where a model has another one for them.
     """
 
     source: str
@@ -43,6 +44,7 @@ class ChatTemplate:
     controls: frozenset[str] = frozenset()
     origin: str = "chat template"
     clock: str | None = None
+    tool_use: str = ""
     _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of `layout.layout_of`
 
     @classmethod
@@ -66,10 +68,20 @@ class ChatTemplate:
         if chat_template is not None:
             given = cls.chosen(chat_template)
             return replace(given, tokens={**given.tokens, **tokens}, controls=controls)
-        found = folder_source(folder)
+        found = cls._of_folder(folder)
         if found is None:
             raise _no_template(str(folder))
-        return cls(found[0], tokens, controls, found[1])
+        return replace(found, tokens=tokens, controls=controls)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> ChatTemplate | None:
+        """The templates of a folder, without its tokens."""
+        found = folder_templates(folder)
+        if DEFAULT not in found:
+            return None
+        other = found.get(TOOL_USE)
+        tool_use = other.text if other is not None else ""
+        return cls(found[DEFAULT].text, origin=found[DEFAULT].origin, tool_use=tool_use)
 
     @classmethod
     def from_gguf(cls, source: Path | GgufHeader, chat_template: str | None = None) -> ChatTemplate:
@@ -94,7 +106,7 @@ class ChatTemplate:
         place = f"{source if isinstance(source, Path) else source.path}: tokenizer.chat_template"
         if found.chat_template is None:
             raise _no_template(place)
-        return cls(found.chat_template, found.tokens, found.controls, place)
+        return cls(found.chat_template, found.tokens, found.controls, place, tool_use=found.tool_use or "")
 
     @classmethod
     def named(cls, name: str) -> ChatTemplate:
@@ -129,8 +141,11 @@ class ChatTemplate:
         """
         if name_or_file in NAMED:
             return cls.named(name_or_file)
-        if (found := folder_source(Path(name_or_file))) is not None:
-            return cls(found[0], origin=found[1])
+        path = Path(name_or_file)
+        # The file of a folder stands for the folder: another one for tools may lie beside it.
+        folder = path.parent if path.name == JINJA_FILE and path.is_file() else path
+        if (found := cls._of_folder(folder)) is not None:
+            return found
         if not Path(name_or_file).is_file():
             raise InputError(
                 f"{name_or_file!r} is neither a file nor the name of a chat template",
@@ -148,7 +163,8 @@ class ChatTemplate:
             A template whose first lines set them; trim_blocks, which all engines set, takes those lines away.
         """
         lines = "".join(f"{{% set {name} = {str(value).lower()} %}}\n" for name, value in values.items())
-        return replace(self, source=lines + self.source, _layouts={})
+        tool_use = lines + self.tool_use if self.tool_use else ""
+        return replace(self, source=lines + self.source, tool_use=tool_use, _layouts={})
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any
@@ -192,8 +208,22 @@ class ChatTemplate:
             for said in wanted
             if not isinstance(said, Refusal)
         ]
-        rendered = iter(render_many(self.source, jobs, self.origin))
+        rendered = iter(self._rendered(jobs))
         return [said if isinstance(said, Refusal) else next(rendered) for said in wanted]
+
+    def _rendered(self, jobs: Sequence[Job]) -> list[str | Refusal]:
+        """Renderings, each by the template that transformers takes for it."""
+        if not self.tool_use:
+            return render_many(self.source, jobs, self.origin)
+        answers: dict[int, str | Refusal] = {}
+        for source in (self.source, self.tool_use):
+            chosen = [at for at, job in enumerate(jobs) if self._source_of(job) == source]
+            found = render_many(source, [jobs[at] for at in chosen], self.origin)
+            answers.update(zip(chosen, found, strict=True))
+        return [answers[at] for at in range(len(jobs))]
+
+    def _source_of(self, job: Job) -> str:
+        return self.tool_use if job.variables.get("tools") else self.source
 
     def _with_tools(self, messages: Sequence[Message]) -> Sequence[Message] | Refusal:
         """A conversation with its calls as the template reads them, or why it would lose some."""
@@ -219,7 +249,7 @@ class ChatTemplate:
         """
         tokens = tuple(sorted(self.tokens.items()))
         style, parts = _style(self.source, tokens, self.origin)
-        return call_form(self.source, tokens, json.dumps(style), parts, self.origin)
+        return call_form(self.tool_use or self.source, tokens, json.dumps(style), parts, self.origin)
 
     def refused(self, refusal: Refusal) -> InputError:
         """The error for a conversation that the template did not render."""

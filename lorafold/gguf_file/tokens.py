@@ -42,6 +42,7 @@ class GgufTokens:
         tokens: special tokens by name ("bos_token").
         controls: all tokens of type CONTROL.
         chat_template: the Jinja text, or None.
+        tool_use: the one for conversations with tools, or None.
         context_length: tokens the model was made for, or None.
         add_bos: whether llama.cpp puts BOS before a prompt: `tokenizer.ggml.add_bos_token`, or its default.
         eot: the text of `tokenizer.ggml.eot_token_id`, or None.
@@ -53,6 +54,7 @@ class GgufTokens:
     context_length: int | None
     add_bos: bool
     eot: str | None
+    tool_use: str | None = None
 
 
 def read_gguf_tokens(source: Path | GgufHeader) -> GgufTokens:
@@ -92,6 +94,7 @@ def read_gguf_tokens(source: Path | GgufHeader) -> GgufTokens:
         tokens=tokens,
         controls=frozenset(text for text, kind in zip(vocabulary, types, strict=False) if kind == CONTROL),
         chat_template=header.text("tokenizer.chat_template"),
+        tool_use=header.text("tokenizer.chat_template.tool_use"),
         context_length=header.number(f"{header.architecture}.context_length"),
         add_bos=says or model == "gemma4",
         eot=token("tokenizer.ggml.eot_token_id"),

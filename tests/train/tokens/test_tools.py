@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_base import tiny_base
 from tool_chats import WEATHER, tool_chat
 
 from lorafold.chat.dialogue import Dialogue
+from lorafold.chat.template import ChatTemplate
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.inspection import inspect_path
@@ -101,3 +103,56 @@ def test_the_thinking_switch_is_settled_with_tools(tmp_path: Path) -> None:
     (whole,) = tokenize(loaded.examples, settled, 4096).sequences
     trained = ours.decode([token for token, on in zip(whole.ids, whole.mask, strict=True) if on], False)
     assert "<tool_call>get_weather<arg_key>city</arg_key>" in trained and "How many" not in trained
+
+
+def two_templates(folder: Path) -> Path:
+    """A tokenizer folder with a plain template and another one for tools, as Hermes 3 has."""
+    shutil.copytree(shared("tokenizers/qwen2"), folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    plain = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    rows = {"default": plain, "tool_use": (shared("templates") / QWEN).read_text()}
+    config["chat_template"] = [{"name": name, "template": text} for name, text in rows.items()]
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_template_for_tools_is_taken_where_transformers_takes_it(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = two_templates(tmp_path / "base")
+    ours = ChatTokenizer.from_folder(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    (example,) = load_data([str(data(tmp_path / "d.jsonl"))]).examples
+    for chat, tools in ((example.messages, [WEATHER]), (tool_chat()[:2], None)):
+        plain = tool_chat() if tools else chat
+        want = theirs.apply_chat_template(list(plain), tools=tools, tokenize=False)
+        assert ours.template.render(chat) == want
+    assert "# Tools" not in ours.template.render(tool_chat()[:2])
+    (whole,) = tokenize([example], ours, 4096).sequences
+    assert "get_weather" in ours.decode(
+        [token for token, on in zip(whole.ids, whole.mask, strict=True) if on]
+    )
+
+
+def test_the_template_for_tools_goes_along(tmp_path: Path) -> None:
+    """With a switch that is set for good, through an adapter's folder, and through a GGUF."""
+    folder = two_templates(tmp_path / "base")
+    template = ChatTokenizer.from_folder(folder).template
+    assert template.fixed(enable_thinking=False).tool_use.startswith("{% set enable_thinking = false %}")
+    (tmp_path / "adapter" / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "adapter" / "chat_template.jinja").write_text(template.source)
+    (tmp_path / "adapter" / "additional_chat_templates" / "tool_use.jinja").write_text(template.tool_use)
+    for chosen in (tmp_path / "adapter", tmp_path / "adapter" / "chat_template.jinja"):
+        assert ChatTemplate.chosen(str(chosen)).tool_use == template.tool_use
+    assert ChatTemplate.chosen("chatml").tool_use == ""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_token_list(["a"])
+    rows = {"default": template.source, "tool_use": template.tool_use}
+    writer.add_chat_template([{"name": name, "template": text} for name, text in rows.items()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = ChatTemplate.from_gguf(tmp_path / "m.gguf")
+    assert (found.source, found.tool_use) == (template.source, template.tool_use)
