@@ -113,12 +113,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
         round_blocks()  # not sooner: weights are for once, and take what they need
     if config.device_map:
         device = next(model.parameters()).device
-    if (passed := PASSED_BY.get(base.config().get("model_type", ""))) and config.target_modules == (
-        "all-linear",
-    ):
-        notes.append(
-            f"all-linear without {passed}: the kernels of this model's layers would ignore an adapter there"
-        )
+    notes += _left_out(config, model)
     forward, speed, why = _forward(config, model, device, lessons, load, workers)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
@@ -167,6 +162,22 @@ def _add_adapter(model: Any, config: TrainConfig, method: Method) -> Any:
         raise UsageError(problem, at="--target-modules", fix="choose modules that the base has") from error
     keep_in_float32(adapted)
     return adapted
+
+
+def _left_out(config: TrainConfig, model: Any) -> list[str]:
+    """What of the targets gets no adapter, in words: layers that peft refuses, names that no layer has."""
+    passed = PASSED_BY.get(causal_model(model).config.model_type)
+    if passed and config.target_modules == ("all-linear",):
+        return [
+            f"all-linear without {passed}: the kernels of this model's layers would ignore an adapter there"
+        ]
+    found: list[str] = getattr(getattr(model, "base_model", None), "targeted_module_names", [])
+    # peft has turned names of experts that transformers stacks into names of parameters.
+    wanted = model.peft_config["default"].target_modules if found else ()
+    if isinstance(wanted, str):
+        return []
+    nowhere = [name for name in wanted if not any(f".{one}".endswith(f".{name}") for one in found)]
+    return [f"no layer is called {', '.join(sorted(nowhere))}: they get no adapter"] if nowhere else []
 
 
 def _forward(

@@ -78,6 +78,18 @@ def test_all_linear_where_peft_refuses_a_layer(tmp_path: Path) -> None:
     assert any("one example a row" in note or "padded" in note for note in result.notes)
 
 
+@pytest.mark.slow
+def test_names_that_no_layer_has_are_said(tmp_path: Path) -> None:
+    """Lists from a tutorial for Llama, on a model that calls its layers otherwise, or stacks its experts."""
+    seven = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    base = tiny_base(tmp_path / "lfm2", family="Lfm2", layer_types=["conv", "full_attention"])
+    notes = train(config(tmp_path, base, target_modules=seven)).notes
+    assert "no layer is called down_proj, gate_proj, o_proj, up_proj: they get no adapter" in notes
+    base = tiny_base(tmp_path / "moe", family="Qwen3Moe", **EXPERTS["Qwen3Moe"])
+    notes = train(config(tmp_path, base, target_modules=seven, out=tmp_path / "other")).notes
+    assert not any("no layer is called" in note for note in notes)
+
+
 def test_a_base_without_experts(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base")
     with pytest.raises(UsageError, match="LlamaForCausalLM has no stacked weights of experts") as caught:
