@@ -85,8 +85,7 @@ class ModelfilePlan:
             older = "the TEMPLATE" + (", if Ollama knows currentDate" if "currentDate" in written else "")
         rows = [("Ollama before 0.30", older), ("Ollama 0.30 and later", self.route.says)]
         rows += [("to choose", self.route.other)] if self.route.other else []
-        some = self.tools is not None and self.tools.lost != TOOL_PARTS
-        return rows + ([("tools", self.tools.says)] if some and self.tools is not None else [])
+        return rows + ([("tools", self.tools.says)] if self.tools is not None and self.tools.proven else [])
 
 
 def plan_modelfile(
@@ -177,6 +176,8 @@ def plan_modelfile(
         parser=route.parser,
     )
     tools = prove_tools(template, native if writable else None)
+    if not tools.proven and tools.lost != TOOL_PARTS:  # of a model that knows no tools nobody asks for them
+        notes.append(f"tools: {tools.says}")
     return ModelfilePlan(template, contract, form, proof, route, native, seconds, tuple(notes), tools)
 
 

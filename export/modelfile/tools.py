@@ -52,6 +52,11 @@ class ToolProof:
     difference: str | None = None
 
     @property
+    def proven(self) -> bool:
+        """Whether all of it is written as in training."""
+        return not self.lost and self.difference is None
+
+    @property
     def says(self) -> str:
         """It in one sentence."""
         if self.lost:

@@ -104,7 +104,7 @@ def check_prompt(
     if prompt.route.way == "jinja" and native is not None and native.difference is None:
         meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
     tools = prompt.tools
-    if prompt.route.way == "jinja" and tools is not None and not tools.lost and tools.difference is None:
+    if prompt.route.way == "jinja" and tools is not None and tools.proven:
         meaning += f", and on {tools.conversations - tools.refused} with tools, calls and results"
     return Check("prompt", "passed", meaning, figures)
 
