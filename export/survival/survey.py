@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from lorafold.errors import NumericError
 from lorafold.export.fold.changes import Block
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.rows import column_weights
@@ -84,8 +85,11 @@ class _Look:
             rows: they themselves, quantized: (len(picked), bytes of a row).
         """
         cols = self.base.shape[1]
-        with doing("quantize"):
-            quantized = quantize(self.base, kind, self.weights)
+        try:
+            with doing("quantize"):
+                quantized = quantize(self.base, kind, self.weights)
+        except NumericError:  # the base's values are too large for the type: that must not end an export
+            return
         rounded_base = ggml.dequantize(quantized, kind, cols)
         rounded = ggml.dequantize(rows, kind, cols)
         self.tallies[kind].add(self.at, self.base, self.tuned, rounded_base, rounded)

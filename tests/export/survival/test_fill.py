@@ -46,6 +46,7 @@ def types(path: Path) -> dict[str, str]:
     return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
 
 
+@pytest.mark.slow
 def test_a_size_between_two_mixtures_is_used_and_no_tensor_is_worse(
     base: Path, adapter: Path, plain: Path, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_the_plan_says_what_was_raised_and_why(grid: Path, adapter: Path, tmp_pa
     raised = next(text for label, text in lines if label == "  blk.*.ffn_down.weight")
     assert raised.startswith("2 × Q4_K to ") and "would survive, now" in raised
     grid_line = dict(lines)["grid"]
-    assert grid_line.startswith("the base's weights lie on a grid (4 bits in blocks of 32; 6 of 6 tensors)")
+    assert grid_line.startswith("the base's weights lie on a grid (4 bits in blocks of 32; 8 of 8 tensors)")
     assert "Q8_0" in grid_line.partition("; here ")[2].partition(" keep it")[0]
     assert "Q4_K (" in grid_line.partition(" keep it")[2]
 

@@ -30,8 +30,14 @@ SHAPES = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
-MODULES = ("mlp.down_proj", "mlp.up_proj", "self_attn.v_proj")
-GGUF_NAMES = {"mlp.down_proj": "ffn_down", "mlp.up_proj": "ffn_up", "self_attn.v_proj": "attn_v"}
+HEADS = 4
+MODULES = ("mlp.down_proj", "mlp.up_proj", "self_attn.v_proj", "self_attn.q_proj")
+GGUF_NAMES = {
+    "mlp.down_proj": "ffn_down",
+    "mlp.up_proj": "ffn_up",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_proj": "attn_q",
+}
 
 
 def trained(shape: tuple[int, ...], dice: np.random.Generator) -> Matrix:
@@ -62,7 +68,7 @@ def tuned_base(folder: Path, draw: Callable[..., Matrix] = trained, *, bfloat16:
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
         "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
+        "num_attention_heads": HEADS,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
@@ -104,7 +110,7 @@ def tuned_adapter(folder: Path, modules: tuple[str, ...], size: float, rank: int
 
 
 def change_of(adapter: Path, module: str, layer: int) -> NDArray[np.float64]:
-    """B · A, by hand; alpha is the rank."""
+    """B · A, by hand, in llama.cpp's order of the rows; alpha is the rank."""
     from safetensors.numpy import load_file
 
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -112,7 +118,10 @@ def change_of(adapter: Path, module: str, layer: int) -> NDArray[np.float64]:
         tensors[f"{PREFIX}model.layers.{layer}.{module}.lora_{side}.weight"].astype(np.float64)
         for side in "BA"
     )
-    return np.asarray(left @ right)
+    change = np.asarray(left @ right)
+    if module == "self_attn.q_proj":  # rope's halves stand side by side, as llama.cpp's converter permutes
+        return change.reshape(HEADS, 2, -1, change.shape[1]).swapaxes(1, 2).reshape(change.shape)
+    return change
 
 
 def tuned_config(adapter: Path | str, base: Path, out: Path, **changes: Any) -> ExportConfig:
