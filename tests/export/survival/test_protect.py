@@ -14,6 +14,9 @@ from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base
 from lorafold.errors import UsageError
 from lorafold.export import export, plan_export, verify
 from lorafold.export.config import ExportConfig
+from lorafold.export.inputs import open_inputs
+from lorafold.export.outputs.gguf import plan_gguf_output
+from lorafold.export.survival.ladder import measure
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,20 @@ def test_each_gets_the_cheapest_type_that_keeps_enough(grid: Path, adapter: Path
         export(tuned_config(adapter, grid, out, quant="Q4_K_S", tensor_type=(f"{name}={kind}",)))
         one = found_in(out, "m-Q4_K_S.gguf")[name]
         assert not 0.9 <= one["share"] <= 1.1 or one["error"] > before["error"], kind
+
+
+def test_a_type_of_the_same_size_is_taken_only_if_it_errs_less(grid: Path, tmp_path: Path) -> None:
+    """Of a larger change Q4_0 and IQ4_NL keep enough too, with a larger error than Q4_K had."""
+    adapter = tuned_adapter(tmp_path / "adapter", MODULES, 1e-3)
+    settings = tuned_config(adapter, grid, tmp_path / "out", quant="Q4_K_S", keep_delta=0.9)
+    inputs = open_inputs(settings)
+    output = plan_gguf_output(inputs, settings)
+    raised = {one.tensor.name: one for one in output.raised["Q4_K_S"]}
+    one = raised["blk.1.ffn_up.weight"]
+    found = measure(one.tensor, [Type.Q4_0, Type.IQ4_NL], inputs.source, border=0.9)
+    assert all(each.share > 0.9 and each.error > one.survived.error for each in found.values())
+    assert one.before == Type.Q4_K and one.after == Type.Q5_K
+    assert one.more == one.tensor.rows * (176 - 144)  # bytes of a block of 256: Q5_K's and Q4_K's
 
 
 def test_the_plan_says_what_was_raised_and_why(grid: Path, adapter: Path, tmp_path: Path) -> None:
