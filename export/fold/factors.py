@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafold.adapters.config import MERGE_FIRST
+from lorafold.adapters.fields import MERGE_FIRST
 from lorafold.adapters.folder import Adapter, ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import AddLowRank, Block

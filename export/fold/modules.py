@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lorafold.adapters.config import RESIDUAL_BASE, AdapterConfig
+from lorafold.adapters.config import AdapterConfig
+from lorafold.adapters.fields import RESIDUAL_BASE
 from lorafold.adapters.folder import ModuleTensors
 from lorafold.errors import InputError
 from lorafold.export.fold.changes import (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from adapter_folders import PREFIX, Q, adapter_folder, base_folder, lora, zeros
 
-from lorafold.adapters.config import HARMLESS, NOT_FOLDABLE_OPTIONS, USED
+from lorafold.adapters.fields import HARMLESS, NOT_FOLDABLE_OPTIONS, USED
 from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded

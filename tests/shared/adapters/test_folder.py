@@ -11,7 +11,7 @@ import pytest
 from adapter_folders import PREFIX, Q, adapter_folder, base_folder, lora, zeros
 from safetensors.numpy import load_file, save_file
 
-from lorafold.adapters.config import FOLDABLE, LOST_BASE, NOT_FOLDABLE_OPTIONS, NOT_IN_WEIGHTS
+from lorafold.adapters.fields import FOLDABLE, LOST_BASE, NOT_FOLDABLE_OPTIONS, NOT_IN_WEIGHTS
 from lorafold.adapters.folder import Adapter
 from lorafold.errors import InputError, LorafoldError, NumericError, UnsafeInputError
 from lorafold.export.fold.folded import Folded
