@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from lorafold.chat.calls import TOOL_PARTS
+from lorafold.chat.calls import TOOL_PARTS, listed
 from lorafold.chat.dialogue import Dialogue, Tool, ToolCall
 from lorafold.chat.sandbox import Message, Refusal
 from lorafold.chat.template import ChatTemplate
@@ -60,7 +60,7 @@ class ToolProof:
     def says(self) -> str:
         """It in one sentence."""
         if self.lost:
-            return f"the chat template does not write {' and '.join(self.lost)}"
+            return f"the chat template does not write {listed(self.lost)}"
         if self.difference is not None:
             return f"the GGUF's Jinja writes another prompt: {self.difference}"
         refused = f" ({self.refused} more are refused by the template)" if self.refused else ""

@@ -135,6 +135,11 @@ def _parted(messages: Sequence[Message], parts: bool) -> list[Message]:
     ]
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def as_wanted(messages: Sequence[Message], form: CallForm) -> Iterator[Message]:
     """The messages of a conversation in the form that a template reads.
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.chat.calls import TOOL_PARTS, CallForm, as_wanted, call_form
+from lorafold.chat.calls import TOOL_PARTS, CallForm, as_wanted, call_form, listed
 from lorafold.chat.dialogue import but, calls_of, tools_of
 from lorafold.chat.named import NAMED
 from lorafold.chat.sandbox import Job, Message, Refusal, render_many
@@ -237,7 +237,7 @@ class ChatTemplate:
             name for name, there, kept in zip(TOOL_PARTS, asked, written, strict=True) if there and not kept
         )
         if lost:
-            return Refusal(False, f"{' and '.join(lost)} would be lost", None, lost)
+            return Refusal(False, f"{listed(lost)} would be lost", None, lost)
         return but(messages, as_wanted(messages, form))
 
     def call_form(self) -> CallForm:
@@ -257,7 +257,7 @@ class ChatTemplate:
         place = self.origin if refusal.line is None else f"{self.origin}:{refusal.line}"
         if refusal.lost:
             return InputError(
-                f"the chat template does not write {' and '.join(refusal.lost)}: they would be lost",
+                f"the chat template does not write {listed(refusal.lost)}: they would be lost",
                 at=place,
                 fix="take a base or a --chat-template that calls tools, or take the tools out of the data",
             )

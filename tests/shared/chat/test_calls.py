@@ -19,7 +19,7 @@ from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
 
 # What templates of shared/templates do not write; the others write all.
-ALL = "the definitions of tools and tool calls and tool results"
+ALL = "the definitions of tools, tool calls and tool results"
 LOST = {
     "HuggingFaceTB-SmolLM3-3B": ALL,  # it has other names for them
     "Kimi-K2-Instruct": "tool calls and tool results",  # changes a list, which transformers refuses too
