@@ -32,10 +32,11 @@ def model_card(facts: ExportFacts, repo: str, license_: str) -> str:
     }
     if facts.on_hub:
         head["base_model"] = facts.base
-        head["base_model_relation"] = "quantized" if ggufs else "finetune"
+        head["base_model_relation"] = _relation(facts)
     if license_:
         head["license"] = license_
     made = f"with {', '.join(map(_cell, facts.adapters))} merged in" if facts.adapters else "as it is"
+    made = "an adapter for it, not merged" if facts.format == "adapter" else made
     revision = f" (revision {facts.revision})" if facts.revision else ""
     lines = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
@@ -50,7 +51,7 @@ def model_card(facts: ExportFacts, repo: str, license_: str) -> str:
         *_commands(facts, repo, ggufs),
         "```",
         "",
-        *(_NOTES if ggufs else ()),
+        *(_NOTES if ggufs and facts.format != "adapter" else ()),
         *_files(facts),
         *_training(facts),
         *_proof(facts),
@@ -59,6 +60,13 @@ def model_card(facts: ExportFacts, repo: str, license_: str) -> str:
         f"The terms of the base{f' ({_cell(license_)})' if license_ else ''} and of the data hold here too.",
     ]
     return facts.clean("\n".join(lines)) + "\n"
+
+
+def _relation(facts: ExportFacts) -> str:
+    """What the repository is of its base, in the hub's words."""
+    if facts.format == "adapter":
+        return "adapter"
+    return "finetune" if facts.adapters or facts.format == "folder" else "quantized"
 
 
 # Beside the commands: what has no command.
@@ -77,6 +85,10 @@ def _commands(facts: ExportFacts, repo: str, ggufs: list[str]) -> Iterator[str]:
     if not ggufs:
         yield f"vllm serve {repo}"
         yield f"lorafold chat {repo}"
+        return
+    if facts.format == "adapter":
+        yield f"hf download {repo} --local-dir {name}"
+        yield f"llama-server -m BASE.gguf --lora {name}/{ggufs[0]}"
         return
     tag = _tag(ggufs[0])
     yield f"llama-server -hf {repo}{tag} --jinja        # llama.cpp"

@@ -39,6 +39,7 @@ class ExportFacts:
         folder: where it lies.
         name: of the model.
         version: of lorafold that made it.
+        format: gguf, folder or adapter.
         base: id on the hub, or the name of a folder.
         on_hub: whether `base` is an id of the hub.
         revision: of the base, or "".
@@ -55,6 +56,7 @@ class ExportFacts:
     folder: Path
     name: str
     version: str
+    format: str
     base: str
     on_hub: bool
     revision: str
@@ -100,6 +102,7 @@ def read_facts(folder: Path) -> ExportFacts:
     return ExportFacts(
         folder=folder,
         name=str(manifest.get("name") or folder.name),
+        format=str((manifest.get("config") or {}).get("format") or "gguf"),
         version=str((manifest.get("versions") or {}).get("lorafold") or ""),
         base=known if on_hub else Path(known).name,
         on_hub=on_hub,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tiny_hub import go_there
 from lorafold.cli import main
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.export import ExportConfig, PushConfig, export, push
+from lorafold.export.hub.card import model_card
+from lorafold.export.hub.facts import read_facts
 from lorafold.export.hub.stage import ollama_files
 from lorafold.export.modelfile.parser import parse
 
@@ -127,6 +130,20 @@ def test_the_training_stands_in_the_card(made: Path, hub: PushHub, tmp_path: Pat
     assert "| data | 12 examples, sha256 abab" in card and "| learning_rate | 0.001 |" in card
     assert "base_model: Qwen/Qwen3-4B" in card and "(revision abc), with adapter merged in" in card
     assert str(folder) not in card
+
+
+@pytest.mark.parametrize(
+    ("format", "relation", "command"),
+    [
+        ("adapter", "adapter", "llama-server -m BASE.gguf --lora lighthouse/"),
+        ("gguf", "finetune", "ollama run hf.co/me/lighthouse:Q8_0"),
+    ],
+)
+def test_what_it_is_of_its_base(format: str, relation: str, command: str, made: Path) -> None:
+    facts = replace(read_facts(made), format=format, base="Qwen/Qwen3-4B", on_hub=True)
+    card = model_card(facts, NAME, "")
+    assert f"base_model_relation: {relation}" in card and command in card
+    assert ("ollama run" in card) is (format == "gguf")
 
 
 def test_a_plan_connects_to_nothing(made: Path, hub: PushHub, capsys: pytest.CaptureFixture[str]) -> None:
