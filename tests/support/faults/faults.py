@@ -216,8 +216,8 @@ class Call:
             "allocate", "rename", "exchange", "unlink", "mkdir".
         path: what it was done to.
         second: the new name of a rename.
-        offset: of a write, or the length of a truncation.
-        data: what was written.
+        offset: of a write; the length of a truncation; the inode of what was synced.
+        data: what was written; of a synced file, all that it holds.
     """
 
     kind: str

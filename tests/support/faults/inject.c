@@ -255,8 +255,38 @@ ssize_t copy_file_range(int from, off64_t *in, int to, off64_t *out, size_t size
         if (result == 0 && !outside(path)) record(kind, path, "", size, "", 0); \
         return result; \
     }
-ON_FILE(fsync, "fsync", (int file), 0, -1, file)
-ON_FILE(fdatasync, "fsync", (int file), 0, -1, file)
+
+/* What a sync made sure of is recorded whole: some libraries (Rust's rustix) write past the C library. */
+static void record_synced(int file, const char *path) {
+    char link[64];
+    struct stat facts;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    int again = (int)syscall(SYS_openat, AT_FDCWD, link, O_RDONLY | O_CLOEXEC);
+    if (again < 0) return;
+    size_t size = fstat(again, &facts) == 0 && S_ISREG(facts.st_mode) ? (size_t)facts.st_size : 0;
+    void *bytes = size ? mmap(NULL, size, PROT_READ, MAP_SHARED, again, 0) : MAP_FAILED;
+    if (bytes != MAP_FAILED) {
+        record("fsync", path, "", (int64_t)facts.st_ino, bytes, size);
+        munmap(bytes, size);
+    } else {
+        record("fsync", path, "", 0, "", 0);
+    }
+    syscall(SYS_close, again);
+}
+
+#define SYNCER(function) \
+    int function(int file) { \
+        char path[PATH_MAX]; \
+        REAL(function); \
+        if (!order || !order->armed) return real(file); \
+        whole_path(file, NULL, path); \
+        if (strike("fsync", path) == 1) return -1; \
+        int result = real(file); \
+        if (result == 0 && !outside(path) && order->log[0]) record_synced(file, path); \
+        return result; \
+    }
+SYNCER(fsync)
+SYNCER(fdatasync)
 ON_FILE(ftruncate, "truncate", (int file, off_t length), length, -1, file, length)
 ON_FILE(ftruncate64, "truncate", (int file, off64_t length), length, -1, file, length)
 ON_FILE(fallocate, "allocate", (int file, int mode, off_t offset, off_t length), offset + length, -1, file, mode, offset, length)

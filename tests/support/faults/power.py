@@ -47,6 +47,7 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = PurePosixPath(root)
         self.top = _read(root)
+        self.strays: dict[int, tuple[Folder, str]] = {}
 
     def apply(self, call: Call) -> None:
         """One entry of the log; "call" entries change nothing."""
@@ -63,12 +64,23 @@ class Disk:
             where.seen.pop(name, None)
         elif call.kind in ("rename", "exchange"):
             to, new = self._place(call.second)
-            moved, other = where.seen.pop(name), to.seen.get(new)
+            moved, other = where.seen.pop(name, File()), to.seen.get(new)
             to.seen[new] = moved
             if call.kind == "exchange" and other is not None:
                 where.seen[name] = other
         else:
+            if call.kind == "fsync" and name and name not in where.seen:
+                self._meet(where, name, call.offset)
             self._change(where.seen[name] if name else self.top, call)
+
+    def _meet(self, where: Folder, name: str, inode: int) -> None:
+        """A library that works past the C library made or renamed a file: it is first met when it is synced."""
+        if inode in self.strays:
+            folder, former = self.strays[inode]
+            where.seen[name] = folder.seen.pop(former)
+        else:
+            where.seen[name] = File()
+        self.strays[inode] = (where, name)
 
     def _change(self, node: File | Folder, call: Call) -> None:
         if isinstance(node, Folder):
@@ -82,7 +94,7 @@ class Disk:
         elif call.kind == "allocate":
             node.seen.extend(bytes(max(0, call.offset - len(node.seen))))
         elif call.kind == "fsync":
-            node.synced = bytes(node.seen)
+            node.seen, node.synced = bytearray(call.data), call.data
 
     def _place(self, path: str) -> tuple[Folder, str]:
         parts = PurePosixPath(path).relative_to(self.root).parts

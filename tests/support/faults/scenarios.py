@@ -31,7 +31,7 @@ SCENARIOS = (
         TRAIN,
         kept=("out.run",),
         resume=("--resume",),
-        hidden=("lorafold.json", "metrics.jsonl", "checkpoint-*"),
+        hidden=("lorafold.json", "metrics.jsonl", "loss.png", "README.md", "checkpoint-*"),
     ),
 )
 
