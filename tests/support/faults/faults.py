@@ -216,7 +216,7 @@ class Call:
             "allocate", "rename", "exchange", "unlink", "mkdir".
         path: what it was done to.
         second: the new name of a rename.
-        offset: of a write; the length of a truncation; the inode of what was synced.
+        offset: of a write; the length of a truncation; the inode of what was made or synced.
         data: what was written; of a synced file, all that it holds.
     """
 

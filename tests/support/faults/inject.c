@@ -129,8 +129,10 @@ static int opened(const char *kind, int folder, const char *name, int flags, cha
 }
 
 static void record_open(int flags, const char *path, int result) {
-    if (result < 0 || outside(path)) return;
-    if (flags & (O_CREAT | O_TRUNC)) record(flags & O_TRUNC ? "create" : "touch", path, "", 0, "", 0);
+    struct stat facts;
+    if (result < 0 || outside(path) || !(flags & (O_CREAT | O_TRUNC))) return;
+    int64_t inode = stat(path, &facts) == 0 ? (int64_t)facts.st_ino : 0;
+    record(flags & O_TRUNC ? "create" : "touch", path, "", inode, "", 0);
 }
 
 #define OPENER(function, takes, ...) \

@@ -21,15 +21,16 @@ from faults import Call
 KINDS = ("synced", "names", "torn")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class File:
-    """A file: the bytes that programs see, and those that were synced."""
+    """A file: its number, the bytes that programs see, and those that were synced."""
 
+    inode: int = 0
     seen: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Folder:
     """A folder: the entries that programs see, and those that were synced."""
 
@@ -47,7 +48,6 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = PurePosixPath(root)
         self.top = _read(root)
-        self.strays: dict[int, tuple[Folder, str]] = {}
 
     def apply(self, call: Call) -> None:
         """One entry of the log; "call" entries change nothing."""
@@ -55,7 +55,7 @@ class Disk:
             return
         where, name = self._place(call.path)
         if call.kind in ("create", "touch"):
-            found = where.seen.setdefault(name, File())
+            found = where.seen.setdefault(name, File(call.offset))
             if call.kind == "create" and isinstance(found, File):
                 found.seen = bytearray()
         elif call.kind == "mkdir":
@@ -69,18 +69,17 @@ class Disk:
             if call.kind == "exchange" and other is not None:
                 where.seen[name] = other
         else:
-            if call.kind == "fsync" and name and name not in where.seen:
+            if call.kind == "fsync" and name:
                 self._meet(where, name, call.offset)
             self._change(where.seen[name] if name else self.top, call)
 
     def _meet(self, where: Folder, name: str, inode: int) -> None:
-        """A library that works past the C library made or renamed a file: it is first met when it is synced."""
-        if inode in self.strays:
-            folder, former = self.strays[inode]
-            where.seen[name] = folder.seen.pop(former)
-        else:
-            where.seen[name] = File()
-        self.strays[inode] = (where, name)
+        """Libraries that work past the C library make and rename files: both are seen at the next sync."""
+        found = where.seen.get(name)
+        if isinstance(found, Folder) or (found is not None and found.inode == inode):
+            return
+        former = next((key for key, node in where.seen.items() if getattr(node, "inode", 0) == inode), None)
+        where.seen[name] = found or File(inode) if former is None else where.seen.pop(former)
 
     def _change(self, node: File | Folder, call: Call) -> None:
         if isinstance(node, Folder):
@@ -131,7 +130,7 @@ def _read(path: Path) -> Folder:
             entries[entry.name] = _read(entry)
         else:
             content = entry.read_bytes()
-            entries[entry.name] = File(bytearray(content), content)
+            entries[entry.name] = File(entry.stat().st_ino, bytearray(content), content)
     return Folder(entries, dict(entries))
 
 
