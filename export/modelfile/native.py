@@ -11,7 +11,7 @@ and byte by byte, so that nothing else can be named to it: that difference stays
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -117,7 +117,8 @@ def writes_tools(template: ChatTemplate) -> bool:
     `{{ tools }}` alone prints Python's way, which llama.cpp does not know: its prompt would differ, and it
     may not even load such a template.
     """
-    (text,) = template.render_all(
+    default = replace(template, tool_use="")  # by whose letters Ollama decides
+    (text,) = default.render_all(
         [[{"role": "user", "content": "Hello"}]], add_generation_prompt=True, tools=[_TOOL]
     )
     return isinstance(text, str) and "zq_tool" in text and "'zq_tool'" not in text
