@@ -115,7 +115,7 @@ def test_what_cannot_be_collected_is_known_before_any_work(chats: Path, tmp_path
             plan_export(settings(tmp_path / "out", data))
     with pytest.raises(InputError, match=r"several weighted adapters.*--imatrix"):
         plan_export(settings(tmp_path / "out", chats, adapter=(f"{tiny_chat.adapter()}=0.5",)))
-    with pytest.raises(UsageError, match="either a matrix or texts"):
+    with pytest.raises(UsageError, match="either --imatrix or --imatrix-data"):
         settings(tmp_path / "out", chats, imatrix=tmp_path / "x.gguf")
     assert not (tmp_path / "out").exists()
 

@@ -233,7 +233,7 @@ def test_bad_gguf(tmp_path: Path, case: str) -> None:
         (legacy_file([("a", 1, [])]), "a has no values"),
         (legacy_file([("a", 1, [1]), ("a", 1, [1])]), "a occurs twice"),
         (legacy_file([("a", 1, [1])], struct.pack("<ii", 1, 9) + b"short"), "the data set's name"),
-        (b"<!doctype html><html>", "the number of entries"),
+        (b"<!doctype html><html>", "a web page"),
     ],
 )
 def test_bad_older_format(tmp_path: Path, content: bytes, problem: str) -> None:
