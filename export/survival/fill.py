@@ -7,6 +7,7 @@ raising is allowed, so the result is nowhere worse than the recipe that it began
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.quantize import quantize
 from lorafold.export.quant.recipes import block_width
-from lorafold.export.survival.ladder import bits, fitting
-from lorafold.export.survival.rows import read_rows, sample_rows
-from lorafold.export.survival.survey import PLANNED, TypedModel
+from lorafold.export.survival.ladder import bits, fitting, measure
+from lorafold.export.survival.rows import TunedSource, read_rows, sample_rows
+from lorafold.export.survival.share import ENOUGH
+from lorafold.export.survival.survey import PLANNED, Survey, TypedModel
 from lorafold.progress import Progress, silent
 
 
@@ -60,7 +62,7 @@ def bytes_of(tensor: MappedTensor, kind: Type) -> int:
 
 def fill(
     model: TypedModel,
-    source: RowSource,
+    source: TunedSource,
     room: int,
     *,
     fixed: Sequence[str] = (),
@@ -85,9 +87,12 @@ def fill(
     types = dict[str, Type]()
     errors: dict[str, Mapping[Type, float]] = {}
     tensors = {tensor.name: tensor for tensor, _ in model}
+    changed = Survey({"": model}, source, weights=0).measured
     asked = [item for item in model if block_width(item[1]) > 1 and item[0].name not in fixed]
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(lambda item: errors_of(item[0], item[1], source, imatrix), asked)
+        found = pool.map(
+            lambda item: _choices(item[0], item[1], source, imatrix, item[0].name in changed), asked
+        )
         for number, ((tensor, kind), each) in enumerate(zip(asked, found, strict=True)):
             progress("measure the types", number, len(asked))
             types[tensor.name], errors[tensor.name] = kind, each
@@ -117,6 +122,27 @@ def fill(
         if types[tensor.name] != kind
     ]
     return [(tensor, types.get(tensor.name, kind)) for tensor, kind in model], filled
+
+
+def _choices(
+    tensor: MappedTensor, kind: Type, source: TunedSource, imatrix: Importance | None, changed: bool
+) -> dict[Type, float]:
+    """The errors of the types that a tensor may have: not of those that lose an adapter's change to it.
+
+    A type may come very near to a base on a grid, and just therefore round the change away.
+    """
+    errors = errors_of(tensor, kind, source, imatrix)
+    if not changed:
+        return errors
+    found = measure(tensor, list(errors), source, border=math.inf, imatrix=imatrix)
+    if kind not in found:
+        return errors
+    most = max(1 - ENOUGH, abs(1 - found[kind].share))
+    return {
+        other: error
+        for other, error in errors.items()
+        if other == kind or (other in found and abs(1 - found[other].share) <= most)
+    }
 
 
 def errors_of(

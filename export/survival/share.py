@@ -23,6 +23,8 @@ from lorafold.export.fold.changes import Block
 
 Sums = NDArray[np.float64]
 
+ENOUGH = 0.9  # of a change; what `--keep-delta` is suggested with
+
 
 @dataclass(frozen=True, slots=True)
 class Survival:

@@ -13,13 +13,12 @@ from lorafold.export.survival.fill import Filled
 from lorafold.export.survival.grid import Grid
 from lorafold.export.survival.protect import Raised
 from lorafold.export.survival.rows import kind_of
-from lorafold.export.survival.share import Survival, Whole, is_kept, together
+from lorafold.export.survival.share import ENOUGH, Survival, Whole, is_kept, together
 from lorafold.export.survival.survey import Survey
 from lorafold.progress import Lines
 
 _Found = Mapping[str, Sequence[Survival]]
 
-ENOUGH = 0.9  # what `--keep-delta` is suggested with
 _NAMED = 3
 _READ = """\
 How to read it: an adapter changes a weight by little, often by less than the steps of a quantized type. The

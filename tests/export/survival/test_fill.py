@@ -99,6 +99,19 @@ def test_what_is_kept_of_the_change_comes_first(adapter: Path, tmp_path: Path) -
         plan_export(tuned_config(adapter, base, tmp_path / "no", fit=least - 1, **both))
 
 
+def test_no_type_is_taken_that_loses_the_change(adapter: Path, tmp_path: Path) -> None:
+    """On a grid of Q4_1 that type has the least error of its size, and rounds the change away."""
+    base = tuned_base(tmp_path / "base", on_a_grid)
+    export(tuned_config(adapter, base, tmp_path / "plain", quant="Q4_0"))
+    room = size(tmp_path / "plain", "Q4_0") * 110 // 100
+    export(tuned_config(adapter, base, tmp_path / "out", quant="Q4_0", fit=room))
+    before, after = (found_in(tmp_path / place, "m-Q4_0.gguf") for place in ("plain", "out"))
+    assert any(after[name]["type"] != before[name]["type"] for name in before)
+    for name in before:
+        lost = [abs(1 - each[name]["share"]) for each in (before, after)]
+        assert lost[1] <= max(0.1, lost[0]), name
+
+
 def test_too_small_tells_the_least(
     base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
