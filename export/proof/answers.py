@@ -143,10 +143,16 @@ class LayeredReference:
         source = RoundedSource(tensors, self._source, self._exact, self._imatrix)
         if not source.weights:
             return Rounded(None, tuned, 0.0)
-        targets = self._model.blank.targets
+        blank = self._model.blank
+        targets = blank.targets
         total = sum(source.weights.values())
         found = sum(count for name, count in source.weights.items() if name in targets)
-        inputs = {target: kind for name, kind in source.types.items() for target in targets.get(name, ())}
+        inputs = {
+            same: kind
+            for name, kind in source.types.items()
+            for target in targets.get(name, ())
+            for same in blank.tied(target)
+        }
         with self._refusals():
             weights_only, both = self._model.answers(source, conversations, self._width, inputs)
         return Rounded(weights_only, both, 1 - found / total)

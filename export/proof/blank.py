@@ -57,9 +57,13 @@ class BlankModel:
 
     def tensor_of(self, parameter: str) -> str | None:
         """The tensor of the checkpoint that a parameter is, unchanged; None if it is made of several."""
-        own = self._blank[parameter]
-        names = [parameter, *(name for name, other in self._blank.items() if other is own)]
+        names = [parameter, *self.tied(parameter)]
         return next((self._renamed[name] for name in names if name in self._renamed), None)
+
+    def tied(self, parameter: str) -> list[str]:
+        """All names of a parameter, its own too; of a buffer none."""
+        own = self._blank.get(parameter)
+        return [name for name, other in self._blank.items() if other is own]
 
     def names(self, module: torch.nn.Module, path: str, *, inside: bool = True) -> list[str]:
         """Full names of a module's parameters.

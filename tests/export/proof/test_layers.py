@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_chat
+from gguf import GGMLQuantizationType as Type
 from peft_models import resized_adapter
+from tiny_base import tiny_base
 from tiny_families import FAMILIES, RESAVED, tiny_family
 
 from lorafold.export import ExportConfig
@@ -19,6 +21,7 @@ from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.proof.answers import LayeredReference, WholeReference
 from lorafold.export.proof.layers import LayeredModel
 from lorafold.export.proof.measured import Answers
+from lorafold.export.proof.rounding import rounded_activations
 from lorafold.export.proof.sample import AskedChat
 from lorafold.libraries.causal_lm import load_causal_lm
 from lorafold.probabilities import log_softmax
@@ -144,3 +147,20 @@ def test_tokens_that_the_adapter_adds(tmp_path: Path) -> None:
     asked[0].ids[2] = 262
     for mine, its in zip(layered.answers(asked), whole.answers(asked), strict=True):
         assert mine[0].shape[1] == 264 and largest_difference(mine, its) < 5e-5
+
+
+def test_a_tied_head_rounds_its_input_too(tmp_path: Path) -> None:
+    """The head has no tensor of its own, so its type is that of the embedding."""
+    base = tiny_base(tmp_path / "base", tie_word_embeddings=True)
+    config = ExportConfig(str(base), out=tmp_path / "out", quant=("Q8_0",))
+    layered, _, (tensors,), asked = both_ways(config, 259)
+    entered: list[Any] = []
+    head = layered._model.blank.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, arguments, result: entered.append(arguments[0]))
+    tuned, _ = layered.answers(asked)
+    layered.rounded(tensors, asked, tuned)
+    plain, doubled = entered
+    assert len(doubled) == 2 * len(plain) == 6
+    # What is rounded already stays as it is.
+    assert torch.equal(rounded_activations(doubled[3:], Type.Q8_0), doubled[3:])
+    assert not torch.equal(rounded_activations(doubled[:3], Type.Q8_0), doubled[:3])
