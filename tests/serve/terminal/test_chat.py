@@ -117,6 +117,7 @@ COMMANDS = [
     ("/reset", "a new conversation"),
     ("/save talk.json", "this conversation was not saved to it or loaded from it; fix: choose another name"),
     ("/retry", "nothing was said yet"),
+    ("/tool 7", "no call of a tool waits for a result"),
     ("/nonsense", "there is no command /nonsense; fix:"),
     ("/sytem be kind", "there is no command /sytem; did you mean /system?"),
     ("//slash", "8 tokens"),
