@@ -109,11 +109,23 @@ def test_experts_by_hand(tmp_path: Path) -> None:
 
 
 QUICK = ("llama-tied", "qwen3-moe", "phi3", "gpt2")
+# Of the newer families those that are measured.
+MEASURED = (
+    *("falcon-groups", "falcon-h1", "gemma3n", "gpt-neox", "granite-swa", "mellum", "minicpm3", "mpt"),
+    "muse-glimmer",
+)
 
 
 @pytest.mark.parametrize(
     "family",
-    [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f not in (*QUICK, *DEEP))],
+    [
+        *QUICK,
+        *(
+            pytest.param(family, marks=pytest.mark.slow)
+            for family in (*FAMILIES, *MEASURED)
+            if family not in (*QUICK, *DEEP)
+        ),
+    ],
 )
 def test_every_architecture_is_covered(tmp_path: Path, family: str) -> None:
     """Each matrix of a block has an entry of its size, and each token was counted at it."""
