@@ -31,9 +31,9 @@ from lorafold.weights import TensorSource
 
 TypedModel = Sequence[tuple[MappedTensor, Type]]
 
-# In the pass: this part of the touched weights, divided evenly over the tensors. A fortieth would cost a
-# tenth of the pass (`tools/bench_export.py --survival`).
-_SHARE = 1 / 64
+# In the pass: this part of the touched weights, divided evenly over the tensors. Twice as much would cost a
+# tenth of the processor's time for a 0.5B model (`tools/bench_export.py --survival`).
+_SHARE = 1 / 128
 _LEAST = 2_000_000  # weights that are measured in any case: small models whole
 _SEARCHED = 64  # tensors that are searched for a grid
 PLANNED = 32_768  # weights of each tensor for a plan
