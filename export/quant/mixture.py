@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError, UsageError
 from lorafold.export.quant.recipes import (
     ABORTS_WITHOUT_WEIGHTS,
+    FALCON_RULES,
     RECIPES,
     ModelShape,
     Recipe,
@@ -72,7 +73,8 @@ FALLBACKS: dict[Type, Type] = {
 }
 
 # An importance matrix does not cover these: they are looked up, or (output) not always collected.
-UNWEIGHTED_NAMES = frozenset({"token_embd.weight", "output.weight"})
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+UNWEIGHTED_NAMES = frozenset({*_EMBEDDINGS, "output.weight"})
 
 # What an override may name: every type that some recipe or fallback writes.
 TYPE_CHOICES: dict[str, Type] = {
@@ -160,7 +162,7 @@ def plan_types(
         elif not recipe.quantized:
             kind = recipe.default
         else:
-            role = "output" if tied and name == "token_embd.weight" else _role(name)
+            role = "output" if tied and _role(name) == "token_embd" else _role(name)
             by_name = role in ("up", "gate", "down") and shape.experts > 1 and not recipe.below_3_bits
             site = Site(
                 shape=shape,
@@ -191,11 +193,16 @@ def is_quantizable(name: str, dims: tuple[int, ...]) -> bool:
 
 def _decide(recipe: Recipe, role: str, site: Site, width: int) -> Type:
     """The mixture's type of one tensor, before its width is looked at."""
+    falcon = site.shape.arch == "falcon"
+    if role == "output" and falcon:
+        return Type.Q8_0
     if role == "output":
         return recipe.output if width % block_width(recipe.default) == 0 else Type.Q8_0
     if site.shape.experts == 8 and role in recipe.eight_experts:
         return recipe.eight_experts[role]
     rule = recipe.rules.get(role, ())
+    if falcon:
+        rule = FALCON_RULES.get(recipe.name, {}).get(role, () if role == "attn_output" else rule)
     kind = next((kind for kind, condition in rule if condition(site)), recipe.default)
     # One v matrix serves eight query heads there: more bits cost next to nothing.
     if role == "v" and site.shape.is_70b and not recipe.below_3_bits and kind in (Type.Q3_K, Type.Q4_K):
@@ -214,7 +221,7 @@ def _fit(kind: Type, width: int) -> Type:
 def _role(name: str) -> str:
     if name == "output.weight":
         return "output"
-    if name == "token_embd.weight":
+    if name in _EMBEDDINGS:
         return "token_embd"
     return next((role for part, role in TENSOR_ROLES if part in name), "other")
 

@@ -2,8 +2,7 @@
 
 A recipe is a default type and, for some roles of tensors, choices of (type, condition) tried in order. The
 facts are those of `llama_model_quantize` (llama.cpp, src/llama-quant.cpp), tested against dry runs of the
-installed library; `quant.mixture` applies them. Falcon's exceptions are left out: that architecture is not
-exported.
+installed library; `quant.mixture` applies them.
 """
 
 from __future__ import annotations
@@ -332,3 +331,12 @@ def find_recipe(name: str) -> Recipe:
 def block_width(kind: Type) -> int:
     """Values in a block of the type, 1 for plain floats."""
     return int(gguf.GGML_QUANT_SIZES[kind][0])
+
+
+# What Falcon has in place of a recipe's rules; its attention output has none else, its head is always Q8_0.
+FALCON_RULES: dict[str, dict[str, TypeRule]] = {
+    "Q3_K_M": {"down": ((Type.Q5_K, _sixteenth), (Type.Q4_K, _more_bits))},
+    "Q3_K_L": {"down": ((Type.Q4_K, _always),), "attn_output": ((Type.Q4_K, _always),)},
+    "Q4_K_S": {"down": ()},
+    "Q4_K_M": {"down": ((Type.Q6_K, _sixteenth), (Type.Q5_K, _more_bits))},
+}

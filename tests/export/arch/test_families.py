@@ -39,7 +39,10 @@ NO_ORACLE = (
     "stablelm-parallel",  # the converter never writes the norms of heads that it has collected
 )
 # Families with tensors of their own kind: state spaces, delta nets, gates, sinks, latent attention.
-MIXED = ("qwen3-next", "qwen35", "gemma4", "gpt-oss", "deepseek-v3", "granite-hybrid")
+MIXED = (
+    *("qwen3-next", "qwen35", "gemma4", "gpt-oss", "deepseek-v3", "granite-hybrid"),
+    *("falcon", "falcon-h1", "gemma3n", "jamba", "nemotron-h-moe"),
+)
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 Header = list[tuple[str, list[int], Any]]
 
