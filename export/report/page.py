@@ -67,12 +67,24 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
     yield "<section class='tiles'>"
     yield f"<div class='tile'><b class='{tone}'>{_text(verdict)}</b>is what the proof says</div>"
     for model, whole in models.items():
-        least = max((one["share"] for one in whole["tensors"]), key=lambda share: abs(1 - float(share)))
-        kept = "good" if abs(1 - least) <= _TOLERATED else "bad"
-        yield f"<div class='tile'><b class='{kept}'>{whole['share']:.0%}</b>of what was trained is in "
-        yield f"{_text(model)}; in the worst tensor {least:.0%}</div>"
+        lost = [one for one in whole["tensors"] if _is_lost(one)]
+        yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{whole['share']:.0%}</b>"
+        yield f"of what was trained is in {_text(model)}; {_worst(lost, whole)}</div>"
     total = _size(sum(size for _, size in made))
     yield f"<div class='tile'><b>{total}</b>in {len(made)} files</div></section>"
+
+
+def _is_lost(one: Mapping[str, Any]) -> bool:
+    """Whether a tensor keeps too little of the change, or too much, and not by the chance of the sample."""
+    return bool(abs(1 - one["share"]) - 2 * one["uncertainty"] > _TOLERATED)
+
+
+def _worst(lost: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
+    if not lost:
+        return f"none of its {len(whole['tensors'])} changed tensors falls short"
+    worst = max(lost, key=lambda one: abs(1 - float(one["share"])))
+    of = f"{len(lost)} of {len(whole['tensors'])} changed tensors fall short"
+    return f"{of}, the worst keeps {worst['share']:.0%}"
 
 
 def _survival(survival: Mapping[str, Any]) -> Iterator[str]:

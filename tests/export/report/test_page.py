@@ -40,7 +40,7 @@ class Balanced(HTMLParser):
 
 
 def survival(share: float, tensor: str = "blk.0.ffn_up.weight") -> dict[str, Any]:
-    return {"tensor": tensor, "type": "Q4_K", "share": share, "error": 2.0}
+    return {"tensor": tensor, "type": "Q4_K", "share": share, "uncertainty": 0.0, "error": 2.0}
 
 
 def facts(**changes: Any) -> dict[str, Any]:
@@ -74,7 +74,14 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
     assert not re.search(r"""(src|href)=|url\(|@import|https?://""", text)
     assert "prefers-color-scheme: dark" in text and "color-scheme: light dark" in text
     assert parser.seen.count("svg") == 4  # survival, KL, by position, files
-    for said in ("80%", "in the worst tensor 10%", "123.5 MB", "0.0200", "2.5000", "word by word"):
+    for said in (
+        "80%",
+        "1 of 2 changed tensors fall short, the worst keeps 10%",
+        "123.5 MB",
+        "0.0200",
+        "2.5000",
+        "word by word",
+    ):
         assert said in text, said
 
 
@@ -131,3 +138,13 @@ def test_an_export_writes_it_if_asked(changes: dict[str, Any], tmp_path: Path) -
     assert verify(tmp_path / "out").checks[0].verdict == "passed"  # it is one of the files with a checksum
     export(tuned_config(adapter, base, tmp_path / "plain", **changes))
     assert not (tmp_path / "plain/report.html").exists()
+
+
+def test_a_sample_that_wavers_is_no_loss() -> None:
+    """86% of some rows, give or take 9%, is no tensor that falls short, as the export's line has it."""
+    whole = {"share": 0.99, "uncertainty": 0.0, "error": 2.0, "count": 1, "exact": False}
+    tensors = [{**survival(0.86), "uncertainty": 0.09}]
+    text = export_page(
+        facts(survival={"models": {"m.gguf": {**whole, "tensors": tensors}}, "grid": None}), [], []
+    )
+    assert "none of its 1 changed tensors falls short" in text and "class='bad'" not in text
