@@ -1,1 +1,1 @@
-"""One module per way to run a model; `open.open_engines` chooses."""
+"""The ways to run a model: `llama`, `transformers` and `servers/`; `open.open_engines` chooses."""

@@ -1,1 +1,4 @@
-"""Rows of the table of architectures, one module for each maker of models."""
+"""Rows of the table of architectures, sorted by maker.
+
+What several makers share by kind: `llama_like`, `layer_norm`, `state_space`.
+"""
