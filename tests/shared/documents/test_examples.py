@@ -27,6 +27,7 @@ NOT_HERE = (
     "modelscope:",
     "--recipe",
     "ORG/MODEL",
+    "push my-gguf ORG/NAME  ",  # without --plan it connects
     "IQ3_XXS",
     "…",
     "doctor",
@@ -49,6 +50,7 @@ def material() -> Path:
         (home / name / "adapter_config.json").write_text(json.dumps(config))
     for name in ("original.gguf", "tuned.gguf", "base.gguf"):
         shutil.copy(tiny_chat.gguf(int(name == "tuned.gguf")), home / name)
+    tiny_chat.exported(str(home / "my-adapter"), home / "my-gguf", base=str(home / BASE))
     rows = [{"instruction": f"question {i}", "output": f"answer {i % 4}"} for i in range(30)]
     (home / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (home / "questions.txt").write_text("Who are you?\n")
@@ -71,6 +73,7 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/python.md"])
 def test_python(page: str, tmp_path: Path) -> None:
     home = shutil.copytree(material(), tmp_path / "home")
+    shutil.rmtree(home / "my-gguf")
     code = "\n".join(blocks(page, "python"))
     if "lorafold.train(" in code:
         shutil.rmtree(home / "my-adapter")

@@ -1,6 +1,5 @@
 """A commit that syncs nothing: after a loss of power names stand before their bytes."""
 
-import lorafold.artifacts
-import lorafold.renames
+import os
 
-lorafold.artifacts.sync_tree = lorafold.renames.sync_tree = lambda folder: None
+os.fsync = lambda descriptor: None

@@ -1,16 +1,19 @@
-"""A full disk that nobody tells of: the lines of a refusal are lost, the run goes on."""
+"""A failing disk that nobody tells of: the refusal is lost, and the run goes on."""
 
 import contextlib
+import errno
 from pathlib import Path
 
 import lorafold.artifacts
-import lorafold.export.stage
 
 
 @contextlib.contextmanager
 def system_faults(at: Path):
-    with contextlib.suppress(OSError):
+    try:
         yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 lorafold.artifacts.system_faults = system_faults
