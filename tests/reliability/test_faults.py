@@ -60,16 +60,16 @@ def test_what_is_struck_is_what_was_asked_for(started: Started) -> None:
 def test_an_export_is_the_old_one_or_the_new_one(started: Started, name: str) -> None:
     campaign = started(NAMES[name])
     assert len(campaign.calls) > 90
-    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=37)]
-    wrong += list(campaign.lose_power(every=40))
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=71)]
+    wrong += list(campaign.lose_power(every=80))
     assert not [entry for entry in wrong if entry[1]]
 
 
 @pytest.mark.slow
 def test_a_training_run_goes_on_to_the_same_adapter(started: Started) -> None:
     campaign = started(NAMES["train"])
-    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=67)]
-    wrong += list(campaign.lose_power(every=60))
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=149)]
+    wrong += list(campaign.lose_power(every=90))
     assert not [entry for entry in wrong if entry[1]]
 
 

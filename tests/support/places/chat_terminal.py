@@ -121,6 +121,7 @@ class Screen:
         self.tmux("new-session", "-d", *size, "-s", "s", "env PS1='$ ' sh")
         self.tmux("set", "-g", "set-clipboard", "on")
         self.tmux("set", "-g", "history-limit", "100000")
+        self.wait("$ ")  # what is typed before the shell is there would stand before its prompt
 
     def tmux(self, *words: str) -> str:
         """What a command of tmux's says."""
