@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.artifacts import write_atomic
-from lorafold.chat.called import split_calls
+from lorafold.chat.call_spellings import split_calls
 from lorafold.chat.dialogue import Dialogue, Tool, ToolCall, name_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError

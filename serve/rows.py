@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorafold.chat.called import told
+from lorafold.chat.call_spellings import told
 from lorafold.chat.dialogue import Tool, ToolCall
 from lorafold.chat.sandbox import Message
 from lorafold.serve.conversation import Answer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from lorafold.chat.called import told_message
+from lorafold.chat.call_spellings import told_message
 from lorafold.chat.dialogue import Dialogue, Tool, tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.chat.template import REASONING_KEYS

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from lorafold.chat.called import split_calls
+from lorafold.chat.call_spellings import split_calls
 from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from lorafold.chat.called import told, told_message
+from lorafold.chat.call_spellings import told, told_message
 from lorafold.chat.dialogue import name_of
 from lorafold.chat.sandbox import Message
 from lorafold.console import Row

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lorafold.chat.called import told
+from lorafold.chat.call_spellings import told
 from lorafold.console import LiveRows, Row, Segment, cell_width, sanitize
 from lorafold.serve.conversation import Answer, Turn
 from lorafold.serve.engines.digests import Digests

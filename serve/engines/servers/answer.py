@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lorafold.chat.called import split_calls
+from lorafold.chat.call_spellings import split_calls
 from lorafold.errors import SystemFault
 from lorafold.serve.config import Sampling
 from lorafold.serve.engines.servers.calls import Calls

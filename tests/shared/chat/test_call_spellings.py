@@ -7,7 +7,7 @@ from chats import TOKENS
 from oracles import shared
 from tool_chats import ARGUMENTS, WEATHER, call, tool_chat
 
-from lorafold.chat.called import split_calls, told, told_message
+from lorafold.chat.call_spellings import split_calls, told, told_message
 from lorafold.chat.dialogue import Dialogue
 from lorafold.chat.fragments import cut_conversation
 from lorafold.chat.template import ChatTemplate
