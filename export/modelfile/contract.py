@@ -125,6 +125,8 @@ def find_stops(
         The control token that ends a turn (or None); the stops; and notes on what is no stop. Stops are that
         token, the EOS, and the control token that begins the next turn. If turns end in plain text, the text
         that begins the next user's turn is one, with its line breaks, unless it would cut ordinary answers.
+        Further ends that the base's generation_config.json lists stand in the GGUF (`vocab.special`), where
+        every engine finds them.
     """
     ending = end_of_turn(template)
     controls = [piece for piece, special in split_controls(ending, template.controls) if special]
