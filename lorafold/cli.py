@@ -296,6 +296,27 @@ def inspect(
         print_sample(place, pieces)
 
 
+@command("models")
+def models(word: str = "", /) -> None:
+    """List the models that become a GGUF from their own files; for all others there is `export --onto`.
+
+    Each line has llama.cpp's name, the models, and their classes in config.json.
+
+    Args:
+        word: Only lines that hold this word.
+    """
+    from lorafold.console import print_lines
+    from lorafold.export.arch.known import known_models
+
+    found = known_models(word)
+    if not found:
+        raise InputError(
+            f"no model of the table has {word!r} in its names",
+            fix="`lorafold models` lists all; `export --onto BASE.gguf` takes any architecture",
+        )
+    print_lines([(row.gguf, f"{row.models} ({', '.join(row.classes)})") for row in found])
+
+
 recipes = CommandLine(
     name="recipes", help="List the known recipes, or show one as a start for your own.", **_shown("recipes")
 )

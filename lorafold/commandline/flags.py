@@ -198,6 +198,7 @@ EXAMPLES = {
         "lorafold inspect chats.jsonl --base Qwen/Qwen2-1.5B-Instruct",
     ),
     "demo": ("lorafold demo", "lorafold demo --out quick --max-steps 20 --limit 4"),
+    "models": ("lorafold models", "lorafold models qwen"),
     "recipes": ("lorafold recipes", "lorafold recipes show qwen3-lora > mine.yaml"),
 }
 
@@ -212,6 +213,7 @@ COMMANDS = (
     "chat",
     "compare",
     "inspect",
+    "models",
     "recipes",
     "doctor",
 )

@@ -66,7 +66,7 @@ def test_examples_name_what_there_is(command: str) -> None:
         assert words[:2] == ["lorafold", command]
         assert len(example) <= 78  # two blanks before it: it stays on one line of 80 columns
         flags = [word for word in words if word.startswith("--")]
-        known = flags_of(command) if command != "recipes" else []
+        known = flags_of(command) if command not in ("recipes", "models") else []
         assert set(flags) <= set(known)
         for before, name in itertools.pairwise(words):
             if before in ("--recipe", "show"):
@@ -143,3 +143,13 @@ def test_the_version_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     for flag in ("--version", "-V"):
         assert main([flag]) == 0
         assert re.fullmatch(r"lorafold \d+\.\d+\.\d+", capsys.readouterr().out.strip())
+
+
+def test_models_are_found_by_any_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    everything = capsys.readouterr().out
+    assert main(["models", "qwen3FORcausal"]) == 0
+    found = capsys.readouterr().out
+    assert found.split()[0] == "qwen3" and "Qwen3ForCausalLM" in found and "Qwen3ForCausalLM" in everything
+    assert main(["models", "no such"]) == 3
+    assert "--onto" in capsys.readouterr().err
