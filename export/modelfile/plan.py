@@ -127,31 +127,15 @@ def plan_modelfile(
     template = model.template
     if thinking is not None:
         template = template.fixed(**dict.fromkeys(find_switches(template.source), thinking))
-    begun = time.perf_counter()
-    form: ChatFormat | None = None
-    proof: PromptProof | None = None
-    go_template = refusal = None
-    notes: list[str] = []
-    try:
-        form = derive(template, thinking, engine_bos=model.adds_bos)
-        written = to_go(form, thoughts=_thoughts(template, form, thinking))
-        seconds = time.perf_counter() - begun
-        proof = prove(template, written, form, conversations=conversations)
-        if not proof.passed:
-            raise _not_proven(template, proof)
-        go_template = written
-        notes += form.notes
-    except InputError as error:
-        if not allow_embedded_jinja:
-            raise
-        seconds = time.perf_counter() - begun
-        refusal, form = error.problem, None
-        notes.append(f"no TEMPLATE: {refusal}")
+    derived = _derive_and_prove(template, model, thinking, conversations)
+    if derived.error is not None and not allow_embedded_jinja:
+        raise derived.error
+    form, notes = derived.form, list(derived.notes)
     native = _native(template, min(conversations, NATIVE_CONVERSATIONS), writable)
     route = choose(
         path,
         jinja=template.source,
-        template=go_template,
+        template=derived.go_template,
         native=native,
         writable=writable,
         tools=writes_tools(template),
@@ -168,7 +152,7 @@ def plan_modelfile(
     contract = PromptContract(
         template_source=route.jinja,
         go_template=route.template,
-        refusal=refusal,
+        refusal=derived.error.problem if derived.error is not None else None,
         stops=stops,
         eot=eot,
         add_bos=model.adds_bos and starts_with_bos(template, form),
@@ -178,7 +162,39 @@ def plan_modelfile(
     tools = prove_tools(template, native if writable else None)
     if not tools.proven and tools.lost != TOOL_PARTS:  # of a model that knows no tools nobody asks for them
         notes.append(f"tools: {tools.says}")
-    return ModelfilePlan(template, contract, form, proof, route, native, seconds, tuple(notes), tools)
+    return ModelfilePlan(
+        template, contract, form, derived.proof, route, native, derived.seconds, tuple(notes), tools
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Derived:
+    """What became of a TEMPLATE: either it is proven, or there is an error and no form."""
+
+    form: ChatFormat | None
+    go_template: str | None
+    proof: PromptProof | None
+    seconds: float
+    notes: tuple[str, ...]
+    error: InputError | None = None
+
+
+def _derive_and_prove(
+    template: ChatTemplate, model: _Source, thinking: bool | None, conversations: int
+) -> _Derived:
+    """The template as Ollama's, compared with Jinja on random conversations."""
+    begun, proof = time.perf_counter(), None
+    try:
+        form = derive(template, thinking, engine_bos=model.adds_bos)
+        written = to_go(form, thoughts=_thoughts(template, form, thinking))
+        seconds = time.perf_counter() - begun
+        proof = prove(template, written, form, conversations=conversations)
+        if not proof.passed:
+            raise _not_proven(template, proof)
+    except InputError as error:
+        note = f"no TEMPLATE: {error.problem}"
+        return _Derived(None, None, proof, time.perf_counter() - begun, (note,), error)
+    return _Derived(form, written, proof, seconds, tuple(form.notes))
 
 
 NATIVE_CONVERSATIONS = 100  # random conversations that the Jinja way is compared on, under each setting
