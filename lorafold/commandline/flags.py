@@ -252,6 +252,9 @@ def _places(command: str) -> Iterator[_Place]:
         yield _Place(title, order, fields)
 
 
+_OFF = "off"  # the default of a flag that help is to show without its negative
+
+
 def _told(argument: Any, place: _Place | None, required: bool) -> dict[str, Any]:
     """What the tables say of one argument, as cyclopts' settings of a parameter."""
     field, default = argument.field_info.name, argument.field_info.default
@@ -266,13 +269,24 @@ def _told(argument: Any, place: _Place | None, required: bool) -> dict[str, Any]
     if required:
         told["required"] = True
     # False and nothing at all are not worth a line; a tuple is shown as it is typed.
-    if (default in (None, False, "", ()) and not isinstance(default, int | float)) or default is False:
+    if default is False:
+        told["show_default"] = lambda _: _OFF
+    elif default in (None, "", ()) and not isinstance(default, int | float):
         told["show_default"] = False
     elif isinstance(default, tuple):
         told["show_default"] = lambda values: " ".join(map(str, values))
-    if default is False:
-        told["negative"] = ()
     return told
+
+
+def _without_negatives(panel: Any) -> Any:
+    """A panel without the `--no-X` of what is off anyway: it is taken all the same, against a recipe."""
+    from attrs import evolve
+
+    entries = [
+        evolve(entry, negative_names=(), default=None) if entry.default == _OFF else entry
+        for entry in panel.entries
+    ]
+    return evolve(panel, entries=entries)
 
 
 def help_columns(console: Any, options: Any, entries: Any) -> Any:
@@ -292,7 +306,8 @@ class HelpText:
 
     def __call__(self, console: Any, options: Any, panel: Any) -> None:
         """Draw one panel."""
-        self._look(panel.format == "parameter")(console, options, panel)
+        of_flags = panel.format == "parameter"
+        self._look(of_flags)(console, options, _without_negatives(panel) if of_flags else panel)
 
     def render_usage(self, console: Any, options: Any, usage: Any) -> None:
         """Draw the line of usage."""
