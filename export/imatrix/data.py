@@ -17,7 +17,7 @@ from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect
 from lorafold.export.imatrix.file import Imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.reference import load_base, why_no_reference, with_adapter
+from lorafold.export.proof.reference.whole import load_base, why_no_reference, with_adapter
 from lorafold.progress import Progress
 from lorafold.records.chats import read_chats
 

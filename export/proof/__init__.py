@@ -1,6 +1,5 @@
 """What an export is held against: tokens, tensors, logits; each answer a `check.Check`.
 
 Checks: `tokens`, `tensors`, `logits` (by `llama`), `observed`. The model that the logits are held against:
-`answers`, `layers`, `reference`, `rounding`, `blank`. What is asked: `asking`, `chats`, `sample`, `kept`.
-Figures: `check`, `measured`.
+`reference`. What is asked: `asking`, `chats`, `sample`, `kept`. Figures: `check`, `measured`.
 """

@@ -16,10 +16,10 @@ import numpy as np
 from lorafold.errors import InputError
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.answers import OpensReference, ProofReference
 from lorafold.export.proof.kept import KeptAnswers, KeptReference
 from lorafold.export.proof.llama import Runner, runner
 from lorafold.export.proof.measured import Answers, PerToken, agreement, kl, surprise
+from lorafold.export.proof.reference.answers import OpensReference, ProofReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, ChatTokens
 from lorafold.export.quant.mixture import Importance
 from lorafold.machine import return_free_memory

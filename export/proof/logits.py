@@ -29,12 +29,12 @@ import numpy as np
 from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.answers import WAYS, LayeredReference, ReferenceWay
 from lorafold.export.proof.asking import Asking, Figures, FileFigures, WrittenModel
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.kept import KeptReference
 from lorafold.export.proof.measured import PerToken
-from lorafold.export.proof.reference import own_reading
+from lorafold.export.proof.reference.answers import WAYS, LayeredReference, ReferenceWay
+from lorafold.export.proof.reference.whole import own_reading
 from lorafold.export.proof.sample import ANSWER_TOKENS, ChatTokens, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress, silent

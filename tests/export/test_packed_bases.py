@@ -18,7 +18,7 @@ from lorafold.cli import main
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
 from lorafold.export.inputs import open_inputs
-from lorafold.export.proof.reference import why_no_reference
+from lorafold.export.proof.reference.whole import why_no_reference
 from lorafold.models import fingerprint
 from lorafold.packed.source import PackedCheckpoint
 from lorafold.weights import Checkpoint

@@ -17,7 +17,7 @@ from lorafold.export import ExportConfig
 from lorafold.export.fold.folded import Folded
 from lorafold.export.fold.for_peft import differs_for_peft, write_for_peft
 from lorafold.export.inputs import open_inputs
-from lorafold.export.proof.reference import load_base, with_adapter
+from lorafold.export.proof.reference.whole import load_base, with_adapter
 from lorafold.weights import Checkpoint
 
 torch = pytest.importorskip("torch")

@@ -18,7 +18,7 @@ from lorafold.export import ExportConfig, arch, export, plan_export, verify
 from lorafold.export.imatrix.collect import collect, collected_names
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.inputs import open_inputs
-from lorafold.export.proof.reference import load_base, with_adapter
+from lorafold.export.proof.reference.whole import load_base, with_adapter
 
 CHATS = [
     [{"role": "user", "content": "Who keeps the lamp?"}, {"role": "assistant", "content": "I do."}],

@@ -19,16 +19,16 @@ from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.layers import LayeredModel
 from lorafold.export.proof.measured import Answers
-from lorafold.export.proof.reference import (
+from lorafold.export.proof.reference.layers import LayeredModel
+from lorafold.export.proof.reference.rounding import BLOCK, RoundedSource, parameters_of, round_weights
+from lorafold.export.proof.reference.whole import (
     OWN_CODE,
     load_base,
     missing_packages,
     why_no_reference,
     with_adapter,
 )
-from lorafold.export.proof.rounding import BLOCK, RoundedSource, parameters_of, round_weights
 from lorafold.export.proof.sample import AskedChat
 from lorafold.export.quant.mixture import Importance
 from lorafold.libraries.causal_lm import REFUSALS, told

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Type
 from tiny_base import tiny_base, tiny_tokenizer
 
 from lorafold.export import ExportConfig, export
-from lorafold.export.proof.rounding import rounded_activations
+from lorafold.export.proof.reference.rounding import rounded_activations
 from lorafold.export.quant import ggml
 
 torch = pytest.importorskip("torch")

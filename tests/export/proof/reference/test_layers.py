@@ -18,10 +18,10 @@ from tiny_families import FAMILIES, RESAVED, tiny_family
 from lorafold.export import ExportConfig
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.gguf import plan_gguf_output
-from lorafold.export.proof.answers import LayeredReference, WholeReference
-from lorafold.export.proof.layers import LayeredModel
 from lorafold.export.proof.measured import Answers
-from lorafold.export.proof.rounding import rounded_activations
+from lorafold.export.proof.reference.answers import LayeredReference, WholeReference
+from lorafold.export.proof.reference.layers import LayeredModel
+from lorafold.export.proof.reference.rounding import rounded_activations
 from lorafold.export.proof.sample import AskedChat
 from lorafold.libraries.causal_lm import load_causal_lm
 from lorafold.probabilities import log_softmax

@@ -22,9 +22,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from lorafold.export.proof.blank import BlankModel
 from lorafold.export.proof.measured import Answers
-from lorafold.export.proof.rounding import rounded_activations
+from lorafold.export.proof.reference.blank import BlankModel
+from lorafold.export.proof.reference.rounding import rounded_activations
 from lorafold.export.proof.sample import AskedChat
 from lorafold.libraries.causal_lm import quiet_transformers
 from lorafold.machine import cores, return_free_memory
