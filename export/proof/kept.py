@@ -141,7 +141,7 @@ def _made_of(inputs: Inputs) -> Iterator[list[object]]:
     """What the answers depend on; of files the name, size and time, which any change of them changes."""
     yield [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     here = Path(__file__).resolve().parent.parent
-    files = [path for room in _OWN_CODE for path in sorted((here / room).glob("*.py"))]
+    files = [path for room in _OWN_CODE for path in sorted((here / room).rglob("*.py"))]
     for folder in (inputs.base.folder, *(adapter.folder for adapter, _ in inputs.adapters)):
         files += sorted(path for path in folder.resolve().iterdir() if path.is_file())
     for path in files:
