@@ -1,7 +1,7 @@
 """The table: one row for each Hugging Face architecture that becomes GGUF.
 
 A new architecture is a new row in its maker's module in `arch.families`; what it shares with others is in
-`arch.rules`. Facts are from transformers' modelling code and config classes (names, shapes, defaults), and
+`arch.rules` and `arch.conditions`. Facts are from transformers' modelling code and config classes (names, shapes, defaults), and
 from llama.cpp's loader, graphs and converter (names, header entries, what is fixed in the graph).
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorafold.errors import InputError
+from lorafold.export.arch.conditions import TIED
 from lorafold.export.arch.families.cohere import COHERE_ROWS
 from lorafold.export.arch.families.deepseek import DEEPSEEK_ROWS
 from lorafold.export.arch.families.falcon import FALCON_ROWS
@@ -31,10 +32,7 @@ from lorafold.export.arch.families.phi import PHI_ROWS
 from lorafold.export.arch.families.qwen import QWEN_ROWS
 from lorafold.export.arch.families.state_space import STATE_SPACE_ROWS
 from lorafold.export.arch.hyperparameters import ModelConfig, is_whole
-from lorafold.export.arch.rules import (
-    TIED,
-    Architecture,
-)
+from lorafold.export.arch.rules import Architecture
 from lorafold.export.arch.wrappers import SPELLINGS, TEXT_SIZES, TOWERS, text_part
 
 ARCHITECTURES = (

@@ -6,6 +6,16 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    PLAIN_HEADS,
+    SILU,
+    TIED,
+    TIED_HEAD,
+    Condition,
+    fixed,
+    plain_rope,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -28,31 +38,23 @@ from lorafold.export.arch.rules import (
     NORMS,
     OUTPUT,
     OUTPUT_NORM,
-    PLAIN_HEADS,
     RMS_EPSILON,
     ROUTER,
     SHARED,
     SIGMOID,
-    SILU,
     SOFTMAX,
-    TIED,
-    TIED_HEAD,
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     dense_first,
     every_fourth_full,
     expert_variants,
-    fixed,
     has_experts,
     in_layers,
     is_dense,
     layer,
     layer_kinds,
-    plain_rope,
-    switched_off,
 )
 
 _NO_SCALING = text("rope.scaling.type", lambda _: "none")

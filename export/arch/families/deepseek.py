@@ -15,6 +15,16 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    LIMITS,
+    SILU,
+    TIED,
+    Condition,
+    fixed,
+    plain_rope,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -27,7 +37,6 @@ from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, longrope_factors,
 from lorafold.export.arch.rules import (
     DEFAULTS,
     EXPERTS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
@@ -35,22 +44,15 @@ from lorafold.export.arch.rules import (
     ROUTER,
     ROUTER_BIAS,
     SHARED,
-    SILU,
     SIZES,
-    TIED,
     VOCABULARY,
     Architecture,
-    Condition,
     Sizes,
     expert_variants,
-    fixed,
     has_experts,
     in_layers,
     is_dense,
     layer,
-    plain_rope,
-    rope_kinds,
-    switched_off,
 )
 
 

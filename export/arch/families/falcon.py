@@ -11,6 +11,18 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    LIMITS,
+    PLAIN_HEADS,
+    SILU,
+    TIED,
+    Condition,
+    activation,
+    fixed,
+    plain_rope,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, is_finite, kv_heads, u32
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR, fused_attention, linears
 from lorafold.export.arch.mamba import ENDLESS_CONTEXT, MAMBA_HEADER, mamba_rules, mamba_sizes
@@ -24,30 +36,20 @@ from lorafold.export.arch.rules import (
     HEAD,
     KEY,
     LAYER_NORM_EPSILON,
-    LIMITS,
     NORMS,
     OUTPUT,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    PLAIN_HEADS,
     QUERY,
     RMS_EPSILON,
-    SILU,
-    TIED,
     UP,
     VALUE,
     VOCABULARY,
     Architecture,
-    Condition,
     Sizes,
     TensorRule,
-    activation,
-    fixed,
     layer,
-    plain_rope,
     respelled,
-    rope_kinds,
-    switched_off,
 )
 
 

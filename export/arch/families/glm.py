@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import LIMITS, PLAIN_HEADS, SILU, fixed, rope_kinds
 from lorafold.export.arch.families.deepseek import (
     DEEPSEEK3,
     LATENT_EXTENSIONS,
@@ -40,11 +41,9 @@ from lorafold.export.arch.rules import (
     HEAD,
     HEAD_NORMS,
     KEY,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
-    PLAIN_HEADS,
     PREDICTION,
     QUERY,
     RMS_EPSILON,
@@ -52,7 +51,6 @@ from lorafold.export.arch.rules import (
     ROUTER_BIAS,
     SHARED,
     SIGMOID,
-    SILU,
     VALUE,
     Architecture,
     Sizes,
@@ -60,13 +58,11 @@ from lorafold.export.arch.rules import (
     dense_first,
     everywhere,
     expert_variants,
-    fixed,
     has_experts,
     in_layers,
     is_dense,
     layer,
     predicts_further,
-    rope_kinds,
     with_bias,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS

@@ -7,6 +7,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import EVEN_HEADS, PLAIN_HEADS, SILU, TIED, Condition, switched_off
 from lorafold.export.arch.families.llama import LLAMA
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, array, f32, kv_heads, u32
 from lorafold.export.arch.mamba import ENDLESS_CONTEXT, MAMBA_HEADER, mamba_rules, mamba_sizes
@@ -14,27 +15,21 @@ from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
-    EVEN_HEADS,
     HEAD,
     INTERLEAVED_ATTENTION,
     MLP,
     MODEL,
     NORMS,
-    PLAIN_HEADS,
     ROTATED,
-    SILU,
-    TIED,
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
-    Condition,
     TensorRule,
     fused_experts,
     half_rows,
     in_layers,
     layer,
     layer_kinds,
-    switched_off,
 )
 
 

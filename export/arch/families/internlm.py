@@ -7,23 +7,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    PLAIN_HEADS,
+    SILU,
+    TIED,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
-    EVEN_HEADS,
-    LIMITS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    PLAIN_HEADS,
-    SILU,
-    TIED,
     Architecture,
     Sizes,
     TensorRule,
     layer,
-    rope_kinds,
-    switched_off,
 )
 
 

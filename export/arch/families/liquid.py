@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import PLAIN_HEADS, TIED, fixed, plain_rope, switched_off
 from lorafold.export.arch.hyperparameters import ModelConfig, array, kv_heads, u32
 from lorafold.export.arch.rules import (
     ATTENTION,
@@ -13,20 +14,15 @@ from lorafold.export.arch.rules import (
     EMBEDDING,
     HEAD_NORMS,
     OUTPUT,
-    PLAIN_HEADS,
     SIGMOID,
-    TIED,
     VOCABULARY,
     Architecture,
     TensorRule,
     expert_rules,
-    fixed,
     fused_experts,
     in_layers,
     layer,
     layer_kinds,
-    plain_rope,
-    switched_off,
 )
 
 

@@ -7,6 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    SILU,
+    Condition,
+    activation,
+    fixed,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import ModelConfig, divided_width, f32, head_dim, u32
 from lorafold.export.arch.rope import (
     llama3_factors,
@@ -17,35 +27,27 @@ from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
-    EVEN_HEADS,
     INTERLEAVED_ATTENTION,
     INTERLEAVED_KEY,
     INTERLEAVED_QUERY,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
     ROTATED,
-    SILU,
     VALUE,
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     Sizes,
     TensorRule,
-    activation,
-    fixed,
     in_layers,
     layer,
     layer_kinds,
     respelled,
-    rope_kinds,
     shared_expert_rules,
-    switched_off,
     with_bias,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS

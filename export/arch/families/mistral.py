@@ -6,19 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from lorafold.export.arch.conditions import EVEN_HEADS, SILU, Condition
 from lorafold.export.arch.families.llama import LLAMA
 from lorafold.export.arch.hyperparameters import ModelConfig, divided_width, f32, is_finite
 from lorafold.export.arch.rope import read_rope, usual_yarn
 from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
-    EVEN_HEADS,
     INTERLEAVED_ATTENTION,
     MLP,
     MODEL,
     NORMS,
-    SILU,
-    Condition,
     expert_rules,
     fused_experts,
     layer,

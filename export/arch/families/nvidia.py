@@ -11,6 +11,16 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    PLAIN_HEADS,
+    TIED,
+    Condition,
+    fixed,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -30,29 +40,21 @@ from lorafold.export.arch.rules import (
     DEFAULTS,
     DOWN,
     EMBEDDING,
-    EVEN_HEADS,
     EXPERTS,
     HEAD,
     INTERLEAVED_ATTENTION,
     LAYER_NORM_COMMON,
     LAYER_NORM_EPSILON,
-    LIMITS,
     OUTPUT,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    PLAIN_HEADS,
-    TIED,
     UP,
     VOCABULARY,
     Architecture,
-    Condition,
     TensorRule,
-    fixed,
     in_layers,
     layer,
     respelled,
-    rope_kinds,
-    switched_off,
 )
 
 

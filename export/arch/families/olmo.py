@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    PLAIN_HEADS,
+    SILU,
+    Condition,
+    fixed,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
@@ -13,28 +23,20 @@ from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
-    EVEN_HEADS,
     INTERLEAVED_ATTENTION,
-    LIMITS,
     MLP,
     NORMS,
     OUTPUT,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    PLAIN_HEADS,
     RMS_EPSILON,
-    SILU,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     every_fourth_full,
     expert_rules,
-    fixed,
     fused_experts,
     layer,
-    rope_kinds,
-    switched_off,
 )
 
 # One norm for all heads together.

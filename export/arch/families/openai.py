@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lorafold.export.arch.conditions import LIMITS, SILU, TIED, Condition, activation, fixed, switched_off
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, u32
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
@@ -15,21 +16,14 @@ from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
-    LIMITS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    SILU,
-    TIED,
     WINDOW,
     Architecture,
-    Condition,
     Sizes,
     TensorRule,
-    activation,
-    fixed,
     layer,
     layer_kinds,
-    switched_off,
     with_bias,
 )
 from lorafold.export.gguf.parts import ColumnRange

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lorafold.export.arch.conditions import (
+    LIMITS,
+    PLAIN_HEADS,
+    SILU,
+    Condition,
+    activation,
+    fixed,
+    plain_rope,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, kv_heads, u32
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR
 from lorafold.export.arch.rope import (
@@ -22,26 +33,17 @@ from lorafold.export.arch.rules import (
     GATE_UP,
     KEY,
     LAYER_NORM_EPSILON,
-    LIMITS,
     MODEL,
     NORMS,
     OUTPUT_ALWAYS,
-    PLAIN_HEADS,
     QUERY,
     RMS_EPSILON,
-    SILU,
     VALUE,
     Architecture,
-    Condition,
     TensorRule,
-    activation,
     expert_rules,
-    fixed,
     fused_experts,
     layer,
-    plain_rope,
-    rope_kinds,
-    switched_off,
     with_bias,
 )
 

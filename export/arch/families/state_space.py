@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import PLAIN_HEADS, SILU, TIED, Condition, switched_off
 from lorafold.export.arch.hyperparameters import Hyperparameter, ModelConfig, array, kv_heads, u32
 from lorafold.export.arch.mamba import ENDLESS_CONTEXT, MAMBA_HEADER, mamba_rules, mamba_sizes
 from lorafold.export.arch.rules import (
@@ -21,20 +22,15 @@ from lorafold.export.arch.rules import (
     NORMS,
     OUTPUT,
     OUTPUT_NORM,
-    PLAIN_HEADS,
     RMS_EPSILON,
-    SILU,
     SIZES,
-    TIED,
     Architecture,
-    Condition,
     TensorRule,
     expert_rules,
     fused_experts,
     in_layers,
     layer,
     respelled,
-    switched_off,
 )
 
 

@@ -5,6 +5,16 @@ llama.cpp's graphs fix the pattern of windows and the scale of attention; the co
 
 from __future__ import annotations
 
+from lorafold.export.arch.conditions import (
+    LIMITS,
+    TIED,
+    TIED_HEAD,
+    Condition,
+    activation,
+    plain_rope,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import (
     ModelConfig,
     divided_width,
@@ -21,23 +31,15 @@ from lorafold.export.arch.rules import (
     HEAD,
     HEAD_COPY,
     HEAD_NORMS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
     OUTPUT_NORM,
     RMS_EPSILON,
-    TIED,
-    TIED_HEAD,
     WINDOW,
     Architecture,
-    Condition,
-    activation,
     layer,
     normed,
-    plain_rope,
-    rope_kinds,
-    switched_off,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 

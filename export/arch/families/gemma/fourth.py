@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import TIED, Condition, switched_off
 from lorafold.export.arch.families.gemma.dense import BLOCK_NORMS, GEMMA3, SOFTCAP, TANH_GELU, given
 from lorafold.export.arch.hyperparameters import (
     ModelConfig,
@@ -23,16 +24,13 @@ from lorafold.export.arch.rules import (
     COMMON,
     MLP,
     MODEL,
-    TIED,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     TensorRule,
     in_layers,
     layer,
     layer_kinds,
-    switched_off,
 )
 
 

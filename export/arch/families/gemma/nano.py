@@ -11,6 +11,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import TIED, Condition, rope_kinds, switched_off
 from lorafold.export.arch.families.gemma.dense import BLOCK_NORMS, GEMMA3, SOFTCAP, TANH_GELU, given
 from lorafold.export.arch.families.gemma.fourth import PER_LAYER
 from lorafold.export.arch.hyperparameters import ModelConfig, array, u32
@@ -20,15 +21,11 @@ from lorafold.export.arch.rules import (
     HEAD_NORMS,
     MLP,
     MODEL,
-    TIED,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     TensorRule,
     layer,
-    rope_kinds,
-    switched_off,
 )
 
 # What llama.cpp's graph holds: layers with keys and values of their own, and layers with sparse activations.

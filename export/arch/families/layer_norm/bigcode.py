@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorafold.export.arch.conditions import LIMITS, PLAIN_HEADS, TIED, activation, fixed, rope_kinds
 from lorafold.export.arch.hyperparameters import divided_width, u32
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR
 from lorafold.export.arch.rules import (
@@ -9,16 +10,10 @@ from lorafold.export.arch.rules import (
     EMBEDDING,
     LAYER_NORM_COMMON,
     LAYER_NORM_EPSILON,
-    LIMITS,
     OUTPUT,
-    PLAIN_HEADS,
-    TIED,
     Architecture,
     TensorRule,
-    activation,
-    fixed,
     layer,
-    rope_kinds,
     with_bias,
 )
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from lorafold.export.arch.conditions import TIED, switched_off
 from lorafold.export.arch.hyperparameters import u32
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR, fused_attention, linears
 from lorafold.export.arch.rules import (
     EMBEDDING,
     LAYER_NORM_EPSILON,
     OUTPUT,
-    TIED,
     Architecture,
     TensorRule,
-    switched_off,
     with_bias,
 )
 

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import PLAIN_HEADS, activation, fixed, plain_rope
 from lorafold.export.arch.hyperparameters import Hyperparameter, u32
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR, fused_attention, linears
 from lorafold.export.arch.rope import rotary_dim
-from lorafold.export.arch.rules import (
-    DEFAULTS,
-    EMBEDDING,
-    LAYER_NORM_EPSILON,
-    OUTPUT_ALWAYS,
-    PLAIN_HEADS,
-    Architecture,
-    activation,
-    fixed,
-    plain_rope,
-)
+from lorafold.export.arch.rules import DEFAULTS, EMBEDDING, LAYER_NORM_EPSILON, OUTPUT_ALWAYS, Architecture
 
 GPT_NEOX = Architecture(
     classes=("GPTNeoXForCausalLM",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorafold.export.arch.conditions import LIMITS, fixed, rope_kinds
 from lorafold.export.arch.hyperparameters import divided_width
 from lorafold.export.arch.layer_norms import NORM_PAIRS, OUTPUT_NORM_PAIR
 from lorafold.export.arch.rules import (
@@ -10,13 +11,10 @@ from lorafold.export.arch.rules import (
     DOWN,
     EMBEDDING,
     LAYER_NORM_COMMON,
-    LIMITS,
     OUTPUT,
     ROTATED,
     UP,
     Architecture,
-    fixed,
-    rope_kinds,
     with_bias,
 )
 

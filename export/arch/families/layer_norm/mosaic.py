@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lorafold.export.arch.conditions import TIED, TIED_HEAD, Condition, switched_off
 from lorafold.export.arch.hyperparameters import ModelConfig, f32, u32
-from lorafold.export.arch.rules import (
-    EMBEDDING,
-    HEAD_COPY,
-    OUTPUT_NORM,
-    TIED,
-    TIED_HEAD,
-    Architecture,
-    Condition,
-    layer,
-    switched_off,
-)
+from lorafold.export.arch.rules import EMBEDDING, HEAD_COPY, OUTPUT_NORM, Architecture, layer
 
 
 def _attention(field: str, default: Any = None) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import PLAIN_HEADS, SILU, plain_rope
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     kv_heads,
@@ -21,14 +22,11 @@ from lorafold.export.arch.rules import (
     LAYER_NORM_EPSILON,
     MLP,
     OUTPUT_ALWAYS,
-    PLAIN_HEADS,
     QUERY,
-    SILU,
     VALUE,
     Architecture,
     TensorRule,
     layer,
-    plain_rope,
     with_bias,
 )
 

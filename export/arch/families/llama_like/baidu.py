@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from lorafold.export.arch.conditions import LIMITS, SILU, TIED, Condition, fixed, rope_kinds, switched_off
 from lorafold.export.arch.hyperparameters import (
     ModelConfig,
     u32,
@@ -13,21 +14,14 @@ from lorafold.export.arch.rules import (
     ATTENTION,
     COMMON,
     DEFAULTS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
-    SILU,
-    TIED,
     Architecture,
-    Condition,
     expert_rules,
-    fixed,
     in_layers,
     layer,
-    rope_kinds,
     shared_expert_rules,
-    switched_off,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 

@@ -10,6 +10,16 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    SILU,
+    TIED,
+    Condition,
+    fixed,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.families.llama import LLAMA
 from lorafold.export.arch.hyperparameters import (
     ModelConfig,
@@ -22,11 +32,9 @@ from lorafold.export.arch.rules import (
     DEFAULTS,
     DOWN,
     EMBEDDING,
-    EVEN_HEADS,
     HEAD_NORMS,
     INTERLEAVED_ATTENTION,
     KEY,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
@@ -34,16 +42,10 @@ from lorafold.export.arch.rules import (
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
     QUERY,
-    SILU,
-    TIED,
     UP,
     VALUE,
     Architecture,
-    Condition,
-    fixed,
     layer,
-    rope_kinds,
-    switched_off,
     with_bias,
 )
 

@@ -6,6 +6,15 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    EVEN_HEADS,
+    LIMITS,
+    PLAIN_HEADS,
+    SILU,
+    Condition,
+    fixed,
+    rope_kinds,
+)
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -21,35 +30,28 @@ from lorafold.export.arch.rules import (
     DEFAULTS,
     DENSE_FIRST,
     EMBEDDING,
-    EVEN_HEADS,
     HEAD,
     HEAD_NORMS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
     OUTPUT_ALWAYS,
     OUTPUT_NORM,
-    PLAIN_HEADS,
     ROUTER,
     SHARED,
     SIGMOID,
-    SILU,
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     dense_first,
     every_fourth_full,
     expert_variants,
-    fixed,
     has_experts,
     in_layers,
     is_dense,
     layer,
     layer_kinds,
-    rope_kinds,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 

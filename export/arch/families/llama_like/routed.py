@@ -7,6 +7,7 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import LIMITS, SILU, Condition, fixed, rope_kinds, switched_off
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -25,7 +26,6 @@ from lorafold.export.arch.rules import (
     EMBEDDING,
     HEAD,
     HEAD_NORMS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
@@ -36,26 +36,21 @@ from lorafold.export.arch.rules import (
     ROUTER_BIAS,
     SHARED,
     SIGMOID,
-    SILU,
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
     Architecture,
-    Condition,
     TensorRule,
     dense_first,
     expert_rules,
     expert_variants,
-    fixed,
     fused_experts,
     has_experts,
     in_layers,
     is_dense,
     layer,
     layer_kinds,
-    rope_kinds,
     shared_expert_rules,
-    switched_off,
 )
 
 

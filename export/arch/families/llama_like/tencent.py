@@ -7,6 +7,15 @@ from typing import Any
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import (
+    LIMITS,
+    SILU,
+    Condition,
+    fixed,
+    plain_rope,
+    rope_kinds,
+    switched_off,
+)
 from lorafold.export.arch.hyperparameters import (
     Hyperparameter,
     ModelConfig,
@@ -24,25 +33,18 @@ from lorafold.export.arch.rules import (
     EXPERTS,
     HEAD,
     HEAD_NORMS,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
     SIGMOID,
-    SILU,
     Architecture,
-    Condition,
     dense_first,
     expert_variants,
-    fixed,
     has_experts,
     in_layers,
     is_dense,
     layer,
-    plain_rope,
-    rope_kinds,
     shared_expert_rules,
-    switched_off,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 

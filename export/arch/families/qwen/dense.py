@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from lorafold.export.arch.conditions import LIMITS, PLAIN_HEADS, SILU, Condition, rope_kinds, switched_off
 from lorafold.export.arch.hyperparameters import ModelConfig, is_whole, u32
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
@@ -14,18 +15,12 @@ from lorafold.export.arch.rules import (
     DEFAULTS,
     HEAD_NORMS,
     KEY,
-    LIMITS,
     MLP,
     MODEL,
     NORMS,
-    PLAIN_HEADS,
     QUERY,
-    SILU,
     VALUE,
     Architecture,
-    Condition,
-    rope_kinds,
-    switched_off,
     with_bias,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gguf import GGUFValueType
 
+from lorafold.export.arch.conditions import LIMITS, SILU, Condition, rope_kinds, switched_off
 from lorafold.export.arch.families.qwen.routed import EXPERT_WIDTHS, EXPERTS_EVERYWHERE, normalized_routing
 from lorafold.export.arch.hyperparameters import ModelConfig, array, head_dim, u32
 from lorafold.export.arch.rope import read_rope, rotary_dim
@@ -21,15 +22,12 @@ from lorafold.export.arch.rules import (
     DEFAULTS,
     HEAD_NORMS,
     KEY,
-    LIMITS,
     MLP,
     MODEL,
     PREDICTION,
     ROUTER,
-    SILU,
     VALUE,
     Architecture,
-    Condition,
     Sizes,
     everywhere,
     expert_variants,
@@ -38,9 +36,7 @@ from lorafold.export.arch.rules import (
     layer_kinds,
     normed,
     predicts_further,
-    rope_kinds,
     shared_expert_rules,
-    switched_off,
 )
 from lorafold.export.gguf.parts import ColumnRange
 

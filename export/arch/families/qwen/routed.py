@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lorafold.export.arch.conditions import SILU, Condition, rope_kinds, switched_off
 from lorafold.export.arch.families.llama import transposed_experts
 from lorafold.export.arch.families.qwen.dense import QWEN2, QWEN3, SECTIONED, deep_layers
 from lorafold.export.arch.hyperparameters import u32
@@ -19,13 +20,9 @@ from lorafold.export.arch.rules import (
     OUTPUT_NORM,
     QUERY,
     ROUTER,
-    SILU,
     VALUE,
-    Condition,
     expert_variants,
     layer,
-    rope_kinds,
-    switched_off,
     with_bias,
 )
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
