@@ -1,8 +1,8 @@
 """The words in which `arch.table` describes an architecture, and the rules that several of them share.
 
 A `TensorRule` says which Hugging Face tensor becomes which GGUF tensor. An `Architecture` is one row of the
-table; what it demands of a config is in `conditions`. Names of GGUF tensors are those of gguf-py's TENSOR_NAMES; shapes are spelled with the names of
-`hyperparameters.dimensions`, rows first.
+table; what it demands of a config is in `conditions`. Names of GGUF tensors are those of gguf-py's
+TENSOR_NAMES; shapes are spelled with the names of `hyperparameters.dimensions`, rows first.
 """
 
 from __future__ import annotations

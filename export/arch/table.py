@@ -1,8 +1,9 @@
 """The table: one row for each Hugging Face architecture that becomes GGUF.
 
 A new architecture is a new row in its maker's module in `arch.families`; what it shares with others is in
-`arch.rules` and `arch.conditions`. Facts are from transformers' modelling code and config classes (names, shapes, defaults), and
-from llama.cpp's loader, graphs and converter (names, header entries, what is fixed in the graph).
+`arch.rules` and `arch.conditions`. Facts are from transformers' modelling code and config classes (names,
+shapes, defaults), and from llama.cpp's loader, graphs and converter (names, header entries, what is fixed
+in the graph).
 """
 
 from __future__ import annotations
