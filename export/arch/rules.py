@@ -390,6 +390,12 @@ COMMON = (*SIZES, *ROPE, RMS_EPSILON, *EXPERTS, *HEAD)
 LAYER_NORM_COMMON = (*SIZES, *ROPE, LAYER_NORM_EPSILON, *EXPERTS, *HEAD)
 # How a router's scores become weights, as `expert_gating_func` numbers it.
 SOFTMAX, SIGMOID = 1, 2
+GATED_BY_SIGMOID = u32("expert_gating_func", lambda _: SIGMOID)
+EXPERT_WIDTH = u32("expert_feed_forward_length", "moe_intermediate_size")
+EXPERT_GROUPS = (u32("expert_group_count", "n_group"), u32("expert_group_used_count", "topk_group"))
+EXPERT_SCALE = f32("expert_weights_scale", "routed_scaling_factor")
+EXPERTS_NORMED = Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, "norm_topk_prob")
+DENSE_BLOCKS = u32("leading_dense_block_count", "first_k_dense_replace")
 VOCABULARY = u32("vocab_size", "vocab_size")
 ROTATED = u32("rope.dimension_count", head_dim)
 

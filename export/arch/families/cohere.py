@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gguf import GGUFValueType
-
 from lorafold.export.arch.conditions import (
     PLAIN_HEADS,
     SILU,
@@ -17,7 +15,6 @@ from lorafold.export.arch.conditions import (
     switched_off,
 )
 from lorafold.export.arch.hyperparameters import (
-    Hyperparameter,
     ModelConfig,
     divided_width,
     f32,
@@ -27,9 +24,12 @@ from lorafold.export.arch.hyperparameters import (
 )
 from lorafold.export.arch.rules import (
     ATTENTION,
+    DENSE_BLOCKS,
     DENSE_FIRST,
     EMBEDDING,
+    EXPERT_WIDTH,
     EXPERTS,
+    EXPERTS_NORMED,
     HEAD,
     HEAD_COPY,
     LAYER_NORM_COMMON,
@@ -66,6 +66,8 @@ def _trained_context(config: ModelConfig) -> int:
     return config.integer("model_max_length" if longer else "max_position_embeddings")
 
 
+_REQUIRED = (SILU, TIED_HEAD, PLAIN_HEADS, plain_rope(), switched_off("attention_bias"))
+
 COHERE = Architecture(
     classes=("CohereForCausalLM",),
     model_types=("cohere",),
@@ -96,11 +98,7 @@ COHERE = Architecture(
     },
     skipped=HEAD_COPY,
     required=(
-        SILU,
-        TIED_HEAD,
-        PLAIN_HEADS,
-        plain_rope(),
-        switched_off("attention_bias"),
+        *_REQUIRED,
         Condition(
             "use_qk_norm",
             lambda config: config.flag("use_qk_norm") == (config.integer("num_hidden_layers") >= 64),
@@ -131,11 +129,7 @@ COHERE2 = replace(
         "sliding_window": 4096,
     },
     required=(
-        SILU,
-        TIED_HEAD,
-        PLAIN_HEADS,
-        plain_rope(),
-        switched_off("attention_bias"),
+        *_REQUIRED,
         Condition(
             "layer_types",
             lambda config: layer_kinds(config) == every_fourth_full(config),
@@ -191,9 +185,9 @@ COHERE2_MOE = replace(
     extensions=(
         f32("logit_scale", "logit_scale"),
         *(WINDOW, WINDOW_PATTERN, VOCABULARY),
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
-        u32("leading_dense_block_count", "first_k_dense_replace"),
-        Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, "norm_topk_prob"),
+        EXPERT_WIDTH,
+        DENSE_BLOCKS,
+        EXPERTS_NORMED,
         u32("expert_shared_count", lambda config: config.get("num_shared_experts") or None),
         u32(
             "expert_shared_feed_forward_length",

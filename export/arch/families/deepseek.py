@@ -36,6 +36,10 @@ from lorafold.export.arch.hyperparameters import (
 from lorafold.export.arch.rope import FREQUENCY_BASE, SCALING, longrope_factors, read_rope, scaling_name
 from lorafold.export.arch.rules import (
     DEFAULTS,
+    DENSE_BLOCKS,
+    EXPERT_GROUPS,
+    EXPERT_SCALE,
+    EXPERT_WIDTH,
     EXPERTS,
     MLP,
     MODEL,
@@ -151,12 +155,11 @@ LATENT_HEADER = (
     FREQUENCY_BASE,
     RMS_EPSILON,
     *EXPERTS,
-    u32("expert_group_count", "n_group"),
-    u32("expert_group_used_count", "topk_group"),
+    *EXPERT_GROUPS,
     u32("expert_gating_func", _gating),
 )
 LATENT_EXTENSIONS = (
-    u32("leading_dense_block_count", "first_k_dense_replace"),
+    DENSE_BLOCKS,
     VOCABULARY,
     u32("attention.q_lora_rank", "q_lora_rank"),
     u32("attention.kv_lora_rank", "kv_lora_rank"),
@@ -166,9 +169,9 @@ LATENT_EXTENSIONS = (
         lambda config: config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim"),
     ),
     u32("attention.value_length_mla", "v_head_dim"),
-    u32("expert_feed_forward_length", "moe_intermediate_size"),
+    EXPERT_WIDTH,
     u32("expert_shared_count", "n_shared_experts"),
-    f32("expert_weights_scale", "routed_scaling_factor"),
+    EXPERT_SCALE,
     Hyperparameter(
         "expert_weights_norm", GGUFValueType.BOOL, lambda config: config.flag("norm_topk_prob") or None
     ),

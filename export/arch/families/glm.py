@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from gguf import GGUFValueType
-
 from lorafold.export.arch.conditions import LIMITS, PLAIN_HEADS, SILU, fixed, rope_kinds
 from lorafold.export.arch.families.deepseek import (
     DEEPSEEK3,
@@ -20,9 +18,7 @@ from lorafold.export.arch.families.deepseek import (
     latent_attention,
 )
 from lorafold.export.arch.hyperparameters import (
-    Hyperparameter,
     ModelConfig,
-    f32,
     kv_heads,
     u32,
 )
@@ -35,9 +31,15 @@ from lorafold.export.arch.rules import (
     ATTENTION_OUTPUT,
     COMMON,
     DEFAULTS,
+    DENSE_BLOCKS,
     DENSE_FIRST,
     DOWN,
+    EXPERT_GROUPS,
+    EXPERT_SCALE,
+    EXPERT_WIDTH,
+    EXPERTS_NORMED,
     GATE_UP,
+    GATED_BY_SIGMOID,
     HEAD,
     HEAD_NORMS,
     KEY,
@@ -50,7 +52,6 @@ from lorafold.export.arch.rules import (
     ROUTER,
     ROUTER_BIAS,
     SHARED,
-    SIGMOID,
     VALUE,
     Architecture,
     Sizes,
@@ -209,18 +210,17 @@ GLM4_MOE = Architecture(
     variants=expert_variants(has_experts),
     hyperparameters=(
         *COMMON[: -len(HEAD)],
-        u32("expert_group_count", "n_group"),
-        u32("expert_group_used_count", "topk_group"),
+        *EXPERT_GROUPS,
         *HEAD,
     ),
     extensions=(
         u32("rope.dimension_count", rotary_dim),
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
+        EXPERT_WIDTH,
         u32("expert_shared_count", "n_shared_experts"),
-        u32("leading_dense_block_count", "first_k_dense_replace"),
-        u32("expert_gating_func", lambda _: SIGMOID),
-        f32("expert_weights_scale", "routed_scaling_factor"),
-        Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, "norm_topk_prob"),
+        DENSE_BLOCKS,
+        GATED_BY_SIGMOID,
+        EXPERT_SCALE,
+        EXPERTS_NORMED,
         u32("nextn_predict_layers", lambda config: config.further_layers),
     ),
     defaults=DEFAULTS

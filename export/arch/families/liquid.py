@@ -12,9 +12,10 @@ from lorafold.export.arch.rules import (
     ATTENTION,
     COMMON,
     EMBEDDING,
+    EXPERT_WIDTH,
+    GATED_BY_SIGMOID,
     HEAD_NORMS,
     OUTPUT,
-    SIGMOID,
     VOCABULARY,
     Architecture,
     TensorRule,
@@ -170,9 +171,9 @@ LFM2_MOE = replace(
     ),
     hyperparameters=_HEADER,
     extensions=(
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
+        EXPERT_WIDTH,
         u32("leading_dense_block_count", "num_dense_layers"),
-        u32("expert_gating_func", lambda _: SIGMOID),
+        GATED_BY_SIGMOID,
         *LFM2.extensions,
     ),
     defaults=LFM2.defaults

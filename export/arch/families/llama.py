@@ -27,6 +27,7 @@ from lorafold.export.arch.rules import (
     COMMON,
     DEFAULTS,
     EMBEDDING,
+    EXPERT_WIDTH,
     INTERLEAVED_ATTENTION,
     INTERLEAVED_KEY,
     INTERLEAVED_QUERY,
@@ -138,7 +139,7 @@ LLAMA4 = Architecture(
     extensions=(
         *(VOCABULARY, ROTATED),
         u32("interleave_moe_layer_step", "interleave_moe_layer_step"),
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
+        EXPERT_WIDTH,
     ),
     generated=llama3_factors,
     defaults=DEFAULTS

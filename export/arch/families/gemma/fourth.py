@@ -22,6 +22,7 @@ from lorafold.export.arch.hyperparameters import (
 from lorafold.export.arch.rope import read_rope
 from lorafold.export.arch.rules import (
     COMMON,
+    EXPERT_WIDTH,
     MLP,
     MODEL,
     WINDOW,
@@ -258,7 +259,7 @@ GEMMA4 = Architecture(
         u32("attention.value_length", "global_head_dim"),
         u32("attention.key_length_swa", "head_dim"),
         u32("attention.value_length_swa", "head_dim"),
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
+        EXPERT_WIDTH,
         array("feed_forward_length", GGUFValueType.INT32, _widths),
         array("attention.head_count_kv", GGUFValueType.INT32, _kv_heads_of_layers),
         u32("rope.dimension_count", "global_head_dim"),

@@ -22,8 +22,14 @@ from lorafold.export.arch.rules import (
     ATTENTION,
     COMMON,
     DEFAULTS,
+    DENSE_BLOCKS,
     DENSE_FIRST,
     EMBEDDING,
+    EXPERT_GROUPS,
+    EXPERT_SCALE,
+    EXPERT_WIDTH,
+    EXPERTS_NORMED,
+    GATED_BY_SIGMOID,
     HEAD,
     HEAD_NORMS,
     MLP,
@@ -78,18 +84,17 @@ DOTS1 = Architecture(
     ),
     variants=expert_variants(has_experts),
     hyperparameters=(
-        *(entry for entry in COMMON if entry.key not in ("attention.key_length", "attention.value_length")),
-        u32("expert_group_count", "n_group"),
-        u32("expert_group_used_count", "topk_group"),
-        u32("expert_gating_func", lambda _: SIGMOID),
-        *(entry for entry in COMMON if entry.key in ("attention.key_length", "attention.value_length")),
+        *COMMON[: -len(HEAD)],
+        *EXPERT_GROUPS,
+        GATED_BY_SIGMOID,
+        *HEAD,
     ),
     extensions=(
-        u32("expert_feed_forward_length", "moe_intermediate_size"),
-        u32("leading_dense_block_count", "first_k_dense_replace"),
+        EXPERT_WIDTH,
+        DENSE_BLOCKS,
         u32("expert_shared_count", "n_shared_experts"),
-        f32("expert_weights_scale", "routed_scaling_factor"),
-        Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, "norm_topk_prob"),
+        EXPERT_SCALE,
+        EXPERTS_NORMED,
     ),
     defaults=DEFAULTS
     | {
@@ -139,8 +144,6 @@ def _windows(first: int) -> Condition:
     )
 
 
-_EXPERT_FF = u32("expert_feed_forward_length", "moe_intermediate_size")
-
 AFMOE = Architecture(
     classes=("AfmoeForCausalLM",),
     model_types=("afmoe",),
@@ -165,8 +168,8 @@ AFMOE = Architecture(
     extensions=(
         *(VOCABULARY, ROTATED),
         u32("expert_shared_count", "num_shared_experts"),
-        _EXPERT_FF,
-        u32("leading_dense_block_count", "first_k_dense_replace"),
+        EXPERT_WIDTH,
+        DENSE_BLOCKS,
         Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, "route_norm"),
         f32("expert_weights_scale", "route_scale"),
         WINDOW,
@@ -233,12 +236,12 @@ LAGUNA = Architecture(
             lambda config: [config.integer("num_attention_heads")] * config.integer("num_hidden_layers"),
         ),
         WINDOW,
-        _EXPERT_FF,
+        EXPERT_WIDTH,
         u32("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
         Hyperparameter("expert_weights_norm", GGUFValueType.BOOL, lambda _: True),
         f32("expert_weights_scale", "moe_routed_scaling_factor"),
-        u32("expert_gating_func", lambda _: SIGMOID),
-        u32("leading_dense_block_count", "first_k_dense_replace"),
+        GATED_BY_SIGMOID,
+        DENSE_BLOCKS,
         u32("rope.dimension_count", _partial_rope("full")),
         u32("rope.dimension_count_swa", _partial_rope("sliding")),
     ),
@@ -299,7 +302,7 @@ MELLUM = Architecture(
     tensors=(*(EMBEDDING, OUTPUT_NORM, OUTPUT_ALWAYS), *NORMS, *ATTENTION, *HEAD_NORMS, ROUTER),
     variants=expert_variants(),
     hyperparameters=COMMON,
-    extensions=(_EXPERT_FF, WINDOW, WINDOW_PATTERN),
+    extensions=(EXPERT_WIDTH, WINDOW, WINDOW_PATTERN),
     defaults=DEFAULTS
     | {
         "head_dim": 128,

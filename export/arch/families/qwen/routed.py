@@ -12,6 +12,7 @@ from lorafold.export.arch.rules import (
     ATTENTION,
     ATTENTION_OUTPUT,
     EMBEDDING,
+    EXPERT_WIDTH,
     HEAD_NORMS,
     KEY,
     MODEL,
@@ -28,7 +29,7 @@ from lorafold.export.arch.rules import (
 from lorafold.export.arch.wrappers import SPELLINGS, TOWERS
 
 EXPERT_WIDTHS = (
-    u32("expert_feed_forward_length", "moe_intermediate_size"),
+    EXPERT_WIDTH,
     u32("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
 )
 EXPERTS_EVERYWHERE = (
