@@ -137,11 +137,16 @@ def _read(path: Path, chats: Sequence[AskedChat]) -> Answers:
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
+def own_code() -> list[Path]:
+    """The modules of this program that the answers depend on, in packages within packages too."""
+    here = Path(__file__).resolve().parent.parent
+    return [path for room in _OWN_CODE for path in sorted((here / room).rglob("*.py"))]
+
+
 def _made_of(inputs: Inputs) -> Iterator[list[object]]:
     """What the answers depend on; of files the name, size and time, which any change of them changes."""
     yield [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
-    here = Path(__file__).resolve().parent.parent
-    files = [path for room in _OWN_CODE for path in sorted((here / room).rglob("*.py"))]
+    files = own_code()
     for folder in (inputs.base.folder, *(adapter.folder for adapter, _ in inputs.adapters)):
         files += sorted(path for path in folder.resolve().iterdir() if path.is_file())
     for path in files:

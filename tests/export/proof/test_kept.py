@@ -14,7 +14,7 @@ import tiny_chat
 
 from lorafold.export import ExportConfig, ExportResult, export
 from lorafold.export.inputs import open_inputs
-from lorafold.export.proof.kept import KeptAnswers, KeptReference
+from lorafold.export.proof.kept import KeptAnswers, KeptReference, own_code
 from lorafold.export.proof.sample import AskedChat, ChatTokens
 
 pytest.importorskip("torch")
@@ -108,3 +108,7 @@ def test_a_disk_that_takes_nothing_is_no_error(tmp_path: Path) -> None:
     kept = KeptReference(inputs, tmp_path / "home")
     kept.keep([ChatTokens([1])], answers(0))
     assert kept.find([ChatTokens([1])]) is None
+
+
+def test_answers_depend_on_every_module_that_makes_them() -> None:
+    assert {"folded.py", "logits.py", "layers.py", "answers.py"} <= {path.name for path in own_code()}
