@@ -17,7 +17,6 @@ from lorafold.jsonfile import read_object
 from lorafold.tokenizer.folder import with_tokenizer_json
 
 TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
-_TEMPLATE = "chat_template.jinja"
 
 
 def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
-from lorafold.artifacts import damaged_files, new_folder, read_manifest
+from lorafold.artifacts import new_folder, read_export
 from lorafold.errors import InputError, LorafoldError, NumericError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.destination import check_destination, check_disk, keep_aside
@@ -215,15 +215,7 @@ def verify(
     Raises:
         InputError: not an export, a damaged file, or inputs that are gone.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.get("kind") != "export":
-        raise InputError(
-            "this is not an export of lorafold", at=folder, fix="give the folder that --out named"
-        )
-    if damaged := damaged_files(folder, manifest):
-        raise InputError(
-            f"{', '.join(damaged)} changed since the export (size or sha256)", at=folder, fix="export again"
-        )
+    manifest = read_export(folder)
     config = replace(config_of(manifest, folder), verify=True)
     observing = Observing(ollama, None, llama_server)
     if observing != Observing() and config.format != "gguf":

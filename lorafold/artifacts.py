@@ -290,3 +290,20 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         if not path.is_file() or path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
             damaged.append(name)
     return damaged
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """The manifest of an export whose files are whole.
+
+    Raises:
+        InputError: it is no export, or a file changed.
+        SystemFault: the system does not let it be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.get("kind") != "export":
+        fix = "give the folder that `lorafold export --out` named"
+        raise InputError("this is not an export of lorafold", at=folder, fix=fix)
+    if damaged := damaged_files(folder, manifest):
+        problem = f"{', '.join(damaged)} changed since the export (size or sha256)"
+        raise InputError(problem, at=folder, fix="export again")
+    return manifest

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lorafold.artifacts import MANIFEST, damaged_files, read_manifest
+from lorafold.artifacts import MANIFEST, read_export, read_manifest
 from lorafold.errors import InputError
 
 # Settings of the training that a reader wants to see.
@@ -82,13 +82,7 @@ def read_facts(folder: Path) -> ExportFacts:
     Raises:
         InputError: it is no export, a file changed, or its proof failed.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.get("kind") != "export":
-        fix = "give the folder that `lorafold export --out` named"
-        raise InputError("this is not an export of lorafold", at=folder, fix=fix)
-    if damaged := damaged_files(folder, manifest):
-        problem = f"{', '.join(damaged)} changed since the export (size or sha256)"
-        raise InputError(problem, at=folder, fix="export again")
+    manifest = read_export(folder)
     if manifest.get("verdict") == "failed":
         raise InputError("the proof of this export failed", at=folder, fix="see report.md, and export again")
     base = manifest.get("base") or {}

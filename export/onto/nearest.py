@@ -24,8 +24,6 @@ _PROBES = 16
 _BLOCK_NUMBERS = 1 << 21
 ALIKE = 0.8
 """Least cosine between a row and its line: quantized to two bits they have 0.9."""
-MARGIN = 0.05
-"""How much nearer the nearest line is than any other that is not its neighbour by value."""
 SLACK = 2.5
 """How much larger than that of a fresh quantization a row's error may be: other programs search otherwise."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from lorafold.export.outputs.merged_folder import (
     write_merged_folder,
 )
 from lorafold.export.outputs.side_files import find_side_files, folder_notes
+from lorafold.export.outputs.stochastic import round_rows_at_random
 from lorafold.export.outputs.surviving import survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor
 from lorafold.export.proof.check import Check
@@ -94,7 +96,9 @@ class FolderOutput:
             for info in shard.tensors
             if info.dtype in TORCH_NAMES
         ]
-        return survey_of({"the folder": model}, self.inputs, weights=weights)
+        seed = self.plan.seed
+        rounded = None if seed is None else functools.partial(round_rows_at_random, seed=seed)
+        return survey_of({"the folder": model}, self.inputs, weights=weights, rounded=rounded)
 
     def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the folder."""

@@ -92,7 +92,9 @@ def plan_gguf_models(
         metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
         model = typed(recipe, metadata)
         if adjust is not None:
-            model = adjust(name, model, len(encode_header(metadata, place_tensors(model))))
+            # Only a size that is asked for is held against the header, whose vocabulary takes a while.
+            header = len(encode_header(metadata, place_tensors(model))) if size is not None else 0
+            model = adjust(name, model, header)
         models.append(GgufModel(recipe.name, metadata, tuple(model)))
     plan = plan_files(
         models,
@@ -123,6 +125,7 @@ def _largest(
         UsageError: none is that small; the message tells the least.
     """
     sizes: dict[str, int] = {}
+    header = 0  # types change no byte of its size
     for name in asked or _MIXTURES:
         try:
             model = typed(find_recipe(name))
@@ -130,7 +133,7 @@ def _largest(
             if asked:
                 raise
             continue  # it needs an importance matrix
-        header = len(encode_header(metadata, place_tensors(model)))
+        header = header or len(encode_header(metadata, place_tensors(model)))
         sizes[name] = header + sum(bytes_of(tensor, kind) for tensor, kind in model)
     fitting = {name: each for name, each in sizes.items() if each <= size}
     if not fitting:

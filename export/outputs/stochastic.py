@@ -13,6 +13,8 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from lorafold.export.fold.changes import Block
 
@@ -47,3 +49,20 @@ def round_at_random(block: Block, dtype: str, name: str, start: int, seed: int) 
     steps = np.ldexp(block.astype(np.float64), -exponent)
     np.copyto(block, np.ldexp(np.floor(steps + dice / 65536.0), exponent))
     return block
+
+
+def round_rows_at_random(
+    rows: Block, kind: GGMLQuantizationType, name: str, numbers: NDArray[np.int64], *, seed: int
+) -> Block:
+    """The same for chosen rows.
+
+    Args:
+        rows: float32 (len(numbers), cols), finite; changed.
+        kind: the type that they are rounded to.
+        name: the tensor.
+        numbers: of the rows in it.
+        seed: another one gives other numbers.
+    """
+    for place, number in enumerate(numbers):
+        round_at_random(rows[place : place + 1], kind.name, name, int(number), seed)
+    return rows

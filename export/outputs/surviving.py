@@ -12,7 +12,7 @@ from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.rows import TunedSource
-from lorafold.export.survival.survey import Survey, TypedModel
+from lorafold.export.survival.survey import RoundsRows, Survey, TypedModel
 
 
 def models_in(files: Iterable[GgufFile]) -> dict[str, TypedModel]:
@@ -38,6 +38,7 @@ def survey_of(
     imatrix: Importance | None = None,
     weights: int | None = None,
     source: TunedSource | None = None,
+    rounded: RoundsRows | None = None,
 ) -> Survey | None:
     """A survey of planned models; None if no adapter changes anything in them.
 
@@ -47,9 +48,11 @@ def survey_of(
         imatrix: importance weights by tensor.
         weights: how many of each tensor are measured, see `Survey`.
         source: what the models are made from, if it is not the fold.
+        rounded: what is done to rows before they are quantized, see `Survey`.
     """
     if not inputs.adapters:
         return None
     exact = exact_of(inputs) if source is None else None
-    survey = Survey(models, source or inputs.source, exact=exact, imatrix=imatrix, weights=weights)
+    made_of = source or inputs.source
+    survey = Survey(models, made_of, exact=exact, imatrix=imatrix, weights=weights, rounded=rounded)
     return survey if survey.measured else None

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import lorafold
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import Answers
 from lorafold.export.proof.sample import AskedChat, ChatTokens
@@ -30,8 +31,8 @@ from lorafold.models import cache_folder
 _MOST_BYTES = 1_000_000_000
 _MOST = 32  # models and choices of chats
 _PACKAGES = ("numpy", "torch", "transformers")
-_OWN_CODE = ("fold", "proof")
-"""Rooms of the export that the answers depend on."""
+_OWN_CODE = ("export/fold", "export/proof", "adapters", "packed", "weights.py")
+"""Rooms and modules below `lorafold` that the answers depend on."""
 
 
 @dataclass(slots=True)
@@ -139,8 +140,9 @@ def _read(path: Path, chats: Sequence[AskedChat]) -> Answers:
 
 def own_code() -> list[Path]:
     """The modules of this program that the answers depend on, in packages within packages too."""
-    here = Path(__file__).resolve().parent.parent
-    return [path for room in _OWN_CODE for path in sorted((here / room).rglob("*.py"))]
+    home = Path(lorafold.__file__).parent
+    rooms = (home / room for room in _OWN_CODE)
+    return [path for room in rooms for path in ([room] if room.is_file() else sorted(room.rglob("*.py")))]
 
 
 def _made_of(inputs: Inputs) -> Iterator[list[object]]:

@@ -22,7 +22,7 @@ from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.gguf.rows import column_weights, read_block
 from lorafold.export.proof.check import Check
 from lorafold.export.quant import ggml
-from lorafold.weights import TensorInfo, TensorSource
+from lorafold.export.survival.rows import TunedSource, is_changed
 
 _Rows = NDArray[np.float32]
 
@@ -41,20 +41,8 @@ CHANGE = 0.25
 SURE = 6.0
 
 
-class ProvenSource(Protocol):
+class ProvenSource(TunedSource, Protocol):
     """What a file was made from, as far as it is asked here: a `Folded`, or what was put onto a GGUF."""
-
-    @property
-    def base(self) -> TensorSource:
-        """The same without adapters."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name."""
-
-    @property
-    def touched(self) -> Mapping[str, str]:
-        """The tensors that an adapter changes."""
 
     def exact_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Rows of a tensor by the slow, independent path."""
@@ -103,7 +91,7 @@ def check_tensors(
     descriptor = os.open(folder / file.name, os.O_RDONLY)
     try:
         for typed in file.tensors:
-            change = _Change() if _is_changed(typed, source) else None
+            change = _Change() if is_changed(typed.tensor, source, source.base) else None
             for start, stop in _sample(typed, random):
                 wanted = read_block(exact, typed.tensor, start, stop)
                 got = _read(descriptor, len(file.header), typed, start, stop)
@@ -163,15 +151,6 @@ class _Change:
     def whole(self) -> bool:
         """Whether nothing but chance makes it differ from 1."""
         return abs(self.amount - 1) <= CHANGE or abs(self._along) <= SURE * float(np.sqrt(self._variance))
-
-
-def _is_changed(typed: TypedTensor, source: ProvenSource) -> bool:
-    """Whether an adapter changes a tensor that the base has in the same shape."""
-    tensors = source.base.tensors
-    names = [rows.source for rows in typed.tensor.sources]
-    return any(name in source.touched for name in names) and all(
-        name in tensors and tensors[name].shape == source.tensors[name].shape for name in names
-    )
 
 
 def _sample(typed: TypedTensor, random: np.random.Generator) -> list[tuple[int, int]]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from lorafold.console import sanitize
 from lorafold.export.report.picture import bars, curve, survival_map
+from lorafold.export.survival.share import distance, is_off
 
 STYLE = Path(__file__).with_name("page.css")
-_TOLERATED = 0.1  # of the change, too little or too much, in any tensor
 _SURVIVAL = """\
 A fine-tune changes each weight by very little, often by less than one step of the file's number format.
 The picture shows, for each layer and each kind of weight, how much of that change is still there after
@@ -67,22 +67,17 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
     yield "<section class='tiles'>"
     yield f"<div class='tile'><b class='{tone}'>{_text(verdict)}</b>is what the proof says</div>"
     for model, whole in models.items():
-        lost = [one for one in whole["tensors"] if _is_lost(one)]
+        lost = [one for one in whole["tensors"] if is_off(one["share"], one["uncertainty"])]
         yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{whole['share']:.0%}</b>"
         yield f"of what was trained is in {_text(model)}; {_worst(lost, whole)}</div>"
     total = _size(sum(size for _, size in made))
     yield f"<div class='tile'><b>{total}</b>in {len(made)} files</div></section>"
 
 
-def _is_lost(one: Mapping[str, Any]) -> bool:
-    """Whether a tensor keeps too little of the change, or too much, and not by the chance of the sample."""
-    return bool(abs(1 - one["share"]) - 2 * one["uncertainty"] > _TOLERATED)
-
-
 def _worst(lost: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
     if not lost:
         return f"none of its {len(whole['tensors'])} changed tensors falls short"
-    worst = max(lost, key=lambda one: abs(1 - float(one["share"])))
+    worst = max(lost, key=lambda one: distance(one["share"]))
     of = f"{len(lost)} of {len(whole['tensors'])} changed tensors fall short"
     return f"{of}, the worst keeps {worst['share']:.0%}"
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lorafold.export.survival.share import distance
+
 _CELL, _HIGH, _LABEL = 17, 20, 150
 _NUMBERED = re.compile(r"(?:^|\.)(?:blk|layers|h|block|blocks)\.(\d+)\.(.*)")
 
@@ -27,7 +29,7 @@ def survival_map(tensors: Sequence[Mapping[str, Any]]) -> str:
     cells: dict[tuple[str, int], Mapping[str, Any]] = {}
     for tensor in tensors:
         place = place_of(tensor["tensor"])
-        if place not in cells or tensor["share"] < cells[place]["share"]:
+        if place not in cells or distance(tensor["share"]) > distance(cells[place]["share"]):
             cells[place] = tensor
     kinds = sorted({kind for kind, _ in cells})
     layers = sorted({layer for _, layer in cells})

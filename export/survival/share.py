@@ -26,6 +26,16 @@ Sums = NDArray[np.float64]
 ENOUGH = 0.9  # of a change; what `--keep-delta` is suggested with
 
 
+def distance(share: float) -> float:
+    """How far a share is from all of the change: too large a share is as wrong as one that is too small."""
+    return abs(1 - share)
+
+
+def is_off(share: float, uncertainty: float, keep: float = ENOUGH) -> bool:
+    """Whether a tensor keeps too little of its change, or too much, and not by the chance of the sample."""
+    return distance(share) - 2 * uncertainty > 1 - keep
+
+
 @dataclass(frozen=True, slots=True)
 class Survival:
     """What is left of the change to one tensor in one type.

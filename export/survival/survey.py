@@ -7,7 +7,7 @@ that the result depends on no thread and no size of blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ from lorafold.stopwatch import doing
 from lorafold.weights import TensorSource
 
 TypedModel = Sequence[tuple[MappedTensor, Type]]
+# Rows, their type, their tensor and their numbers in it -> the rows.
+RoundsRows = Callable[[Block, Type, str, RowNumbers], Block]
 
 # In the pass: this part of the touched weights, divided evenly over the tensors. Twice as much would cost a
 # tenth of the processor's time for a 0.5B model (`tools/bench_export.py --survival`).
@@ -104,6 +106,7 @@ class Survey:
         exact: the same if a rounding on the way (`--rounding peft`) is left out; the change is taken from it.
         imatrix: the importance weights of the export.
         weights: how many weights of each tensor are measured; None for as many as the pass can afford.
+        rounded: what is done to sampled rows before they are quantized; None for nothing.
 
     Attributes:
         source: what the models are made from.
@@ -122,8 +125,10 @@ class Survey:
         exact: TunedSource | None = None,
         imatrix: Importance | None = None,
         weights: int | None = None,
+        rounded: RoundsRows | None = None,
     ) -> None:
         self._models, self.source, self.exact = models, source, exact
+        self._rounded = rounded
         self._base: TensorSource = source.base
         self.imatrix = imatrix
         distinct = {tensor.name: tensor for model in models.values() for tensor, _ in model}
@@ -133,7 +138,8 @@ class Survey:
             if any(piece.source in source.touched for piece in tensor.sources)
         ]
         changed = [tensor for tensor in touched if is_changed(tensor, source, self._base)]
-        self.unmeasured = [tensor.name for tensor in touched if tensor not in changed]
+        names = {tensor.name for tensor in changed}
+        self.unmeasured = [tensor.name for tensor in touched if tensor.name not in names]
         if weights is None:
             total = sum(tensor.rows * tensor.cols for tensor in changed)
             weights = int(max(total * _SHARE, _LEAST)) // max(len(changed), 1)
@@ -188,7 +194,10 @@ class Survey:
             if self.exact is not None:
                 written = read_rows(self.source, tensor, look.picked + start)
             for kind in self._tallies[tensor.name]:
-                look.enter(kind, quantize(written, kind, look.weights, at=tensor.name))
+                rows = written
+                if self._rounded is not None:
+                    rows = self._rounded(written.copy(), kind, tensor.name, look.picked + start)
+                look.enter(kind, quantize(rows, kind, look.weights, at=tensor.name))
 
     def found(self) -> dict[str, list[Survival]]:
         """What survives, by model, in the order of its tensors; tensors that do not change are left out."""

@@ -13,7 +13,7 @@ from lorafold.export.survival.fill import Filled
 from lorafold.export.survival.grid import Grid
 from lorafold.export.survival.protect import Raised
 from lorafold.export.survival.rows import kind_of
-from lorafold.export.survival.share import ENOUGH, Survival, Whole, is_kept, together
+from lorafold.export.survival.share import ENOUGH, Survival, Whole, distance, is_kept, is_off, together
 from lorafold.export.survival.survey import Survey
 from lorafold.progress import Lines
 
@@ -29,7 +29,8 @@ The rounding error may be many times larger and still do little harm, since it p
 def cure_for(config: ExportConfig) -> str:
     """What brings back a change that the rounding of an export loses."""
     if config.format == "folder":
-        return "--dtype f32 keeps all of it, --rounding stochastic nearly all in the same size"
+        random = ", --rounding stochastic nearly all in the same size"
+        return "--dtype f32 keeps all of it" + (random if config.rounding != "stochastic" else "")
     if config.onto is not None:
         return "fold onto a GGUF of more bits, or export without --onto"
     if config.keep_delta is not None:
@@ -44,8 +45,8 @@ def percent(share: float) -> str:
 
 def off(found: Sequence[Survival], keep: float = ENOUGH) -> list[Survival]:
     """The tensors that keep too little of their change, or too much, and not by chance; worst first."""
-    lost = [one for one in found if abs(1 - one.share) - 2 * one.uncertainty > 1 - keep]
-    return sorted(lost, key=lambda one: -abs(1 - one.share))
+    lost = [one for one in found if is_off(one.share, one.uncertainty, keep)]
+    return sorted(lost, key=lambda one: -distance(one.share))
 
 
 def describe(found: _Found, cure: str) -> Lines:
@@ -198,8 +199,8 @@ def describe_raised(model: str, raised: Sequence[Raised], keep: float, size: int
     head = f"{len(raised)} tensors of {model}, to keep {percent(keep)} of the adapter's change in each: "
     lines = [("raised", head + f"{more:+,} bytes ({more / max(size - more, 1):+.1%})")]
     for (name, before, after), each in groups.items():
-        was = min(one.survived.share for one in each)
-        now = min(one.survives.share for one in each)
+        was = max((one.survived.share for one in each), key=distance)
+        now = max((one.survives.share for one in each), key=distance)
         text = f"{len(each)} × {before} to {after}: {percent(was)} would survive, now {percent(now)}"
         lines.append((f"  {name}", text))
     return lines
@@ -238,5 +239,5 @@ def by_kind(found: Sequence[Survival]) -> list[tuple[str, str, Whole, Survival]]
     for (name, kind), each in groups.items():
         whole = together(each)
         assert whole is not None
-        rows.append((name, kind, whole, min(each, key=lambda one: one.share)))
+        rows.append((name, kind, whole, max(each, key=lambda one: distance(one.share))))
     return rows

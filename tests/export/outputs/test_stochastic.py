@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
 
 from lorafold.errors import UsageError
-from lorafold.export import ExportConfig, export
+from lorafold.export import ExportConfig, export, plan_export
 from lorafold.export.outputs.stochastic import round_at_random
 
 
@@ -91,6 +92,15 @@ def test_a_wider_type_or_chance_buys_it_back(base: Path, adapter: Path, tmp_path
     assert made["f32"]["share"] == pytest.approx(1) and made["f32"]["error"] < 0.01
     assert made["chance"]["share"] == pytest.approx(1, abs=0.05) and made["chance"]["error"] > 1
     assert digest(tmp_path / "chance") == digest(tmp_path / "again") != digest(tmp_path / "other")
+
+
+def test_the_plan_rounds_as_the_export_will(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Nearest rounding would foretell the loss that chance buys back."""
+    config = tuned_config(adapter, base, tmp_path / "out", format="folder", rounding="stochastic")
+    (said,) = (text for label, text in plan_export(config) if label == "survival")
+    share = float(re.search(r"([\d.]+)% of the adapter", said)[1])  # type: ignore[index]
+    assert share == pytest.approx(100, abs=8)
+    assert "--rounding stochastic" not in said
 
 
 @pytest.mark.parametrize(
