@@ -263,8 +263,9 @@ class Conversation:
         return Dialogue(messages, self.tools) if self.tools else messages
 
     def waiting(self, model: int) -> list[ToolCall]:
-        """The calls of a model's last answer, which wait for results."""
-        answer = self.turns[-1].answers.get(model) if self.turns else None
+        """The calls that wait for results: of its own last answer, or of the followed model's."""
+        followed = model if self.follow is None else self.follow
+        answer = self.turns[-1].answers.get(followed) if self.turns else None
         return answer.calls if answer is not None and answer.stands else []
 
     def votes(self) -> tuple[dict[int, int], int]:

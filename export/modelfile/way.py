@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lorafold.chat.calls import listed
 from lorafold.export.modelfile.native import STATES, Native, guarded, state_name
 from lorafold.export.modelfile.template import THOUGHTS
 from lorafold.export.ollama.rules import (
@@ -126,8 +127,7 @@ def _by_renderer(jinja: str, template: str | None, architecture: str) -> Route:
 
 
 def _listed(states: tuple[bool | None, ...]) -> str:
-    names = [state_name(state) for state in states]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return listed([state_name(state) for state in states])
 
 
 def thoughts(jinja: str) -> tuple[str, str]:

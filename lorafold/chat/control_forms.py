@@ -7,6 +7,7 @@ who sees no tokenizer has only the look of a text to go by.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from lorafold.chat.controls import split_controls
 
@@ -65,9 +66,9 @@ def written_markers(text: str, controls: frozenset[str]) -> list[str]:
     return list(dict.fromkeys([*own, *usual_control_text(text)]))
 
 
-def without_ends(text: str, controls: frozenset[str]) -> tuple[str, list[str]]:
-    """A text without the markers that it ends with, and these, the last first."""
-    markers, ends = written_markers(text, controls), list[str]()
+def without_ends(text: str, markers: Collection[str]) -> tuple[str, list[str]]:
+    """A text without those of the markers that it ends with, and these, the last first."""
+    ends: list[str] = []
     while last := next((marker for marker in markers if text.rstrip().endswith(marker)), ""):
         text = text.rstrip().removesuffix(last)
         ends.append(last)

@@ -59,7 +59,8 @@ def content_of(file: IO[bytes], name: str) -> Iterator[tuple[IO[bytes], str]]:
             if not (packing := _read_as(_PACKINGS, _head(content))):
                 break
             content = stack.enter_context(unpacked(content, (packing,), name))
-        refuse_foreign(content, name)
+        if content is not file:
+            refuse_foreign(content, name)
         head = _head(content)
         kind = _read_as(_TABLES, head) or kind
         if kind not in _TABLES.values() and (encoding := _encoding(head)):

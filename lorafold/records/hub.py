@@ -164,8 +164,9 @@ def _rows(loaded: Any, name: str, split: str, prefix: str, note: Callable[[str],
     if isinstance(loaded, Mapping):
         others = [each for each in loaded if each != split]
         if split not in loaded:
-            problem = f"no split called {split} (splits: {', '.join(others)})"
-            raise InputError(problem, at=name, fix=f"give one of them: {prefix}{others[0]}")
+            problem = f"no split called {split} (splits: {', '.join(others) or 'none'})"
+            fix = f"give one of them: {prefix}{others[0]}" if others else "save the data set again"
+            raise InputError(problem, at=name, fix=fix)
         loaded = loaded[split]
         if others:
             note(f"{name}: the split {split} is read; another is had with {prefix}{' or '.join(others)}")

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lorafold.tokenizer.merges import from_merges, has_merges
 from lorafold.tokenizer.pieces import from_pieces
@@ -79,6 +80,7 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
     """
     if (folder / JSON).is_file():
         return folder
+    settings: Mapping[str, Any] = {}
     if (folder / MODEL).is_file():
         if not pieces:
             return folder
@@ -86,13 +88,13 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
     elif has_merges(folder):
         text = from_merges(folder)
     elif (folder / TEKKEN).is_file():
-        text = from_tekken(folder / TEKKEN)
+        text, settings = from_tekken(folder / TEKKEN), SETTINGS
     else:
         return folder
     made = Path(tempfile.mkdtemp(dir=_home().name))
     copy_files(find_files(folder, (*SMALL_FILES, MODEL)), made)
-    if (folder / TEKKEN).is_file() and not (folder / _CONFIG).is_file():
-        (made / _CONFIG).write_text(json.dumps(dict(SETTINGS)), encoding="utf-8")
+    if settings and not (folder / _CONFIG).is_file():
+        (made / _CONFIG).write_text(json.dumps(dict(settings)), encoding="utf-8")
     (made / JSON).write_text(text, encoding="utf-8")
     return made
 

@@ -225,8 +225,7 @@ def results_of(talk: Talk, text: str) -> tuple[str, ...]:
     Raises:
         UsageError: no call waits, or there are more or fewer results than calls.
     """
-    follow = talk.conversation.follow
-    counts = {len(talk.conversation.waiting(model if follow is None else follow)) for model in talk.calling()}
+    counts = {len(talk.conversation.waiting(model)) for model in talk.calling()}
     if not counts:
         raise UsageError("no call of a tool waits for a result", fix="ask something first")
     most = max(counts)

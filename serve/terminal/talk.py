@@ -124,10 +124,7 @@ class Talk:
 
     def calling(self) -> list[int]:
         """The models that answer now and whose history ends with calls, from left to right."""
-        follow = self.conversation.follow
-        return [
-            model for model in self.asked() if self.conversation.waiting(model if follow is None else follow)
-        ]
+        return [model for model in self.asked() if self.conversation.waiting(model)]
 
     def _run(self, user: str, attempt: int, results: tuple[str, ...] = ()) -> Turn | None:
         # One seed for all models of a turn, so that a difference is the models' own.

@@ -45,6 +45,17 @@ def test_all_can_follow_one() -> None:
     assert said(following, 1) == said(session(), 0)
 
 
+def test_calls_wait_where_a_model_goes_on() -> None:
+    made = session()
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    made.turns[-1].answers = {0: Answer("", reason="stop", calls=calls), 1: Answer("B4", reason="stop")}
+    assert (made.waiting(0), made.waiting(1)) == (calls, [])
+    made.follow = 0
+    assert made.waiting(1) == calls
+    made.follow = 1
+    assert made.waiting(0) == []
+
+
 def test_a_turn_is_what_it_was_when_it_was_asked() -> None:
     changed = session()
     changed.system, changed.follow = "be a pirate", 0  # for the next question

@@ -87,7 +87,12 @@ def _history(examples: Sequence[Example]) -> str:
 
 
 def _alike(examples: Sequence[Example]) -> str:
-    different = len({content_key(example) for example in examples})
-    if len(examples) < 2 or different > max(1, len(examples) // 10):  # some repetition is usual
+    usual = max(1, len(examples) // 10)  # some repetition is
+    different: set[object] = set()
+    for example in examples:
+        different.add(content_key(example))
+        if len(different) > usual:
+            return ""
+    if len(examples) < 2:
         return ""
-    return f"only {different} of {len(examples)} examples are different; the others repeat them"
+    return f"only {len(different)} of {len(examples)} examples are different; the others repeat them"

@@ -66,10 +66,12 @@ def _markers(example: Example, template: ChatTemplate, *, parsed: bool) -> tuple
     found: list[str] = []
     ends: list[str] = []
     for text in _texts(example):
-        bare, last = without_ends(text, template.controls)
+        markers = written_markers(text, template.controls)
+        bare, last = without_ends(text, markers)
         own = [marker for marker in last if marker in template.controls]
-        if written_markers(bare, template.controls) or (own and (parsed or example.text is not None)):
-            found += written_markers(text, template.controls)
+        whole = not last or bool(written_markers(bare, template.controls))
+        if whole or (own and (parsed or example.text is not None)):
+            found += markers
         else:
             ends += last
     return found, ends

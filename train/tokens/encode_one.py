@@ -67,11 +67,11 @@ def _written(example: Example, tokenizer: ChatTokenizer) -> list[tuple[str, bool
 def _unended(example: Example, tokenizer: ChatTokenizer) -> Example:
     """An example whose answers do not write out the end of a turn, which the template writes itself."""
     id_of, last = tokenizer.tokenizer.token_to_id, (*tokenizer.eos_ids, tokenizer.pad_id)
-    ends = frozenset(token for token in tokenizer.template.controls if id_of(token) in last)
+    ends = tuple(token for token in tokenizer.template.controls if id_of(token) in last)
     bare = {
         index: without_ends(message["content"], ends)[0].rstrip()
         for index, message in enumerate(example.messages)
-        if message["role"] == "assistant" and message["content"].rstrip().endswith(tuple(ends))
+        if message["role"] == "assistant" and message["content"].rstrip().endswith(ends)
     }
     if not bare:
         return example

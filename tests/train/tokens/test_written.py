@@ -164,6 +164,14 @@ def test_an_end_that_the_data_write_is_said_and_counts_once(end: str) -> None:
         assert several.ids[: len(plain.ids)] == plain.ids
 
 
+def test_of_what_an_answer_ends_with_only_the_end_is_taken_off() -> None:
+    ours, _ = tokenizer("qwen2", parse=True)
+    kept = encode_example(prompt("q", "a</s>"), ours)
+    assert (
+        encode_example(prompt("q", "a</s><|im_end|>"), ours) == kept != encode_example(prompt("q", "a"), ours)
+    )
+
+
 def inspected(tmp_path: Path, row: dict[str, str], **options: Any) -> Inspection:
     from tiny_base import tiny_tokenizer
 
