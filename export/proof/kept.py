@@ -72,10 +72,10 @@ class KeptReference:
     def find(self, asked: Sequence[ChatTokens]) -> KeptAnswers | None:
         """What was answered, if it is kept whole; a missing answer is the greedy one of the file of then."""
         folder = self._folder(asked)
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            chats = [AskedChat(**each) for each in json.loads((folder / "chats.json").read_text())]
-            base = folder / "base.npy"
-            answers = _read(base, chats) if base.exists() else None
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            told = json.loads((folder / "chats.json").read_text())
+            chats = [AskedChat(**each) for each in told["chats"]]
+            answers = _read(folder / "base.npy", chats) if told["base"] else None
             found = KeptAnswers(chats, _read(folder / "tuned.npy", chats), answers)
             os.utime(folder)
             return found
@@ -92,7 +92,8 @@ class KeptReference:
                 for name, values in (("tuned", answers.tuned), ("base", answers.base)):
                     if values is not None:
                         _write(new / f"{name}.npy", values)
-                (new / "chats.json").write_text(json.dumps([asdict(each) for each in answers.chats]))
+                told = {"chats": [asdict(each) for each in answers.chats], "base": answers.base is not None}
+                (new / "chats.json").write_text(json.dumps(told))
                 shutil.rmtree(folder, ignore_errors=True)
                 new.rename(folder)
             finally:
