@@ -40,7 +40,8 @@ class Calls:
             index, function = 0 if old else row.get("index"), fields(row.get("function")) or row
             key = index if isinstance(index, int) else f"call {len(self._calls)}"
             call = self._calls.setdefault(key, _Arriving())
-            call.name = call.name or text(function.get("name"))
+            name = function.get("name")
+            call.name = call.name or (name if isinstance(name, str) else "")
             call.identifier = call.identifier or text(row.get("id"))
             given = function.get("arguments")
             whole = isinstance(given, Mapping)

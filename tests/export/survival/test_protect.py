@@ -58,13 +58,16 @@ def test_each_gets_the_cheapest_type_that_keeps_enough(grid: Path, adapter: Path
     before, after = (found_in(tmp_path / place, "m-Q4_K_S.gguf")[name] for place in ("plain", "kept"))
     assert before["type"] == "Q4_K" and after["type"] != "Q4_K"
     bits = {kind: 8 * size / width for kind, (width, size) in gguf.GGML_QUANT_SIZES.items()}
+    tried = []
     for kind in smaller:
         if not bits[Type.Q4_K] <= bits[Type[kind]] < bits[Type[after["type"]]]:
             continue
+        tried.append(kind)
         out = tmp_path / kind
         export(tuned_config(adapter, grid, out, quant="Q4_K_S", tensor_type=(f"{name}={kind}",)))
         one = found_in(out, "m-Q4_K_S.gguf")[name]
         assert not 0.9 <= one["share"] <= 1.1 or one["error"] > before["error"], kind
+    assert tried
 
 
 def test_a_type_of_the_same_size_is_taken_only_if_it_errs_less(grid: Path, tmp_path: Path) -> None:

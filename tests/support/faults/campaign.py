@@ -144,11 +144,10 @@ class Campaign:
             wrong = list(self._next_run())
         return outcome, wrong
 
-    def lose_power(self, *, seed: int = 0, every: int = 1) -> Iterator[tuple[str, list[str]]]:
+    def lose_power(self, *, every: int = 1) -> Iterator[tuple[str, list[str]]]:
         """Every disk that a loss of power may leave, each once; its name, and what is wrong with it.
 
         Args:
-            seed: of what is torn.
             every: of the disks that differ, the command is run again on every n-th.
         """
         self.reset()
@@ -156,7 +155,7 @@ class Campaign:
         for moment in moments(disk, calls(self.log)):
             for kind in KINDS:
                 shutil.rmtree(self.work)
-                disk.write(self.work, kind, seed + moment)
+                disk.write(self.work, kind, moment)
                 left = str(sorted(_whole(self.work).items()))
                 if left in met:
                     continue
@@ -221,9 +220,9 @@ class Campaign:
         names = sorted(set(state.items()) ^ set(self.new.items()))
         return ", ".join(sorted({name for name, _ in names})) or "the old one"
 
-    def points(self, *, every: int = 1, signals: bool = True) -> Iterator[Fault]:
+    def points(self, *, every: int = 1) -> Iterator[Fault]:
         """What may strike each call (or every n-th): all that a system may answer to it, and each signal."""
         for number, kind in enumerate(self.calls, start=1):
             if number % every == 0:
-                for what in (*ERRORS[kind], *(SIGNALS if signals else ())):
+                for what in (*ERRORS[kind], *SIGNALS):
                     yield Fault(what, number)

@@ -13,7 +13,6 @@ from tiny_base import tiny_base
 
 _EXPORT = ("export", "adapter", "--base", "base", "--out", "out", "--pre-tokenizer", "gpt-2", "--no-verify")
 _TRAIN = ("train", "--base", "small", "--data", "data.jsonl", "--out", "out", "--r", "2")
-_COMPARE = ("compare", "plain.gguf", "tuned.gguf", "--prompts", "prompts.txt", "--out", "page.html")
 _STEPS = ("--max-steps", "4", "--save-steps", "2", "--per-device-train-batch-size", "1")
 
 SCENARIOS = (

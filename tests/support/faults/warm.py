@@ -2,8 +2,7 @@
 
 Reads one JSON object a line: `argv` of a command, `folder` to run it in, `said` (a file for what it prints),
 `seconds` it may take. Answers with one: `code` (exit code, or minus the signal that ended it; None if it had
-to be killed) and `seconds`. With `here` true a command runs in the warm process itself, so that what it
-compiles and loads is there for all forks.
+to be killed) and `seconds`.
 """
 
 from __future__ import annotations
@@ -48,9 +47,7 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         began = time.monotonic()
-        if task["here"]:
-            code: int | None = run(task["argv"], task["folder"], task["said"])
-        elif pid := os.fork():
+        if pid := os.fork():
             code = wait(pid, task["seconds"])
         else:
             sys.exit(run(task["argv"], task["folder"], task["said"]))
