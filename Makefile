@@ -23,7 +23,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"
 
-## Faults at every system call of real commands, and losses of power: rewrites docs/reliability.md.
+## Faults, kills, flipped bits, hostile files: each tool rewrites its part of docs/reliability.md.
 reliability: $(VENV)/.dev
 	$(BIN)/python tools/faults/strike.py --page docs/reliability.md
 

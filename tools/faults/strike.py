@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support/faul
 
 from campaign import Campaign, Scenario
 from faults import SIGNALS, Commands, shim
+from page import processor_seconds, write_figure, write_part
 from scenarios import SCENARIOS, inputs
 
-BEGIN, END = "<!-- figures: tools/faults/strike.py -->", "<!-- end of figures -->"
+FIGURE = "injected fault points, over all commands, survived"
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Figures:
         calls: system calls of an undisturbed run.
         errors, signals, disks: how often something struck, by its kind, or a disk after a loss of power.
         lost: what was wrong, in words.
-        seconds: that it took.
+        seconds: of processor time that it took.
     """
 
     scenario: str
@@ -51,17 +51,20 @@ class Figures:
     lost: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def struck(self) -> int:
+        return self.errors + self.signals + self.disks
+
     def row(self) -> str:
-        whole = self.errors + self.signals + self.disks - len(self.lost)
         return (
             f"| {self.scenario} | {self.calls} | {self.errors:,} | {self.signals:,} | {self.disks:,} "
-            f"| {whole:,} of {self.errors + self.signals + self.disks:,} | {self.seconds:.0f} s |"
+            f"| {self.struck - len(self.lost):,} of {self.struck:,} | {self.seconds:.0f} |"
         )
 
 
 def strike(scenario: Scenario, library: Path, material: Path, place: Path, every: int) -> Figures:
     """All faults of one scenario."""
-    began, figures = time.monotonic(), Figures(scenario.name)
+    figures = Figures(scenario.name)
     with Commands(library, place / "own", scenario.imports) as commands:
         campaign = Campaign(commands, scenario, material, place / "work")
         figures.calls = len(campaign.calls)
@@ -75,20 +78,16 @@ def strike(scenario: Scenario, library: Path, material: Path, place: Path, every
         for name, wrong in campaign.lose_power(every=8):
             figures.disks += 1
             figures.lost += [f"{name}: {each}" for each in wrong]
-    figures.seconds = time.monotonic() - began
+        figures.seconds = commands.processor
     return figures
 
 
-def table(all_figures: Iterable[Figures], every: int) -> str:
-    """The page's part that is generated."""
-    rows = list(all_figures)
-    columns = ("command", "calls", "errors", "signals", "disks after a power loss", "survived", "time")
+def table(rows: Iterable[Figures], every: int) -> str:
+    """The page's part."""
+    columns = ("command", "calls", "errors", "signals", "disks after a power loss", "survived", "processor s")
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
-    struck = sum(each.errors + each.signals + each.disks for each in rows)
-    lost = sum(len(each.lost) for each in rows)
     each_call = "each system call" if every == 1 else f"every {every}th system call"
-    told = f"{struck:,} faults at {each_call}, {lost} lost something."
-    return "\n".join([BEGIN, "", told, "", head, *(each.row() for each in rows), "", END])
+    return "\n".join([f"What strikes {each_call}:", "", head, *(each.row() for each in rows)])
 
 
 def main() -> int:
@@ -118,14 +117,14 @@ def main() -> int:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             all_figures = list(pool.map(run, range(len(chosen))))
-    made = table(all_figures, options.every)
+    struck, lost = sum(each.struck for each in all_figures), sum(len(each.lost) for each in all_figures)
+    print(table(all_figures, options.every), f"{struck:,} faults, {lost} lost something", sep="\n\n")
     if options.page:
-        text = options.page.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        options.page.write_text(before + made + rest.partition(END)[2], encoding="utf-8")
-    else:
-        print(made)
-    return 1 if any(figures.lost for figures in all_figures) else 0
+        write_part(options.page, "strikes", table(all_figures, options.every))
+        shown = f"{struck:,}, {(struck - lost) / struck:.2%}"
+        command = "tools/faults/strike.py" + (f" --every {options.every}" if options.every > 1 else "")
+        write_figure(options.page, FIGURE, shown, command, processor_seconds())
+    return 1 if lost else 0
 
 
 if __name__ == "__main__":

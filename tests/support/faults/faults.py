@@ -84,7 +84,7 @@ class Outcome:
         calls: system calls that were counted.
         kind: of the call that was struck ("write", "rename" …), or "".
         path: that it touched.
-        seconds: that it took.
+        seconds: of processor time that it took.
     """
 
     code: int | None
@@ -115,11 +115,14 @@ class Commands:
         library: the compiled shim.
         folder: for its own files; must not lie below a root that is struck.
         imports: modules that the process loads before it forks.
+
+    Attributes:
+        processor: seconds of processor time that the commands took.
     """
 
     def __init__(self, library: Path, folder: Path, imports: tuple[str, ...]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.processor = folder, 0.0
         name = folder / "order"
         name.write_bytes(bytes(ctypes.sizeof(_Order)))
         with open(name, "r+b") as file:
@@ -185,6 +188,7 @@ class Commands:
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self.processor += answer["seconds"]
         return answer
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 Reads one JSON object a line: `argv` of a command, `folder` to run it in, `said` (a file for what it prints),
 `seconds` it may take. Answers with one: `code` (exit code, or minus the signal that ended it; None if it had
-to be killed) and `seconds`.
+to be killed) and `seconds` of processor time.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def run(argv: list[str], folder: str, said: str) -> int:
     return main(argv)
 
 
-def wait(pid: int, seconds: float) -> int | None:
-    """The exit code of a child, minus the signal that ended it, or None after killing one that hangs."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+def wait(pid: int, seconds: float) -> tuple[int | None, float]:
+    """How a child ended (exit code, minus its signal, or None after killing one that hangs); seconds used."""
+    end, hangs = time.monotonic() + seconds, False
+    while True:
+        ended, status, used = os.wait4(pid, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            return None if hangs else os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        if time.monotonic() > end:
+            hangs = True
+            os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
 
 
 def main() -> None:
@@ -46,12 +46,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         task = json.loads(line)
-        began = time.monotonic()
         if pid := os.fork():
-            code = wait(pid, task["seconds"])
+            code, seconds = wait(pid, task["seconds"])
         else:
             sys.exit(run(task["argv"], task["folder"], task["said"]))
-        answers.write(json.dumps({"code": code, "seconds": time.monotonic() - began}) + "\n")
+        answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
         answers.flush()
 
 

@@ -1,0 +1,43 @@
+"""docs/reliability.md: what each tool of tools/faults puts into it, and leaves as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("page", REPOSITORY / "tools/faults/page.py")
+assert spec is not None and spec.loader is not None
+page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(page)
+
+
+def test_a_part_and_a_figure_are_replaced_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(
+        "head\n| kills | 10 | not run | | |\n| flips | 5 | 5 | `x` | 1 |\n"
+        "<!-- part one -->\nold\n<!-- end of one -->\n<!-- part two -->\nkept\n<!-- end of two -->\n"
+    )
+    page.write_part(path, "one", "new\\1")
+    page.write_figure(path, "kills", "10 of 10", "kill --all", 1234.4)
+    assert path.read_text() == (
+        "head\n| kills | 10 | 10 of 10 | `kill --all` | 1,234 |\n| flips | 5 | 5 | `x` | 1 |\n"
+        "<!-- part one -->\n\nnew\\1\n\n<!-- end of one -->\n<!-- part two -->\nkept\n<!-- end of two -->\n"
+    )
+    with pytest.raises(LookupError):
+        page.write_part(path, "on", "")
+    with pytest.raises(LookupError):
+        page.write_figure(path, "kil", "", "", 0)
+
+
+def test_what_the_tools_write_has_its_place_on_the_page() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    for tool in (REPOSITORY / "tools").rglob("*.py"):
+        written = re.findall(
+            r'write_part\([^,]+, "([^"]+)"|^FIGURE = "([^"]+)"', tool.read_text(), re.MULTILINE
+        )
+        for part, figure in written:
+            assert (f"<!-- part {part} -->" if part else f"| {figure} |") in text, f"{tool}: {part}{figure}"
