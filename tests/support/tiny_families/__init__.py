@@ -13,7 +13,7 @@ from typing import Any
 
 from tiny_models import SIZES, VOCABULARY, write_model
 
-from tiny_families.configs import DEEP, FAMILIES, FURTHER, GENERATION, MODEL_CARD, RESAVED, TWINS
+from tiny_families.configs import DEEP, FAMILIES, FURTHER, RESAVED, TWINS
 from tiny_families.newer import NEWER, RELEASED, TRANSPOSED
 
 __all__ = [
@@ -27,6 +27,19 @@ __all__ = [
     "tiny_family",
     "write_tokenizer",
 ]
+
+MODEL_CARD = """---
+license: apache-2.0
+language: [en, "no"]
+tags: [chat, tiny]
+base_model: https://huggingface.co/Some-Org/Tiny-1.5B-Instruct-v2
+datasets:
+- some-org/talk
+pipeline_tag: text-generation
+---
+# A model
+"""
+GENERATION = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
 
 
 def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tiny_models import SIZES
 
-from tiny_families.configs import LATENT_SIZES, LLAMA3_ROPE, TINY_VISION
+from tiny_families.shapes import LATENT_SIZES, LLAMA3_ROPE, TINY_VISION
 
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 # Older classes: four times the width inside, which the converter takes for granted, and no shared heads.
