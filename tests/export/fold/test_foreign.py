@@ -6,29 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import adapter_folders
 import numpy as np
 import pytest
-from adapter_folders import PREFIX, Q, adapter_folder, base_folder, lora, zeros
+from adapter_folders import PREFIX, Q, adapter_folder, base_folder, fold, lora, zeros
 
 from lorafold.adapters.folder import Adapter
-from lorafold.errors import InputError
+from lorafold.errors import InputError, LorafoldError
 from lorafold.export.fold.folded import Folded
 from lorafold.export.fold.for_peft import UNTARGETED, differs_for_peft
 
 BOTH = lora(Q.format(0)) | lora(Q.format(1))
 
 
-def fold(tmp_path: Path, tensors: dict[str, Any], **config: Any) -> Folded:
-    adapter = Adapter.open(adapter_folder(tmp_path / "adapter", tensors, **config))
-    return Folded(base_folder(tmp_path / "base"), [(adapter, 1.0)])
-
-
-def refused(action: Callable[[], Any], problem: str) -> InputError:
-    with pytest.raises(InputError, match=problem) as caught:
-        action()
-    assert caught.value.at and caught.value.fix and "\n" not in str(caught.value)
-    assert "belong to nothing" not in caught.value.problem and "another base" not in caught.value.problem
-    return caught.value
+def refused(action: Callable[[], Any], problem: str) -> LorafoldError:
+    """A refusal that knows the program, so that it does not guess at another base."""
+    error = adapter_folders.refused(action, problem)
+    assert error.fix
+    assert "belong to nothing" not in error.problem and "another base" not in error.problem
+    return error
 
 
 # A key as its program writes it, what is said of it, and a part of the cure.

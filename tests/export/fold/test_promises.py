@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import adapter_folders
 import numpy as np
 import pytest
-from adapter_folders import PREFIX, Q, adapter_folder, base_folder, lora, zeros
+from adapter_folders import PREFIX, Q, adapter_folder, base_folder, fold, lora, zeros
 
 from lorafold.adapters.fields import HARMLESS, NOT_FOLDABLE_OPTIONS, USED
 from lorafold.adapters.folder import Adapter
-from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 
 Tensors = dict[str, Any]
@@ -41,25 +41,21 @@ PAIRS: dict[str, tuple[Tensors, dict[str, Any]]] = {
 }
 
 
-def fold(tmp_path: Path, more: Tensors, config: dict[str, Any]) -> Folded:
-    tensors = lora(Q.format(0)) | lora(Q.format(1)) | more
-    adapter = Adapter.open(adapter_folder(tmp_path / "adapter", tensors, **config))
-    return Folded(base_folder(tmp_path / "base"), [(adapter, 1.0)])
+def added(folder: Path, more: Tensors, config: dict[str, Any]) -> Folded:
+    return fold(folder, lora(Q.format(0)) | lora(Q.format(1)) | more, **config)
 
 
 def refused(action: Callable[[], Any], problem: str) -> None:
-    with pytest.raises(InputError, match=problem) as caught:
-        action()
-    assert caught.value.at and caught.value.fix and "another base" not in caught.value.problem
+    assert "another base" not in adapter_folders.refused(action, problem).problem
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_part_needs_its_option_and_an_option_its_part(name: str, tmp_path: Path) -> None:
     more, config = PAIRS[name]
-    assert fold(tmp_path, more, config).touched
+    assert added(tmp_path, more, config).touched
     option = "peft_type ADALORA" if name == "lora_E" else name
-    refused(lambda: fold(tmp_path, more, {}), f"does not set {option}")
-    refused(lambda: fold(tmp_path, {}, config), f"(which|though) (its )?{option} (in|name)")
+    refused(lambda: added(tmp_path, more, {}), f"does not set {option}")
+    refused(lambda: added(tmp_path, {}, config), f"(which|though) (its )?{option} (in|name)")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,7 @@ def test_a_part_needs_its_option_and_an_option_its_part(name: str, tmp_path: Pat
 )
 def test_a_module_that_is_not_targeted(options: dict[str, Any], tmp_path: Path) -> None:
     """PEFT makes no place for it, and takes no notice of its tensors."""
-    refused(lambda: fold(tmp_path, {}, options), "does not target model.layers.[01].self_attn.q_proj")
+    refused(lambda: added(tmp_path, {}, options), "does not target model.layers.[01].self_attn.q_proj")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +82,7 @@ def test_a_module_that_is_not_targeted(options: dict[str, Any], tmp_path: Path) 
     ],
 )
 def test_a_module_that_is_targeted(options: dict[str, Any], tmp_path: Path) -> None:
-    assert len(fold(tmp_path, {}, options).touched) == 2
+    assert len(added(tmp_path, {}, options).touched) == 2
 
 
 def test_a_pattern_may_name_the_wrappers(tmp_path: Path) -> None:
@@ -100,15 +96,15 @@ def test_a_part_that_one_layer_alone_lacks(tmp_path: Path) -> None:
     more, config = PAIRS["use_dora"]
     first, *_ = more
     refused(
-        lambda: fold(tmp_path, {first: more[first]}, config),
+        lambda: added(tmp_path, {first: more[first]}, config),
         r"layers.1.self_attn.q_proj has no lora_magnitude_vector, which use_dora in .* promises",
     )
 
 
 def test_lora_bias_needs_its_option(tmp_path: Path) -> None:
     bias = both("lora_B.bias", zeros(8))
-    refused(lambda: fold(tmp_path, bias, {}), "does not set lora_bias")
-    refused(lambda: fold(tmp_path, {}, {"lora_bias": True}), "has no lora_bias, which lora_bias in")
+    refused(lambda: added(tmp_path, bias, {}), "does not set lora_bias")
+    refused(lambda: added(tmp_path, {}, {"lora_bias": True}), "has no lora_bias, which lora_bias in")
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
@@ -133,7 +129,7 @@ def test_biases_that_were_trained_and_not_saved(bias: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("part", ["lora_magnitude_vector", "lora_A.weight"])
 def test_an_empty_tensor_was_not_gathered(part: str, tmp_path: Path) -> None:
     more = both("lora_magnitude_vector", np.ones(8, np.float32)) | both(part, zeros(0))
-    refused(lambda: fold(tmp_path, more, {"use_dora": True}), "holds nothing .*two dimensions")
+    refused(lambda: added(tmp_path, more, {"use_dora": True}), "holds nothing .*two dimensions")
 
 
 def test_an_unknown_field_is_told_if_it_says_anything(tmp_path: Path) -> None:
@@ -146,7 +142,7 @@ def test_an_unknown_field_is_told_if_it_says_anything(tmp_path: Path) -> None:
     ("key", "what"), [("v_head.summary.weight", "value head"), ("score.weight", "classifier")]
 )
 def test_a_head_of_another_task_is_named(key: str, what: str, tmp_path: Path) -> None:
-    refused(lambda: fold(tmp_path, {f"{PREFIX}{key}": zeros(1, 6)}, {}), f"is the .*{what}.*has no place")
+    refused(lambda: added(tmp_path, {f"{PREFIX}{key}": zeros(1, 6)}, {}), f"is the .*{what}.*has no place")
 
 
 @pytest.mark.slow  # importing PEFT takes seconds
@@ -256,10 +252,12 @@ def test_a_whole_module_is_saved_without_its_buffers(tmp_path: Path) -> None:
 def test_trained_tokens_of_each_layer_that_is_named(tmp_path: Path) -> None:
     head = {f"{PREFIX}lm_head.token_adapter.trainable_tokens_delta": zeros(1, 6)}
     indices = {"trainable_token_indices": {"embed_tokens": [3], "lm_head": [4]}}
-    assert fold(tmp_path, TOKENS | head, indices).touched
+    assert added(tmp_path, TOKENS | head, indices).touched
     refused(
-        lambda: fold(tmp_path, TOKENS, indices), "it holds nothing for lm_head, which its trainable_token_ind"
+        lambda: added(tmp_path, TOKENS, indices),
+        "it holds nothing for lm_head, which its trainable_token_ind",
     )
     refused(
-        lambda: fold(tmp_path, head, indices), "it holds nothing for embed_tokens, which its trainable_token"
+        lambda: added(tmp_path, head, indices),
+        "it holds nothing for embed_tokens, which its trainable_token",
     )

@@ -1,25 +1,22 @@
-"""What servers refuse with, in the words of each, and what an answer carries beside its text."""
+"""What servers refuse with, in the words of each, and answers that break off."""
 
 from __future__ import annotations
 
-import json
 import socket
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_servers import answered, part, refused, server, streamed
+from model_servers import CHAT, MODELS, answered, events, part, refused, server, streamed
 
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.serve.engines.servers.ollama import OllamaEngine
 from lorafold.serve.engines.servers.openai import OpenAIEngine
 from lorafold.serve.engines.servers.thinking import Divider
 
-MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
 TAGS = {"/api/tags": {"models": [{"name": "m:latest"}]}, "/api/ps": {"models": []}}
-CHAT, OLLAMA = "/v1/chat/completions", "/api/chat"
-END = part(None, "stop")
+OLLAMA = "/api/chat"
 
 
 def error(message: str, **more: Any) -> dict[str, Any]:
@@ -252,109 +249,6 @@ def test_a_page_where_a_model_server_should_be(monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(SystemFault, match=r"answered 502 Bad Gateway: 502 Bad; fix: look"),
     ):
         answered(OpenAIEngine(url))
-
-
-def events(*lines: Any) -> bytes:
-    return b"".join(b"data:" + json.dumps(line).encode() + b"\n\n" for line in lines)
-
-
-def call(index: int | None, name: str | None, arguments: Any, **more: Any) -> dict[str, Any]:
-    row = {"function": {"name": name, "arguments": arguments}, **more}
-    return row if index is None else {"index": index, **row}
-
-
-def delta(**fields: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
-
-
-# The body of an answer -> text, reasoning, why it ended.
-ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
-    "calls in parts": (
-        events(
-            delta(role="assistant", content=None, tool_calls=[call(0, "weather", "", id="1")]),
-            delta(tool_calls=[call(0, None, '{"city": ')]),
-            delta(tool_calls=[call(0, None, '"Bern"}')]),
-            delta(tool_calls=[call(1, "time", None, id="2")]),
-            part(None, "tool_calls"),
-        ),
-        '[calls weather({"city": "Bern"})]\n[calls time()]',
-        "",
-        "tool_calls",
-    ),
-    "a call behind a text": (
-        events(part("I look."), delta(tool_calls=[call(0, "f", "{}")]), part(None, "tool_calls")),
-        "I look.\n[calls f({})]",
-        "",
-        "tool_calls",
-    ),
-    "calls at once, no index": (
-        events(
-            {
-                "choices": [
-                    {
-                        "message": {
-                            "content": None,
-                            "tool_calls": [call(None, "f", "{}"), call(None, "g", {"é": 1})],
-                        },
-                        "finish_reason": "stop",
-                    }
-                ]
-            }
-        ),
-        '[calls f({})]\n[calls g({"é": 1})]',
-        "",
-        "tool_calls",
-    ),
-    "an old call": (
-        events(
-            delta(function_call={"name": "f", "arguments": "{"}), delta(function_call={"arguments": "}"}), END
-        ),
-        "[calls f({})]",
-        "",
-        "tool_calls",
-    ),
-    "a thought in the text": (
-        events(part("<think>\nhm"), part("</think>\n\nHel"), part("lo"), END),
-        "Hello",
-        "hm",
-        "stop",
-    ),
-    "a thought that never ends": (events(part("<think>hm"), part(" hm", "length")), "", "hm hm", "length"),
-    "a thought in the middle is text": (
-        events(part("Write <think>"), part("x</think>"), END),
-        "Write <think>x</think>",
-        "",
-        "stop",
-    ),
-    "an answer that begins like a tag": (events(part(" <th"), part("ree>"), END), " <three>", "", "stop"),
-    "a role alone": (events(delta(role="assistant"), part("Hello"), END), "Hello", "", "stop"),
-    "the usage behind the end": (
-        events(part("Hello"), END, {"choices": [], "usage": {"completion_tokens": 1}}),
-        "Hello",
-        "",
-        "stop",
-    ),
-    "bytes that are no UTF-8": (
-        events(part("Hel@lo"), END).replace(b"@", b"\xff"),
-        "Hel\ufffdlo",
-        "",
-        "stop",
-    ),
-    "comments that keep it alive": (
-        b": OPENROUTER PROCESSING\n\n:\n\n" + events(part("Hello")) + b": ping\n\n" + events(END),
-        "Hello",
-        "",
-        "stop",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_what_an_answer_carries(name: str) -> None:
-    raw, text, reasoning, reason = ANSWERS[name]
-    with server(MODELS, {CHAT: refused(200, raw, "text/event-stream")}) as (url, _):
-        answer = answered(OpenAIEngine(url))
-    assert (answer.text, answer.reasoning, answer.reason) == (text, reasoning, reason)
 
 
 def test_calls_and_thoughts_of_ollama(monkeypatch: pytest.MonkeyPatch) -> None:

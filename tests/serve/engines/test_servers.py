@@ -1,36 +1,24 @@
-"""Servers put any value in any place: each gives an answer or an error in one line, never a traceback."""
+"""What servers send, in the forms of many programs: answers and errors, each with the server named."""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_terminal import plain, terminal
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from model_servers import ASKED, GREEDY, answered, part, refused, server, streamed
+from model_servers import CHAT, END, GREEDY, MODELS, answered, delta, events, part, refused, server
 
 from lorafold.errors import LorafoldError, SystemFault, UsageError
-from lorafold.serve.config import Sampling
 from lorafold.serve.conversation import Answer, Conversation, Turn
-from lorafold.serve.engines.servers import ollama, openai
-from lorafold.serve.engines.servers.answer import ServerAnswer
-from lorafold.serve.engines.servers.events import ServerEvent, read_events
-from lorafold.serve.engines.servers.ollama import OllamaEngine
 from lorafold.serve.engines.servers.openai import OpenAIEngine
-from lorafold.serve.protocol import Cancel, Event, Finished
+from lorafold.serve.protocol import Cancel
 
-MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
-CHAT = "/v1/chat/completions"
-END = part(None, "stop")
 WHOLE = {
     "object": "chat.completion",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
@@ -38,25 +26,17 @@ WHOLE = {
 }
 
 
-def delta(content: Any, finish: Any = None, **more: Any) -> dict[str, Any]:
-    """A chunk with any content."""
-    return {"choices": [{"index": 0, "delta": {"content": content}, "finish_reason": finish, **more}]}
-
-
-def events(*lines: Any) -> bytes:
-    """Server-sent events."""
-    return b"".join(
-        b"data: " + (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n\n"
-        for line in lines
-    )
+def call(index: int | None, name: str | None, arguments: Any, **more: Any) -> dict[str, Any]:
+    row = {"function": {"name": name, "arguments": arguments}, **more}
+    return row if index is None else {"index": index, **row}
 
 
 # The body of an answer -> text, reasoning, why it ended.
 ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
     "parts (Mistral)": (
         events(
-            delta([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
-            delta([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]),
+            part([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+            part([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]),
             END,
         ),
         "Hello",
@@ -64,13 +44,13 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
         "stop",
     ),
     "a part with a value (assistants)": (
-        events(delta([{"type": "text", "text": {"value": "Hello", "annotations": []}}]), END),
+        events(part([{"type": "text", "text": {"value": "Hello", "annotations": []}}]), END),
         "Hello",
         "",
         "stop",
     ),
-    "parts that are texts": (events(delta(["Hel", "lo"]), END), "Hello", "", "stop"),
-    "one part": (events(delta({"type": "text", "text": "Hello"}), END), "Hello", "", "stop"),
+    "parts that are texts": (events(part(["Hel", "lo"]), END), "Hello", "", "stop"),
+    "one part": (events(part({"type": "text", "text": "Hello"}), END), "Hello", "", "stop"),
     "details alone (MiniMax)": (
         events(
             {"choices": [{"delta": {"reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}}]},
@@ -81,7 +61,7 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
         "hm",
         "stop",
     ),
-    "a number": (events(delta(4), END), "4", "", "stop"),
+    "a number": (events(part(4), END), "4", "", "stop"),
     "null choices": (
         events(part("Hello"), {"choices": [None]}, {"choices": None}, {"choices": []}, END),
         "Hello",
@@ -94,14 +74,14 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
         "",
         "stop",
     ),
-    "halves of an emoji": (events(delta("Hi \ud83d"), delta("\ude00!"), END), "Hi 😀!", "", "stop"),
+    "halves of an emoji": (events(part("Hi \ud83d"), part("\ude00!"), END), "Hi 😀!", "", "stop"),
     "a half without the other": (
-        events(delta("a\ud83d"), delta("b\udc00c"), END),
+        events(part("a\ud83d"), part("b\udc00c"), END),
         "a\ufffdb\ufffdc",
         "",
         "stop",
     ),
-    "a half at the end": (events(delta("a\ud83d"), END), "a\ufffd", "", "stop"),
+    "a half at the end": (events(part("a\ud83d"), END), "a\ufffd", "", "stop"),
     "halves in the reasoning": (
         events(part(None, reasoning="\ud83d"), part(None, reasoning="\ude00"), part("x"), END),
         "x",
@@ -153,14 +133,14 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
         "",
         "content_filter",
     ),
-    "a reason in an object": (events(part("Hel"), delta(None, {"type": "max_time"})), "Hel", "", "max_time"),
+    "a reason in an object": (events(part("Hel"), part(None, {"type": "max_time"})), "Hel", "", "max_time"),
     "a refusal": (events({"choices": [{"delta": {"refusal": "No."}}]}, END), "No.", "", "refusal"),
     "tool calls": (events({"choices": [{"delta": {"tool_calls": [{"id": 1}]}}]}, END), "", "", "tool_calls"),
     "a word of ours": (events(part("Hel", "failed")), "Hel", "", "failed (the server's word)"),
     "odd log-probabilities": (
         events(
-            delta("Hel", logprobs=[]),
-            delta(
+            part("Hel", logprobs=[]),
+            part(
                 "lo",
                 logprobs={
                     "content": [
@@ -173,6 +153,83 @@ ANSWERS: dict[str, tuple[bytes, str, str, str]] = {
             ),
             END,
         ),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "calls in parts": (
+        events(
+            delta(role="assistant", content=None, tool_calls=[call(0, "weather", "", id="1")]),
+            delta(tool_calls=[call(0, None, '{"city": ')]),
+            delta(tool_calls=[call(0, None, '"Bern"}')]),
+            delta(tool_calls=[call(1, "time", None, id="2")]),
+            part(None, "tool_calls"),
+        ),
+        '[calls weather({"city": "Bern"})]\n[calls time()]',
+        "",
+        "tool_calls",
+    ),
+    "a call behind a text": (
+        events(part("I look."), delta(tool_calls=[call(0, "f", "{}")]), part(None, "tool_calls")),
+        "I look.\n[calls f({})]",
+        "",
+        "tool_calls",
+    ),
+    "calls at once, no index": (
+        events(
+            {
+                "choices": [
+                    {
+                        "message": {
+                            "content": None,
+                            "tool_calls": [call(None, "f", "{}"), call(None, "g", {"é": 1})],
+                        },
+                        "finish_reason": "stop",
+                    }
+                ]
+            }
+        ),
+        '[calls f({})]\n[calls g({"é": 1})]',
+        "",
+        "tool_calls",
+    ),
+    "an old call": (
+        events(
+            delta(function_call={"name": "f", "arguments": "{"}), delta(function_call={"arguments": "}"}), END
+        ),
+        "[calls f({})]",
+        "",
+        "tool_calls",
+    ),
+    "a thought in the text": (
+        events(part("<think>\nhm"), part("</think>\n\nHel"), part("lo"), END),
+        "Hello",
+        "hm",
+        "stop",
+    ),
+    "a thought that never ends": (events(part("<think>hm"), part(" hm", "length")), "", "hm hm", "length"),
+    "a thought in the middle is text": (
+        events(part("Write <think>"), part("x</think>"), END),
+        "Write <think>x</think>",
+        "",
+        "stop",
+    ),
+    "an answer that begins like a tag": (events(part(" <th"), part("ree>"), END), " <three>", "", "stop"),
+    "a role alone": (events(delta(role="assistant"), part("Hello"), END), "Hello", "", "stop"),
+    "the usage behind the end": (
+        events(part("Hello"), END, {"choices": [], "usage": {"completion_tokens": 1}}),
+        "Hello",
+        "",
+        "stop",
+    ),
+    "bytes that are no UTF-8": (
+        events(part("Hel@lo"), END).replace(b"@", b"\xff"),
+        "Hel\ufffdlo",
+        "",
+        "stop",
+    ),
+    "comments that keep it alive": (
+        b": OPENROUTER PROCESSING\n\n:\n\n" + events(part("Hello")) + b": ping\n\n" + events(END),
         "Hello",
         "",
         "stop",
@@ -362,172 +419,3 @@ def test_a_pipe_gets_the_answer_alone(raw: bytes, out: str, notes: list[str]) ->
         told = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
     assert ended.stdout == out and all(note in ended.stderr for note in notes)
     assert json.loads(told.stdout)["answers"][0]["reasoning"] in ("two and two", "hmm")
-
-
-# Any JSON value at any place.
-
-ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(alphabet=st.characters(), max_size=8)
-    | st.sampled_from(
-        ["error", "stop", "length", "\ud83d", "\ude00", "text", 0, 1, 10**400, -1, float("nan")]
-    ),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    "error",
-                    "message",
-                    "type",
-                    "text",
-                    "content",
-                    "delta",
-                    "choices",
-                    "thinking",
-                    "object",
-                    "index",
-                ]
-            )
-            | st.text(max_size=3),
-            inner,
-            max_size=3,
-        )
-    ),
-    max_leaves=8,
-)
-LOGPROBS = {"content": [{"token": "He", "logprob": -0.5, "bytes": [72, 101], "top_logprobs": []}]}
-STREAM: list[Any] = [
-    part("", role="assistant"),
-    part(None, reasoning_content="hm"),
-    part("He", logprobs=LOGPROBS),
-    part("llo"),
-    part("", "stop"),
-    {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 4}},
-]
-LINES: list[Any] = [
-    {"message": {"role": "assistant", "content": "", "thinking": "hm"}, "done": False},
-    {"message": {"content": "He"}, "logprobs": LOGPROBS["content"], "done": False},
-    {"message": {"content": "llo"}, "done": False},
-    {
-        "message": {"content": ""},
-        "done": True,
-        "done_reason": "stop",
-        "eval_count": 2,
-        "prompt_eval_count": 1,
-    },
-]
-Read = Callable[[Iterator[ServerEvent], ServerAnswer], Iterator[Event]]
-
-
-def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value within a value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(path for key, item in inner for path in places(item, (*at, key)))]
-
-
-def put(whole: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The whole with another value at a place."""
-    if not path:
-        return value
-    made = copy.deepcopy(whole)
-    there = made
-    for key in path[:-1]:
-        there = there[key]
-    there[path[-1]] = value
-    return made
-
-
-def outcome(read: Read, lines: Iterator[bytes]) -> Answer | LorafoldError:
-    """The answer in lines of a server, checked to be one that can be shown and saved; or the error."""
-    answer, last = Answer(), None
-    try:
-        for event in read(read_events(lines, "http://x"), ServerAnswer("http://x", GREEDY, Cancel())):
-            answer.take(event)
-            last = event
-    except LorafoldError as error:
-        assert "\n" not in str(error) and error.fix
-        return error
-    assert isinstance(last, Finished)
-    (answer.text + answer.reasoning).encode()
-    json.dumps([answer.text, answer.reason, answer.logprobs, answer.tokens, answer.prompt_tokens])
-    assert answer.scored is None or "".join(text for text, _ in answer.scored) == answer.text
-    return answer
-
-
-def sent(values: list[Any], sse: bool) -> Iterator[bytes]:
-    for value in values:
-        yield (b"data: " if sse else b"") + json.dumps(value).encode()
-        yield b""
-
-
-@pytest.mark.parametrize(("read", "stream"), [(openai.read_answer, STREAM), (ollama.read_answer, LINES)])
-@given(data=st.data())
-@settings(max_examples=100, deadline=None)
-def test_any_value_at_any_place(read: Read, stream: list[Any], data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from([path for path in places(stream) if path]))
-    made = put(stream, path, data.draw(ANYTHING))
-    outcome(read, sent(made, sse=data.draw(st.booleans())))
-
-
-@pytest.mark.parametrize("read", [openai.read_answer, ollama.read_answer])
-@given(
-    lines=st.lists(
-        st.binary(max_size=20)
-        | st.sampled_from(
-            [b"data:", b"data: {", b"event: error", b"data: [DONE]", b"{", b"}", b"error: x", b"", b":"]
-        )
-        | ANYTHING.map(lambda value: b"data: " + json.dumps(value).encode()),
-        max_size=6,
-    )
-)
-@settings(max_examples=100, deadline=None)
-def test_any_lines(read: Read, lines: list[bytes]) -> None:
-    outcome(read, (piece for line in lines for piece in line.splitlines() or [b""]))
-
-
-@given(text=st.text(alphabet=st.characters(), max_size=12), cuts=st.lists(st.integers(0, 24), max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_text_is_whole_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
-    """Cut between the UTF-16 units that JSON escapes, as servers do that stream in JavaScript or Java."""
-    units = text.encode("utf-16-le", errors="surrogatepass")
-    at = sorted({0, *(2 * cut for cut in cuts if 2 * cut < len(units)), len(units)})
-    pieces = [units[a:b].decode("utf-16-le", errors="surrogatepass") for a, b in itertools.pairwise(at)]
-    answer = outcome(openai.read_answer, sent([*map(delta, pieces), END], sse=True))
-    assert isinstance(answer, Answer)
-    assert answer.text == units.decode("utf-16-le", errors="replace")
-
-
-@given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_value_in_a_list_of_models(data: st.DataObject, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = {"data": [{"id": "m", "max_model_len": 64, "meta": {"ftype": "Q4", "n_ctx": 64}}]}
-    tags = {"models": [{"name": "m:latest", "digest": "sha256:0", "details": {"quantization_level": "Q4"}}]}
-    loaded = {"models": [{"name": "m:latest", "context_length": 64}]}
-    props = {"default_generation_settings": {"n_ctx": 64}}
-    tokens = {"tokens": [1, 2]}
-
-    def odd(value: Any) -> Any:
-        return put(value, data.draw(st.sampled_from(places(value))), data.draw(ANYTHING))
-
-    get = {"/v1/models": odd(listed), "/props": odd(props), "/api/tags": odd(tags), "/api/ps": odd(loaded)}
-    post = {"/tokenize": refused(200, odd(tokens)), "/api/chat": streamed(LINES)}
-    with server(get, post) as (url, _):
-        monkeypatch.setenv("OLLAMA_HOST", url)
-        for open_ in (
-            lambda: OpenAIEngine(url),
-            lambda: OpenAIEngine(f"{url}#m"),
-            lambda: OllamaEngine("ollama:m"),
-        ):
-            try:
-                engine = open_()
-                assert isinstance(engine.about.name + engine.about.quantization, str)
-                assert engine.context is None or engine.context > 0
-                engine.count_tokens("a")
-                if isinstance(engine, OllamaEngine):
-                    list(engine.stream(ASKED, Sampling(seed=0), Cancel()))
-            except LorafoldError as error:
-                assert "\n" not in str(error)

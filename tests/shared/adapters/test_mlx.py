@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapter_folders import refused
 from mlx_lm_oracle import made_by_mlx_lm
 from safetensors.numpy import load_file, save_file
 
 from lorafold.adapters.folder import Adapter
-from lorafold.errors import InputError
 from lorafold.export.fold.folded import Folded
 from lorafold.sources.adapter_base import base_of
 from lorafold.weights import Checkpoint
@@ -56,13 +56,6 @@ def adapter_of(folder: Path, tensors: dict[str, Any], **changes: Any) -> Adapter
     config(folder, **changes)
     save_file(tensors, folder / "adapters.safetensors")
     return Adapter.open(folder)
-
-
-def refused(action: Any, problem: str) -> InputError:
-    with pytest.raises(InputError, match=problem) as caught:
-        action()
-    assert caught.value.at and caught.value.fix
-    return caught.value
 
 
 def test_a_layer_by_hand(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
+from lorafold.adapters.folder import Adapter
+from lorafold.errors import InputError, LorafoldError
+from lorafold.export.fold.folded import Folded
 from lorafold.weights import Checkpoint
 
 Q = "model.layers.{}.self_attn.q_proj"
@@ -45,3 +50,18 @@ def base_folder(folder: Path, layers: int = 2) -> Checkpoint:
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 10}')
     return Checkpoint.open(folder)
+
+
+def fold(folder: Path, tensors: dict[str, Any] | None = None, layers: int = 2, **config: Any) -> Folded:
+    """A base with an adapter folded in, both written to `folder`."""
+    adapter = Adapter.open(adapter_folder(folder / "adapter", tensors, **config))
+    return Folded(base_folder(folder / "base", layers), [(adapter, 1.0)])
+
+
+def refused(action: Callable[[], Any], problem: str, kind: type[LorafoldError] = InputError) -> LorafoldError:
+    """The error that an action ends with: one line, a place, a cure (or what was expected, which is one)."""
+    with pytest.raises(kind, match=problem) as caught:
+        action()
+    error = caught.value
+    assert "\n" not in str(error) and error.at and (error.fix or "expected" in error.problem)
+    return error

@@ -22,6 +22,8 @@ from lorafold.serve.conversation import Answer
 from lorafold.serve.protocol import Cancel, Engine, Finished, Started, Token
 
 ASKED = [{"role": "user", "content": "why is the sky blue?"}]
+MODELS = {"/v1/models": {"data": [{"id": "m"}]}}
+CHAT = "/v1/chat/completions"
 GREEDY = Sampling(temperature=0, seed=5, max_tokens=16)
 Reply = Callable[[Any, Any], None]
 
@@ -139,12 +141,28 @@ def streamed(
     return reply
 
 
-def part(content: str | None, finish: str | None = None, **more: Any) -> dict[str, Any]:
+def part(content: Any, finish: Any = None, **more: Any) -> dict[str, Any]:
     """A chunk of an OpenAI-compatible answer, https://platform.openai.com/docs/api-reference/chat-streaming."""
     delta = {key: more.pop(key) for key in ("role", "reasoning_content", "reasoning") if key in more}
     delta |= {} if content is None else {"content": content}
     choice = {"index": 0, "delta": delta, "finish_reason": finish, **more}
     return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "choices": [choice]}
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    """A chunk with any fields."""
+    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+END = part(None, "stop")
+
+
+def events(*lines: Any) -> bytes:
+    """Server-sent events; bytes are sent as they are."""
+    return b"".join(
+        b"data: " + (line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n\n"
+        for line in lines
+    )
 
 
 def refused(status: int, body: Any, kind: str = "application/json; charset=utf-8") -> Reply:
