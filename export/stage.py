@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.artifacts import new_folder, read_export
@@ -66,6 +67,16 @@ class ExportResult:
 
     def _repr_html_(self) -> str:
         return lines_as_html(self.lines())
+
+    def as_json(self) -> dict[str, Any]:
+        """For the next program: where it lies, the proof with its figures, the notes."""
+        return {
+            "folder": str(self.folder),
+            "files": dict(self.files),
+            "proof": self.proof.with_summary(),
+            "notes": list(self.notes),
+            "seconds": dict(self.seconds),
+        }
 
     def lines(self) -> Lines:
         """Label and text of what was made and proven, and how to go on."""

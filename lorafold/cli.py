@@ -39,6 +39,8 @@ RecipeName = Annotated[
     Parameter(help="Settings by the name of a known recipe (`lorafold recipes`) or a YAML file; flags win."),
 ]
 
+AsJson = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of text.")]
+
 
 def version_line() -> str:
     """Name and version."""
@@ -105,9 +107,14 @@ def demo(
 
 
 @command("train")
-def train(config: Annotated[TrainConfig, Flat] = TrainConfig(), *, recipe: RecipeName = None) -> int:  # noqa: B008
+def train(
+    config: Annotated[TrainConfig, Flat] = TrainConfig(),  # noqa: B008
+    *,
+    recipe: RecipeName = None,
+    as_json: AsJson = False,
+) -> int:
     """Train an adapter from examples."""
-    from lorafold.console import live_progress, print_lines, say
+    from lorafold.console import live_progress, say
     from lorafold.train import plan_training
     from lorafold.train import train as stage
     from lorafold.train.workers import place
@@ -118,23 +125,30 @@ def train(config: Annotated[TrainConfig, Flat] = TrainConfig(), *, recipe: Recip
         else:
             result = stage(config, progress, say)
     if config.plan:
-        print_lines(lines)
+        _print(lines, {"plan": _fields(lines)}, as_json=as_json)
         return 0
     if place().first:  # of several workers one speaks
-        print_lines(result.lines())
+        _print(result.lines(), {"result": _fields(result.lines())}, as_json=as_json)
     return 0 if result.stopped_by is None else 128 + result.stopped_by
 
 
 @command("export")
-def export(config: Annotated[ExportConfig, Flat], *, recipe: RecipeName = None) -> None:
+def export(
+    config: Annotated[ExportConfig, Flat], *, recipe: RecipeName = None, as_json: AsJson = False
+) -> None:
     """Merge an adapter into its base and write GGUF files, a merged folder, or an adapter GGUF."""
-    from lorafold.console import live_progress, print_lines
+    from lorafold.console import live_progress
     from lorafold.export import export as stage
     from lorafold.export import plan_export
 
     with live_progress() as progress:
-        lines = plan_export(config, progress) if config.plan else stage(config, progress).lines()
-    print_lines(lines)
+        if config.plan:
+            lines = plan_export(config, progress)
+            made = {"plan": _fields(lines)}
+        else:
+            result = stage(config, progress)
+            lines, made = result.lines(), result.as_json()
+    _print(lines, made, as_json=as_json)
 
 
 @command("modelfile")
@@ -155,6 +169,7 @@ def verify(
     ollama: str | None = None,
     llama_server: str | None = None,
     require_proof: bool = False,
+    as_json: AsJson = False,
 ) -> None:
     """Repeat the proof of an existing export.
 
@@ -167,7 +182,7 @@ def verify(
         llama_server: Compare with the prompts and tokens of a llama-server that has loaded the file.
         require_proof: Fail, with exit code 6, also if a part of the proof could not be checked.
     """
-    from lorafold.console import live_progress, print_lines, print_table
+    from lorafold.console import live_progress, print_json, print_lines, print_table
     from lorafold.export import verify as stage
 
     with live_progress() as progress:
@@ -179,8 +194,11 @@ def verify(
             llama_server=llama_server,
             progress=progress,
         )
-    print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
-    print_lines([("proof", proof.summary())])
+    if as_json:
+        print_json(proof.with_summary())
+    else:
+        print_table("Proof", ("check", "verdict", "what it says"), _rows(proof.checks))
+        print_lines([("proof", proof.summary())])
     proof.require(everything=require_proof)
 
 
@@ -265,6 +283,7 @@ def inspect(
     system: str | None = None,
     chat_template: str | None = None,
     control_tokens: Literal["text", "parse"] = "text",
+    as_json: AsJson = False,
 ) -> None:
     """Say what a folder or file is: base, adapter, export, GGUF, or data for training.
 
@@ -277,7 +296,7 @@ def inspect(
         chat_template: For data: name or Jinja file of a template to use instead of the base's own.
         control_tokens: For data: control tokens that it writes out are text, or parsed as such.
     """
-    from lorafold.console import live_progress, print_lines, print_sample
+    from lorafold.console import live_progress, print_sample
     from lorafold.inspection import inspect_path
 
     with live_progress() as progress:
@@ -291,13 +310,17 @@ def inspect(
             control_tokens=control_tokens,
             progress=progress,
         )
-    print_lines(found.lines)
-    for place, pieces in found.samples:
+    samples = [
+        {"place": place, "pieces": [{"text": text, "trained": trained} for text, trained in pieces]}
+        for place, pieces in found.samples
+    ]
+    _print(found.lines, {"found": _fields(found.lines), "samples": samples}, as_json=as_json)
+    for place, pieces in () if as_json else found.samples:
         print_sample(place, pieces)
 
 
 @command("models")
-def models(word: str = "", /) -> None:
+def models(word: str = "", /, *, as_json: AsJson = False) -> None:
     """List the models that become a GGUF from their own files; for all others there is `export --onto`.
 
     Each line has llama.cpp's name, the models, and their classes in config.json.
@@ -305,7 +328,8 @@ def models(word: str = "", /) -> None:
     Args:
         word: Only lines that hold this word.
     """
-    from lorafold.console import print_lines
+    from dataclasses import asdict
+
     from lorafold.export.arch.known import known_models
 
     found = known_models(word)
@@ -314,7 +338,8 @@ def models(word: str = "", /) -> None:
             f"no model of the table has {word!r} in its names",
             fix="`lorafold models` lists all; `export --onto BASE.gguf` takes any architecture",
         )
-    print_lines([(row.gguf, f"{row.models} ({', '.join(row.classes)})") for row in found])
+    lines = [(row.gguf, f"{row.models} ({', '.join(row.classes)})") for row in found]
+    _print(lines, {"models": [asdict(row) for row in found]}, as_json=as_json)
 
 
 recipes = CommandLine(
@@ -347,14 +372,36 @@ def show_recipe(name: str) -> None:
 
 
 @command("doctor")
-def doctor() -> None:
+def doctor(*, as_json: AsJson = False) -> None:
     """Say what this machine can do, what is missing, and what to install."""
-    from lorafold.console import print_table
+    from lorafold.console import print_json, print_table
     from lorafold.doctor import examine
 
     jobs, parts = examine()
+    if as_json:
+        print_json(
+            {
+                "jobs": [dict(zip(("job", "can", "note"), row, strict=True)) for row in jobs],
+                "parts": [dict(zip(("part", "found", "note"), row, strict=True)) for row in parts],
+            }
+        )
+        return
     print_table("What this machine can do", ("job", "can", "note"), jobs)
     print_table("What is installed", ("part", "found", "note"), parts)
+
+
+def _print(lines: Sequence[tuple[str, str]], value: Any, *, as_json: bool) -> None:
+    """Print what a person reads, or what a program reads."""
+    from lorafold.console import print_json, print_lines
+
+    if as_json:
+        print_json(value)
+    else:
+        print_lines(lines)
+
+
+def _fields(lines: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"label": label, "text": text} for label, text in lines]
 
 
 def _rows(checks: Sequence[Check]) -> list[tuple[str, str, str]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions
@@ -103,6 +105,11 @@ def say(line: str) -> None:
 def print_error(message: str) -> None:
     """Print the one line of a failure."""
     print("error: " + sanitize(message, keep=""), file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object to standard output, for the next program."""
+    print(json.dumps(value, ensure_ascii=True, indent=2))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

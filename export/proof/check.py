@@ -71,6 +71,10 @@ class Proof:
         """For the manifest."""
         return [{k: v for k, v in asdict(check).items() if k != "fix"} for check in self.checks]
 
+    def with_summary(self) -> dict[str, Any]:
+        """For the next program: the verdict, its sentence, and every check."""
+        return {"verdict": self.verdict, "summary": self.summary(), "checks": self.as_json()}
+
     def require(self, *, everything: bool = False) -> None:
         """Raise if a check failed.
 

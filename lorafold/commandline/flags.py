@@ -17,7 +17,7 @@ HUB = ("offline", "trust_remote_code")
 # Command -> group -> fields, in the order in which they are shown.
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {
-        "Essentials": ("base", "data", "out", "recipe", "method", "plan", "resume", "force"),
+        "Essentials": ("base", "data", "out", "recipe", "method", "plan", "as_json", "resume", "force"),
         "Data": (
             "layout",
             "max_length",
@@ -89,7 +89,18 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Hub": HUB,
     },
     "export": {
-        "Essentials": ("source", "out", "quant", "base", "format", "onto", "recipe", "plan", "force"),
+        "Essentials": (
+            "source",
+            "out",
+            "quant",
+            "base",
+            "format",
+            "onto",
+            "recipe",
+            "plan",
+            "as_json",
+            "force",
+        ),
         "Adapters": ("adapter", "fold_into", "rounding", "seed"),
         "Types and sizes": (
             "tensor_type",
@@ -182,7 +193,7 @@ EXAMPLES = {
         "lorafold export my-adapter --out my-gguf --quant Q4_K_M",
         "lorafold export my-adapter --out merged --format folder",
     ),
-    "verify": ("lorafold verify my-gguf",),
+    "verify": ("lorafold verify my-gguf", "lorafold verify my-gguf --json > proof.json"),
     "modelfile": (
         "lorafold modelfile model-Q4_K_M.gguf",
         "lorafold modelfile my-merged-folder --out Modelfile",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_chat
@@ -197,3 +198,25 @@ def test_inspect_tells_what_things_are(tmp_path: Path, capsys: pytest.CaptureFix
         assert main(["inspect", str(path)]) == 0
         assert words in capsys.readouterr().out
     assert time.monotonic() - started < 120
+
+
+def test_json_holds_what_the_text_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = str(tiny_chat.folder()), str(tmp_path / "out")
+
+    def told(*command: str) -> dict[str, Any]:
+        assert main([*command, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    planned = told("export", base, "--out", out, "--quant", "F32", "--plan")
+    assert any(row["label"] and row["text"] for row in planned["plan"])
+    made = told("export", base, "--out", out, "--quant", "F32", "--no-verify")
+    [name] = [file for file in made["files"] if file.endswith(".gguf")]
+    assert made["files"][name] == (tmp_path / "out" / name).stat().st_size
+    assert made["proof"]["verdict"] == "not checked"
+    proof = told("verify", out)
+    assert {"tokenizer", f"tensors {name}"} <= {check["name"] for check in proof["checks"]}
+    assert proof["verdict"] == "passed" and str(len(proof["checks"])) in proof["summary"]
+    assert any("LlamaForCausalLM" in row["text"] for row in told("inspect", base)["found"])
+    assert [row["gguf"] for row in told("models", "Qwen3ForCausalLM")["models"]] == ["qwen3"]
+    assert {"export", "chat", "train"} <= {row["job"] for row in told("doctor")["jobs"]}
