@@ -62,6 +62,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("ours, the same steps", {}),
     "ours-large": ("ours, 250 examples a step", LARGE),
     "ours-8k": ("ours, 250 examples a step, packs of 8,192", LARGE | {"packing_length": 8192}),
+    "ours-16k": ("ours, 250 examples a step, packs of 16,384", LARGE | {"packing_length": 16_384}),
     "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
     "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
     "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
@@ -269,6 +270,6 @@ def profiled(go: Callable[[], Any]) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    with profiler(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+    with profiler(activities=[ProfilerActivity.CUDA]) as found:
         go()
     print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))

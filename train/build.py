@@ -14,7 +14,7 @@ from lorafold.libraries.causal_lm import is_memory_fault, quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast import memory
-from lorafold.train.fast.allocator import round_blocks
+from lorafold.train.fast.allocator import free_bytes, growing_segments, round_blocks, spare_some
 from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit, unpacked
@@ -96,7 +96,8 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
 
     def load() -> Any:
         torch.manual_seed(config.seed)
-        model = load_model(base, config, method, device)
+        with growing_segments(rounded=False):
+            model = load_model(base, config, method, device)
         adapted = make_room(model, lessons.vocabulary, config) if lessons.vocabulary else config
         if method.peft is not None:
             model = _add_adapter(model, adapted, method)
@@ -111,6 +112,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
         torch.cuda.empty_cache()
         torch.cuda.current_blas_handle()  # its memory is not torch's: now there is some
         round_blocks()  # not sooner: weights are for once, and take what they need
+        spare_some(device)
     if config.device_map:
         device = next(model.parameters()).device
     notes += _left_out(config, model)
@@ -254,7 +256,7 @@ def _graphs(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lesson
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
     for parameter in trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
-    budget = int(graphs.share(speed.capacity) * torch.cuda.mem_get_info(forward.device)[0])
+    budget = int(graphs.share(speed.capacity) * free_bytes(forward.device))
     return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, lessons.longest, budget)
 
 

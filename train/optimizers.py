@@ -66,7 +66,7 @@ def build_optimizer(model: Any, config: TrainConfig, device: torch.device) -> An
         import bitsandbytes
 
         kind, options = _BITSANDBYTES[name]
-        factory = getattr(bitsandbytes.optim, kind)
+        factory = _waiting_once(getattr(bitsandbytes.optim, kind))
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay, **options}
     if kind == "AdamW":
         options |= {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
@@ -84,6 +84,38 @@ def build_optimizer(model: Any, config: TrainConfig, device: torch.device) -> An
             **options,
         )
     return factory([p for p in model.parameters() if p.requires_grad], **options)
+
+
+def _waiting_once(kind: Any) -> Any:
+    """A class of bitsandbytes whose step waits for the GPU once instead of after each of its tensors.
+
+    Its kernels run one after the other in any case. What is paged must be in its place when the step is over.
+    """
+    import torch
+
+    class WaitingOnce(kind):  # type: ignore[misc]
+        initialized: bool
+
+        def step(self, closure: Any = None) -> Any:
+            loss = None if closure is None else closure()
+            if not self.initialized:
+                self.check_overrides()
+                self.to_gpu()
+                self.initialized = True
+            with torch.no_grad():
+                for number, group in enumerate(self.param_groups):
+                    for place, parameter in enumerate(group["params"]):
+                        if parameter.grad is None:
+                            continue
+                        if not self.state[parameter]:
+                            self.init_state(group, parameter, number, place)
+                        self.prefetch_state(parameter)
+                        self.update_step(group, parameter, number, place)
+            if self.is_paged:
+                torch.cuda.synchronize()
+            return loss
+
+    return WaitingOnce
 
 
 def build_schedule(optimizer: Any, config: TrainConfig, total_steps: int) -> Any:

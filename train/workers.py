@@ -93,18 +93,15 @@ class Workers:
             return
         import torch
 
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([part.flatten().float() for part in parts])
-        torch.distributed.all_reduce(flat)
-        offset = 0
         for parameter in parameters:
-            stop = offset + parameter.numel()
-            total = flat[offset:stop].view_as(parameter)
             if parameter.grad is None:
-                parameter.grad = total.to(parameter.dtype)
-            else:  # in its place, which CUDA graphs add to
-                parameter.grad.copy_(total)
-            offset = stop
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        sums = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        torch._foreach_copy_(gradients, sums)  # in their places, which CUDA graphs add to
 
     def shard(self, model: Any, device: torch.device) -> None:
         """Shard the frozen weights of each decoder layer across the workers, in place.

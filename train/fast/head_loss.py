@@ -48,7 +48,9 @@ def head_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.T
     kept = (flat != IGNORED).nonzero().flatten()
     wanted = flat[kept].to(hidden.device, non_blocking=True)
     chosen = hidden.flatten(0, -2).index_select(0, kept.to(hidden.device, non_blocking=True))
-    if head.weight.requires_grad or not hidden.requires_grad:
+    if not (torch.is_grad_enabled() and (chosen.requires_grad or head.weight.requires_grad)):
+        return _summed(chosen, head, wanted)
+    if head.weight.requires_grad:
         return _recomputed(chosen, head, wanted)
     return _FrozenHead.apply(chosen, head.weight, head.bias, wanted)
 
@@ -56,6 +58,16 @@ def head_loss(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.T
 def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
     size = max(256, _CHUNK_BYTES // (2 * vocabulary))
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _summed(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:
+    """The sum in chunks, of which nothing is to be derived: no more than a chunk's logits in 16 bit."""
+    total = hidden.new_zeros((), dtype=torch.float32)
+    rows_of = _rows_kernel(hidden)
+    for rows in _chunks(len(targets), head.weight.shape[0]):
+        losses, _ = rows_of(head(hidden[rows]), targets[rows])
+        total += losses.sum()
+    return total
 
 
 def _recomputed(hidden: torch.Tensor, head: Any, targets: torch.Tensor) -> torch.Tensor:

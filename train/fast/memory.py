@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lorafold.chat.tokenizer import Encoded
+from lorafold.train.fast.allocator import free_bytes
 from lorafold.train.fast.forward import Forward
 from lorafold.train.model.adapter import trainable
 from lorafold.train.tokens.packing import make_pack
@@ -58,7 +59,7 @@ def tokens_that_fit(forward: Forward, sequences: Sequence[Encoded], workers: Wor
     each = (peaks[-1] - peaks[0]) / (sizes[-1] - sizes[0]) if sizes[-1] > sizes[0] else peaks[0] / sizes[0]
     fixed = max(0.0, peaks[0] - each * sizes[0])
     state = _STATE * sum(value.numel() for value in trainable(forward.model).values())
-    free = torch.cuda.mem_get_info(device)[0]
+    free = free_bytes(device)
     return workers.least(max(0, int((_SHARE * free - state - fixed) / max(each, 1.0))))
 
 
@@ -67,7 +68,7 @@ def _room(device: torch.device) -> int:
     import torch
 
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
+    return free_bytes(device) + int(unused)
 
 
 def _about(sequences: Sequence[Encoded], tokens: int) -> list[Encoded]:

@@ -8,7 +8,7 @@ from tiny_base import tiny_base
 from transformers import AutoModelForCausalLM
 
 from lorafold.chat.tokenizer import Encoded
-from lorafold.train.fast import memory
+from lorafold.train.fast import allocator, memory
 from lorafold.train.fast.forward import Forward
 from lorafold.train.model.adapter import trainable
 from lorafold.train.workers import Workers
@@ -30,7 +30,7 @@ class Card:
             raise torch.OutOfMemoryError
 
     def mem_get_info(self, device: object) -> tuple[int, int]:
-        return self.total - WEIGHTS, self.total
+        return self.total - WEIGHTS + allocator._SPARED, self.total + allocator._SPARED
 
     def memory_allocated(self, device: object) -> int:
         return WEIGHTS

@@ -170,6 +170,9 @@ def test_the_loss_without_logits_equals_cross_entropy(trained: bool, monkeypatch
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     for one, other in zip(torch.autograd.grad(2 * found, leaves), exact, strict=True):
         torch.testing.assert_close(one, 2 * other, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # an evaluation
+        evaluated = head_loss(hidden, head, targets)
+    assert float(evaluated) == pytest.approx(float(wanted), rel=1e-6) and not evaluated.requires_grad
 
 
 def test_a_fused_layer_equals_pefts(tmp_path: Path) -> None:
