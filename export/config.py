@@ -63,8 +63,9 @@ class ExportConfig:
     """What an adapter of a 4-bit or 8-bit base is merged into. original: the 16-bit model; quantized: the
     base's own weights, unpacked; auto: the base that the adapter or --base names."""
 
-    onto: Path | None = None
-    """A GGUF of the base to merge into, of any architecture; what the adapter leaves alone stays as it is."""
+    onto: str | None = None
+    """A GGUF of the base to merge into, of any architecture: a file, or ORG/NAME-GGUF:BF16 on a hub, of which
+    only what is needed is read; what the adapter leaves alone stays as it is."""
 
     quant: tuple[str, ...] = ()
     """Quantization types of GGUF files; default: Q4_K_M, or with --onto the file's own; several are written

@@ -29,7 +29,9 @@ def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> Non
         UsageError: the folder is not empty and `force` is not set, holds or lies in an input, or is to be
             replaced and holds something else than an export.
     """
-    files = [config.onto, config.imatrix, config.imatrix_data, config.chats]
+    files = [config.imatrix, config.imatrix_data, config.chats]
+    if config.onto is not None and Path(config.onto).exists():
+        files.append(Path(config.onto))  # otherwise it lies on a hub
     if config.chat_template is not None and Path(config.chat_template).is_file():
         files.append(Path(config.chat_template))  # otherwise it is the name of one of ours
     folders = [] if inputs is None else inputs.folders

@@ -20,6 +20,7 @@ from lorafold.export.destination import check_destination, check_disk, keep_asid
 from lorafold.export.inputs import check_weights, open_inputs
 from lorafold.export.manifest import REPORT, config_of, describe_export
 from lorafold.export.ollama.client import Ollama
+from lorafold.export.onto.model import pinned
 from lorafold.export.outputs.gguf import GgufOutput
 from lorafold.export.outputs.observing import observe_prompts
 from lorafold.export.outputs.onto import OntoOutput
@@ -119,6 +120,8 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         check_name(Ollama(), config.ollama)
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
+    if config.onto is not None:
+        config = replace(config, onto=pinned(config.onto, offline=config.offline))
     output = plan_output(inputs, config, progress)
     check_disk(output.size, config.out)
     check_weights(inputs, progress)

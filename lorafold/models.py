@@ -11,12 +11,14 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import new_folder, read_manifest, system_faults, write_manifest
-from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError, UsageError
+from lorafold.artifacts import new_folder, read_manifest, write_manifest
+from lorafold.errors import InputError, SystemFault, UnsafeInputError, UsageError
+from lorafold.hub.faults import hub_faults
 from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
 from lorafold.signatures import no_file
@@ -279,42 +281,32 @@ def require(*packages: str, extra: str) -> None:
 
 def _from_hub(repository: str, revision: str, *, offline: bool) -> Base:
     import huggingface_hub
-    from huggingface_hub import errors as hub
 
-    try:
-        with system_faults(Path(repository)):
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    repository,
-                    revision=revision or None,
-                    allow_patterns=list(PATTERNS),
-                    ignore_patterns=list(UNNEEDED),
-                    local_files_only=offline,
-                )
+    with hub_faults(repository, offline=offline):
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=list(PATTERNS),
+                ignore_patterns=list(UNNEEDED),
+                local_files_only=offline,
             )
-    except hub.GatedRepoError as error:
-        fix = "accept its terms on the hub and log in with `hf auth login`"
-        raise InputError("the repository is gated for you", at=repository, fix=fix) from error
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        fix = "check the id, or log in with `hf auth login` if it is private"
-        raise InputError("the hub has no such repository or revision", at=repository, fix=fix) from error
-    except hub.LocalEntryNotFoundError as error:
-        problem = "not in the local cache" if offline else "the hub cannot be reached and the cache lacks it"
-        mirrors = (
-            "check the network, use a mirror (HF_ENDPOINT=https://hf-mirror.com), take it from ModelScope "
-            f"(modelscope:{repository}), or give a local folder"
         )
-        fix = "run once without --offline" if offline else mirrors
-        raise SystemFault(problem, at=repository, fix=fix) from error
-    except LorafoldError:
-        raise
-    except (hub.HfHubHTTPError, OSError) as error:
-        problem = f"the download failed ({type(error).__name__})"
-        raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
     return Base(folder, repository, revision=folder.name, spec=f"{repository}@{folder.name}")
 
 
 def _from_modelscope(repository: str) -> Base:
+    folder = modelscope_folder(repository, PATTERNS)
+    return Base(folder, f"modelscope:{repository}", spec=f"modelscope:{repository}")
+
+
+def modelscope_folder(repository: str, patterns: Sequence[str]) -> Path:
+    """Download the files of a ModelScope repository that fit one of the patterns.
+
+    Raises:
+        UsageError: not a repository's name.
+        SystemFault: the package is missing, or the download failed.
+    """
     if importlib.util.find_spec("modelscope") is None:
         raise SystemFault(
             "the modelscope package is not installed", at=repository, fix="pip install modelscope"
@@ -324,10 +316,10 @@ def _from_modelscope(repository: str) -> Base:
     from modelscope import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(PATTERNS)))
+        folder = Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         problem = f"the download failed ({type(error).__name__})"
         raise SystemFault(
             problem, at=f"modelscope:{repository}", fix="check the id and the network"
         ) from error
-    return Base(folder, f"modelscope:{repository}", spec=f"modelscope:{repository}")
+    return folder

@@ -121,8 +121,10 @@ class ShardFiles:
     def __init__(self) -> None:
         self._open: dict[Path, int] = {}
 
-    def read(self, path: Path, offset: int, into: memoryview) -> None:
+    def read(self, path: Path, offset: int, into: memoryview, ahead: int = 0) -> None:
         """Fill `into` from the file, starting at the byte `offset`.
+
+        `ahead` bytes behind them will be read soon; the system sees that by itself.
 
         Raises:
             SystemFault: the file cannot be read, or ends before `into` is full.

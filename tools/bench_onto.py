@@ -60,7 +60,7 @@ def run(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> N
     config = ExportConfig(
         str(adapter),
         base=str(base),
-        onto=onto,
+        onto=str(onto),
         out=work / "out",
         quant=quant,
         threads=options.threads,

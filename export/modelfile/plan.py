@@ -37,6 +37,7 @@ from lorafold.export.modelfile.template import to_go
 from lorafold.export.modelfile.tools import ToolProof, prove_tools
 from lorafold.export.modelfile.way import Asked, Route, choose, thoughts
 from lorafold.export.ollama.rules import guessable, template_abilities
+from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
@@ -89,7 +90,7 @@ class ModelfilePlan:
 
 
 def plan_modelfile(
-    source: Path,
+    source: Path | GgufHeader,
     *,
     chat_template: str | ChatTemplate | None = None,
     thinking: bool | None = None,
@@ -104,7 +105,7 @@ def plan_modelfile(
     """Derive and prove the prompt of a model, and choose its way.
 
     Args:
-        source: an HF folder, or a GGUF file.
+        source: an HF folder, or a GGUF file, or its header if the caller has read it already.
         chat_template: a template, a name or a Jinja file, instead of the model's own.
         thinking: fix the template's thinking switch, for a model that was tuned so.
         conversations: how many random conversations the proof compares.
@@ -247,17 +248,17 @@ class _Source:
     architecture: str
 
 
-def _read_source(source: Path, chosen: str | ChatTemplate | None) -> _Source:
+def _read_source(source: Path | GgufHeader, chosen: str | ChatTemplate | None) -> _Source:
     parameters: dict[str, Parameter] = {}
     name = None if isinstance(chosen, ChatTemplate) else chosen
-    if source.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_folder(source, name)
         parameters = generation_parameters(read_json(source / "generation_config.json"))
         config = read_json(source / "config.json")
         context, architecture = context_length(config), str(config.get("model_type", ""))
         engine_bos = adds_bos(source, template.tokens.get("bos_token"))
-    elif source.is_file():
-        header = read_gguf_header(source)
+    elif isinstance(source, GgufHeader) or source.is_file():
+        header = source if isinstance(source, GgufHeader) else read_gguf_header(source)
         template = chosen if isinstance(chosen, ChatTemplate) else ChatTemplate.from_gguf(header, name)
         found = read_gguf_tokens(header)
         context, engine_bos = found.context_length, found.add_bos

@@ -165,7 +165,12 @@ class Search:
         return strip
 
     def _find(self, strips: Sequence[Strip], tensors: Sequence[FileTensor]) -> None:
+        """Look through tensors of which some rows are found at once; through the others if lines are missing.
+
+        So a file that lies on a hub is read only where the adapter changes it.
+        """
         indexes: dict[tuple[int, str], Index] = {}
+        left: list[tuple[FileTensor, Index, bool]] = []
         for tensor in tensors:
             if not tensor.plain:
                 continue
@@ -177,8 +182,27 @@ class Search:
             if key not in indexes:
                 indexes[key] = Index.of((self._keys(strip, tensor.type), strip.first) for strip in fitting)
                 self.largest_index = max(self.largest_index, indexes[key].nbytes)
-            self._find_in(tensor, indexes[key], columns=any(strip.columns for strip in fitting))
+            columns = any(strip.columns for strip in fitting)
+            if self._shows(tensor, indexes[key]):
+                self._find_in(tensor, indexes[key], columns=columns)
+            else:
+                left.append((tensor, indexes[key], columns))
         self.cover(strips)
+        for tensor, index, columns in left:
+            if all(self.covered[strip.tensor][strip.start : strip.stop].all() for strip in strips):
+                break
+            self._find_in(tensor, index, columns=columns)
+            self.cover(strips)
+
+    def _shows(self, tensor: FileTensor, index: Index) -> bool:
+        """Whether the first, the last, or the middle row of a tensor is one of the index."""
+        at = places(tensor.cols)
+        for row in dict.fromkeys((0, tensor.rows - 1, tensor.rows // 2)):
+            bits = self.bits(tensor, row, row + 1, alone=True)
+            low, high = index.find(fingerprints(bit_floats(np.ascontiguousarray(bits[:, at]), tensor.type)))
+            if high[0] > low[0]:
+                return True
+        return False
 
     def _keys(self, strip: Strip, type_: Type) -> Keys:
         """Fingerprints of a strip's lines as they would stand in a file of this type."""
@@ -234,9 +258,9 @@ class Search:
             self.maps[tensor.name] = TensorMap(np.full(tensor.rows, NONE, np.uint32))
         return self.maps[tensor.name].lines
 
-    def bits(self, tensor: FileTensor, start: int, stop: int) -> NDArray[Any]:
-        """Rows of the GGUF as unsigned numbers, (stop - start, cols)."""
-        return self.model.packed(tensor.name, start, stop).view(AS_BITS[tensor.type])
+    def bits(self, tensor: FileTensor, start: int, stop: int, *, alone: bool = False) -> NDArray[Any]:
+        """Rows of the GGUF as unsigned numbers, (stop - start, cols); `alone` as for `BaseGguf.packed`."""
+        return self.model.packed(tensor.name, start, stop, alone=alone).view(AS_BITS[tensor.type])
 
     def line_bits(self, tensor: FileTensor, numbers: Numbers) -> NDArray[Any]:
         """Lines as the GGUF would store them: (len(numbers), cols)."""
@@ -316,7 +340,7 @@ class Search:
         out = np.empty((len(rows), tensor.cols), AS_BITS[tensor.type])
         whole = LineTable()
         whole.add(tensor.name, 0, tensor.rows, tensor.cols, columns=False)
-        whole.gather(lambda _, a, b: self.bits(tensor, a, b), rows.astype(np.uint32), out)
+        whole.gather(lambda _, a, b: self.bits(tensor, a, b, alone=True), rows.astype(np.uint32), out)
         return out
 
     def _by_name(self, tensor: FileTensor, pairs: Pairs) -> Pairs:

@@ -67,7 +67,7 @@ def _strips(search: Search, names: Sequence[str], tensors: Sequence[FileTensor])
 def _find(search: Search, strips: Sequence[Strip], tensors: Sequence[FileTensor]) -> None:
     probes = [_probes(tensor) for tensor in tensors]
     values = [
-        np.concatenate([search.model.values(tensor.name, row, row + 1) for row in rows.tolist()])
+        np.concatenate([search.model.values(tensor.name, row, row + 1, alone=True) for row in rows.tolist()])
         for tensor, rows in zip(tensors, probes, strict=True)
     ]
     best, lines = _nearest(search, strips, np.concatenate(values))

@@ -11,6 +11,7 @@ from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.export.onto.find import searched
 from lorafold.export.onto.lines import NONE, runs
 from lorafold.export.onto.match import Search, TensorMap
+from lorafold.export.onto.model import BaseGguf
 from lorafold.export.onto.source import OntoSource
 from lorafold.weights import item_size
 
@@ -20,12 +21,13 @@ class Places:
 
     Args:
         source: the result; all other tensors of its base are looked for when this is made.
+        model: where they are looked for: the file, or what holds the same tensors.
     """
 
-    def __init__(self, source: OntoSource) -> None:
+    def __init__(self, source: OntoSource, model: BaseGguf) -> None:
         self._source = source
         touched = source.found.search.origins
-        base, model = source.found.search.base, source.model
+        base = source.found.search.base
         others = [n for n, info in base.tensors.items() if n not in touched and len(info.shape) > 1]
         plain = [name for name in others if item_size(base.tensors[name]) > 0]
         self._others = searched(base, model, plain) if model.exact else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ from lorafold.export.onto.model import BaseGguf, FileTensor
 from lorafold.export.quant import quantize as kernels
 from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo
+
+COMPARED_NUMBERS = 1 << 20
+
+
+def digest(rows: NDArray[np.uint8] | bytes) -> bytes:
+    """What stands for the bytes of some rows."""
+    return hashlib.blake2b(rows, digest_size=16).digest()  # type: ignore[arg-type]  # arrays are buffers
+
+
+def _blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +56,13 @@ class OntoSource:
         fold: the base with the adapters folded in.
         model: the file.
         found: what its rows are made of.
+        copied: digests of the rows that were copied from a hub, by tensor, first row, and one past the last.
     """
 
     fold: FoldedRows
     model: BaseGguf
     found: Found
+    copied: dict[tuple[str, int, int], bytes] = field(default_factory=dict, repr=False)
 
     def file_tensors(self) -> list[FileTensor]:
         """Every tensor of the result, in the file's order."""
@@ -109,7 +123,10 @@ class OntoSource:
             return None
         if not self.touches(name, start, stop):
             with doing("copy"):
-                return self.model.packed(name, start, stop)
+                kept_rows = self.model.packed(name, start, stop)
+                if self.model.hub is not None:
+                    self.copied[name, start, stop] = digest(kept_rows)
+                return kept_rows
         kept = self.found.maps[name].lines[start:stop] == NONE
         if tensor.plain or not kept.any():
             return None
@@ -118,6 +135,27 @@ class OntoSource:
             self.rows(name, start, stop), type_, weights, at=name, first_row=start
         )[~kept]
         return rows
+
+    def differs(self, name: str, read: Callable[[int, int], bytes]) -> bool:
+        """Whether rows that were copied are not the file's.
+
+        Of a file on a hub its digests are compared, if this process copied the rows: they are not read again.
+
+        Args:
+            name: a tensor that the adapters leave alone.
+            read: the bytes of rows [start, stop) of the copy.
+        """
+        known = [(start, stop) for other, start, stop in self.copied if other == name]
+        tensor = self.model.tensors[name]
+        for start, stop in known or _blocks(tensor.rows, max(COMPARED_NUMBERS // tensor.cols, 1)):
+            own, wanted = read(start, stop), self.copied.get((name, start, stop))
+            if wanted is None:
+                same = own == self.model.packed(name, start, stop).tobytes()
+            else:
+                same = digest(own) == wanted
+            if not same:
+                return True
+        return False
 
     def rows(self, name: str, start: int, stop: int) -> Block:
         """Rows [start, stop) of the result as float32."""
@@ -129,7 +167,7 @@ class OntoSource:
         """Rows by the slow, independent path, in float64; the numbers must follow one another."""
         start, stop = int(rows[0]), int(rows[-1]) + 1
         if not self.touches(name, start, stop):
-            return self.model.values(name, start, stop).astype(np.float64)
+            return self.model.values(name, start, stop, alone=True).astype(np.float64)
 
         def exact(tensor: str, first: int, last: int) -> NDArray[np.float64]:
             return self.fold.exact_rows(tensor, np.arange(first, last))

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
@@ -53,8 +54,6 @@ from lorafold.export.vocab.vocab import Vocab, read_vocab
 from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
-COMPARED_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class OntoOutput:
@@ -91,8 +90,11 @@ class OntoOutput:
         kinds = ", ".join(f"{count} by {kind}" for kind, count in Counter(touched.values()).most_common())
         kept = len(self.source.file_tensors()) - len(touched)
         how = "quantized again" if self.config.quant else "copied byte by byte"
+        hub = self.source.model.hub
+        read = [] if hub is None else [("from the hub", f"{hub.fetched:,} of {hub.size:,} bytes read so far")]
         return [
             ("onto", f"{header.path} ({header.architecture}, {header.quantization})"),
+            *read,
             ("folded", f"{len(touched)} tensors, found by their values: {kinds}"),
             ("kept", f"{kept} tensors that the adapter leaves alone, {how}"),
             *describe(self.plan),
@@ -166,7 +168,10 @@ class OntoOutput:
 
     def _written(self, folder: Path) -> list[WrittenModel]:
         """The models with the checkpoint's names for what they hold, as far as it is found."""
-        places = Places(self.source)
+        model = self.source.model
+        if model.hub is not None and not self.config.quant:  # what was left alone is in the result as it was
+            model = BaseGguf.open(folder / self.plan.files[0].name)
+        places = Places(self.source, model)
         written = []
         for file in self._models():
             tensors = (places.of(typed) for typed in tensors_of_model(self.plan.files, file))
@@ -194,16 +199,15 @@ class OntoOutput:
         """Compare every byte of what was copied."""
         wrong, total = [], 0
         descriptor = os.open(folder / file.name, os.O_RDONLY)
+
+        def copy(typed: TypedTensor, start: int, stop: int) -> bytes:
+            at = len(file.header) + typed.offset + start * typed.row_bytes
+            return os.pread(descriptor, (stop - start) * typed.row_bytes, at)
+
         try:
             for typed in kept:
-                step = max(COMPARED_BYTES // typed.row_bytes, 1)
-                for start in range(0, typed.tensor.rows, step):
-                    stop = min(start + step, typed.tensor.rows)
-                    own = self.source.model.packed(typed.tensor.name, start, stop)
-                    at = len(file.header) + typed.offset + start * typed.row_bytes
-                    if os.pread(descriptor, own.nbytes, at) != own.tobytes():
-                        wrong.append(typed.tensor.name)
-                        break
+                if self.source.differs(typed.tensor.name, partial(copy, typed)):
+                    wrong.append(typed.tensor.name)
                 total += typed.nbytes
         finally:
             os.close(descriptor)
@@ -227,7 +231,7 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     """
     assert config.onto is not None
     _check_inputs(inputs, config, config.onto)
-    model = BaseGguf.open(config.onto)
+    model = BaseGguf.open(config.onto, offline=config.offline, progress=progress)
     _check_types(model, config)
     source = OntoSource(
         inputs.source, model, find_sources(inputs.source, inputs.source.base, model, progress)
@@ -258,10 +262,10 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes)
 
 
-def _check_inputs(inputs: Inputs, config: ExportConfig, onto: Path) -> None:
+def _check_inputs(inputs: Inputs, config: ExportConfig, onto: str) -> None:
     if not inputs.adapters:
         raise UsageError(
-            f"{config.source} is not an adapter, so there is nothing to fold onto {onto.name}",
+            f"{config.source} is not an adapter, so there is nothing to fold onto {Path(onto).name}",
             at="--onto",
             fix="give the adapter's folder as SOURCE and its base with --base",
         )
@@ -355,7 +359,7 @@ def _plan_prompt(model: BaseGguf, inputs: Inputs, config: ExportConfig) -> Model
         fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
         raise InputError(error.problem, at=error.at, fix=fix) from error
     return plan_modelfile(
-        model.paths[0],
+        model.header,
         chat_template=template,
         thinking=None if config.thinking is None else config.thinking == "on",
         parameters=generation_parameters(read_json(inputs.prompt / "generation_config.json")),

@@ -146,22 +146,30 @@ class GgufHeader:
             weights[tensor.type_name] = weights.get(tensor.type_name, 0) + tensor.nbytes
         return max(weights, key=lambda name: weights[name]) if weights else "no tensors"
 
+    def part_names(self) -> list[str]:
+        """The names of all files of a split model, in order; the file's own if it is not split.
+
+        Raises:
+            InputError: it is one of several parts, and not named so.
+        """
+        count = self.number("split.count") or 1
+        if count <= 1:
+            return [self.path.name]
+        match = _SHARD.search(self.path.name)
+        if match is None or int(match[2]) != count or count > 99_999:
+            problem = f"one of {count} parts, but not named NAME-00001-of-{count:05}.gguf"
+            raise InputError(problem, at=self.path, fix="give the parts back their names")
+        stem = self.path.name[: match.start()]
+        return [f"{stem}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
+
     def shards(self) -> list[Path]:
         """All files of a split model, this one included, in order; the file alone if it is not split.
 
         Raises:
             InputError: a file of the set is missing.
         """
-        count = self.number("split.count") or 1
-        if count <= 1:
-            return [self.path]
-        match = _SHARD.search(self.path.name)
-        if match is None or int(match[2]) != count or count > 99_999:
-            problem = f"one of {count} parts, but not named NAME-00001-of-{count:05}.gguf"
-            raise InputError(problem, at=self.path, fix="give the parts back their names")
-        stem = self.path.name[: match.start()]
-        paths = [self.path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
-        if missing := [path.name for path in paths if not path.is_file()]:
+        paths = [self.path.with_name(name) for name in self.part_names()]
+        if len(paths) > 1 and (missing := [path.name for path in paths if not path.is_file()]):
             raise InputError(
                 f"parts of the model are missing: {', '.join(missing)}", at=self.path, fix="download them"
             )

@@ -45,17 +45,30 @@ class _Damaged(Exception):
     """What is wrong, for `read_gguf_header` to put a file and a cure to it."""
 
 
-class _Cursor:
-    """Reads little-endian values from a buffer, and never past its end."""
+class _Short(Exception):
+    """The bytes that are there end before the header does, and the file does not."""
 
-    def __init__(self, buffer: mmap.mmap) -> None:
+
+class _Cursor:
+    """Reads little-endian values from the beginning of a file, and never past its end."""
+
+    def __init__(self, buffer: mmap.mmap | bytes, size: int) -> None:
         self.buffer = buffer
-        self.size = len(buffer)
+        self.size = size
         self.at = 0
 
     def need(self, count: int, what: str) -> None:
         if count > self.size - self.at:
             raise _Damaged(f"{what} takes {count:,} bytes at {self.at:,}, but the file ends at {self.size:,}")
+        if count > len(self.buffer) - self.at:
+            raise _Short
+
+    def reach(self, at: int, key: str) -> None:
+        """Check that an array ends before the file does."""
+        if at > self.size:
+            raise _Damaged(f"array {key} runs past the file's end")
+        if at > len(self.buffer):
+            raise _Short
 
     def scalar(self, code: str, what: str) -> int | float | bool:
         width = struct.calcsize("<" + code)
@@ -89,14 +102,13 @@ class _Cursor:
         start = self.at
         if kind == STRING:
             self.need(8 * count, f"array {key} of {count:,} strings")
-            buffer, size, at = self.buffer, self.size, start
+            buffer, have, at = self.buffer, len(self.buffer), start
             unpack = struct.Struct("<Q").unpack_from
             for _ in range(count):  # hot: a vocabulary and its merges are 400,000 strings
-                if at + 8 > size:
-                    raise _Damaged(f"array {key} runs past the file's end")
+                if at + 8 > have:
+                    self.reach(at + 8, key)
                 at += 8 + unpack(buffer, at)[0]
-            if at > size:
-                raise _Damaged(f"array {key} runs past the file's end")
+            self.reach(at, key)
             self.at = at
         elif kind in SCALARS:
             nbytes = SCALARS[kind][1] * count
@@ -119,22 +131,52 @@ def read_gguf_header(path: Path) -> GgufHeader:
     Raises:
         InputError: not a GGUF, truncated or inconsistent.
     """
-    fix = "download or export the file again"
     try:
         with open(path, "rb") as file:
-            start = file.read(HEAD_BYTES)
-            if start[:4] != b"GGUF" or len(start) < 24:
-                raise another_file(path, start, own="a GGUF file") or InputError(
-                    _not_gguf(start), at=path, fix="give a .gguf file"
-                )
+            _check_start(path, file.read(HEAD_BYTES))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                return _parse(path, _Cursor(buffer))
-    except _Damaged as damage:
-        raise InputError(f"damaged GGUF: {damage}", at=path, fix=fix) from None
+                header = _header(path, _Cursor(buffer, len(buffer)))
+                assert header is not None
+                return header
     except FileNotFoundError as error:
         raise InputError("no such file", at=path, fix="check the path") from error
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", at=path, fix="check the file") from error
+
+
+def parse_gguf_header(path: Path, start: bytes, size: int) -> GgufHeader | None:
+    """Read and check a header of which only the beginning of the file is at hand.
+
+    Args:
+        path: what the file is called in messages.
+        start: its first bytes.
+        size: bytes of the whole file.
+
+    Returns:
+        As `read_gguf_header`; None if the header is longer than `start`.
+
+    Raises:
+        InputError: not a GGUF, truncated or inconsistent.
+    """
+    _check_start(path, start[:HEAD_BYTES])
+    return _header(path, _Cursor(start, size))
+
+
+def _check_start(path: Path, start: bytes) -> None:
+    if start[:4] != b"GGUF" or len(start) < 24:
+        raise another_file(path, start, own="a GGUF file") or InputError(
+            _not_gguf(start), at=path, fix="give a .gguf file"
+        )
+
+
+def _header(path: Path, cursor: _Cursor) -> GgufHeader | None:
+    try:
+        return _parse(path, cursor)
+    except _Short:
+        return None
+    except _Damaged as damage:
+        fix = "download or export the file again"
+        raise InputError(f"damaged GGUF: {damage}", at=path, fix=fix) from None
 
 
 def _not_gguf(start: bytes) -> str:

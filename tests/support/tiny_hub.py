@@ -2,6 +2,9 @@
 
 A repository is a dict of file names and contents. `Hub.gated` and `Hub.broken` name repositories that answer
 403 and that drop the connection in the middle of a data file. `Hub.seen` lists every request.
+
+Parts of a file are handed out if a request asks for a range. With `Hub.far` the bytes lie on another host, at
+signed addresses, as those of large files do on the real hub.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ class Hub:
         broken: ids whose data files end in the middle.
         seen: requests, as "METHOD path".
         address: of the server.
+        far: a file's address leads to another host, by `localhost` instead of 127.0.0.1.
+        signature: that an address must hold there; another one answers 403.
+        whole: ranges are ignored.
+        failing: so many requests for a range answer 503 first.
+        ranges: (file's name, first byte, one past the last) of every part that was handed out.
+        tokens: (request, Authorization) of every request.
     """
 
     datasets: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -44,6 +53,38 @@ class Hub:
     broken: tuple[str, ...] = ()
     seen: list[str] = field(default_factory=list)
     address: str = ""
+    far: bool = False
+    signature: str = "1"
+    whole: bool = False
+    failing: int = 0
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+    tokens: list[tuple[str, str]] = field(default_factory=list)
+
+    def part(self, path: str, answer: Answer, asked: str) -> Answer:
+        """The answer to a request for a range of it."""
+        status, head, body = answer
+        first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        if status != 200 or self.whole:
+            return answer
+        if self.failing:
+            self.failing -= 1
+            return 503, {}, b""
+        if last >= len(body):
+            return 416, {}, b""
+        self.ranges.append((path.rpartition("/")[2], first, last + 1))
+        return 206, head | {"Content-Range": f"bytes {first}-{last}/{len(body)}"}, body[first : last + 1]
+
+    def bytes_of(self, name: str) -> int:
+        """Bytes that were handed out of a file, by ranges."""
+        return sum(stop - start for file, start, stop in self.ranges if file == name)
+
+    def stored(self, path: str, query: str) -> Answer:
+        """What the other host answers."""
+        if query != f"signature={self.signature}":
+            return 403, {}, b""
+        _, _, org, name, *rest = path.split("/")
+        body = self.models[f"{org}/{name}"]["/".join(rest)]
+        return 200, {"ETag": f'"far-{_oid(body)}"', "Accept-Ranges": "bytes"}, body
 
     def answer(self, path: str) -> Answer:
         """Status, headers and body for a path."""
@@ -61,6 +102,11 @@ class Hub:
             if rest not in files:
                 return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
             head = {"ETag": f'"{_oid(files[rest])}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            if self.far:
+                place = self.address.replace("127.0.0.1", "localhost")
+                head["Location"] = f"{place}/far/{name}/{rest}?signature={self.signature}"
+                head |= {"X-Linked-ETag": head.pop("ETag"), "X-Linked-Size": str(len(files[rest]))}
+                return 302, head, b""
             return 200, head, files[rest]
         if what == "tree":
             return _json(_tree(files, rest))
@@ -100,9 +146,14 @@ def serve(hub: Hub) -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
-            path = unquote(urlsplit(self.path).path)
+            address = urlsplit(self.path)
+            path = unquote(address.path)
             hub.seen.append(f"{self.command} {path}")
-            status, head, body = hub.answer(path)
+            hub.tokens.append((f"{self.command} {path}", self.headers.get("Authorization") or ""))
+            far = path.startswith("/far/")
+            status, head, body = hub.stored(path, address.query) if far else hub.answer(path)
+            if (asked := self.headers.get("Range")) and self.command == "GET":
+                status, head, body = hub.part(path, (status, head, body), asked)
             cut = any(f"/{name}/resolve/" in path and "/data/" in path for name in hub.broken)
             self.send_response(status)
             for key, value in head.items():
@@ -118,7 +169,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.address = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub

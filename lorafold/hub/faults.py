@@ -1,0 +1,64 @@
+"""What a hub's refusals mean, in one line with a cure; neither tokens nor headers are part of any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorafold.artifacts import system_faults
+from lorafold.errors import InputError, LorafoldError, SystemFault
+
+_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+"""Packages that huggingface_hub connects with; they share no class of errors."""
+
+
+@contextmanager
+def hub_faults(
+    repository: str, *, offline: bool = False, instead: str = "give a local folder"
+) -> Iterator[None]:
+    """Say what stops a download.
+
+    Args:
+        repository: "org/name", for messages.
+        offline: connecting was forbidden.
+        instead: the last resort of somebody without network.
+
+    Raises:
+        InputError: there is no such repository, or it is closed to this user.
+        SystemFault: the network, the hub, or the disk failed.
+    """
+    from huggingface_hub import errors as hub
+
+    try:
+        with system_faults(Path(repository)):
+            yield
+    except hub.GatedRepoError as error:
+        fix = "accept its terms on the hub and log in with `hf auth login`"
+        raise InputError("the repository is gated for you", at=repository, fix=fix) from error
+    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
+        fix = "check the id, or log in with `hf auth login` if it is private"
+        raise InputError("the hub has no such repository or revision", at=repository, fix=fix) from error
+    except hub.LocalEntryNotFoundError as error:
+        raise unreachable(repository, offline=offline, instead=instead) from error
+    except LorafoldError:
+        raise
+    except (hub.HfHubHTTPError, OSError) as error:
+        problem = f"the download failed ({type(error).__name__})"
+        raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise unreachable(repository, offline=offline, instead=instead) from None  # it may hold a header
+
+
+def unreachable(repository: str, *, offline: bool, instead: str) -> SystemFault:
+    """That something is not in the cache, and cannot be fetched."""
+    if offline:
+        return SystemFault("not in the local cache", at=repository, fix="run once without --offline")
+    return SystemFault(
+        "the hub cannot be reached and the cache lacks it",
+        at=repository,
+        fix="check the network, use a mirror (HF_ENDPOINT=https://hf-mirror.com), take it from ModelScope "
+        f"(modelscope:{repository}), or {instead}",
+    )
