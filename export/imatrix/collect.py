@@ -1,57 +1,41 @@
 """Collect an importance matrix from a Hugging Face model: what llama-imatrix does, without a GGUF.
 
-It holds the sums of squared inputs at every linear layer of the blocks. The permutation of q and k rows does
-not matter here, since columns are inputs. Needs torch, that is the [train] extra.
+It holds the sums of squared inputs at every weight of the blocks that llama.cpp multiplies with. They are
+measured at the model's own parameters (`products`); which of them a GGUF tensor is made of is known from its
+sources and from transformers' loader. Rows in another order do not matter here, since columns are inputs;
+columns in another order do. Needs torch, that is the [train] extra.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorafold.errors import InputError, SystemFault
+from lorafold.export.fold.conversions import is_loaded
 from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.gguf.rows import take_columns
 from lorafold.export.imatrix.file import Imatrix, ImatrixEntry
+from lorafold.export.proof.reference.places import Place, places
 from lorafold.export.quant.mixture import is_quantizable
 from lorafold.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
-_Hook = Callable[["torch.nn.Module", tuple["torch.Tensor", ...], dict[str, Any]], None]
+    from lorafold.export.imatrix.products import Matrix, Sums
 
 _MATCH = "give the model that the tensors were mapped from"
-_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight$")
-_EXPERTS_MODULE = re.compile(r"\blayers\.(\d+)\..*\bexperts(\.base_layer)*$")
-
-
-class _Sums:
-    """The running sums of one or several tensors that share their input."""
-
-    def __init__(self, experts: int = 1) -> None:
-        self.experts = experts
-        self.values: torch.Tensor | None = None  # (experts, cols) float64
-        self.counts = np.zeros(experts, np.int64)
-
-    def add(self, inputs: torch.Tensor, expert: int = 0) -> None:
-        """Add inputs (tokens, cols)."""
-        import torch
-
-        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(torch.float64)
-        if self.values is None:
-            self.values = torch.zeros(self.experts, flat.shape[-1], dtype=torch.float64)
-        self.values[expert] += flat.square().sum(0).cpu()
-        self.counts[expert] += len(flat)
-
-    def entry(self) -> ImatrixEntry | None:
-        """The sums as they are stored; None if the layer was never called."""
-        if self.values is None:
-            return None
-        sums = self.values.numpy().astype(np.float32).reshape(-1)
-        return ImatrixEntry(sums, self.counts.astype(np.float32))
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_EXPERTS = re.compile(r"_exps\.weight$")
 
 
 def collect(
@@ -62,10 +46,11 @@ def collect(
     dataset: str = "",
     progress: Progress = silent,
 ) -> Imatrix:
-    """Run token sequences through a model and measure the inputs of its linear layers.
+    """Run token sequences through a model and measure what enters its weights.
 
     Args:
-        model: a causal model of transformers, or a PEFT model around one; in evaluation mode.
+        model: a causal model of transformers, or a PEFT model around one; in evaluation mode. Experts that an
+            adapter changes must be merged: PEFT multiplies with a matrix that it makes anew each time.
         tensors: what `arch.map_tensors` made of the base.
         sequences: token ids, each a text of its own from position 0.
         dataset: what the texts are called, for the file's metadata.
@@ -76,7 +61,7 @@ def collect(
 
     Raises:
         SystemFault: torch is not installed.
-        InputError: no sequence has a token, or a linear layer of the model cannot be found.
+        InputError: no sequence has a token, or the model has no place for a weight.
     """
     try:
         import torch
@@ -84,111 +69,148 @@ def collect(
         raise SystemFault(
             "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
         ) from error
-    sums = {name: _Sums() for name in collected_names(tensors)}
-    hooked = _layers(model, tensors, sums)
-    hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooked]
+    from lorafold.export.imatrix.latent import latent_products
+    from lorafold.export.imatrix.products import Products
+
+    parameters = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): value
+        for name, value in model.named_parameters()
+    }
+    own = _whole(model)
+    names = collected_names(tensors, own.config.to_dict())
+    wanted = [tensor for tensor in tensors if tensor.name in names]
+    matrices = _matrices(model, wanted, parameters)
     texts = [ids for ids in sequences if len(ids)]
     if not texts:
         raise InputError(
             "no text to collect an importance matrix from", at="--imatrix-data", fix="pass some texts"
         )
+    held = {name for some in matrices.values() for name, _ in some}
+    latent = sorted(name.removesuffix("#k") for name in held if name.endswith("#k"))
+    products = Products({name: value for name, value in parameters.items() if name in held})
     done, total = 0, sum(map(len, texts))
     progress("importance matrix (tokens)", done, total)
-    try:
+    with _plainly(own, weights=bool(latent)), latent_products(own, latent, products.seen):
         for ids in texts:
             row = torch.tensor([list(ids)], device=next(model.parameters()).device)
-            with torch.inference_mode():
-                model(input_ids=row, use_cache=False, logits_to_keep=1)  # only the layers' inputs matter
+            with torch.inference_mode(), products:
+                own.base_model(input_ids=row, use_cache=False)  # without the head
             done += len(ids)
             progress("importance matrix (tokens)", done, total)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    entries = {name: entry for name, part in sums.items() if (entry := part.entry()) is not None}
+    entries = {
+        tensor.name: entry
+        for tensor in wanted
+        if (entry := _entry(tensor, [products.seen.get(each) for each in matrices[tensor.name]])) is not None
+    }
     return Imatrix(entries, (dataset,) if dataset else (), chunks=len(texts), chunk_size=max(map(len, texts)))
 
 
-def collected_names(tensors: Sequence[MappedTensor]) -> set[str]:
-    """The GGUF tensors that get an entry, as in llama.cpp: embeddings are looked up, and the output is better
-    off without."""
+def collected_names(
+    tensors: Sequence[MappedTensor], config: Mapping[str, Any] = MappingProxyType({})
+) -> set[str]:
+    """The GGUF tensors that get an entry, as in llama.cpp.
+
+    Embeddings are looked up, the output is better off without, and what predicts further tokens or takes the
+    keys of an earlier layer is never multiplied with.
+
+    Args:
+        tensors: what `arch.map_tensors` made of the base.
+        config: its config.json.
+    """
     return {
         tensor.name
         for tensor in tensors
-        if tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
+        if tensor.name.startswith("blk.")
+        and is_quantizable(tensor.name, tensor.shape)
+        and all(is_loaded(piece.source, config) for piece in tensor.sources)
     }
 
 
-def _layers(
-    model: torch.nn.Module, tensors: Sequence[MappedTensor], sums: dict[str, _Sums]
-) -> list[tuple[torch.nn.Module, _Hook]]:
-    """Find every layer whose input is to be measured, and how; `sums` grows to the number of experts."""
-    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
-    experts = {
-        int(found.group(1)): module
-        for name, module in modules.items()
-        if (found := _EXPERTS_MODULE.search(name)) and "gate_up_proj" in module._parameters
-    }
-    stacks: dict[int, dict[str, _Sums]] = {}
-    layers: list[tuple[torch.nn.Module, _Hook]] = []
+def _whole(model: Any) -> Any:
+    """The model of transformers in a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _matrices(
+    model: torch.nn.Module, tensors: Sequence[MappedTensor], parameters: Mapping[str, torch.Tensor]
+) -> dict[str, list[Matrix]]:
+    """For each tensor the matrices of the model that its own matrices are, or are rows of."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    from lorafold.export.imatrix.latent import HALVES
+
+    own = _whole(model)
+    sources = dict.fromkeys(piece.source for tensor in tensors for piece in tensor.sources)
+    placed = places(own, get_model_conversion_mapping(own), sources, parameters)
+    found: dict[str, list[Matrix]] = {}
     for tensor in tensors:
-        if tensor.name not in sums:
+        half = next((mark for end, mark in HALVES.items() if tensor.name.endswith(end)), None)
+        if half is not None:
+            found[tensor.name] = [(_parameter(tensor.sources[0].source, placed) + half, 0)]
             continue
-        if found := _EXPERTS.match(tensor.name):
-            sums[tensor.name] = part = _Sums(tensor.shape[0])
-            stacks.setdefault(int(found.group(1)), {})[found.group(2)] = part
-            continue
-        path = tensor.sources[0].source.removesuffix(".weight")
-        layers.append((modules.get(path) or _by_suffix(modules, path), _linear_hook(sums[tensor.name])))
-    for number, parts in stacks.items():
-        if number not in experts:
-            raise InputError(f"the model has no experts in layer {number}", at=f"layers.{number}", fix=_MATCH)
-        layers.append((experts[number], _experts_hook(experts[number], parts)))
-    return layers
+        found[tensor.name] = []
+        for number, source in enumerate(_first_sources(tensor)):
+            name, expert = _parameter(source, placed), _EXPERT.search(source)
+            stacked = parameters[name].ndim > 2
+            at = (int(expert[1]) if expert else number) if stacked else 0
+            found[tensor.name].append((name, at))
+    return found
 
 
-def _by_suffix(modules: dict[str, torch.nn.Module], path: str) -> torch.nn.Module:
-    """The module whose name ends like a checkpoint's ("language_model." comes, goes and moves in front)."""
-    tail = path[path.index("layers.") :] if "layers." in path else path
-    names = [name for name in modules if name == tail or name.endswith("." + tail)]
-    if len(names) > 1:  # a multimodal model's other towers have layers too
-        names = [name for name in names if "language_model." in name]
-    found = [modules[name] for name in names]
-    if len(found) != 1:
-        problem = f"{len(found)} layers of the model are called {tail}, expected 1"
-        raise InputError(problem, at=path, fix=_MATCH)
-    return found[0]
+def _parameter(source: str, placed: Mapping[str, Place]) -> str:
+    """The first parameter that a tensor of the checkpoint is part of."""
+    if source not in placed:
+        raise InputError(f"the model has no place for {source}", at=source, fix=_MATCH)
+    return placed[source].names[0]
 
 
-def _linear_hook(part: _Sums) -> _Hook:
-    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-        part.add(args[0])
+def _first_sources(tensor: MappedTensor) -> list[str]:
+    """For each matrix of a tensor the source of its first row."""
+    count = tensor.rows // tensor.height
+    if tensor.transpose:
+        return [piece.source for piece in tensor.sources]
+    lengths = (piece.stop - piece.start for piece in tensor.sources)
+    starts = [0, *itertools.accumulate(lengths)][:-1]
+    places_of_rows = (bisect.bisect_right(starts, number * tensor.height) - 1 for number in range(count))
+    return [tensor.sources[place].source for place in places_of_rows]
 
-    return hook
 
+@contextmanager
+def _plainly(own: Any, weights: bool) -> Iterator[None]:
+    """Let a model multiply with its experts one by one for a while.
 
-def _experts_hook(experts: Any, parts: dict[str, _Sums]) -> _Hook:
-    """Measure a stack of experts of transformers 5, `experts(hidden, chosen, weights)`.
-
-    Its matrices `gate_up_proj` (experts, 2 * inner, cols) and `down_proj` are multiplied inside, where no
-    hook reaches, so the input of `down_proj` is computed once more here.
+    Args:
+        own: a model of transformers.
+        weights: its attention computes its weights as well.
     """
+    experts, attention = own.get_experts_implementation(), own.config._attn_implementation
+    own.set_experts_implementation("eager")
+    if weights:
+        own.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        own.set_experts_implementation(experts)
+        if weights:
+            own.set_attn_implementation(attention)
 
-    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-        import torch
 
-        hidden = args[0] if args else kwargs["hidden_states"]
-        chosen = args[1] if len(args) > 1 else kwargs["top_k_index"]  # (tokens, experts per token)
-        hidden = hidden.reshape(-1, hidden.shape[-1])
-        for expert in range(len(experts.gate_up_proj)):
-            tokens = torch.nonzero(chosen == expert)[:, 0]
-            if not len(tokens):
-                continue
-            inputs = hidden[tokens]
-            for name in ("gate", "up"):
-                if name in parts:
-                    parts[name].add(inputs, expert)
-            if "down" in parts:
-                gate, up = torch.nn.functional.linear(inputs, experts.gate_up_proj[expert]).chunk(2, dim=-1)
-                parts["down"].add(experts.act_fn(gate) * up, expert)
+def _entry(tensor: MappedTensor, seen: Sequence[Sums | None]) -> ImatrixEntry | None:
+    """What entered a tensor, as it is stored; None if nothing did."""
+    if not any(seen):
+        return None
+    rows = [_columns(tensor, each.sums.numpy().astype(np.float32)) for each in seen if each is not None]
+    width = rows[0].size
+    assert width * len(seen) == tensor.cols * (tensor.rows // tensor.height), tensor.name
+    sums = np.zeros((len(seen), width), np.float32)
+    sums[[number for number, each in enumerate(seen) if each is not None]] = rows
+    counts = np.array([0 if each is None else each.count for each in seen], np.float32)
+    # One count for each expert, one for anything else.
+    return ImatrixEntry(sums.reshape(-1), counts if _EXPERTS.search(tensor.name) else counts[:1])
 
-    return hook
+
+def _columns(tensor: MappedTensor, sums: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums (cols,) or (matrices, cols) in the order of the tensor's columns, in one row."""
+    if tensor.columns and not tensor.transpose and sums.ndim == 1:
+        sums = take_columns(sums[None], tensor.columns)
+    return sums.reshape(-1)

@@ -6,35 +6,31 @@ model will see in use; a plain text is cut into chunks of `CHUNK_TOKENS` tokens,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
-from lorafold.export.arch.table import find
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect
 from lorafold.export.imatrix.file import Imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.reference.whole import load_base, why_no_reference, with_adapter
+from lorafold.export.proof.reference.answers import LayeredReference, config_of
+from lorafold.export.proof.reference.blank import BlankModel
+from lorafold.libraries.causal_lm import REFUSALS, told
+from lorafold.machine import memory_available
 from lorafold.progress import Progress
 from lorafold.records.chats import read_chats
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
 
 CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
 MOST_CHUNKS = 1000  # more texts hardly move the means any more
-
-
-# Architectures whose inputs are not yet measured here, or not yet held against llama-imatrix's.
-NOT_COLLECTED = (
-    *("afmoe", "apertus", "bloom", "chatglm", "cohere2moe", "deepseek2", "exaone-moe", "gemma4", "gpt-oss"),
-    *("granitehybrid", "hunyuan-moe", "hunyuan_vl", "hy_v3", "jais2", "jamba", "laguna", "llama4", "mamba"),
-    *("mamba2", "minimax-m2", "nemotron_h", "nemotron_h_moe", "paddleocr", "phimoe", "qwen35", "qwen35moe"),
-    *("qwen3next", "qwen3vlmoe", "starcoder"),
-)
+_ELSEWHERE = "collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix"
 
 
 def check_can_collect(inputs: Inputs, data: Path) -> None:
@@ -44,20 +40,24 @@ def check_can_collect(inputs: Inputs, data: Path) -> None:
         InputError: the file is missing or holds no text, or the model cannot be run on this machine.
     """
     next(_sequences(inputs, data), None)
-    arch = find(inputs.config).gguf
-    reason = f"not for {arch} yet" if arch in NOT_COLLECTED else why_no_reference(inputs)
-    if reason:
+    if reason := LayeredReference.obstacle(inputs) or _too_large(inputs):
         raise InputError(
-            f"no importance matrix can be collected here: {reason}",
-            at="--imatrix-data",
-            fix="collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix",
+            f"no importance matrix can be collected here: {reason}", at="--imatrix-data", fix=_ELSEWHERE
         )
+
+
+def _too_large(inputs: Inputs) -> str | None:
+    needed = sum(4 * math.prod(info.shape) for info in inputs.source.tensors.values())
+    free = memory_available()
+    if not free or needed <= 0.7 * free:
+        return None
+    return f"the model needs {needed / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
 
 
 def collect_importance(
     inputs: Inputs, tensors: Sequence[MappedTensor], data: Path, progress: Progress
 ) -> Imatrix:
-    """Run the texts through base + adapter and sum up the inputs of every linear layer.
+    """Run the texts through base + adapters and sum up what enters every weight.
 
     Args:
         inputs: the model.
@@ -66,12 +66,33 @@ def collect_importance(
         progress: told the tokens done.
 
     Raises:
-        InputError: there is no text in the file.
+        InputError: there is no text in the file, or transformers cannot run the model.
         SystemFault: torch is not installed.
     """
-    model = with_adapter(load_base(inputs), inputs)
     sequences = list(_sequences(inputs, data))
-    return collect(model, tensors, sequences, dataset=data.name, progress=progress)
+    return collect(folded_model(inputs), tensors, sequences, dataset=data.name, progress=progress)
+
+
+def folded_model(inputs: Inputs) -> torch.nn.Module:
+    """transformers' model with the weights of the fold: any base that can be read, any adapters.
+
+    Raises:
+        InputError: transformers does not know it, or has no place for its weights.
+    """
+    try:
+        blank = BlankModel(config_of(inputs), inputs.source.tensors)
+        buffers = dict(blank.model.named_buffers())
+        placed = (name for names in blank.targets.values() for name in names)
+        held = [name for name in placed if name in buffers]
+        blank.fill([*blank.names(blank.model, ""), *held], inputs.source)
+    except REFUSALS as error:
+        raise InputError(
+            f"transformers cannot run it ({type(error).__name__}: {told(error)})",
+            at=inputs.base.folder,
+            fix=_ELSEWHERE,
+        ) from error
+    model: torch.nn.Module = blank.model
+    return model
 
 
 def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:

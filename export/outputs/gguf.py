@@ -194,7 +194,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     weighted: Collection[str] | None = imatrix
     if config.imatrix_data is not None:
         check_can_collect(inputs, config.imatrix_data)
-        weighted = collected_names(tensors)
+        weighted = collected_names(tensors, inputs.config)
     folders = [adapter.folder for adapter, _ in inputs.adapters]
     named = named_templates([*folders, inputs.prompt])
     prompt = _plan_prompt(inputs, config, named)

@@ -222,6 +222,28 @@ def llama_logits(gguf: Path, ids: Sequence[int], adapter: Path | None = None) ->
     return logits
 
 
+def llama_imatrix(
+    gguf: Path, ids: Sequence[int]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """What llama.cpp multiplies the blocks' weights with, summed up as llama-imatrix does.
+
+    Args:
+        gguf: the model.
+        ids: the tokens, one sequence from position 0, at least 16.
+
+    Returns:
+        By tensor: sums of squares (matrices, cols), and tokens (matrices,) for experts or (1,).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "imatrix.npz"
+        job = {"op": "imatrix", "gguf": str(gguf), "ids": list(ids), "adapter": None, "out": str(out)}
+        (answer,) = native([job])
+        assert answer["status"] == 0, answer["log"][-2000:]
+        with np.load(out) as found:
+            names = {key.removesuffix(".counts") for key in found if key.endswith(".counts")}
+            return {name: (found[f"{name}.in_sum2"], found[f"{name}.counts"]) for name in names}
+
+
 def native(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Run jobs of `llama_native.py` in one subprocess; one answer for each."""
     script = str(Path(__file__).with_name("llama_native.py"))

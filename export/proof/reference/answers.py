@@ -119,7 +119,7 @@ class LayeredReference:
         self._imatrix = imatrix
         with self._refusals():
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._model = LayeredModel(_config(inputs), self._exact.tensors, device)
+            self._model = LayeredModel(config_of(inputs), self._exact.tensors, device)
         needed, free = 2 * self._model.largest, memory_available()
         if free and needed > 0.7 * free:
             raise InputError(
@@ -166,7 +166,7 @@ class LayeredReference:
             raise InputError(problem, fix="update transformers") from error
 
 
-def _config(inputs: Inputs) -> dict[str, Any]:
+def config_of(inputs: Inputs) -> dict[str, Any]:
     """The base's config.json, read again, with what adapters change of it: vocabulary, and a head untied."""
     config = without_packing(inputs.base.config())
     for name in ("vocab_size", "tie_word_embeddings"):

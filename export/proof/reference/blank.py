@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.export.proof.reference.places import places
 from lorafold.libraries.causal_lm import automatic_class, quiet_transformers
 from lorafold.weights import STORED, TensorInfo, TensorSource
 
@@ -51,9 +52,10 @@ class BlankModel:
                 module._buffers[name] = None if buffer is None else buffer.to(device)
         # What is tied is one parameter under several names.
         self._blank = dict(self.model.named_parameters(remove_duplicate=False))
-        self.targets: dict[str, tuple[str, ...]] = {}
-        self._renamed: dict[str, str] = {}
-        self._find_targets([name for name, info in tensors.items() if info.dtype in STORED])
+        stored = [name for name, info in tensors.items() if info.dtype in STORED]
+        placed = places(self.model, self._renaming, stored, self.model.state_dict())
+        self.targets = {tensor: place.names for tensor, place in placed.items()}
+        self._renamed = {place.names[0]: tensor for tensor, place in placed.items() if place.whole}
 
     def tensor_of(self, parameter: str) -> str | None:
         """The tensor of the checkpoint that a parameter is, unchanged; None if it is made of several."""
@@ -134,27 +136,6 @@ class BlankModel:
         for name in parameters:
             if self._get(name).is_meta and (other := filled.get(id(self._blank[name]))) is not None:
                 self.put(name, self._get(other).data)
-
-    def _find_targets(self, tensors: Collection[str]) -> None:
-        """Ask transformers where each tensor goes: by its renaming, or by the name alone if that fails."""
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        known, prefix = self.model.state_dict(), self.model.base_model_prefix
-        renamings = [each for each in self._renaming if isinstance(each, WeightRenaming)]
-        converters = [each for each in self._renaming if isinstance(each, WeightConverter)]
-        parts = {pattern: each.target_patterns for each in converters for pattern in each.source_patterns}
-        for tensor in tensors:
-            name, pattern = rename_source_key(tensor, renamings, converters, prefix, known)
-            if name not in known and tensor in known:
-                name, pattern = rename_source_key(tensor, [], [], prefix, known)
-            if name not in known:
-                continue
-            if pattern is None:
-                self._renamed[name] = tensor
-                self.targets[tensor] = (name,)
-            else:
-                first, *others = parts[pattern]
-                self.targets[tensor] = (name, *(name.replace(first, other) for other in others))
 
 
 class _Unread:

@@ -11,14 +11,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from converter import add_vocabulary, convert
+from converter import convert
 from numpy.typing import NDArray
 from oracles import llama_logits, plan_with_llama, quantize_with_llama
+from own_gguf import our_gguf
 from tiny_families import FAMILIES, FURTHER, NEWER, RESAVED, TWINS, tiny_family
 from tiny_models import load_model
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
-from lorafold.export.gguf.rows import read_block
 from lorafold.export.quant.mixture import plan_types
 from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.weights import Checkpoint
@@ -104,27 +104,6 @@ def our_types(folder: Path, outtype: str) -> dict[str, gguf.GGMLQuantizationType
     assert recipe.file_type == FILE_TYPES[outtype]
     shape = ModelShape.from_metadata({entry.key: entry.value for entry in entries})
     return plan_types([(tensor.name, tensor.shape) for tensor in tensors], recipe, shape)
-
-
-def our_gguf(folder: Path, out: Path, types: dict[str, gguf.GGMLQuantizationType], file_type: int) -> Path:
-    """Write a GGUF of a model by our mapping with gguf-py's writer."""
-    config = json.loads((folder / "config.json").read_text())
-    source = Checkpoint.open(folder)
-    tensors = map_tensors(config, source.tensors)
-    entries = metadata(config, tensors, folder, file_type)
-    writer = gguf.GGUFWriter(out, entries[0].value)
-    for entry in entries[1:]:
-        writer.add_key_value(entry.key, entry.value, entry.type, entry.subtype)
-    add_vocabulary(writer, config.get("text_config", config)["vocab_size"])
-    for tensor in tensors:
-        block = read_block(source, tensor, 0, tensor.rows).reshape(tensor.shape)
-        kind = types.get(tensor.name, gguf.GGMLQuantizationType.F32)
-        writer.add_tensor(tensor.name, gguf.quants.quantize(block, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 # Entries in which a header departs from the converter's, for the reasons that `arch.header` gives.

@@ -113,27 +113,29 @@ def test_what_cannot_be_collected_is_known_before_any_work(chats: Path, tmp_path
     for data, says in ((empty, "there is no text in it"), (tmp_path / "absent.txt", "there is no such file")):
         with pytest.raises(InputError, match=says):
             plan_export(settings(tmp_path / "out", data))
-    with pytest.raises(InputError, match=r"several weighted adapters.*--imatrix"):
-        plan_export(settings(tmp_path / "out", chats, adapter=(f"{tiny_chat.adapter()}=0.5",)))
+    own_code = shutil.copytree(tiny_chat.folder(), tmp_path / "own-code")
+    own = json.loads((own_code / "config.json").read_text()) | {"auto_map": {"AutoModel": "code.Model"}}
+    (own_code / "config.json").write_text(json.dumps(own))
+    with pytest.raises(InputError, match=r"brings its own Python code.*--imatrix"):
+        plan_export(settings(tmp_path / "out", chats, source=str(own_code), trust_remote_code=True))
     with pytest.raises(UsageError, match="either --imatrix or --imatrix-data"):
         settings(tmp_path / "out", chats, imatrix=tmp_path / "x.gguf")
     assert not (tmp_path / "out").exists()
+
+
+def test_several_weighted_adapters(chats: Path, tmp_path: Path) -> None:
+    """The fold's own weights are run: half an adapter and half of it again is the adapter."""
+    adapter = f"{tiny_chat.adapter()}=0.5"
+    base = str(tiny_chat.folder())
+    export(settings(tmp_path / "halves", chats, source=adapter, adapter=(adapter,), base=base, verify=False))
+    export(settings(tmp_path / "whole", chats, verify=False))
+    halves, whole = (read_imatrix(tmp_path / name / "imatrix.gguf") for name in ("halves", "whole"))
+    assert halves.entries.keys() == whole.entries.keys()
+    for name, entry in halves.entries.items():
+        assert np.allclose(entry.sums, whole.entries[name].sums, rtol=1e-5), name
 
 
 def test_a_base_alone_has_a_matrix_too(chats: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_chat.folder(), tmp_path / "base")
     export(settings(tmp_path / "out", chats, source=str(base), verify=False))
     assert (tmp_path / "out" / "imatrix.gguf").exists()
-
-
-def test_an_architecture_that_is_not_measured(
-    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorafold.export.imatrix import data
-
-    monkeypatch.setattr(data, "NOT_COLLECTED", ("llama", "qwen2"))
-    with pytest.raises(
-        InputError, match=r"no importance matrix can be collected here: not for \w+ yet; fix: col"
-    ):
-        export(settings(tmp_path / "out", chats))
-    assert not (tmp_path / "out").exists()
