@@ -24,14 +24,14 @@ from lorafold.export.fold.conversions import is_loaded
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.rows import take_columns
 from lorafold.export.imatrix.file import Imatrix, ImatrixEntry
-from lorafold.export.proof.reference.places import Place, places
+from lorafold.export.proof.reference.loaded_as import LoadedAs, loaded_as
 from lorafold.export.quant.mixture import is_quantizable
 from lorafold.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
-    from lorafold.export.imatrix.products import Matrix, Sums
+    from lorafold.export.imatrix.products import Entered, Matrix
 
 _MATCH = "give the model that the tensors were mapped from"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -70,7 +70,7 @@ def collect(
             "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
         ) from error
     from lorafold.export.imatrix.latent import latent_products
-    from lorafold.export.imatrix.products import Products
+    from lorafold.export.imatrix.products import SeenProducts
 
     parameters = {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): value
@@ -87,7 +87,7 @@ def collect(
         )
     held = {name for some in matrices.values() for name, _ in some}
     latent = sorted(name.removesuffix("#k") for name in held if name.endswith("#k"))
-    products = Products({name: value for name, value in parameters.items() if name in held})
+    products = SeenProducts({name: value for name, value in parameters.items() if name in held})
     done, total = 0, sum(map(len, texts))
     progress("importance matrix (tokens)", done, total)
     with _plainly(own, weights=bool(latent)), latent_products(own, latent, products.seen):
@@ -141,7 +141,7 @@ def _matrices(
 
     own = _whole(model)
     sources = dict.fromkeys(piece.source for tensor in tensors for piece in tensor.sources)
-    placed = places(own, get_model_conversion_mapping(own), sources, parameters)
+    placed = loaded_as(own, get_model_conversion_mapping(own), sources, parameters)
     found: dict[str, list[Matrix]] = {}
     for tensor in tensors:
         half = next((mark for end, mark in HALVES.items() if tensor.name.endswith(end)), None)
@@ -157,7 +157,7 @@ def _matrices(
     return found
 
 
-def _parameter(source: str, placed: Mapping[str, Place]) -> str:
+def _parameter(source: str, placed: Mapping[str, LoadedAs]) -> str:
     """The first parameter that a tensor of the checkpoint is part of."""
     if source not in placed:
         raise InputError(f"the model has no place for {source}", at=source, fix=_MATCH)
@@ -195,7 +195,7 @@ def _plainly(own: Any, weights: bool) -> Iterator[None]:
             own.set_attn_implementation(attention)
 
 
-def _entry(tensor: MappedTensor, seen: Sequence[Sums | None]) -> ImatrixEntry | None:
+def _entry(tensor: MappedTensor, seen: Sequence[Entered | None]) -> ImatrixEntry | None:
     """What entered a tensor, as it is stored; None if nothing did."""
     if not any(seen):
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lorafold.export.imatrix.products import Matrix, Sums, squares
+from lorafold.export.imatrix.products import Entered, Matrix, squares
 
 HALVES = {"attn_k_b.weight": "#k", "attn_v_b.weight": "#v"}
 """Ends of the GGUF names of the halves, by what stands behind the parameter's name in a `Matrix`."""
@@ -23,7 +23,7 @@ HALVES = {"attn_k_b.weight": "#k", "attn_v_b.weight": "#v"}
 
 @contextmanager
 def latent_products(
-    model: torch.nn.Module, parameters: Sequence[str], seen: dict[Matrix, Sums]
+    model: torch.nn.Module, parameters: Sequence[str], seen: dict[Matrix, Entered]
 ) -> Iterator[None]:
     """Look at the attention of some layers for a while.
 
@@ -42,7 +42,7 @@ def latent_products(
             handle.remove()
 
 
-def _hooks(model: torch.nn.Module, name: str, seen: dict[Matrix, Sums]) -> list[Any]:
+def _hooks(model: torch.nn.Module, name: str, seen: dict[Matrix, Entered]) -> list[Any]:
     attention: Any = model.get_submodule(name.removesuffix(".kv_b_proj.weight"))
     query = attention.q_b_proj if getattr(attention, "q_lora_rank", None) else attention.q_proj
     latest: dict[str, torch.Tensor] = {}
@@ -65,9 +65,9 @@ def _hooks(model: torch.nn.Module, name: str, seen: dict[Matrix, Sums]) -> list[
     ]
 
 
-def _add(seen: dict[Matrix, Sums], name: str, inputs: torch.Tensor) -> None:
+def _add(seen: dict[Matrix, Entered], name: str, inputs: torch.Tensor) -> None:
     """Add inputs (tokens, heads, cols)."""
     if (name, 0) in seen:
         seen[name, 0].add(squares(inputs), len(inputs))
     else:
-        seen[name, 0] = Sums(squares(inputs), len(inputs))
+        seen[name, 0] = Entered(squares(inputs), len(inputs))

@@ -28,7 +28,7 @@ _MATMUL = frozenset(
 _ADDED = frozenset({torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm})
 
 
-class Sums:
+class Entered:
     """What entered one matrix, or several of a stack of heads.
 
     Args:
@@ -51,7 +51,7 @@ def squares(inputs: torch.Tensor) -> torch.Tensor:
     return inputs.detach().to(torch.float64).square().sum(0).cpu()
 
 
-class Products(TorchFunctionMode):  # type: ignore[misc]
+class SeenProducts(TorchFunctionMode):  # type: ignore[misc]
     """A context within which products are seen.
 
     Args:
@@ -63,7 +63,7 @@ class Products(TorchFunctionMode):  # type: ignore[misc]
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.seen: dict[Matrix, Sums] = {}
+        self.seen: dict[Matrix, Entered] = {}
         # By the address at which each begins; several may share one storage.
         self._parameters = sorted(
             ((value.data_ptr(), name, value) for name, value in parameters.items() if value.is_contiguous()),
@@ -120,4 +120,4 @@ class Products(TorchFunctionMode):  # type: ignore[misc]
         if matrix in self.seen:
             self.seen[matrix].add(sums, count)
         else:
-            self.seen[matrix] = Sums(sums, count)
+            self.seen[matrix] = Entered(sums, count)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafold.export.proof.reference.places import places
+from lorafold.export.proof.reference.loaded_as import loaded_as
 from lorafold.libraries.causal_lm import automatic_class, quiet_transformers
 from lorafold.weights import STORED, TensorInfo, TensorSource
 
@@ -53,7 +53,7 @@ class BlankModel:
         # What is tied is one parameter under several names.
         self._blank = dict(self.model.named_parameters(remove_duplicate=False))
         stored = [name for name, info in tensors.items() if info.dtype in STORED]
-        placed = places(self.model, self._renaming, stored, self.model.state_dict())
+        placed = loaded_as(self.model, self._renaming, stored, self.model.state_dict())
         self.targets = {tensor: place.names for tensor, place in placed.items()}
         self._renamed = {place.names[0]: tensor for tensor, place in placed.items() if place.whole}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LoadedAs:
     """Where a tensor goes.
 
     Attributes:
@@ -24,9 +24,9 @@ class Place:
     whole: bool
 
 
-def places(
+def loaded_as(
     model: Any, renaming: Sequence[Any], tensors: Collection[str], known: Collection[str]
-) -> dict[str, Place]:
+) -> dict[str, LoadedAs]:
     """Ask transformers where tensors go: by its renaming, or by the name alone if that fails.
 
     Args:
@@ -40,7 +40,7 @@ def places(
     """
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    found: dict[str, Place] = {}
+    found: dict[str, LoadedAs] = {}
     names, prefix = dict.fromkeys(known, True), model.base_model_prefix
     renamings = [each for each in renaming if isinstance(each, WeightRenaming)]
     converters = [each for each in renaming if isinstance(each, WeightConverter)]
@@ -52,8 +52,8 @@ def places(
         if name not in names:
             continue
         if pattern is None:
-            found[tensor] = Place((name,), True)
+            found[tensor] = LoadedAs((name,), True)
         else:
             first, *others = parts[pattern]
-            found[tensor] = Place((name, *(name.replace(first, other) for other in others)), False)
+            found[tensor] = LoadedAs((name, *(name.replace(first, other) for other in others)), False)
     return found
