@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tiny_chat
 from chat_terminal import terminal
 from model_servers import server, streamed
+from reciting import reciting
 from tool_chats import ARGUMENTS, WEATHER, call, tool_chat
 
 from lorafold.chat.dialogue import tools_of
@@ -21,7 +23,7 @@ from lorafold.serve.comparison.report import as_html, as_markdown
 from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
 from lorafold.serve.conversation import Answer, Conversation, Turn
 from lorafold.serve.engines.open import opened
-from lorafold.serve.protocol import Cancel, Finished
+from lorafold.serve.protocol import Cancel
 from lorafold.serve.terminal.chat import chat
 
 TOLD = 'get_weather(city="Köln", days=2)'
@@ -92,16 +94,22 @@ def test_the_user_gives_the_result_at_the_terminal(
     assert tools_of(again.messages(0)) == (WEATHER,)
 
 
-def test_a_local_model_gets_the_tools_and_its_calls_are_read(tools: Path, monkeypatch: Any) -> None:
-    """The prompt has the definitions; an answer's text is read for calls as the real engine streams it."""
+def test_a_local_model_gets_the_tools_and_its_calls_are_read(tools: Path, tmp_path: Path) -> None:
+    """The prompt has the definitions; a call is read from the text that llama.cpp streams."""
     config = ChatConfig((str(tiny_chat.gguf()),), chat_template=str(template()), tools=tools)
+    asked = Conversation(["m"], Sampling(), tools=tools_in(tools))
+    asked.turns.append(Turn("Weather?", {}, [0]))
     with opened(config) as (engine,):
-        asked = Conversation(["m"], Sampling(), tools=tools_in(tools))
-        asked.turns.append(Turn("Weather?", {}, [0]))
         prompt = engine.prompt(asked.messages(0))
         assert prompt is not None and '"name": "get_weather"' in prompt and "How many days." in prompt
-        *_, last = engine.stream(asked.messages(0), Sampling(seed=1, max_tokens=4, temperature=0), Cancel())
-        assert isinstance(last, Finished) and last.calls == ()
+    call = f'{{"name": "get_weather", "arguments": {json.dumps(ARGUMENTS)}}}'
+    model = reciting(tmp_path / "m", prompt, f"I look.\n<tool_call>\n{call}\n</tool_call>")
+    with opened(dataclasses.replace(config, models=(str(model),))) as (engine,):
+        answer = Answer()
+        for event in engine.stream(asked.messages(0), Sampling(max_tokens=400, temperature=0), Cancel()):
+            answer.take(event)
+    assert answer.reason == "stop" and answer.text.startswith("I look.")
+    assert [row["function"] for row in answer.calls] == [{"name": "get_weather", "arguments": ARGUMENTS}]
 
 
 def template() -> Path:
