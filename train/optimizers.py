@@ -92,26 +92,17 @@ def _waiting_once(kind: Any) -> Any:
     Its kernels run one after the other in any case. What is paged must be in its place when the step is over.
     """
     import torch
+    from bitsandbytes.optim import optimizer
 
     class WaitingOnce(kind):  # type: ignore[misc]
-        initialized: bool
-
         def step(self, closure: Any = None) -> Any:
-            loss = None if closure is None else closure()
-            if not self.initialized:
-                self.check_overrides()
-                self.to_gpu()
-                self.initialized = True
-            with torch.no_grad():
-                for number, group in enumerate(self.param_groups):
-                    for place, parameter in enumerate(group["params"]):
-                        if parameter.grad is None:
-                            continue
-                        if not self.state[parameter]:
-                            self.init_state(group, parameter, number, place)
-                        self.prefetch_state(parameter)
-                        self.update_step(group, parameter, number, place)
-            if self.is_paged:
+            waits = optimizer.sync_gpu
+            optimizer.sync_gpu = lambda tensor: None
+            try:
+                loss = super().step(closure)
+            finally:
+                optimizer.sync_gpu = waits
+            if self.is_paged and torch.cuda.is_available():
                 torch.cuda.synchronize()
             return loss
 
