@@ -15,6 +15,7 @@ from lorafold.export.gguf.header import encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
+from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
 from lorafold.export.survival.fill import bytes_of
@@ -75,12 +76,13 @@ def plan_gguf_models(
         end_of_turn=prompt.end_of_turn,
         add_bos=prompt.add_bos,
     )
+    kept = KeptBlocks(tensors, inputs.source).types
     called = inputs.name if inputs.adapters or config.name else None
 
     def typed(recipe: Recipe, metadata: Sequence[KeyValue]) -> TypedModel:
         shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
         names = [(tensor.name, tensor.shape) for tensor in tensors]
-        types = plan_types(names, recipe, shape, imatrix, overrides)
+        types = plan_types(names, recipe, shape, imatrix, overrides, kept)
         return [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
 
     if (size := config.fit_bytes) is not None:

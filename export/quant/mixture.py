@@ -14,6 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -127,6 +128,7 @@ def plan_types(
     shape: ModelShape,
     imatrix: Collection[str] | None = None,
     overrides: Sequence[tuple[str, Type]] = (),
+    kept: Mapping[str, Type] = MappingProxyType({}),
 ) -> dict[str, Type]:
     """Decide the type of every tensor.
 
@@ -136,6 +138,7 @@ def plan_types(
         shape: the model's sizes.
         imatrix: names of the tensors with importance weights, or None if there is no matrix.
         overrides: (regular expression, type); the first that is found in a name decides.
+        kept: types of tensors that lose nothing in them; an override goes first.
 
     Returns:
         Type by name, in the order of `tensors`.
@@ -159,6 +162,8 @@ def plan_types(
         if found is not None:
             used.add(found[0].pattern)
             kind = found[1]
+        elif name in kept:
+            kind = kept[name]
         elif not recipe.quantized:
             kind = recipe.default
         else:

@@ -4,6 +4,7 @@
                      NAME.weight_shape I64 [out, in]; integers are signed, stored with half their range added
     int-quantized    NAME.weight I8 (out, in)
     float-quantized  NAME.weight F8_E4M3 (out, in): see `fp8`
+    nvfp4-pack-quantized, mxfp4-pack-quantized: see `fp4`
 
 Scales: NAME.weight_scale (out, groups), (out, 1) or one number. Zero points: NAME.weight_zero_point, which
 beside packed integers is packed along the outputs. NAME.weight_g_idx: the group of each input (act-order).
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.packed import fp8
+from lorafold.packed import fp4, fp8
 from lorafold.packed.integers import group_index, group_width, scale_rows
 from lorafold.packed.numbers import FP8_TABLES, Floats, unpack
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, wrong
@@ -35,6 +36,8 @@ _FORMATS = (
     "int-quantized",
     "float-quantized",
     "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
     "mixed-precision",
     "dense",
 )
@@ -122,7 +125,9 @@ def plan(stored: Stored, settings: Mapping[str, Any]) -> Iterator[PackedTensor]:
         raise _other(stored, "compressed sparse weights are not read")
     for name, info in stored.tensors.items():
         module, _, leaf = name.rpartition(".")
-        if leaf == "weight_packed":
+        if leaf == "weight_packed" and info.dtype == "U8":
+            yield fp4.tensor(stored, module)
+        elif leaf == "weight_packed":
             yield _packed(stored, module, schemes)
         elif leaf == "weight" and info.dtype == "I8":
             yield _plain(stored, module, schemes)

@@ -60,6 +60,30 @@ class Mxfp4:
         multiply_groups(values, scales, WEIGHTS)
         return values[:, start - first * WEIGHTS : stop - first * WEIGHTS]
 
+    def repacked(self, stored: Stored, start: int, stop: int, step: int = 1) -> NDArray[np.uint8]:
+        """The same weights as GGUF's MXFP4: bits are moved, none is changed.
+
+        Here byte i of a block holds weight 2i, and 2i + 1 in the upper half. In GGUF (`block_mxfp4` of ggml)
+        the exponent is the first byte, and byte i behind it holds weight i, and i + 16 in the upper half.
+
+        Args:
+            stored: where the parts are.
+            start: the first line; each expert has as many as it has outputs.
+            stop: one past the last.
+            step: every how-manieth is taken.
+
+        Returns:
+            uint8 (lines, bytes of a row).
+        """
+        groups = self.info.shape[1] // WEIGHTS
+        packed = stored.rows(self.parts[0], start * groups, stop * groups).reshape(-1, groups, BYTES)[::step]
+        weights = np.empty((len(packed), groups, WEIGHTS), np.uint8)
+        weights[..., 0::2], weights[..., 1::2] = packed & 15, packed >> 4
+        out = np.empty((len(packed), groups, 1 + BYTES), np.uint8)
+        out[..., 0] = stored.rows(self.parts[1], start, stop)[::step]
+        out[..., 1:] = weights[..., :BYTES] | weights[..., BYTES:] << 4
+        return out.reshape(len(out), -1)
+
 
 def plan(stored: Stored, settings: Mapping[str, Any]) -> Iterator[PackedTensor]:
     """The packed tensors of a base.

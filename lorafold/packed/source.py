@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError
 from lorafold.packed.formats import FORMATS, Format, method_of, without_packing
+from lorafold.packed.mxfp4 import Mxfp4
 from lorafold.packed.originals import original_of
 from lorafold.packed.stored import DOWNLOAD_AGAIN, PackedTensor, Stored
 from lorafold.safetensors_file import TensorInfo
@@ -23,7 +24,17 @@ from lorafold.weights import Checkpoint
 _TYPES = {"bfloat16": "BF16", "float16": "F16"}
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
 """Types of tensors that need no unpacking; masks and positions are among them."""
-BESIDE = (".weight_scale", "_scale_inv", ".weight_shape", ".scales", ".biases", ".qzeros", ".absmax", ".SCB")
+BESIDE = (
+    ".weight_scale",
+    "_scale_inv",
+    ".weight_global_scale",
+    ".weight_shape",
+    ".scales",
+    ".biases",
+    ".qzeros",
+    ".absmax",
+    ".SCB",
+)
 """Ends of names that only stand beside a packed weight."""
 _DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")
 """Scales of a packed key-value cache, which says nothing of the weights."""
@@ -74,6 +85,17 @@ class PackedCheckpoint:
                     fix="use a checkpoint with finite weights",
                 )
             return block
+
+    def repacked(self, name: str, start: int, stop: int, step: int = 1) -> NDArray[np.uint8]:
+        """Lines of a tensor in MXFP4 as GGUF has them; see `Mxfp4.repacked`.
+
+        Raises:
+            SystemFault: as `rows`.
+        """
+        tensor = self.packed[name]
+        assert isinstance(tensor, Mxfp4), name
+        with doing("unpack"):
+            return tensor.repacked(self._stored, start, stop, step)
 
     def close(self) -> None:
         """Close the files. A later `rows` opens them again."""

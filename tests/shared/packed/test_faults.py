@@ -29,6 +29,16 @@ INT4 = {
         "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "strategy": "group"}}
     },
 }
+NVFP4 = {
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group"},
+        }
+    },
+}
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 MLX = {"bits": 4, "group_size": 32}
 
@@ -95,6 +105,16 @@ def int4() -> Tensors:
     }
 
 
+def nvfp4() -> Tensors:
+    import torch
+
+    return {
+        "a.weight_packed": np.zeros((8, 32), np.uint8),
+        "a.weight_scale": torch.ones(8, 4).to(torch.float8_e4m3fn),
+        "a.weight_global_scale": np.ones(1, np.float32),
+    }
+
+
 def mlx() -> Tensors:
     scales = np.ones((8, 2), np.float16)
     return {"a.weight": np.zeros((8, 8), np.uint32), "a.scales": scales, "a.biases": scales.copy()}
@@ -119,6 +139,7 @@ WHOLE: dict[str, tuple[Any, Callable[[], Tensors]]] = {
     "gptq": (GPTQ, gptq),
     "awq": (AWQ, awq),
     "int4": (INT4, int4),
+    "nvfp4": (NVFP4, nvfp4),
     "mlx": (MLX, mlx),
 }
 OPTIONAL = ("a.g_idx",)
@@ -235,6 +256,16 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         int4(),
         "the format 'marlin-24' of compressed-tensors is not read",
     ),
+    "NVFP4 with scales of another width": (
+        NVFP4,
+        nvfp4() | {"a.weight_packed": np.zeros((8, 64), np.uint8)},
+        r"has shape \[8, 4\], which does not fit 'a.weight_packed' of \[8, 64\] in groups of 16 weights",
+    ),
+    "NVFP4 with two scales of the scales": (
+        NVFP4,
+        nvfp4() | {"a.weight_global_scale": np.ones(2, np.float32)},
+        r"'a.weight_global_scale' is F32 \[2\], expected F32 \[1\]",
+    ),
     "MLX in bits that do not exist": (MLX | {"bits": 7}, mlx(), "a has bits 7, group_size 32"),
     "MLX in another group size": (
         MLX | {"group_size": 64},
@@ -305,6 +336,16 @@ def test_a_scale_that_is_no_number(tmp_path: Path) -> None:
     base = opened(tmp_path, AWQ, awq() | {"a.scales": scales, "a.qweight": np.ones((64, 4), np.int32)})
     with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'a.weight', row 5"):
         base.rows("a.weight", 0, 32)
+
+
+def test_a_scale_of_scales_that_is_zero(tmp_path: Path) -> None:
+    parts = {
+        "a.weight_packed": np.full((8, 32), 1, np.uint8),
+        "a.weight_global_scale": np.zeros(1, np.float32),
+    }
+    base = opened(tmp_path, NVFP4, nvfp4() | parts)
+    with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'a.weight', row 0"):
+        base.rows("a.weight", 0, 8)
 
 
 def test_the_group_index_of_compressed_tensors(tmp_path: Path) -> None:

@@ -159,6 +159,32 @@ cases = {
         "float-quantized", dict(num_bits=8, type="float", strategy="block", block_structure=[32, 64])
     ),
 }
+def write_case(name, format_, scheme, state):
+    compressor = BaseCompressor.get_value_from_registry(format_)
+    packed = compressor.compress(state, scheme)
+    unpacked = compressor.decompress(packed, scheme)["weight"]
+    settings = {
+        "quant_method": "compressed-tensors", "format": format_,
+        "config_groups": {"group_0": scheme.model_dump(mode="json")},
+    }
+    packed = {"a." + name: value.contiguous() for name, value in packed.items()}
+    write(name, "quantization_config", settings, packed, {"a.weight": unpacked.contiguous()}, save_file)
+fp4 = dict(num_bits=4, type="float", symmetric=True)
+for dtype in (torch.bfloat16, torch.float32):
+    weight = torch.randn(70, 128).to(dtype)
+    kind = str(dtype).rpartition(".")[2]
+    args = QuantizationArgs(strategy="tensor_group", group_size=16, **fp4)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, format="nvfp4-pack-quantized")
+    whole = (448 * 6 / weight.abs().max()).float().reshape(1)
+    scale = weight.reshape(70, -1, 16).abs().amax(-1).float() / 6 * whole
+    state = {"weight": weight, "weight_scale": scale.to(torch.float8_e4m3fn).to(dtype),
+             "weight_global_scale": whole}
+    write_case("nvfp4-" + kind, "nvfp4-pack-quantized", scheme, state)
+    args = QuantizationArgs(strategy="group", group_size=32, **fp4)
+    scheme = QuantizationScheme(targets=["Linear"], weights=args, format="mxfp4-pack-quantized")
+    scale = 2 ** (weight.reshape(70, -1, 32).abs().amax(-1).float().log2().floor() - 2)
+    state = {"weight": weight, "weight_scale": scale.to(dtype)}
+    write_case("mxfp4-" + kind, "mxfp4-pack-quantized", scheme, state)
 for case, (format_, options) in cases.items():
     for dtype in (torch.bfloat16, torch.float32):
         args = QuantizationArgs(**options)
@@ -168,16 +194,7 @@ for case, (format_, options) in cases.items():
         state = {"weight": weight, "weight_scale": scale.to(dtype)}
         if not args.symmetric:
             state["weight_zero_point"] = zero
-        compressor = BaseCompressor.get_value_from_registry(format_)
-        packed = compressor.compress(state, scheme)
-        unpacked = compressor.decompress(packed, scheme)["weight"]
-        settings = {
-            "quant_method": "compressed-tensors", "format": format_,
-            "config_groups": {"group_0": scheme.model_dump(mode="json")},
-        }
-        packed = {"a." + name: value.contiguous() for name, value in packed.items()}
-        name = f"{case}-{str(dtype).rpartition('.')[2]}"
-        write(name, "quantization_config", settings, packed, {"a.weight": unpacked.contiguous()}, save_file)
+        write_case(f"{case}-{str(dtype).rpartition('.')[2]}", format_, scheme, state)
 """,
 }
 
