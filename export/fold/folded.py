@@ -150,8 +150,11 @@ class Folded:
         origin = self._origin.get(name, name)
         block = np.zeros((len(numbers), self.tensors[name].cols), np.float64)
         if not (edits and isinstance(edits[0].changes[0], Replace) and edits[0].weight == 1.0):
-            for index, number in enumerate(numbers.tolist()):
-                block[index] = self.base.rows(origin, number, number + 1)[0]
+            done = 0
+            for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+                if len(run):  # consecutive rows, read at once
+                    block[done : done + len(run)] = self.base.rows(origin, int(run[0]), int(run[-1]) + 1)
+                    done += len(run)
         for edit in edits:
             before = block.copy()
             for change in edit.changes:

@@ -24,6 +24,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
 from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
+from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.outputs.modelfiles import (
     check_prompt,
     how_to_join,
@@ -38,9 +39,16 @@ from lorafold.export.outputs.surviving import exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
+from lorafold.export.proof.llama import Vocabulary, vocabulary
+from lorafold.export.proof.logits import Effort, WrittenModel, check_answers
+from lorafold.export.proof.sample import Questions
 from lorafold.export.proof.tensors import check_tensors
-from lorafold.export.proof.tokens import check_prompt_tokens, check_special_tokens, check_tokenizer
+from lorafold.export.proof.tokens import (
+    check_prompt_tokens,
+    check_special_tokens,
+    check_tokenizer,
+    reference_of,
+)
 from lorafold.export.quant.mixture import Importance, parse_override
 from lorafold.export.survival.fill import Filled, bytes_of, fill
 from lorafold.export.survival.protect import Raised, raise_types
@@ -51,6 +59,7 @@ from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
+_KEPT = "{} tensors of the base stay in MXFP4 as it has them, without loss (--tensor-type gives another type)"
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""
 
@@ -129,6 +138,7 @@ class GgufOutput:
             threads=self.config.workers,
             max_memory=self.config.max_memory,
             imatrix=importance,
+            packed=KeptBlocks(self.mapped, self.inputs.source),
             watcher=survey,
             progress=progress,
         )
@@ -142,14 +152,16 @@ class GgufOutput:
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
-        inputs, files = self.inputs, self.plan.files
-        first, importance = folder / files[0].name, self._importance(folder)
-        checks = [
-            check_tokenizer(first, inputs.tokenizer, self.vocab, probe_texts()),
-            check_special_tokens(
-                [folder / file.name for file in self._models()], self.vocab, inputs.tokenizer
-            ),
-        ]
+        inputs, files, importance = self.inputs, self.plan.files, self._importance(folder)
+        first, *others = (folder / file.name for file in self._models())
+        with vocabulary(first) as judge:
+            reference = reference_of(inputs.tokenizer)
+            checks = [
+                check_tokenizer(judge, reference, self.vocab, probe_texts()),
+                check_special_tokens(judge, others, self.vocab, inputs.tokenizer, reference),
+            ]
+            asked = self._questions(judge, readable=reference is not None)
+            del reference  # its memory is needed
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             checks.append(
@@ -160,18 +172,25 @@ class GgufOutput:
             WrittenModel(file.recipe, folder / file.name, tensors_of_model(files, file))
             for file in self._models()
         ]
-        readable = (inputs.tokenizer / "tokenizer.json").is_file()
-        if self.prompt is None or not readable:
-            reason = (
-                "there is no chat template" if readable else "no tokenizer.json cuts the chats into tokens"
-            )
-            return checks + [Check(f"logits {model.path.name}", "not checked", reason) for model in models]
-        tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-        checks.append(check_prompt(folder, self.prompt, self._models(), self.config.system))
-        questions = [question(chat) for chat in self.chats]
-        checks.append(check_prompt_tokens(first, tokenizer, self.vocab, questions))
+        if self.prompt is None or isinstance(asked, str):
+            return checks + [
+                Check(f"logits {model.path.name}", "not checked", str(asked)) for model in models
+            ]
+        prompts, questions = asked
+        checks += [check_prompt(folder, self.prompt, self._models(), self.config.system), prompts]
         effort = Effort(self.config.proof_minutes, self.config.reference)
-        return checks + check_logits(models, inputs, tokenizer, self.chats, importance, progress, effort)
+        return checks + check_answers(models, inputs, questions, importance, progress, effort)
+
+    def _questions(self, judge: Vocabulary, *, readable: bool) -> tuple[Check, Questions] | str:
+        """The tokens of prompts, compared, and what is asked; or why nothing can be."""
+        if not readable:
+            return "no tokenizer.json cuts the chats into tokens"
+        if self.prompt is None:
+            return "there is no chat template"
+        tokenizer = ChatTokenizer.from_folder(self.inputs.tokenizer, self.inputs.template)
+        asked = [question(chat) for chat in self.chats]
+        compared = check_prompt_tokens(judge, tokenizer, self.vocab, asked)
+        return compared, Questions.of(tokenizer, self.chats)
 
     def _importance(self, folder: Path) -> Importance | None:
         """The importance weights: those that were given, or those that were collected into the folder."""
@@ -205,6 +224,8 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     filled: dict[str, Sequence[Filled]] = {}
     patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
 
+    kept = KeptBlocks(tensors, inputs.source).types
+
     def adjust(recipe: str, model: TypedModel, header: int) -> TypedModel:
         fixed = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
         if config.keep_delta is not None:
@@ -219,7 +240,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
                 progress=progress,
             )
         if (size := config.fit_bytes) is not None:
-            fixed += [one.tensor.name for one in raised.get(recipe, ())]
+            fixed += [*kept, *(one.tensor.name for one in raised.get(recipe, ()))]
             room = size - header - sum(bytes_of(tensor, kind) for tensor, kind in model)
             _check_room(room, size)
             model, filled[recipe] = fill(
@@ -242,6 +263,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
             inputs.config, source.tensors, source.touched, folders[0] if folders else None
         ),
         *vocab.notes,
+        *([_KEPT.format(len(kept))] if kept else ()),
         *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
         *_named_notes(named, metadata.template, inputs),
         *gguf_notes(inputs),

@@ -42,9 +42,11 @@ from lorafold.export.outputs.surviving import models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
+from lorafold.export.proof.llama import vocabulary
+from lorafold.export.proof.logits import Effort, WrittenModel, check_answers
+from lorafold.export.proof.sample import Questions
 from lorafold.export.proof.tensors import check_tensors
-from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer
+from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer, reference_of
 from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance, is_quantizable, parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, find_recipe
@@ -139,7 +141,10 @@ class OntoOutput:
         if isinstance(vocab, str):
             checks.append(Check("tokenizer", "not checked", vocab))
         else:
-            checks.append(check_tokenizer(first, inputs.tokenizer, vocab, probe_texts()))
+            with vocabulary(first) as judge:
+                reference = reference_of(inputs.tokenizer)
+                checks.append(check_tokenizer(judge, reference, vocab, probe_texts()))
+                del reference  # its memory is needed
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             kept = [typed for typed in file.tensors if self._is_kept(typed)]
@@ -160,11 +165,12 @@ class OntoOutput:
             return checks + [Check(f"logits {file.name}", "not checked", error.problem) for file in models]
         if not isinstance(vocab, str):
             questions = [question(chat) for chat in self.chats]
-            checks.append(check_prompt_tokens(first, tokenizer, vocab, questions))
+            with vocabulary(first) as judge:
+                checks.append(check_prompt_tokens(judge, tokenizer, vocab, questions))
+        asked = Questions.of(tokenizer, self.chats)
+        del tokenizer  # its memory is needed
         effort = Effort(self.config.proof_minutes, self.config.reference)
-        return checks + check_logits(
-            self._written(folder), inputs, tokenizer, self.chats, self.imatrix, progress, effort
-        )
+        return checks + check_answers(self._written(folder), inputs, asked, self.imatrix, progress, effort)
 
     def _written(self, folder: Path) -> list[WrittenModel]:
         """The models with the checkpoint's names for what they hold, as far as it is found."""

@@ -7,23 +7,28 @@ stays but the figures at each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorafold.errors import InputError
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.kept import KeptAnswers, KeptReference
 from lorafold.export.proof.llama import Runner, runner
-from lorafold.export.proof.measured import Answers, PerToken, agreement, kl, surprise
+from lorafold.export.proof.measured import Answers, Parting, PerToken, agreement, kl, parting, surprise
 from lorafold.export.proof.reference.answers import OpensReference, ProofReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, ChatTokens
 from lorafold.export.quant.mixture import Importance
 from lorafold.machine import return_free_memory
 from lorafold.probabilities import log_softmax
+
+_BESIDE = 500_000_000  # bytes of a file beside which torch and transformers may be in memory, about 300 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class FileFigures:
         noise: KL(only the weights rounded || also the activations rounded).
         same: 1 where file and reference choose the same token.
         surprise: -log p of the answer's token in the file.
+        partings: for each answer where file and reference part if both are greedy.
         missing: the share of the file's weights that have no place in transformers' model.
     """
 
@@ -61,13 +67,14 @@ class FileFigures:
     noise: PerToken
     same: PerToken
     surprise: PerToken
+    partings: list[Parting]
     missing: float
 
     def joined(self, other: FileFigures) -> FileFigures:
         """With those of further conversations."""
-        names = [each.name for each in fields(self) if each.name != "missing"]
+        names = [each.name for each in fields(self) if each.name not in ("missing", "partings")]
         values = {name: getattr(self, name).joined(getattr(other, name)) for name in names}
-        return FileFigures(**values, missing=self.missing)
+        return FileFigures(**values, partings=[*self.partings, *other.partings], missing=self.missing)
 
 
 @dataclass(slots=True)
@@ -78,16 +85,23 @@ class Figures:
         files: by file, in their order.
         effect: KL(base + adapter || base); without values if there is no adapter.
         surprise: -log p of the answer's token in the reference.
+        answers: the tokens of the answers that were read.
     """
 
     files: list[FileFigures]
     effect: PerToken
     surprise: PerToken
+    answers: list[NDArray[np.int64]]
 
     def joined(self, other: Figures) -> Figures:
         """With those of further conversations."""
         files = [mine.joined(its) for mine, its in zip(self.files, other.files, strict=True)]
-        return Figures(files, self.effect.joined(other.effect), self.surprise.joined(other.surprise))
+        return Figures(
+            files,
+            self.effect.joined(other.effect),
+            self.surprise.joined(other.surprise),
+            [*self.answers, *other.answers],
+        )
 
 
 class Asking:
@@ -154,7 +168,8 @@ class Asking:
 
         return_free_memory()  # of the tokenizers that were compared before
         kept = self._kept.find(prompts) if self._kept else None
-        conversations, ours = self._files(prompts if kept is None else kept.asked, step)
+        with self._importing():
+            conversations, ours = self._files(prompts if kept is None else kept.asked, step)
         if kept is not None and kept.tuned[0].shape[1] != self._width:
             kept = None
         self.reused |= kept is not None
@@ -174,6 +189,23 @@ class Asking:
                 self._ways.pop(0)
                 self._reference, self._kept, kept = None, None, None
         return None
+
+    @contextmanager
+    def _importing(self) -> Iterator[None]:
+        """Meanwhile import what computes the reference: seconds of one core, while llama.cpp has the other.
+
+        Not beside a large file, which is mapped into memory as a whole.
+        """
+        largest = max(sum(tensor.nbytes for tensor in model.tensors) for model in self._models)
+        if self._reference is not None or not self._ways or largest > _BESIDE:
+            yield
+            return
+        thread = threading.Thread(target=self._ways[0].prepare, args=(self._inputs,))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
     def _files(
         self, prompts: Sequence[ChatTokens], step: Callable[[], None]
@@ -230,8 +262,9 @@ class Asking:
                     noise=PerToken(kl(rounded.both if noise is None else noise, rounded.both)),
                     same=PerToken(agreement(tuned, file)),
                     surprise=PerToken(surprise(file, ids)),
+                    partings=[parting(*each) for each in zip(tuned, file, ids, strict=True)],
                     missing=rounded.missing,
                 )
             )
             step()
-        return Figures(files, effect, PerToken(surprise(tuned, ids)))
+        return Figures(files, effect, PerToken(surprise(tuned, ids)), ids)

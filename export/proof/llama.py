@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import ctypes
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,65 @@ from lorafold.machine import idle_cores
 
 GGML_TYPE_F32 = 0  # ggml_type
 
-Tokenize = Callable[[str, bool], list[int]]
+
+class Vocabulary:
+    """A file's vocabulary, as llama.cpp has loaded it.
+
+    Args:
+        model: pointer to the model.
+        path: the file.
+    """
+
+    def __init__(self, model: Any, path: Path) -> None:
+        self.path = path
+        self._c = library()
+        self._vocab = self._c.llama_model_get_vocab(model)
+
+    def tokenize(self, text: str, parse_special: bool) -> list[int]:
+        """The ids of a text, without adding BOS or EOS."""
+        return ids_of(self._vocab, text, parse_special)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens written out."""
+        raw = b""
+        for token in ids:
+            size = 64
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                length = self._c.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
+                if length >= 0:
+                    break
+                size = -length
+            raw += buffer.raw[:length]
+        return raw.decode("utf-8", errors="replace")
+
+    @property
+    def bos(self) -> int:
+        """The token that begins a sequence."""
+        return int(self._c.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a sequence."""
+        return int(self._c.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp puts BOS before a prompt."""
+        return bool(self._c.llama_vocab_get_add_bos(self._vocab))
+
+    def ends(self, token: int) -> bool:
+        """Whether an answer ends at a token; a token that it does not have ends nothing it could write."""
+        unknown = token >= int(self._c.llama_vocab_n_tokens(self._vocab))
+        return unknown or bool(self._c.llama_vocab_is_eog(self._vocab, token))
 
 
 @contextlib.contextmanager
-def vocabulary(gguf: Path) -> Iterator[Tokenize]:
-    """Load the vocabulary alone and yield (text, parse_special) -> ids, without adding BOS or EOS."""
+def vocabulary(gguf: Path) -> Iterator[Vocabulary]:
+    """Load the vocabulary of a file alone."""
     model = load_weights(gguf, vocab_only=True)
     try:
-        vocab = library().llama_model_get_vocab(model)
-        yield lambda text, parse_special: ids_of(vocab, text, parse_special)
+        yield Vocabulary(model, gguf)
     finally:
         library().llama_model_free(model)
 

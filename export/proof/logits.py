@@ -32,17 +32,17 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.proof.asking import Asking, Figures, FileFigures, WrittenModel
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.kept import KeptReference
+from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.proof.measured import PerToken
 from lorafold.export.proof.reference.answers import WAYS, LayeredReference, ReferenceWay
 from lorafold.export.proof.reference.whole import own_reading
-from lorafold.export.proof.sample import ANSWER_TOKENS, ChatTokens, rounds, tokens_for
+from lorafold.export.proof.sample import CONTEXT, ChatTokens, Questions, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress, silent
 
-__all__ = ["Effort", "WrittenModel", "check_effect", "check_logits"]
+__all__ = ["Effort", "WrittenModel", "check_answers", "check_effect", "check_logits"]
 
 _STEP = "prove the answers"
-_CONTEXT = 512
 # How many times the noise of rounded activations a file may be away from the rounded reference. Two programs
 # that round independently are about 2 apart; seen on nine types and five models: 0.01 to 1.5.
 _TIMES = 4.0
@@ -75,13 +75,34 @@ def check_logits(
     progress: Progress = silent,
     effort: Effort = Effort(),
 ) -> list[Check]:
-    """Compare every file's logits with the reference's.
+    """`check_answers` to held-out conversations.
 
     Args:
         models: what was written.
         inputs: base and adapters.
         tokenizer: how conversations become tokens.
-        chats: held-out conversations.
+        chats: the conversations.
+        imatrix: the importance weights of the export.
+        progress: told how far it is.
+        effort: how much is asked.
+    """
+    return check_answers(models, inputs, Questions.of(tokenizer, chats), imatrix, progress, effort)
+
+
+def check_answers(
+    models: Sequence[WrittenModel],
+    inputs: Inputs,
+    questions: Questions,
+    imatrix: Importance | None = None,
+    progress: Progress = silent,
+    effort: Effort = Effort(),
+) -> list[Check]:
+    """Compare every file's logits with the reference's.
+
+    Args:
+        models: what was written.
+        inputs: base and adapters.
+        questions: held-out conversations.
         imatrix: the importance weights of the export.
         progress: told how far it is.
         effort: how much is asked.
@@ -90,18 +111,18 @@ def check_logits(
         A check for each file, and one on the adapter's effect if there is an adapter; notes on what was left
         out, and if PEFT itself would read the adapter in another way.
     """
-    prompts = [prompt for chat in chats if (prompt := _prompt(chat, tokenizer)) is not None]
+    prompts = questions.chats
     obstacles = {way: way.obstacle(inputs) for way in WAYS[effort.way]}
     ways = [way for way, obstacle in obstacles.items() if obstacle is None]
     reasons = [obstacle for obstacle in obstacles.values() if obstacle is not None]
     figures: Figures | None = None
     if not prompts:
-        reasons = [f"no held-out chat fits in {_CONTEXT} tokens"]
+        reasons = [f"no held-out chat fits in {CONTEXT} tokens"]
     elif ways:
         weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
         planned = rounds([prompt.tokens for prompt in prompts], effort.tokens or tokens_for(weights))
         kept = KeptReference(inputs) if ways[0] is LayeredReference else None
-        asking = Asking(models, inputs, imatrix, frozenset(tokenizer.eos_ids), ways, kept)
+        asking = Asking(models, inputs, imatrix, questions.stops, ways, kept)
         chosen = [[prompts[number] for number in part] for part in planned]
         figures = _all_rounds(asking, chosen, effort.minutes, progress)
         reasons += asking.reasons
@@ -110,24 +131,15 @@ def check_logits(
         return [Check(f"logits {model.path.name}", "not checked", "; ".join(reasons)) for model in models]
     tuned = "base + adapter" if inputs.adapters else "the base"
     about = {"reference": asking.words, "answers of an earlier proof": asking.reused}
-    checks = [_judge(*pair, figures, tuned, about) for pair in zip(models, figures.files, strict=True)]
+    with vocabulary(models[0].path) as words:
+        checks = [
+            _judge(model, file, figures, tuned, about | _side_by_side(file, figures, words))
+            for model, file in zip(models, figures.files, strict=True)
+        ]
     if inputs.adapters:
         losses = {model.recipe: file.kl.mean for model, file in zip(models, figures.files, strict=True)}
         checks.append(check_effect(figures.effect.mean, losses))
     return [*checks, *_notes(inputs, figures, len(prompts), _origin(asking, effort.way, reasons))]
-
-
-def _prompt(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | None:
-    """A chat as tokens; None if it does not fit, or if its answer is empty."""
-    asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
-    prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
-    if len(prompt) + ANSWER_TOKENS > _CONTEXT:
-        return None
-    if asked is chat:
-        return ChatTokens(prompt)
-    # Cut at the answer's own tokens: what follows the prompt in the whole conversation.
-    answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:ANSWER_TOKENS]
-    return ChatTokens(prompt, answer) if answer else None
 
 
 def _all_rounds(
@@ -162,7 +174,7 @@ def _judge(
     """
     kl, cost, away = file.kl.mean, file.cost.mean, file.away.mean
     limit = _TIMES * file.noise.mean + _ARITHMETIC
-    parted = [int(np.argmin(agree)) for agree in file.same.values if not agree.all()]
+    parted = [each.same for each in file.partings if each.file is not None]
     found: dict[str, Any] = {
         "chats": len(file.kl.values),
         "tokens": len(file.kl.all),
@@ -188,7 +200,8 @@ def _judge(
     name = f"logits {model.path.name}"
     told = (
         f"mean KL {kl:.4f} nats{_between(file.kl, '.4f')} from {tuned}, "
-        f"top-1 agreement {file.same.mean:.1%}{_between(file.same, '.0%')} over {len(file.kl.all)} tokens"
+        f"top-1 agreement {file.same.mean:.1%}{_between(file.same, '.0%')} over {len(file.kl.all)} tokens; "
+        + _parted(parted, len(file.partings))
     )
     if not np.isfinite(kl):
         return Check(name, "failed", "the file's logits are not finite", found, fix=_WORSE)
@@ -202,6 +215,33 @@ def _judge(
         return Check(name, "passed", f"{told}; {own}, so the file is as good as its type", found)
     worse = f"but the file's answers are {away:.2g} nats away from that (limit {limit:.2g})"
     return Check(name, "failed", f"{told}; {own}, {worse}", found, fix=_WORSE)
+
+
+def _parted(parted: Sequence[int], answers: int) -> str:
+    """How many greedy answers differ, and from which token on."""
+    if not parted:
+        return f"no greedy answer of {answers} differs"
+    return (
+        f"{len(parted)} of {answers} greedy answers differ, from token {min(parted) + 1} on at the earliest"
+    )
+
+
+def _side_by_side(file: FileFigures, figures: Figures, words: Vocabulary) -> dict[str, Any]:
+    """Greedy answers of file and reference as texts."""
+
+    def told(token: int | None) -> str | None:
+        return None if token is None else words.text([token])
+
+    found = [
+        {
+            "both say": words.text(answer[: parting.same].tolist()),
+            "tokens": parting.same,
+            "the reference goes on": told(parting.reference),
+            "the file goes on": told(parting.file),
+        }
+        for parting, answer in zip(file.partings, figures.answers, strict=True)
+    ]
+    return {"greedy answers": found}
 
 
 _WORSE = "export with --quant F32: if that fails too, the conversion of this model is wrong, please report it"

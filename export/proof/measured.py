@@ -71,6 +71,40 @@ class PerToken:
         return float(np.quantile(self.all, share))
 
 
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Where two models that both take their likeliest token begin to say something else.
+
+    What was read is one answer. It tells what each would say as long as both would say just that.
+
+    Attributes:
+        same: how many tokens both say first.
+        reference: the token that the reference says next; None if it is not known that they part.
+        file: the token that the file says next, if it is another one.
+    """
+
+    same: int
+    reference: int | None = None
+    file: int | None = None
+
+
+def parting(reference: NDArray[np.float32], other: NDArray[np.float32], answer: NDArray[np.int64]) -> Parting:
+    """Greedy answers side by side, as far as one answer shows them.
+
+    Args:
+        reference: log-probabilities (tokens, vocabulary) at the answer.
+        other: those of a file.
+        answer: the answer's tokens.
+    """
+    for place, token in enumerate(answer.tolist()):
+        wanted, got = int(reference[place].argmax()), int(other[place].argmax())
+        if wanted != got:
+            return Parting(place, wanted, got)
+        if wanted != token:  # both leave the answer, for the same token
+            return Parting(place + 1)
+    return Parting(len(answer))
+
+
 def kl(reference: Answers, other: Answers) -> list[NDArray[np.float64]]:
     """KL(reference || other) = sum p (log p - log q) at each token, in nats."""
     return [(np.exp(p) * (p - q)).sum(1).astype(np.float64) for p, q in zip(reference, other, strict=True)]

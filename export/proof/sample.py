@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lorafold.chat.sandbox import Message
+from lorafold.chat.tokenizer import ChatTokenizer
+
 ANSWER_TOKENS = 32  # of an answer that count
+CONTEXT = 512  # tokens of prompt and answer
 LEAST_TOKENS = 256  # prompts and answers together
 _LEAST_WORK = 1.2e11  # weights times tokens: a few seconds of two cores for each time through the model
 FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
@@ -45,6 +49,37 @@ class ChatTokens:
     def tokens(self) -> int:
         """Tokens of prompt and answer."""
         return len(self.ids) + (len(self.answer) or ANSWER_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What may be asked. It holds no tokenizer, so that memory for one is free once there are models.
+
+    Attributes:
+        chats: those that fit.
+        stops: tokens that end an answer.
+    """
+
+    chats: list[ChatTokens]
+    stops: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: ChatTokenizer, chats: Sequence[Sequence[Message]]) -> Questions:
+        """Conversations as tokens, without those that do not fit or whose answer is empty."""
+        asked = (_tokens(chat, tokenizer) for chat in chats)
+        return cls([each for each in asked if each is not None], frozenset(tokenizer.eos_ids))
+
+
+def _tokens(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | None:
+    asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
+    prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
+    if len(prompt) + ANSWER_TOKENS > CONTEXT:
+        return None
+    if asked is chat:
+        return ChatTokens(prompt)
+    # Cut at the answer's own tokens: what follows the prompt in the whole conversation.
+    answer = tokenizer.encode_chat(chat).ids[len(prompt) :][:ANSWER_TOKENS]
+    return ChatTokens(prompt, answer) if answer else None
 
 
 def tokens_for(weights: int) -> int:

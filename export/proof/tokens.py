@@ -5,41 +5,52 @@ llama.cpp loads the file's vocabulary alone, so this is fast for a model of any 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.llama import vocabulary
+from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.vocab.vocab import Vocab
-from lorafold.libraries.llama import library, load_weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
-def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[str]) -> Check:
+def reference_of(folder: Path) -> Tokenizer | None:
+    """Hugging Face's own tokenizer of a folder, which takes special tokens in texts as text; None without."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    reference: Tokenizer = Tokenizer.from_file(str(path))
+    reference.encode_special_tokens = True
+    return reference
+
+
+def check_tokenizer(
+    judge: Vocabulary, reference: Tokenizer | None, vocab: Vocab, probes: Sequence[str]
+) -> Check:
     """Compare token ids, special tokens not parsed.
 
     Args:
-        gguf: the written file.
-        tokenizer: the folder of the Hugging Face tokenizer.
+        judge: the written file's vocabulary.
+        reference: what `reference_of` gave.
         vocab: what the file's vocabulary was made from; it knows where llama.cpp itself differs.
         probes: awkward strings.
     """
-    path = tokenizer / "tokenizer.json"
-    if not path.is_file():
+    if reference is None:
         return Check("tokenizer", "not checked", "the base has no tokenizer.json to compare with")
-    from tokenizers import Tokenizer
-
-    reference = Tokenizer.from_file(str(path))
-    reference.encode_special_tokens = True
     texts, aside = vocab.comparable(probes, parse_special=False)
-    with vocabulary(gguf) as tokenize:
-        wrong = [
-            text
-            for text in texts
-            if reference.encode(text, add_special_tokens=False).ids != tokenize(text, False)
-        ]
+    wrong = [
+        text
+        for text in texts
+        if reference.encode(text, add_special_tokens=False).ids != judge.tokenize(text, False)
+    ]
     figures = {"texts": len(texts), "different": len(wrong), "set aside": dict(aside)}
     if wrong:
         shortest = min(wrong, key=len)
@@ -55,33 +66,23 @@ def check_tokenizer(gguf: Path, tokenizer: Path, vocab: Vocab, probes: Sequence[
     return Check("tokenizer", "passed", meaning, figures)
 
 
-def check_special_tokens(ggufs: Sequence[Path], vocab: Vocab, tokenizer: Path) -> Check:
+def check_special_tokens(
+    judge: Vocabulary, others: Sequence[Path], vocab: Vocab, folder: Path, reference: Tokenizer | None
+) -> Check:
     """Compare llama.cpp's BOS and EOS, and whether it puts BOS first, with the tokenizer's files.
 
     Args:
-        ggufs: the written models.
+        judge: the vocabulary of the first written model.
+        others: the other ones.
         vocab: what the files' vocabulary was made from.
-        tokenizer: the folder of the Hugging Face tokenizer, whose files may name an EOS.
+        folder: that of the Hugging Face tokenizer, whose files may name an EOS.
+        reference: what `reference_of` gave for it.
     """
-    named = _named_eos(tokenizer)
-    c = library()
-    wrong: list[str] = []
-    for path in ggufs:
-        model = load_weights(path, vocab_only=True)
-        try:
-            judge = c.llama_model_get_vocab(model)
-            eos, bos = int(c.llama_vocab_eos(judge)), int(c.llama_vocab_bos(judge))
-            adds = bool(c.llama_vocab_get_add_bos(judge))
-            last = int(c.llama_vocab_n_tokens(judge))
-            ends = [token for token in named if token < last and not c.llama_vocab_is_eog(judge, token)]
-        finally:
-            c.llama_model_free(model)
-        if eos != vocab.special["eos"] or (named and eos not in named):
-            wrong.append(f"{path.name} ends an answer with token {eos}, not {named or vocab.special['eos']}")
-        if ends == named and named:
-            wrong.append(f"{path.name} does not stop at token {named[0]}")
-        if adds != vocab.add_bos or (adds and bos != vocab.special["bos"]):
-            wrong.append(f"{path.name} {'puts token ' + str(bos) if adds else 'puts no token'} first")
+    named = _named_eos(folder, reference)
+    wrong = list(_wrong_specials(judge, vocab, named))
+    for path in others:
+        with vocabulary(path) as other:
+            wrong += _wrong_specials(other, vocab, named)
     figures = {"eos": vocab.special["eos"], "named as eos": named, "add_bos": vocab.add_bos}
     if wrong:
         return Check("special tokens", "failed", "; ".join(wrong), figures)
@@ -93,16 +94,24 @@ def check_special_tokens(ggufs: Sequence[Path], vocab: Vocab, tokenizer: Path) -
     return Check("special tokens", "passed", meaning, figures)
 
 
-def _named_eos(folder: Path) -> list[int]:
+def _wrong_specials(judge: Vocabulary, vocab: Vocab, named: Sequence[int]) -> Iterator[str]:
+    """What is wrong with the special tokens of one file."""
+    name, eos = judge.path.name, judge.eos
+    if eos != vocab.special["eos"] or (named and eos not in named):
+        yield f"{name} ends an answer with token {eos}, not {named or vocab.special['eos']}"
+    if named and not any(judge.ends(token) for token in named):
+        yield f"{name} does not stop at token {named[0]}"
+    if judge.adds_bos != vocab.add_bos or (judge.adds_bos and judge.bos != vocab.special["bos"]):
+        yield f"{name} {f'puts token {judge.bos}' if judge.adds_bos else 'puts no token'} first"
+
+
+def _named_eos(folder: Path, reference: Tokenizer | None) -> list[int]:
     """The ids that the folder's files themselves call EOS."""
-    path = folder / "tokenizer.json"
     ids: list[int] = []
     name = read_json(folder / "tokenizer_config.json").get("eos_token")
     name = name.get("content") if isinstance(name, dict) else name
-    if isinstance(name, str) and path.is_file():
-        from tokenizers import Tokenizer
-
-        found = Tokenizer.from_file(str(path)).token_to_id(name)
+    if isinstance(name, str) and reference is not None:
+        found = reference.token_to_id(name)
         ids += [] if found is None else [found]
     for file in ("generation_config.json", "config.json"):
         value = read_json(folder / file).get("eos_token_id")
@@ -111,24 +120,23 @@ def _named_eos(folder: Path) -> list[int]:
 
 
 def check_prompt_tokens(
-    gguf: Path, tokenizer: ChatTokenizer, vocab: Vocab, chats: Sequence[Sequence[Message]]
+    judge: Vocabulary, tokenizer: ChatTokenizer, vocab: Vocab, chats: Sequence[Sequence[Message]]
 ) -> Check:
     """Compare token ids of whole prompts: ours, fragment by fragment, against llama.cpp's of the flat text.
 
     Args:
-        gguf: the written file.
+        judge: the written file's vocabulary.
         tokenizer: the tokenizer with its chat template.
         vocab: as for `check_tokenizer`.
         chats: conversations that end with a user's turn.
     """
     wrong = compared = 0
-    with vocabulary(gguf) as tokenize:
-        for chat in chats:
-            text = tokenizer.template.render(chat, add_generation_prompt=True)
-            if vocab.known_difference(text) is None:
-                compared += 1
-                ours = tokenizer.encode_chat(chat, add_generation_prompt=True).ids
-                wrong += ours != tokenize(text, True)
+    for chat in chats:
+        text = tokenizer.template.render(chat, add_generation_prompt=True)
+        if vocab.known_difference(text) is None:
+            compared += 1
+            ours = tokenizer.encode_chat(chat, add_generation_prompt=True).ids
+            wrong += ours != judge.tokenize(text, True)
     figures = {"prompts": compared, "different": wrong, "set aside": len(chats) - compared}
     if wrong:
         meaning = f"{wrong} of {compared} prompts get other token ids in llama.cpp than in training"

@@ -23,6 +23,10 @@ probabilities are from those of the base with the adapter, before anything was r
 model. The bar of the adapter says how far the adapter moved the base. If the other bars are short beside
 it, the fine-tune is well kept."""
 
+_GREEDY = """\
+Both take the likeliest word each time. Where the last two columns are empty, they never said different
+things. Where they part, both words were nearly as likely to the model, unless the file is a poor one."""
+
 
 def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes: Sequence[str]) -> str:
     """The whole page.
@@ -112,6 +116,14 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if positions := found[name].get("KL by position"):
             yield f"<h3>{_text(name)}, word by word</h3><div class='panel'>"
             yield f"{curve(positions, 'token of the answer')}</div>"
+        if answers := found[name].get("greedy answers"):
+            yield f"<h3>{_text(name)}, answer by answer</h3><p>{_GREEDY}</p><div class='panel'><table>"
+            yield "<tr><th>both say</th><th>then base + adapter</th><th>then the file</th></tr>"
+            for one in answers:
+                goes_on = [one["the reference goes on"], one["the file goes on"]]
+                cells = [one["both say"], *("" if each is None else f"{each} …" for each in goes_on)]
+                yield "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+            yield "</table></div>"
 
 
 def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:

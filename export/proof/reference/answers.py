@@ -7,8 +7,9 @@ way cannot do is an `InputError`, and then the other one is asked.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -20,6 +21,7 @@ from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import Answers
+from lorafold.export.proof.reference.blank import model_class
 from lorafold.export.proof.reference.layers import LayeredModel
 from lorafold.export.proof.reference.rounding import BLOCK, RoundedSource, parameters_of, round_weights
 from lorafold.export.proof.reference.whole import (
@@ -107,6 +109,12 @@ class LayeredReference:
         if inputs.config.get("auto_map"):
             return OWN_CODE
         return missing_packages("torch", "transformers", "accelerate")
+
+    @staticmethod
+    def prepare(inputs: Inputs) -> None:
+        """See `OpensReference.prepare`."""
+        with suppress(*REFUSALS):
+            model_class(_config(inputs))
 
     def __init__(self, inputs: Inputs, width: int, imatrix: Importance | None) -> None:
         import torch
@@ -233,6 +241,12 @@ class WholeReference:
         """See `OpensReference.obstacle`."""
         return why_no_reference(inputs)
 
+    @staticmethod
+    def prepare(inputs: Inputs) -> None:
+        """See `OpensReference.prepare`."""
+        with suppress(*REFUSALS):
+            importlib.import_module("peft")
+
     def __init__(self, inputs: Inputs, width: int, imatrix: Importance | None) -> None:
         source = inputs.source
         self._inputs = inputs
@@ -279,6 +293,9 @@ class OpensReference(Protocol):
 
     def obstacle(self, inputs: Inputs) -> str | None:
         """Why it cannot be computed here, as far as that is seen without torch; or None."""
+
+    def prepare(self, inputs: Inputs) -> None:
+        """Import its libraries; what does not work will be said by who needs them."""
 
     def __call__(self, inputs: Inputs, width: int, imatrix: Importance | None) -> ProofReference:
         """Open it."""

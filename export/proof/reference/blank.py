@@ -1,20 +1,25 @@
 """A model of transformers without its weights, which are put in place for a while and taken out again.
 
-transformers' own loader does the placing, so a tensor of the checkpoint is renamed, split and stacked as
-`from_pretrained` would do it. What it reads is a source of rows: a base, a base with adapters folded in, or
+A tensor of the checkpoint is renamed, split and stacked by transformers' own rules and loader, as
+`from_pretrained` would do it; what is only renamed is placed without the loader, which looks through the
+whole model each time. What it reads is a source of rows: a base, a base with adapters folded in, or
 one that is rounded as a file is. Everything is float32. No weight is read before it is asked for.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import tempfile
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.export.proof.reference.loaded_as import loaded_as
 from lorafold.libraries.causal_lm import automatic_class, quiet_transformers
+from lorafold.machine import cores
 from lorafold.weights import STORED, TensorInfo, TensorSource
 
 if TYPE_CHECKING:
@@ -84,18 +89,36 @@ class BlankModel:
         Raises:
             ValueError: the source has nothing for one of them, or something of another shape.
         """
+        wanted = set(names)
+        tied = {id(self._blank[name]) for name in names if name in self._blank}
+        wanted |= {name for name, blank in self._blank.items() if id(blank) in tied}
+        chosen = {tensor for tensor, targets in self.targets.items() if wanted.intersection(targets)}
+        whole = {tensor: name for tensor in chosen if (name := self._whole(tensor)) is not None}
+        with ThreadPoolExecutor(cores()) as pool:
+            read = functools.partial(_read, source)
+            for name, values in zip(whole.values(), pool.map(read, whole), strict=True):
+                if values.shape != self._blank[name].shape:
+                    raise ValueError(f"{name} is {tuple(values.shape)}")
+                self.put(name, values.to(self.device))
+        if parts := chosen - whole.keys():
+            self._convert({tensor: _Unread(source, tensor) for tensor in parts})
+        self._share(wanted)
+        for name in names:
+            if name in self._blank and self._get(name).is_meta:
+                raise ValueError(f"no tensor of the checkpoint becomes {name}")
+
+    def _whole(self, tensor: str) -> str | None:
+        """The parameter that a tensor is, as it is; None if transformers makes something of it first."""
+        (first, *others) = self.targets[tensor]
+        same = not others and self._renamed.get(first) == tensor and first in self._blank
+        return first if same else None
+
+    def _convert(self, chosen: dict[str, _Unread]) -> None:
+        """Let transformers split and stack tensors."""
         import torch
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
-        wanted = set(names)
-        tied = {id(self._blank[name]) for name in names if name in self._blank}
-        wanted |= {name for name, blank in self._blank.items() if id(blank) in tied}
-        chosen = {
-            tensor: _Unread(source, tensor, self.device)
-            for tensor, targets in self.targets.items()
-            if wanted.intersection(targets)
-        }
         how = LoadStateDictConfig(
             device_map={"": self.device}, dtype=torch.float32, weight_mapping=self._renaming
         )
@@ -104,10 +127,6 @@ class BlankModel:
         if told.mismatched_keys or told.conversion_errors:
             first = next(iter([*told.mismatched_keys, *told.conversion_errors.values()]))
             raise ValueError(f"transformers cannot place {first}")
-        self._share(wanted)
-        for name in names:
-            if name in self._blank and self._get(name).is_meta:
-                raise ValueError(f"no tensor of the checkpoint becomes {name}")
 
     def put(self, name: str, values: torch.Tensor) -> None:
         """Put one parameter in place."""
@@ -141,27 +160,48 @@ class BlankModel:
 class _Unread:
     """A tensor that transformers reads as it reads a slice of a safetensors file: by `[...]`."""
 
-    def __init__(self, source: TensorSource, name: str, device: str) -> None:
+    def __init__(self, source: TensorSource, name: str) -> None:
         self._source = source
         self._name = name
-        self._device = device
 
     def __getitem__(self, _: object) -> torch.Tensor:
-        import torch
+        return _read(self._source, self._name)
 
-        info = self._source.tensors[self._name]
-        return torch.from_numpy(self._source.rows(self._name, 0, info.rows).reshape(info.shape))
+
+def _read(source: TensorSource, name: str) -> torch.Tensor:
+    """A whole tensor, float32."""
+    import torch
+
+    info = source.tensors[name]
+    return torch.from_numpy(source.rows(name, 0, info.rows).reshape(info.shape))
+
+
+def model_class(config: Mapping[str, Any]) -> Any:
+    """transformers' class for a config; all that `BlankModel` needs is imported on the way.
+
+    Raises:
+        as `BlankModel`.
+    """
+    for library in ("torch", "accelerate", "transformers.conversion_mapping"):
+        importlib.import_module(library)
+    settings = _settings(config)
+    return automatic_class(settings)._model_mapping[type(settings)]
+
+
+def _settings(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _without_weights(config: Mapping[str, Any]) -> Any:
     """A model of a config with its parameters on `meta`; buffers are computed, they are small."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings = _settings(config)
     with init_empty_weights(include_buffers=False):
         model = automatic_class(settings).from_config(settings, dtype=torch.float32)
     model.tie_weights()

@@ -13,7 +13,10 @@ from lorafold.export import ExportConfig
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.proof.check import Check
+from lorafold.export.proof.llama import runner, vocabulary
 from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
+from lorafold.export.proof.sample import ANSWER_TOKENS
+from lorafold.libraries.causal_lm import load_causal_lm
 from lorafold.progress import silent
 
 pytest.importorskip("torch")
@@ -63,6 +66,38 @@ def test_more_time_asks_round_after_round(tmp_path: Path) -> None:
     assert low < all_["mean KL"] < high
     assert all_["median KL"] < all_["99th percentile KL"] <= all_["largest KL"]
     assert len(all_["KL by position"]) == 32
+
+
+def test_greedy_answers_are_those_of_peft_and_llama_cpp(tmp_path: Path) -> None:
+    """Both models answer by themselves, token by token; where they part is what the check says."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    found = checks(tmp_path)["logits tiny-Q8_0.gguf"]
+    (path,) = (tmp_path / "written").glob("*.gguf")
+    adapter = peft.PeftConfig.from_pretrained(tiny_chat.adapter())
+    base = load_causal_lm(Path(adapter.base_model_name_or_path), dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, tiny_chat.adapter()).eval()
+    tokenizer = ChatTokenizer.from_folder(tiny_chat.folder())
+    parted = []
+    with runner(path, 512) as judge, vocabulary(path) as words, torch.inference_mode():
+        for question, said in zip(QUESTIONS, found.figures["greedy answers"], strict=True):
+            prompt = tokenizer.encode_chat(question, add_generation_prompt=True).ids
+            theirs, _ = judge.answer(prompt, ANSWER_TOKENS, frozenset(tokenizer.eos_ids))
+            ours = list[int]()
+            while len(ours) < len(theirs):
+                logits = model(input_ids=torch.tensor([prompt + ours])).logits[0, -1]
+                ours.append(int(logits.argmax()))
+            same = next(
+                (at for at, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None
+            )
+            assert said["tokens"] == (len(theirs) if same is None else same)
+            assert said["both say"] == words.text(theirs[: said["tokens"]])
+            assert said["the reference goes on"] == (None if same is None else words.text([ours[same]]))
+            assert said["the file goes on"] == (None if same is None else words.text([theirs[same]]))
+            parted += [] if same is None else [same]
+    assert found.figures["chats that part"] == len(parted)
+    assert found.figures["earliest differing token"] == (min(parted) + 1 if parted else None)
+    assert ("no greedy answer of 6 differs" in found.meaning) == (not parted)
 
 
 def test_no_time_is_no_second_round(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from lorafold.export.proof.measured import PerToken, agreement, kl, surprise
+from lorafold.export.proof.measured import Parting, PerToken, agreement, kl, parting, surprise
 from lorafold.export.proof.sample import FEWEST, LEAST_TOKENS, rounds, tokens_for
 
 
@@ -30,6 +31,20 @@ def test_by_hand() -> None:
     assert np.exp(PerToken(surprise(reference, answers)).mean) == pytest.approx((2 * 1.25 * 2) ** (1 / 3))
     joined = found.joined(found)
     assert joined.mean == pytest.approx(found.mean) and len(joined.values) == 4
+
+
+def test_where_greedy_answers_part() -> None:
+    """By hand: rows of log-probabilities with one likeliest token each, over an answer of three tokens."""
+
+    def saying(*tokens: int) -> NDArray[np.float32]:
+        return np.log(np.where(np.arange(4) == np.array(tokens)[:, None], 0.7, 0.1)).astype(np.float32)
+
+    answer = np.array([2, 0, 3])
+    assert parting(saying(2, 0, 3), saying(2, 0, 3), answer) == Parting(3)
+    assert parting(saying(2, 1, 3), saying(2, 0, 3), answer) == Parting(1, 1, 0)
+    assert parting(saying(2, 0, 3), saying(1, 0, 3), answer) == Parting(0, 2, 1)
+    # Both leave the answer for the same token: what either would say after it was not asked.
+    assert parting(saying(2, 1, 3), saying(2, 1, 0), answer) == Parting(2)
 
 
 def test_an_interval_is_that_of_the_normal_distribution_where_that_holds() -> None:

@@ -58,7 +58,24 @@ def facts(**changes: Any) -> dict[str, Any]:
                 "name": "logits m.gguf",
                 "verdict": "passed",
                 "meaning": "near",
-                "figures": {"mean KL": 0.02, "KL by position": [0.01, 0.03, 0.02]},
+                "figures": {
+                    "mean KL": 0.02,
+                    "KL by position": [0.01, 0.03, 0.02],
+                    "greedy answers": [
+                        {
+                            "both say": f"I am {HOSTILE}",
+                            "tokens": 2,
+                            "the reference goes on": " an",
+                            "the file goes on": " the",
+                        },
+                        {
+                            "both say": "Yes",
+                            "tokens": 1,
+                            "the reference goes on": None,
+                            "the file goes on": None,
+                        },
+                    ],
+                },
             },
             {"name": "effect", "verdict": "passed", "meaning": "much", "figures": {"KL of the adapter": 2.5}},
         ],
@@ -81,6 +98,8 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
         "0.0200",
         "2.5000",
         "word by word",
+        "<td> an …</td><td> the …</td>",
+        "<td>Yes</td><td></td><td></td>",
     ):
         assert said in text, said
 
