@@ -18,7 +18,7 @@ from lorafold.packed.numbers import FP4, look_up_pairs, multiply_groups, pair_ta
 from lorafold.packed.stored import Stored, wrong
 from lorafold.safetensors_file import TensorInfo
 
-WIDTHS = {"F8_E4M3": 16, "U8": 32, "F8_E8M0": 32}
+_WIDTHS = {"F8_E4M3": 16, "U8": 32, "F8_E8M0": 32}
 """How many weights share a scale of each type."""
 _PAIRS = pair_table(FP4, "low")
 
@@ -59,8 +59,8 @@ def tensor(stored: Stored, module: str) -> Fp4:
     """
     name = f"{module}.weight_packed"
     packed = stored.find(name, name, ("U8",))
-    scales = stored.find(f"{module}.weight_scale", name, tuple(WIDTHS))
-    width = WIDTHS[scales.dtype]
+    scales = stored.find(f"{module}.weight_scale", name, tuple(_WIDTHS))
+    width = _WIDTHS[scales.dtype]
     rows, half = packed.shape if len(packed.shape) == 2 else (0, 0)
     if not rows or 2 * half % width or scales.shape != (rows, 2 * half // width):
         raise wrong(

@@ -114,7 +114,7 @@ class LayeredReference:
     def prepare(inputs: Inputs) -> None:
         """See `OpensReference.prepare`."""
         with suppress(*REFUSALS):
-            model_class(_config(inputs))
+            model_class(config_of(inputs))
 
     def __init__(self, inputs: Inputs, width: int, imatrix: Importance | None) -> None:
         import torch
