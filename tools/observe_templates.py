@@ -3,8 +3,9 @@
     python tools/observe_templates.py ../shared/templates --ollama 127.0.0.1:11434 --out now.json
     python tools/check_templates.py ../shared/templates --now now.json --out docs/templates.md
 
-Nothing stays on the server. The tiny model is random; only prompts are looked at, under `think` unset, true
-and false, and with one tool. Templates: as in check_templates.py.
+Nothing stays on the server. The tiny model is random, and has the template's control tokens. Prompts are
+compared under `think` unset, true and false, with and without a system message, and the tokens that the
+server counts with those of the tokenizer; one tool is asked for. Templates: as in check_templates.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +37,7 @@ from lorafold.export.proof.observed import created_fields
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
 NAME = "lorafold-templates"
+COUNTED = 4  # prompts of which the server counts the tokens; it reads them for that
 TOOL = {
     "type": "function",
     "function": {
@@ -45,18 +48,24 @@ TOOL = {
 }
 
 
-def tiny_model(folder: Path) -> Path:
-    """A random model whose tokenizer has `<s>` and `</s>`."""
+CONTROLS = re.compile(r"<\|[^\s|<>]+\|>|<｜[^\s|<>]+｜>|\[/?[A-Z_]{3,}\]|</?(?:start|end)_of_turn>")
+
+
+def tiny_model(folder: Path, source: str) -> Path:
+    """A random model whose tokenizer has `<s>`, `</s>`, and the control tokens that a template names."""
     from tiny_base import tiny_base
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    shutil.rmtree(folder, ignore_errors=True)
     words = folder / "tokenizer"
-    words.mkdir()
+    words.mkdir(parents=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([*TOKENS.values(), "<|pad|>"])
+    tokenizer.add_special_tokens(
+        list(dict.fromkeys([*TOKENS.values(), "<|pad|>", *CONTROLS.findall(source)]))
+    )
     tokenizer.save(str(words / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **TOKENS}
     (words / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -86,7 +95,7 @@ def observe(server: Ollama, base: Path, template: ChatTemplate, out: Path, count
         plan = json.loads((out / "lorafold.json").read_text())
         assert plan["kind"] == "export"
         row = {"way": "TEMPLATE" if read.parser or _template_wins(gguf, read.template) else "Jinja"}
-        row |= _prompts(server, ChatTemplate.from_folder(base, str(jinja)), gguf, count)
+        row |= _prompts(server, base, ChatTemplate.from_folder(base, str(jinja)), gguf, count)
         prompt = server.prompt(NAME, [{"role": "user", "content": "Hello"}], None, tools=[TOOL])
         told = "refused" if isinstance(prompt, Refused) else "yes" if "get_weather" in prompt else "not shown"
         return row | {"tools": told}
@@ -100,11 +109,14 @@ def _template_wins(gguf: Path, template: str | None) -> bool:
     return select(read_gguf_tokens(gguf).chat_template, template) == "template"
 
 
-def _prompts(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> dict[str, str]:
+def _prompts(server: Ollama, base: Path, template: ChatTemplate, gguf: Path, count: int) -> dict[str, str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     reference = find_reference(template, {})
     switches = find_switches(template.source)
     bos = template.tokens["bos_token"] if read_gguf_tokens(gguf).add_bos else ""
-    row = {}
+    row, counts = {}, []
     for state in STATES:
         right = asked = 0
         said = ""
@@ -119,8 +131,11 @@ def _prompts(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> 
                 break
             asked += 1
             right += bos + prompt == wanted
+            if state is None and len(counts) < COUNTED:
+                ours = len(tokenizer.encode(wanted, add_special_tokens=False).ids)
+                counts.append(server.count(NAME, prompt) == ours)
         row[state_name(state)] = said or f"{right}/{asked}"
-    return row
+    return row | {"tokens": f"{sum(counts)}/{len(counts)}"}
 
 
 def main() -> None:
@@ -132,16 +147,19 @@ def main() -> None:
     parser.add_argument("--ollama", default="", help="address; default: OLLAMA_HOST or this machine")
     parser.add_argument("--conversations", type=int, default=24)
     parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--published", action="store_true", help="those of the folder, and no others")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     sys.path[:0] = [str(SUPPORT), str(SUPPORT / "material")]
     server = Ollama(asked.ollama)
     rows: dict[str, Any] = {"version": server.version(), "conversations": asked.conversations, "rows": {}}
     with tempfile.TemporaryDirectory() as place:
-        base = tiny_model(Path(place))
         for group, template in templates(asked.folder):
             if group == "Cannot be expressed" or asked.only not in template.origin:
                 continue
+            if asked.published and group != "Published":
+                continue
+            base = tiny_model(Path(place) / "model", template.source)
             row = observe(server, base, template, Path(place) / "out", asked.conversations)
             print(f"{template.origin[:48]:48} {row}", flush=True)
             rows["rows"][template.origin] = row

@@ -17,14 +17,14 @@ from typing import Any
 
 from lorafold.chat.sandbox import Job, Refusal, render_many
 from lorafold.chat.template import ChatTemplate, prepared
-from lorafold.export.modelfile.probe import Chat, Reference, find_reference, find_switches
+from lorafold.export.modelfile.probe import Chat, Reference, find_reference, find_switches, folded
 from lorafold.export.modelfile.proof import CLOCKS, random_chats
 from lorafold.export.ollama.rules import (
     GUESS_DISTANCE,
-    LLAMA_CHANGES,
     LLAMA_DATES,
     Refused,
     jinja_abilities,
+    llama_change,
     llama_thinking,
     think_of,
 )
@@ -38,6 +38,8 @@ _TRIMS = {("|", "trim"), (".", "strip"), (".", "lstrip"), (".", "rstrip")}
 _CLOSING = "</think>"
 EDGE_BLANKS = "a blank outside ASCII, such as U+3000, at the edge of a text stays there"
 """The one difference in how llama.cpp trims."""
+# llama.cpp puts a system text that a template does not read before the first user's; reading is enough.
+_READS_SYSTEM = "{% set lorafold_system = messages[0]['content'] %}"
 _SAMPLE = 24  # chats by which the settings of a thinking switch are compared
 
 
@@ -137,15 +139,16 @@ def write_native(template: ChatTemplate, conversations: int = 100) -> Native:
     reference = find_reference(template, {})
     thinking = find_thinking(reference)
     found = prove_native(template, template.source, reference, thinking, conversations)
-    written = pinned(template.source, thinking)
+    written = pinned(template.source, thinking, ignores_system=reference.system == "ignored")
     return prove_native(template, written, reference, thinking, conversations) if found.difference else found
 
 
-def pinned(source: str, thinking: Thinking) -> str:
+def pinned(source: str, thinking: Thinking, *, ignores_system: bool = False) -> str:
     """The template with everything pinned that llama.cpp and Ollama would set otherwise."""
-    lines = [f"{{% set {name} = {_UNSET} %}}" for name in LLAMA_DATES if name in source]
-    for letters in LLAMA_CHANGES:
-        source = _apart(source, letters)
+    lines = [_READS_SYSTEM] * ignores_system
+    lines += [f"{{% set {name} = {_UNSET} %}}" for name in LLAMA_DATES if name in source]
+    while (change := llama_change(source)) is not None:
+        source = _apart(source, change.present[-1])
     if thinking.switches and thinking.unset_is_on:
         lines += [
             f"{{% set {name} = enable_thinking if enable_thinking is defined else {name} %}}"
@@ -226,7 +229,7 @@ def prove_native(
 ) -> Native:
     """Compare a GGUF's Jinja, with what llama.cpp and Ollama give it, with the template in transformers."""
     thinks = "thinking" in jinja_abilities(carried)
-    changes = next((why for letters, why in LLAMA_CHANGES.items() if letters in carried), None)
+    change = llama_change(carried)
     answers: dict[bool | None, str | None] = {}
     refused: list[bool | None] = []
     chats = list(random_chats(conversations, seed=1))
@@ -239,13 +242,15 @@ def prove_native(
         if state is True and not thinking.switches:
             continue  # a template without a switch has nothing to answer
         variables = {} if state is None else dict.fromkeys(thinking.switches, state)
-        answers[state] = f"llama.cpp changes the contents: {changes}" if changes else None
+        answers[state] = None
         for number, seen in enumerate(llama_thinking(arrives)):
             clock = CLOCKS[number]
             wanted = reference.render(chats, variables, clock=clock)
             found = _difference(chats, wanted, engine.render(reference, chats, seen, clock))
             if found and not _difference(chats, wanted, alike.render(reference, chats, seen, clock)):
                 found = EDGE_BLANKS
+            if found and change is not None:
+                found = f"llama.cpp changes the contents: {change.says}"
             answers[state] = answers[state] or found
     return Native(carried, answers, tuple(refused), conversations)
 
@@ -277,6 +282,7 @@ class _Engine:
         self.tokens = {name: template.tokens.get(name, "") for name in ("bos_token", "eos_token")}
         self.origin = template.origin
         self.parts = False
+        self.change = llama_change(source)
         said = "Zq1aQz"
         (answer,) = self._render([Chat(None, (said,))], {}, CLOCKS[0])
         self.parts = not (isinstance(answer, str) and said in answer)
@@ -285,11 +291,17 @@ class _Engine:
         self, reference: Reference, chats: Sequence[Chat], thinking: bool, clock: str
     ) -> list[str | Refusal]:
         """Render chats with llama.cpp's variables."""
-        return self._render([reference.shaped(chat) for chat in chats], {"enable_thinking": thinking}, clock)
+        given = [reference.shaped(chat) for chat in chats]
+        if reference.system == "ignored" and _READS_SYSTEM not in self.source:
+            given = [folded(chat) for chat in given]
+        return self._render(given, {"enable_thinking": thinking}, clock)
 
     def _render(self, chats: Sequence[Chat], variables: Mapping[str, Any], clock: str) -> list[str | Refusal]:
         today = datetime.fromisoformat(clock)
         dates = {name: today.strftime(form) for name, form in LLAMA_DATES.items()}
         seen = {**self.tokens, **dates, **variables, "add_generation_prompt": True}
-        jobs = [Job(prepared(chat.messages(), self.parts), seen, clock) for chat in chats]
+        said = [prepared(chat.messages(), self.parts) for chat in chats]
+        if self.change is not None:
+            said = [[self.change.change(message) for message in messages] for messages in said]
+        jobs = [Job(messages, seen, clock) for messages in said]
         return render_many(self.source, jobs, self.origin)

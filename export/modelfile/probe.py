@@ -96,9 +96,14 @@ class Reference:
 
     def shaped(self, chat: Chat) -> Chat:
         """The chat as the template is given it."""
-        if self.system != "folded" or chat.system is None or not chat.turns:
-            return chat
-        return Chat(None, (f"{chat.system}\n{chat.turns[0]}", *chat.turns[1:]))
+        return folded(chat) if self.system == "folded" else chat
+
+
+def folded(chat: Chat) -> Chat:
+    """The chat with its system text before the first user's text, as llama.cpp puts it."""
+    if chat.system is None or not chat.turns:
+        return chat
+    return Chat(None, (f"{chat.system}\n{chat.turns[0]}", *chat.turns[1:]))
 
 
 def find_switches(source: str) -> list[str]:

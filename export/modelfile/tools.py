@@ -25,7 +25,14 @@ from lorafold.chat.template import ChatTemplate
 from lorafold.errors import LorafoldError
 from lorafold.export.modelfile.native import Native, as_llama_trims
 from lorafold.export.modelfile.proof import CLOCKS
-from lorafold.export.ollama.rules import LLAMA_DATES, Refused, jinja_abilities, llama_thinking, think_of
+from lorafold.export.ollama.rules import (
+    LLAMA_DATES,
+    Refused,
+    jinja_abilities,
+    llama_change,
+    llama_thinking,
+    think_of,
+)
 
 _WORDS = ("Köln", "rain", 'say "hi"', "it's", "a\nb", "{x}", "<b>", "天气", "🙂", "back\\slash", "100%", "")
 _NAMES = ("get_weather", "find", "sum2", "read-file")
@@ -151,11 +158,19 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
         if any(isinstance(text, str) and _PYTHONS.search(text) for text in wanted):
             return ToolProof((), conversations, refused, _NOT_JSON)
         found = _engine(template, carried, clock).render_all(
-            chats, add_generation_prompt=True, enable_thinking=thinking, **_dates(clock)
+            [_as_llama_changes(chat, carried) for chat in chats],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            **_dates(clock),
         )
         if why := _first_difference(wanted, found):
             return ToolProof((), conversations, refused, why)
     return ToolProof((), conversations, refused)
+
+
+def _as_llama_changes(chat: Dialogue, carried: str) -> Dialogue:
+    change = llama_change(carried)
+    return chat if change is None else Dialogue(map(change.change, chat), chat.tools)
 
 
 def _engine(template: ChatTemplate, carried: str, clock: str) -> ChatTemplate:

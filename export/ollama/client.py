@@ -240,8 +240,10 @@ class Ollama(_Asked):
         """How many tokens the server reads for a prompt as it stands; it answers with one token.
 
         Raw: an answer to a chat goes through llama.cpp's reader of answers, which may refuse what it says.
+        The answer is bound to `true` or `false`: after one that is no whole UTF-8 Ollama tells no count.
         """
-        asked = {"model": name, "prompt": prompt, "raw": True, "stream": False, **_ONE_TOKEN}
+        asked: dict[str, Any] = {"model": name, "prompt": prompt, "raw": True, "stream": False, **_ONE_TOKEN}
+        asked["format"] = {"type": "boolean"}
         status, body = self._ask("POST", "/api/generate", asked)
         if status != 200:
             raise self._fault(status, _said(body))

@@ -7,9 +7,9 @@ held against that server: `docs/templates.md` says how. A new version is a new r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lorafold.export.modelfile.go.nodes import (
     Action,
@@ -74,10 +74,60 @@ GUESS_DISTANCE, LONGEST_GUESS = 100, 4_614
 # What llama.cpp hands to every Jinja beside messages, bos_token and eos_token; strftime formats of today.
 LLAMA_DATES: Mapping[str, str] = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
 
-# Letters in a Jinja by which llama.cpp (b10488, the one in 0.33) changes the messages before it renders them.
-LLAMA_CHANGES: Mapping[str, str] = {
-    "You have access to the following functions in JSONSchema format": "it trims every content",
-}
+
+@dataclass(frozen=True, slots=True)
+class LlamaChange:
+    """Messages that llama.cpp changes before it renders them, for templates that it knows by their letters.
+
+    Attributes:
+        present: letters that are all in the Jinja.
+        absent: letters that are not.
+        says: what it does.
+        change: one message, as the template is given it.
+    """
+
+    present: tuple[str, ...]
+    absent: tuple[str, ...]
+    says: str
+    change: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def holds(self, source: str) -> bool:
+        """Whether llama.cpp takes this Jinja for one of those."""
+        return all(map(source.__contains__, self.present)) and not any(map(source.__contains__, self.absent))
+
+
+def _trimmed(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": content.strip(" \t\n\v\f\r")} if isinstance(content, str) else message
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if message["role"] not in ("system", "assistant") or not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
+# common/chat.cpp of llama.cpp, b10488 (the one in 0.33) and the newest of autumn 2026.
+LLAMA_CHANGES: tuple[LlamaChange, ...] = (
+    LlamaChange(
+        ("You have access to the following functions in JSONSchema format",),
+        (),
+        "it trims every content",
+        _trimmed,
+    ),
+    LlamaChange(
+        ("[SYSTEM_PROMPT]", "[TOOL_CALLS]", "[ARGS]"),
+        ("[CALL_ID]",),
+        "it makes lists of parts of the system's and the assistant's contents",
+        _in_parts,
+    ),
+)
+
+
+def llama_change(source: str) -> LlamaChange | None:
+    """What llama.cpp does to the messages for this Jinja, or None."""
+    return next((row for row in LLAMA_CHANGES if row.holds(source)), None)
 
 
 def rules_of(version: str) -> Version:

@@ -116,8 +116,9 @@ def observe_ollama(
         server, name, created_fields(read), folder, files, kept=keep is not None, progress=progress
     ) as stays:
         wrong, compared = _compare(server, name, template, read.system, equal, bos, progress)
-        counts = [] if wrong else [(count(chat), _count(server, name, chat)) for chat in questions]
-        different = sum(ours != theirs for ours, theirs in counts if theirs is not None)
+        asked = [] if wrong else [(count(chat), _count(server, name, chat)) for chat in questions]
+        counts = [(ours, theirs) for ours, theirs in asked if theirs is not None]
+        different = sum(ours != theirs for ours, theirs in counts)
         passed = not wrong and not different
         stays(passed)
     figures = {"version": version, "prompts": compared, "counts": len(counts), "different": different}

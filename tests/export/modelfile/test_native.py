@@ -81,6 +81,46 @@ def test_three_different_prompts_cannot_all_be_written() -> None:
     )
 
 
+# In the manner of Magistral, with contents that are texts: llama.cpp makes lists of some of them.
+TEXTS_ONLY = (
+    "{{ bos_token }}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}[/SYSTEM_PROMPT]"
+    "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}"
+    "{% for call in m.tool_calls %}[TOOL_CALLS]{{ call.function.name }}[ARGS]"
+    "{{ call.function.arguments | tojson }}{% endfor %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+PARTS_TOO = TEXTS_ONLY.replace(
+    "{{ m.content }}",
+    "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}",
+)
+SYSTEM_UNREAD = (
+    "{{ tools | tojson if tools }}{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}"
+    "</s>{% endfor %}<assistant>"
+)
+UNSEEN = {"texts only": TEXTS_ONLY, "parts too": PARTS_TOO, "system unread": SYSTEM_UNREAD}
+
+
+def test_contents_that_llama_cpp_makes_lists_of() -> None:
+    template = ChatTemplate(TEXTS_ONLY, TOKENS, CONTROLS)
+    reference = find_reference(template, {})
+    before = prove_native(template, TEXTS_ONLY, reference, find_thinking(reference), 24)
+    assert "it makes lists of parts" in str(before.difference)
+    found = write_native(template, 24)
+    assert found.difference is None and "[ARGS]" not in found.source
+    same = write_native(ChatTemplate(PARTS_TOO, TOKENS, CONTROLS), 24)
+    assert same.difference is None and same.source == PARTS_TOO, "it takes lists: llama.cpp reads its answers"
+
+
+def test_a_system_text_that_the_template_drops_stays_out() -> None:
+    template = ChatTemplate(SYSTEM_UNREAD, TOKENS, CONTROLS)
+    reference = find_reference(template, {})
+    before = prove_native(template, SYSTEM_UNREAD, reference, find_thinking(reference), 24)
+    assert before.difference is not None
+    found = write_native(template, 24)
+    assert found.difference is None and found.source.endswith(SYSTEM_UNREAD)
+
+
 def test_trims_differ_and_are_told() -> None:
     found = write_native(published("meta-llama-Llama-3.2-3B-Instruct"), 24)
     assert found.difference == f"think unset: {EDGE_BLANKS}"
@@ -169,4 +209,13 @@ def test_llama_cpp_itself_writes_the_trainings_prompt(name: str) -> None:
     from tiny_chat import gguf
 
     wrong = llama_differences(name, all_templates()[f"{name}.jinja"], gguf())
+    assert not wrong, wrong[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNSEEN)
+def test_llama_cpp_itself_and_templates_that_it_treats_otherwise(name: str) -> None:
+    from tiny_chat import gguf
+
+    wrong = llama_differences(name, UNSEEN[name], gguf())
     assert not wrong, wrong[0]

@@ -54,6 +54,7 @@ def test_a_throwaway_model_is_compared_and_removed(exported: Path) -> None:
         assert check.verdict == "passed", check.meaning
         version = RECORDED["version"]["version"]
         assert check.meaning.startswith(f"proven on your Ollama {version}: 48 prompts are those of training")
+        assert check.figures["counts"] == 3 and check.meaning.endswith("; 3 questions have as many tokens")
         assert not place.models and "DELETE /api/delete" in place.asked
         (created,) = place.created
         assert created["model"].startswith("lorafold-proof-") and list(created["files"]) == ["tiny-F32.gguf"]

@@ -140,7 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
         for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
             text = text.replace(token, "t")
         count = len(text.encode()) + self.place.more_tokens
-        self.answer(200, {"response": "x", "done": True, "prompt_eval_count": count})
+        if "format" not in asked:  # the random model's bytes are no UTF-8, and then the real one says this
+            self.answer(
+                200, {"model": "", "created_at": "0001-01-01T00:00:00Z", "response": "", "done": False}
+            )
+        else:
+            self.answer(200, {"response": "t", "done": True, "prompt_eval_count": count})
 
     def log_message(self, *_: Any) -> None:
         pass
