@@ -26,6 +26,8 @@ check: $(VENV)/.dev
 ## Faults, kills, flipped bits, hostile files: each tool rewrites its part of docs/reliability.md.
 reliability: $(VENV)/.dev
 	$(BIN)/python tools/faults/strike.py --page docs/reliability.md
+	$(BIN)/python tools/faults/kill_train.py --kills 1000 --page docs/reliability.md
+	$(BIN)/python tools/faults/flip_bits.py --page docs/reliability.md
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

@@ -2,7 +2,8 @@
 
 What a stage makes is written into a hidden folder beside the target, synced, and renamed into place, so the
 target is always the complete old state or the complete new one. `lorafold.json` is the manifest of every
-folder this program makes: what kind it is, which version made it, and size and sha256 of each file in it.
+folder this program makes: what kind it is, which version made it, size and sha256 of each file in it, and its
+own sha256.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from lorafold.errors import BusyError, InputError, SystemFault, UsageError
 from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
+from lorafold.seals import MEANT, has_changed, sealed
 from lorafold.signatures import another_file, head_of
 from lorafold.version import __version__
 
@@ -224,7 +226,7 @@ def sha256_file(path: Path) -> str:
 def write_manifest(
     folder: Path, kind: str, facts: Mapping[str, Any], *, checksums: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Write `lorafold.json`: kind, version, `facts`, and size and sha256 of every other file in the folder.
+    """Write `lorafold.json`: kind, version, `facts`, size and sha256 of every other file, and a seal.
 
     Args:
         kind: "adapter", "checkpoint", "export" or "base".
@@ -247,7 +249,7 @@ def write_manifest(
             for name, path in files.items()
         },
     }
-    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / MANIFEST, sealed(manifest, indent=2))
     return manifest
 
 
@@ -261,7 +263,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         with system_faults(path):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -271,6 +274,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise another_file(path, head_of(path)) or InputError(
             "this is not a lorafold manifest", at=path, fix="make the folder again"
+        )
+    if has_changed(text):
+        raise InputError(
+            "the manifest changed since it was written (its sha256 is another)",
+            at=path,
+            fix=MEANT,
         )
     number = manifest.get("format", MANIFEST_FORMAT)
     if not isinstance(number, int) or number > MANIFEST_FORMAT:
@@ -290,6 +299,20 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         if not path.is_file() or path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
             damaged.append(name)
     return damaged
+
+
+def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Hold the files of an adapter, a checkpoint or a base against its manifest.
+
+    Raises:
+        InputError: files are missing or changed; all are named.
+        SystemFault: the system does not let one be read.
+    """
+    with system_faults(folder):
+        damaged = damaged_files(folder, manifest)
+    if damaged:
+        problem = f"{', '.join(damaged)} changed since it was made (size or sha256)"
+        raise InputError(problem, at=folder, fix="make it again, or copy it again from where it is whole")
 
 
 def read_export(folder: Path) -> dict[str, Any]:

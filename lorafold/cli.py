@@ -171,10 +171,10 @@ def verify(
     require_proof: bool = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repeat the proof of an existing export.
+    """Repeat the proof of an existing export, or check the files of an adapter or checkpoint of lorafold.
 
     Args:
-        folder: The export.
+        folder: The export, or an adapter or checkpoint that `lorafold train` made.
         base: The base model, if it lies elsewhere now.
         chats: Held-out chats, instead of those of the export.
         ollama: Compare with the prompts of a running Ollama: its address, or `here` for OLLAMA_HOST or this

@@ -19,6 +19,7 @@ from lorafold.chat.dialogue import Dialogue, Tool, ToolCall, name_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.records.tools import read_tools
+from lorafold.seals import MEANT, has_changed, sealed
 from lorafold.serve.config import Sampling
 from lorafold.serve.protocol import Event, Started, Thought, Token
 
@@ -293,7 +294,7 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write the session as JSON, atomically."""
-        write_atomic(path, utf8(json.dumps(self.as_json(), ensure_ascii=False, indent=1) + "\n"))
+        write_atomic(path, sealed(self.as_json(), indent=1))
         self.file = path.resolve()
 
     @staticmethod
@@ -305,13 +306,18 @@ class Conversation:
         """
         fix = "give a file that /save wrote"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror})", at=path, fix=fix) from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON ({error})", at=path, fix=fix) from error
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise InputError(f"not a session of the form {_FORMAT}", at=path, fix=fix)
+        if has_changed(text):
+            raise InputError(
+                "the session changed since it was saved (its sha256 is another)", at=path, fix=MEANT
+            )
         try:
             places = _places(data["models"], models)
             # Turns that were saved before they had these of their own were all asked under the last ones.

@@ -1,9 +1,9 @@
 """What base + adapter answered, kept for the next proof of the same model: with another type, in another run.
 
 A folder of the user's cache for each model and choice of chats: the chats as tokens, with the greedy answers
-that were taken, and the log-probabilities of base + adapter and of the base alone. What made them is in its
-name: sizes and times of the files of base and adapters, config.json, versions, and this program's own code.
-The oldest ones go when they take more than a gigabyte together, or are more than 32.
+that were taken, and the log-probabilities of base + adapter and of the base alone, with their sha256. What
+made them is in its name: sizes and times of the files of base and adapters, config.json, versions, and this
+program's own code. The oldest ones go when they take more than a gigabyte together, or are more than 32.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lorafold
+from lorafold.artifacts import sha256_file
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import Answers
 from lorafold.export.proof.sample import AskedChat, ChatTokens
 from lorafold.models import cache_folder
+from lorafold.seals import is_intact, sealed
 
 _MOST_BYTES = 1_000_000_000
 _MOST = 32  # models and choices of chats
@@ -73,9 +75,14 @@ class KeptReference:
         """What was answered, if it is kept whole; a missing answer is the greedy one of the file of then."""
         folder = self._folder(asked)
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            told = json.loads((folder / "chats.json").read_text())
+            text = (folder / "chats.json").read_text(encoding="utf-8")
+            told = json.loads(text)
+            if not is_intact(text) or any(
+                sha256_file(folder / name) != digest for name, digest in told["files"].items()
+            ):
+                return None
             chats = [AskedChat(**each) for each in told["chats"]]
-            answers = _read(folder / "base.npy", chats) if told["base"] else None
+            answers = _read(folder / "base.npy", chats) if "base.npy" in told["files"] else None
             found = KeptAnswers(chats, _read(folder / "tuned.npy", chats), answers)
             os.utime(folder)
             return found
@@ -92,8 +99,9 @@ class KeptReference:
                 for name, values in (("tuned", answers.tuned), ("base", answers.base)):
                     if values is not None:
                         _write(new / f"{name}.npy", values)
-                told = {"chats": [asdict(each) for each in answers.chats], "base": answers.base is not None}
-                (new / "chats.json").write_text(json.dumps(told))
+                files = {path.name: sha256_file(path) for path in sorted(new.iterdir())}
+                told = {"chats": [asdict(each) for each in answers.chats], "files": files}
+                (new / "chats.json").write_text(sealed(told), encoding="utf-8")
                 shutil.rmtree(folder, ignore_errors=True)
                 new.rename(folder)
             finally:

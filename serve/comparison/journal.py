@@ -1,7 +1,8 @@
 """The journal of a comparison: every answered question is on disk before the next one is asked.
 
 JSON lines. The first one is {"format", "identity"}: what must be equal for the others to count. Each further
-one is {"number", "row"}: a question's place in the file, and its answers as `QuestionRow` writes them.
+one is {"number", "row"}: a question's place in the file, and its answers as `QuestionRow` writes them. Every
+line carries its sha256 (`lorafold/seals.py`); one that is not as it was written does not count.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from lorafold.artifacts import system_faults, write_atomic
-from lorafold.serve.conversation import utf8
+from lorafold.seals import is_intact, sealed
 from lorafold.serve.rows import QuestionRow
 
-_FORMAT = "lorafold-comparison-2"
+_FORMAT = "lorafold-comparison-3"
 
 
 class Journal:
@@ -46,12 +47,14 @@ class Journal:
             return {}
         rows: dict[int, QuestionRow] = {}
         failed: set[int] = set()
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        # A power loss may cut the last line short: what stands before it counts.
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            if json.loads(lines[0]) != self._head:
-                return {}
-            for line in lines[1:]:
+        head, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        if f"{head}\n" != sealed(self._head):
+            return {}
+        # A power loss may cut the last line short, and a disk may change what it keeps.
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                if not is_intact(f"{line}\n"):
+                    continue
                 entry = json.loads(line)
                 number, row = entry["number"], QuestionRow.from_json(entry["row"])
                 if row.failed:
@@ -64,8 +67,8 @@ class Journal:
     def __enter__(self) -> Journal:
         if self.path is not None:
             with system_faults(self.path):
-                entries = [_line(_entry(number, row)) for number, row in self.rows.items()]
-                write_atomic(self.path, b"".join([_line(self._head), *entries]))
+                entries = [_line(number, row) for number, row in self.rows.items()]
+                write_atomic(self.path, "".join([sealed(self._head), *entries]))
                 self._file = open(self.path, "ab")
         return self
 
@@ -73,7 +76,7 @@ class Journal:
         """Keep a row; it is on disk when this returns."""
         if self._file is not None and self.path is not None:
             with system_faults(self.path):
-                self._file.write(_line(_entry(number, row)))
+                self._file.write(_line(number, row).encode())
                 self._file.flush()
                 os.fsync(self._file.fileno())
         self.rows[number] = row
@@ -93,9 +96,5 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
 
-def _entry(number: int, row: QuestionRow) -> dict[str, Any]:
-    return {"number": number, "row": row.as_json()}
-
-
-def _line(entry: dict[str, Any]) -> bytes:
-    return utf8(json.dumps(entry, ensure_ascii=False) + "\n")
+def _line(number: int, row: QuestionRow) -> str:
+    return sealed({"number": number, "row": row.as_json()})

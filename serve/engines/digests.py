@@ -17,6 +17,7 @@ from pathlib import Path
 from lorafold.artifacts import sha256_file, write_atomic
 from lorafold.errors import LorafoldError
 from lorafold.models import cache_folder
+from lorafold.seals import has_changed, sealed
 from lorafold.serve.protocol import About
 
 NOTED = 200  # files remembered
@@ -35,9 +36,9 @@ def weights_sha256(path: Path) -> str:
     if _state(path) == state and time.time_ns() - max(state[3:]) > RACY:
         # A full disk or a home that cannot be written only costs the time again.
         with _lock, contextlib.suppress(LorafoldError, OSError):
-            notes = {known: value for known, value in _notes().items() if known != key}
+            notes = {known: value for known, value in _notes().items() if known not in (key, "sha256")}
             kept = [*notes.items(), (key, [*state, digest])][-NOTED:]
-            write_atomic(_file(), json.dumps(dict(kept), indent=1) + "\n")
+            write_atomic(_file(), sealed(dict(kept), indent=1))
     return digest
 
 
@@ -53,10 +54,11 @@ def _file() -> Path:
 def _notes() -> dict[str, object]:
     """path -> [device, inode, size, mtime, ctime, sha256]; empty if the file is missing or damaged."""
     try:
-        notes = json.loads(_file().read_text(encoding="utf-8"))
+        text = _file().read_text(encoding="utf-8")
+        notes = json.loads(text)
     except (OSError, ValueError):
         return {}
-    return notes if isinstance(notes, dict) else {}
+    return notes if isinstance(notes, dict) and not has_changed(text) else {}
 
 
 class Digests:

@@ -1,6 +1,6 @@
 """Strike real commands at every system call, take the power from them at every moment, and write the table.
 
-    python tools/faults/strike.py [--every 1] [--only export] [--page docs/reliability.md] [--jobs 2]
+    python tools/faults/strike.py [--every 1] [--only export] [--page docs/reliability.md] [--jobs N]
 
 Each scenario of tests/support/faults/scenarios.py runs on tiny models in a process with a preloaded shim. At
 each of its system calls every error that a system may answer, half a write, SIGKILL, SIGINT and SIGTERM
@@ -12,10 +12,12 @@ nothing had been. Exits 1 if anything was lost.
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
+import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,24 +64,36 @@ class Figures:
         )
 
 
-def strike(scenario: Scenario, library: Path, material: Path, place: Path, every: int) -> Figures:
-    """All faults of one scenario."""
+def strike(scenario: Scenario, share: int, library: Path, home: Path, every: int) -> Figures:
+    """A share of a scenario's faults; the first share has the losses of power too."""
     figures = Figures(scenario.name)
+    place = Path(tempfile.mkdtemp(dir=home))
     with Commands(library, place / "own", scenario.imports) as commands:
-        campaign = Campaign(commands, scenario, material, place / "work")
+        campaign = Campaign(commands, scenario, home / "inputs", place / "work")
         figures.calls = len(campaign.calls)
-        kinds = Counter[str]()
-        for fault in campaign.points(every=every):
-            kinds["signal" if fault.what in SIGNALS else "error"] += 1
-            recover = fault.what == "SIGKILL" or kinds.total() % 8 == 0
-            outcome, wrong = campaign.strike(fault, recover=recover)
+        for fault in itertools.islice(campaign.points(every=every), share, None, scenario.shares):
+            outcome, wrong = campaign.strike(fault)
+            figures.signals += fault.what in SIGNALS
+            figures.errors += fault.what not in SIGNALS
             figures.lost += [f"{fault}, {outcome.kind} {Path(outcome.path).name}: {each}" for each in wrong]
-        figures.errors, figures.signals = kinds["error"], kinds["signal"]
-        for name, wrong in campaign.lose_power(every=8):
+        for name, wrong in () if share else campaign.lose_power(every=4):
             figures.disks += 1
             figures.lost += [f"{name}: {each}" for each in wrong]
         figures.seconds = commands.processor
+    shutil.rmtree(place)
     return figures
+
+
+def together(shares: Sequence[Figures]) -> Figures:
+    """The figures of all shares of a scenario."""
+    whole = Figures(shares[0].scenario, shares[0].calls)
+    for each in shares:
+        whole.errors += each.errors
+        whole.signals += each.signals
+        whole.disks += each.disks
+        whole.lost += each.lost
+        whole.seconds += each.seconds
+    return whole
 
 
 def table(rows: Iterable[Figures], every: int) -> str:
@@ -97,26 +111,27 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="strike every n-th call only")
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
-    parser.add_argument("--jobs", type=int, default=2, help="scenarios at once")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    # In memory, if it can be: thousands of syncs would wear a disk and wait for it.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         home = Path(name)
         library = shim(home)
         if library is None:
             print("error: no C compiler for the shim; fix: apt-get install gcc", file=sys.stderr)
             return 5
-        material = inputs(home / "inputs")
+        inputs(home / "inputs")
         chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
 
-        def run(number: int) -> Figures:
-            place = home / str(number)
-            place.mkdir()
-            figures = strike(chosen[number], library, material, place, options.every)
+        def run(task: tuple[Scenario, int]) -> Figures:
+            figures = strike(*task, library, home, options.every)
             print(figures.row(), *(f"  LOST {line}" for line in figures.lost), sep="\n", flush=True)
             return figures
 
+        tasks = [(scenario, share) for scenario in chosen for share in range(scenario.shares)]
         with ThreadPoolExecutor(options.jobs) as pool:
-            all_figures = list(pool.map(run, range(len(chosen))))
+            done = list(pool.map(run, sorted(tasks, key=lambda task: -task[0].shares)))
+        all_figures = [together([each for each in done if each.scenario == one.name]) for one in chosen]
     struck, lost = sum(each.struck for each in all_figures), sum(len(each.lost) for each in all_figures)
     print(table(all_figures, options.every), f"{struck:,} faults, {lost} lost something", sep="\n\n")
     if options.page:

@@ -8,6 +8,7 @@ nothing had been.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Scenario:
         before: an older state of the outputs is there and is replaced.
         imports: what the warm process loads.
         hidden: patterns of names inside outputs that differ between equal runs, or after an interruption.
+        shares: processes that its faults are divided among, if there are so many.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Scenario:
     resume: tuple[str, ...] = ()
     before: bool = False
     hidden: tuple[str, ...] = ()
+    shares: int = 1
 
 
 def _parts(name: Path) -> list[Path]:
@@ -103,6 +106,9 @@ class Campaign:
         self._older = work.with_name(f"{work.name}-older")
         shutil.rmtree(self._older, ignore_errors=True)
         self._older.mkdir()
+        self._recovered = set[str]()
+        commands.warm(list(scenario.argv), work)
+        self.reset()
         if scenario.before:
             self._make_older()
         self.old = tree(work, scenario)
@@ -136,13 +142,30 @@ class Campaign:
         shutil.copytree(self._older, self.work, dirs_exist_ok=True)
 
     def strike(self, fault: Fault, *, recover: bool = True) -> tuple[Outcome, list[str]]:
-        """Run the command once with a fault; what it did, and what is wrong with that."""
+        """Run the command once with a fault; what it did, and what is wrong with that.
+
+        From every state of the work folder that a fault leaves, the command is run again, once.
+        """
         self.reset()
         outcome = self.commands.run(list(self.scenario.argv), self.work, fault)
         wrong = list(self._wrong(fault, outcome))
-        if recover and not wrong and tree(self.work, self.scenario) != self.new:
+        if recover and not wrong and tree(self.work, self.scenario) != self.new and self._is_unmet():
             wrong = list(self._next_run())
         return outcome, wrong
+
+    def _is_hidden(self, name: Path) -> bool:
+        return any(part.match(kind) for part in _parts(name) for kind in self.scenario.hidden)
+
+    def _is_unmet(self) -> bool:
+        """Whether the work folder is in a state from which no run was started yet; now one is."""
+        files = {
+            name: digest if not self._is_hidden(Path(name)) else str((self.work / name).stat().st_size)
+            for name, digest in _whole(self.work).items()
+        }
+        state = re.sub(r"\.\d+\.partial", ".partial", str(sorted(files.items())))
+        met = state in self._recovered
+        self._recovered.add(state)
+        return not met
 
     def lose_power(self, *, every: int = 1) -> Iterator[tuple[str, list[str]]]:
         """Every disk that a loss of power may leave, each once; its name, and what is wrong with it.
@@ -221,8 +244,13 @@ class Campaign:
         return ", ".join(sorted({name for name, _ in names})) or "the old one"
 
     def points(self, *, every: int = 1) -> Iterator[Fault]:
-        """What may strike each call (or every n-th): all that a system may answer to it, and each signal."""
+        """What may strike each call (or every n-th): all that a system may answer to it, and each signal.
+
+        A call that changes nothing leaves the disk of the call before: it gets one of the signals, in turn.
+        """
         for number, kind in enumerate(self.calls, start=1):
             if number % every == 0:
-                for what in (*ERRORS[kind], *SIGNALS):
+                one = number // every % len(SIGNALS)
+                signals = SIGNALS[one : one + 1] if kind in ("open", "read") else SIGNALS
+                for what in (*ERRORS[kind], *signals):
                     yield Fault(what, number)

@@ -174,16 +174,21 @@ class Commands:
         order.root = str(folder.resolve()).encode()
         order.log = str(log or "").encode()
         order.armed = 1
-        answer = self._ask(argv, folder, seconds)
+        answer = self._ask(argv, folder, seconds, here=False)
         order.armed = 0
         text = said.read_text(encoding="utf-8", errors="replace")
         return Outcome(
             answer["code"], text, order.count, order.kind.decode(), order.path.decode(), answer["seconds"]
         )
 
-    def _ask(self, argv: list[str], folder: Path, seconds: float) -> dict[str, Any]:
+    def warm(self, argv: list[str], folder: Path) -> None:
+        """Run a command in the warm process itself: what it loads and compiles is there for all forks."""
+        answer = self._ask(argv, folder, 600, here=True)
+        assert answer["code"] == 0, (self.folder / "said").read_text(encoding="utf-8")
+
+    def _ask(self, argv: list[str], folder: Path, seconds: float, *, here: bool) -> dict[str, Any]:
         said = str(self.folder / "said")
-        task = {"argv": argv, "folder": str(folder), "said": said, "seconds": seconds}
+        task = {"argv": argv, "folder": str(folder), "said": said, "seconds": seconds, "here": here}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()

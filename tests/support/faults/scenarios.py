@@ -31,6 +31,7 @@ SCENARIOS = (
         kept=("out.run",),
         resume=("--resume",),
         hidden=("lorafold.json", "metrics.jsonl", "loss.png", "README.md", "checkpoint-*"),
+        shares=3,
     ),
 )
 
