@@ -106,9 +106,13 @@ def rounds(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 def _spread(left: Sequence[int], lengths: Sequence[int], tokens: int) -> list[int]:
-    """The largest number of evenly spread conversations that fit; at least the shortest few."""
+    """The largest number of evenly spread conversations that fit; at least the shortest few.
+
+    They are computed side by side, filled up to the longest, so each counts as much as that.
+    """
     for count in range(len(left), FEWEST - 1, -1):
-        part = [left[index * len(left) // count] for index in range(count)]
-        if sum(lengths[number] for number in part) <= tokens:
-            return part
+        for first in range(len(left) // count):
+            part = [left[first + index * len(left) // count] for index in range(count)]
+            if count * max(lengths[number] for number in part) <= tokens:
+                return part
     return sorted(sorted(left, key=lambda number: lengths[number])[:FEWEST])

@@ -69,13 +69,15 @@ def test_rounds_ask_every_conversation_once(lengths: list[int], tokens: int) -> 
     assert sorted(number for part in parts for number in part) == list(range(len(lengths)))
     for part in parts:
         assert part == sorted(part)
-        assert sum(lengths[number] for number in part) <= tokens or len(part) <= FEWEST
+        assert len(part) * max(lengths[number] for number in part) <= tokens or len(part) <= FEWEST
 
 
 def test_a_round_is_spread_over_all_conversations() -> None:
     assert rounds([100] * 12, 400)[0] == [0, 3, 6, 9]
     assert rounds([100] * 12, 1200) == [list(range(12))]
     assert rounds([500, 90, 500, 70, 80], 100)[0] == [1, 3, 4], "the shortest ones, if none fit"
+    # One long conversation would make all four as long; those between are spread as well.
+    assert rounds([60, 60, 60, 60, 90, 60, 60, 60], 256)[0] == [1, 3, 5, 7]
 
 
 def test_tokens_follow_the_size_of_the_model() -> None:
