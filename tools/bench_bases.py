@@ -116,9 +116,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, found in runs.items():
         run, like = _median(found), _median(runs.get(BASES[name].like, found))
+        wall, processor = like.seconds / run.seconds, like.processor / run.processor
         print(
             f"| {name} | {run.written_mb:,.0f} | {run.seconds:.1f} | {run.processor:.1f} "
-            f"| {run.peak_mb:,.0f} | {like.seconds / run.seconds:.2f} | {like.processor / run.processor:.2f} |"
+            f"| {run.peak_mb:,.0f} | {wall:.2f} | {processor:.2f} |"
         )
 
 

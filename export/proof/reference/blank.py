@@ -93,7 +93,9 @@ class BlankModel:
         tied = {id(self._blank[name]) for name in names if name in self._blank}
         wanted |= {name for name, blank in self._blank.items() if id(blank) in tied}
         chosen = {tensor for tensor, targets in self.targets.items() if wanted.intersection(targets)}
-        whole = {tensor: name for tensor in chosen if (name := self._whole(tensor)) is not None}
+        # The largest first, so that no thread is left alone with one.
+        largest = sorted(chosen, key=lambda tensor: (-source.tensors[tensor].nbytes, tensor))
+        whole = {tensor: name for tensor in largest if (name := self._whole(tensor)) is not None}
         with ThreadPoolExecutor(cores()) as pool:
             read = functools.partial(_read, source)
             for name, values in zip(whole.values(), pool.map(read, whole), strict=True):
