@@ -10,6 +10,7 @@ from itertools import groupby
 
 from gguf import GGMLQuantizationType as Type
 
+from lorafold.export.gguf.header import padded
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
@@ -40,9 +41,12 @@ class Raised:
 
     @property
     def more(self) -> int:
-        """Bytes that it costs."""
-        sizes = [ggml.row_size(kind, self.tensor.cols) for kind in (self.after, self.before)]
-        return self.tensor.rows * (sizes[0] - sizes[1])
+        """Bytes that it costs in a file, padding included."""
+        after, before = (
+            padded(self.tensor.rows * ggml.row_size(kind, self.tensor.cols))
+            for kind in (self.after, self.before)
+        )
+        return after - before
 
 
 def raise_types(

@@ -14,9 +14,12 @@ from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base
 from lorafold.errors import UsageError
 from lorafold.export import export, plan_export, verify
 from lorafold.export.config import ExportConfig
+from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.survival.ladder import measure
+from lorafold.export.survival.protect import Raised
+from lorafold.export.survival.share import Survival
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,14 @@ def test_what_falls_short_is_raised_and_nothing_else(grid: Path, adapter: Path, 
     # The plan that `verify` makes anew chooses the same types, or it would read the file wrongly.
     checks = {check.name: check.verdict for check in verify(tmp_path / "kept").checks}
     assert checks["tensors m-Q4_K_S.gguf"] == "passed"
+
+
+def test_what_it_costs_is_what_the_file_grows_by() -> None:
+    """Each tensor is filled up to 32 bytes: three rows of Q4_0 are 54 bytes and take 64."""
+    tensor = MappedTensor("blk.0.ffn_up.weight", (3, 32))
+    kept = Survival(tensor.name, "", 1.0, 0.0, 1.0, 3, 3, 1.0)
+    assert Raised(tensor, Type.Q4_0, Type.Q5_0, kept, kept).more == 96 - 64
+    assert Raised(tensor, Type.Q4_0, Type.Q4_1, kept, kept).more == 0
 
 
 def test_each_gets_the_cheapest_type_that_keeps_enough(grid: Path, adapter: Path, tmp_path: Path) -> None:
