@@ -255,8 +255,6 @@ class ExportConfig:
                 at=flag,
                 fix="export once with --imatrix-data, then pass its imatrix.gguf with --imatrix",
             )
-        if self.onto is not None:
-            raise UsageError("--onto keeps the types of the file", at=flag, fix="leave out one of the two")
 
     def _check_format(self) -> None:
         """Refuse options that the format does not use: they would be ignored without a word."""

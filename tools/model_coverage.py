@@ -112,8 +112,12 @@ def build(name: str, folder: Path, method: str) -> dict[str, Any]:
     try:
         tuned = wrapped(modules)
     except ValueError as error:
-        # PEFT refuses the output projection and the convolution of state-space layers.
-        left_out = [n for n in modules if n.rpartition(".")[2] in ("out_proj", "conv1d")]
+        # PEFT refuses the output projection and the convolution of state-space layers. With DoRA it takes the
+        # linear layers of a model that has stacked experts for these, which DoRA cannot change.
+        refused = (
+            ("out_proj", "conv1d") if "use_dora" not in str(error) else ("gate_proj", "up_proj", "down_proj")
+        )
+        left_out = [n for n in modules if n.rpartition(".")[2] in refused]
         if not left_out:
             raise error
         tuned = wrapped([n for n in modules if n not in left_out])

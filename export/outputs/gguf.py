@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import TemplateSource, folder_source
-from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
-from lorafold.errors import InputError, UsageError
+from lorafold.chat.tokenizer import ChatTemplate
+from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, describe
-from lorafold.export.gguf.writer import write_gguf_files
 from lorafold.export.imatrix.collect import collected_names
 from lorafold.export.imatrix.data import check_can_collect, collect_importance
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
+from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
 from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.outputs.modelfiles import (
-    check_prompt,
     how_to_join,
     models_of,
     next_steps,
-    question,
     tensors_of_model,
-    write_modelfiles,
+    write_models,
 )
+from lorafold.export.outputs.prompts import Asked, ask_tokens, held_out, plan_prompt, prove_answers
 from lorafold.export.outputs.side_files import gguf_notes, named_templates
-from lorafold.export.outputs.surviving import exact_of, models_in, survey_of
+from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
-from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.llama import Vocabulary, vocabulary
-from lorafold.export.proof.logits import Effort, WrittenModel, check_answers
-from lorafold.export.proof.sample import Questions
+from lorafold.export.proof.llama import vocabulary
+from lorafold.export.proof.logits import WrittenModel
 from lorafold.export.proof.tensors import check_tensors
-from lorafold.export.proof.tokens import (
-    check_prompt_tokens,
-    check_special_tokens,
-    check_tokenizer,
-    reference_of,
-)
-from lorafold.export.quant.mixture import Importance, parse_override
-from lorafold.export.survival.fill import Filled, bytes_of, fill
-from lorafold.export.survival.protect import Raised, raise_types
-from lorafold.export.survival.survey import Survey, TypedModel
-from lorafold.export.survival.words import describe_filled, describe_raised
+from lorafold.export.proof.tokens import check_special_tokens, check_tokenizer, reference_of
+from lorafold.export.quant.mixture import Importance
+from lorafold.export.survival.protect import Raised
+from lorafold.export.survival.survey import Survey
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
@@ -78,8 +66,7 @@ class GgufOutput:
         imatrix: importance weights by GGUF tensor name, if `--imatrix` gives them.
         chats: held-out chats for the proof.
         notes: what the user should know.
-        raised: what `--keep-delta` raised, by recipe.
-        filled: what `--fit` raised, by recipe.
+        measured: the types that `--keep-delta` and `--fit` raised.
     """
 
     inputs: Inputs
@@ -91,8 +78,7 @@ class GgufOutput:
     imatrix: Importance | None
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
-    raised: Mapping[str, Sequence[Raised]] = field(default_factory=dict)
-    filled: Mapping[str, Sequence[Filled]] = field(default_factory=dict)
+    measured: MeasuredTypes
 
     @property
     def size(self) -> int:
@@ -104,16 +90,12 @@ class GgufOutput:
         paths = self.prompt.paths() if self.prompt else []
         data = self.config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
-        return [*describe(self.plan), *self._raised(), *matrix, *paths]
+        return [*describe(self.plan), *self.measured.describe(self.plan.files), *matrix, *paths]
 
-    def _raised(self) -> Iterator[tuple[str, str]]:
-        for file in self._models():
-            size = sum(other.size for other in self.plan.files if other.recipe == file.recipe)
-            name = file.joined or file.name
-            if (keep := self.config.keep_delta) is not None:
-                yield from describe_raised(name, self.raised[file.recipe], keep, size)
-            if (fit := self.config.fit_bytes) is not None:
-                yield describe_filled(name, file.recipe, self.filled[file.recipe], size, fit)
+    @property
+    def raised(self) -> Mapping[str, Sequence[Raised]]:
+        """What `--keep-delta` raised, by recipe."""
+        return self.measured.raised
 
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor of every file."""
@@ -131,20 +113,17 @@ class GgufOutput:
         importance = self._importance(folder)
         if survey is not None:
             survey.imatrix = importance
-        written = write_gguf_files(
-            self.plan.files,
+        return write_models(
+            self.plan,
             self.inputs.source,
             folder,
-            threads=self.config.workers,
-            max_memory=self.config.max_memory,
+            self.config,
+            self.prompt,
             imatrix=importance,
             packed=KeptBlocks(self.mapped, self.inputs.source),
             watcher=survey,
             progress=progress,
         )
-        if self.prompt:
-            write_modelfiles(folder, self.prompt, self._models(), self.config.system)
-        return written
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama."""
@@ -160,7 +139,9 @@ class GgufOutput:
                 check_tokenizer(judge, reference, self.vocab, probe_texts()),
                 check_special_tokens(judge, others, self.vocab, inputs.tokenizer, reference),
             ]
-            asked = self._questions(judge, readable=reference is not None)
+            asked: Asked = (), "there is no chat template"
+            if self.prompt is not None:
+                asked = ask_tokens(judge, inputs, self.chats, self.vocab)
             del reference  # its memory is needed
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
@@ -172,25 +153,9 @@ class GgufOutput:
             WrittenModel(file.recipe, folder / file.name, tensors_of_model(files, file))
             for file in self._models()
         ]
-        if self.prompt is None or isinstance(asked, str):
-            return checks + [
-                Check(f"logits {model.path.name}", "not checked", str(asked)) for model in models
-            ]
-        prompts, questions = asked
-        checks += [check_prompt(folder, self.prompt, self._models(), self.config.system), prompts]
-        effort = Effort(self.config.proof_minutes, self.config.reference)
-        return checks + check_answers(models, inputs, questions, importance, progress, effort)
-
-    def _questions(self, judge: Vocabulary, *, readable: bool) -> tuple[Check, Questions] | str:
-        """The tokens of prompts, compared, and what is asked; or why nothing can be."""
-        if not readable:
-            return "no tokenizer.json cuts the chats into tokens"
-        if self.prompt is None:
-            return "there is no chat template"
-        tokenizer = ChatTokenizer.from_folder(self.inputs.tokenizer, self.inputs.template)
-        asked = [question(chat) for chat in self.chats]
-        compared = check_prompt_tokens(judge, tokenizer, self.vocab, asked)
-        return compared, Questions.of(tokenizer, self.chats)
+        return checks + prove_answers(
+            folder, self.plan, models, asked, self.prompt, inputs, self.config, importance, progress
+        )
 
     def _importance(self, folder: Path) -> Importance | None:
         """The importance weights: those that were given, or those that were collected into the folder."""
@@ -216,45 +181,20 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         weighted = collected_names(tensors, inputs.config)
     folders = [adapter.folder for adapter, _ in inputs.adapters]
     named = named_templates([*folders, inputs.prompt])
-    prompt = _plan_prompt(inputs, config, named)
     # Read before anything is written: a file that cannot be read must not end an hour's work.
-    chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
+    chats = held_out(inputs, config) if config.verify or config.modelfile else []
+    prompt = plan_prompt(
+        inputs.prompt,
+        inputs,
+        config,
+        chats,
+        lambda: ChatTemplate.from_folder(inputs.tokenizer, inputs.template),
+        named=tuple(named),
+    )
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
-    raised: dict[str, Sequence[Raised]] = {}
-    filled: dict[str, Sequence[Filled]] = {}
-    patterns = [re.compile(parse_override(text)[0]) for text in config.tensor_type]
-
-    kept = KeptBlocks(tensors, inputs.source).types
-
-    def adjust(recipe: str, model: TypedModel, header: int) -> TypedModel:
-        fixed = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
-        if config.keep_delta is not None:
-            model, raised[recipe] = raise_types(
-                model,
-                inputs.source,
-                config.keep_delta,
-                fixed=fixed,
-                exact=exact_of(inputs),
-                imatrix=imatrix,
-                threads=config.workers,
-                progress=progress,
-            )
-        if (size := config.fit_bytes) is not None:
-            fixed += [*kept, *(one.tensor.name for one in raised.get(recipe, ()))]
-            room = size - header - sum(bytes_of(tensor, kind) for tensor, kind in model)
-            _check_room(room, size)
-            model, filled[recipe] = fill(
-                model,
-                inputs.source,
-                room,
-                fixed=fixed,
-                imatrix=imatrix,
-                threads=config.workers,
-                progress=progress,
-            )
-        return model
-
-    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, adjust)
+    kept = tuple(KeptBlocks(tensors, inputs.source).types)
+    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, kept, progress)
+    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, measured.adjust)
     source = inputs.source
     notes = (
         *inputs.notes,
@@ -269,54 +209,11 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *gguf_notes(inputs),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, raised, filled)
-
-
-def _check_room(room: int, fit: int) -> None:
-    """Refuse a size that what is raised to keep the adapter's change does not leave."""
-    if room < 0:
-        raise UsageError(
-            f"what --keep-delta raises takes {-room:,} bytes more than {fit:,}",
-            at="--fit",
-            fix=f"give at least {fit - room:,}, a smaller --keep-delta, or a smaller --quant",
-        )
+    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured)
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:
     return read_imatrix(path).weights([(tensor.name, tensor.shape) for tensor in tensors])
-
-
-def _plan_prompt(
-    inputs: Inputs, config: ExportConfig, named: Mapping[str, TemplateSource]
-) -> ModelfilePlan | None:
-    if not config.modelfile:
-        return None
-    try:
-        template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
-    except InputError as error:
-        if not named and error.at and Path(error.at).is_file():
-            raise  # what is wrong with a file has its own cure
-        problem = error.problem
-        if named:
-            problem = f"no default chat template, only {', '.join(named)}"
-        fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
-        raise InputError(problem, at=error.at, fix=fix) from error
-    return plan_modelfile(
-        inputs.prompt,
-        chat_template=template,
-        thinking=None if config.thinking is None else config.thinking == "on",
-        allow_embedded_jinja=config.allow_embedded_jinja,
-        path=config.ollama_path,
-        writable=True,
-        system=config.system,
-        answers=learnt_answers(config, inputs),
-    )
-
-
-def learnt_answers(config: ExportConfig, inputs: Inputs) -> list[str]:
-    """What the model learnt to say, as far as the proof's chats tell."""
-    chats = proof_chats(config.chats, [adapter.folder for adapter, _ in inputs.adapters])
-    return [message["content"] for chat in chats for message in chat if message["role"] == "assistant"]
 
 
 def _prompt_metadata(

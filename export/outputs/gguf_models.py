@@ -87,7 +87,7 @@ def plan_gguf_models(
 
     if (size := config.fit_bytes) is not None:
         first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
-        recipes = [_largest(size, recipes, lambda recipe: typed(recipe, first), first)]
+        recipes = [largest(size, recipes, lambda recipe: typed(recipe, first), first)]
     models = []
     for name in recipes:
         recipe = find_recipe(name)
@@ -115,7 +115,7 @@ _MIXTURES = (
 )
 
 
-def _largest(
+def largest(
     size: int,
     asked: Sequence[str],
     typed: Callable[[Recipe], TypedModel],

@@ -10,11 +10,18 @@ from pathlib import Path
 from lorafold.artifacts import write_atomic
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
+from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.gguf.plan import ExportPlan
+from lorafold.export.gguf.rows import RowSource
+from lorafold.export.gguf.writer import Packed, Watcher, write_gguf_files
 from lorafold.export.modelfile.parser import parse as parse_modelfile
 from lorafold.export.modelfile.plan import ModelfilePlan, write_modelfile
 from lorafold.export.proof.check import Check
+from lorafold.export.quant.mixture import Importance
+from lorafold.export.workers import Written
 from lorafold.gguf_file.tokens import read_gguf_tokens
+from lorafold.progress import Progress, silent
 
 
 def models_of(files: Sequence[GgufFile]) -> list[GgufFile]:
@@ -48,6 +55,35 @@ def write_modelfiles(
     """Write a Modelfile for each model."""
     for name, text in modelfiles(prompt, models, system).items():
         write_atomic(folder / name, text)
+
+
+def write_models(
+    plan: ExportPlan,
+    source: RowSource,
+    folder: Path,
+    config: ExportConfig,
+    prompt: ModelfilePlan | None,
+    *,
+    imatrix: Importance | None,
+    packed: Packed | None = None,
+    watcher: Watcher | None = None,
+    progress: Progress = silent,
+) -> Written:
+    """Write the planned files, and a Modelfile for each model; arguments as for `write_gguf_files`."""
+    written = write_gguf_files(
+        plan.files,
+        source,
+        folder,
+        threads=config.workers,
+        max_memory=config.max_memory,
+        imatrix=imatrix,
+        packed=packed,
+        watcher=watcher,
+        progress=progress,
+    )
+    if prompt:
+        write_modelfiles(folder, prompt, models_of(plan.files), config.system)
+    return written
 
 
 def parts_of(file: GgufFile) -> list[str]:

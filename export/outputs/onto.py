@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import read_json
-from lorafold.chat.tokenizer import ChatTemplate, ChatTokenizer
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ExportConfig
-from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, place_tensors
+from lorafold.export.gguf.parts import KeyValue
 from lorafold.export.gguf.plan import ExportPlan, GgufModel, describe, plan_files
-from lorafold.export.gguf.writer import write_gguf_files
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.contract import generation_parameters
-from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
+from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.onto import entries
 from lorafold.export.onto.find import find_sources
 from lorafold.export.onto.model import BaseGguf
 from lorafold.export.onto.places import Places
 from lorafold.export.onto.source import OntoSource
-from lorafold.export.outputs.gguf import learnt_answers
+from lorafold.export.outputs.gguf_models import largest
 from lorafold.export.outputs.modelfiles import (
-    check_prompt,
     how_to_join,
     models_of,
     next_steps,
-    question,
     tensors_of_model,
-    write_modelfiles,
+    write_models,
 )
-from lorafold.export.outputs.surviving import models_in, survey_of
+from lorafold.export.outputs.prompts import ask_tokens, held_out, plan_prompt, prove_answers
+from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
-from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
+from lorafold.export.proof.copied import check_kept
 from lorafold.export.proof.llama import vocabulary
-from lorafold.export.proof.logits import Effort, WrittenModel, check_answers
-from lorafold.export.proof.sample import Questions
+from lorafold.export.proof.logits import WrittenModel
 from lorafold.export.proof.tensors import check_tensors
-from lorafold.export.proof.tokens import check_prompt_tokens, check_tokenizer, reference_of
+from lorafold.export.proof.tokens import check_tokenizer, reference_of
 from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance, is_quantizable, parse_override, plan_types
-from lorafold.export.quant.recipes import ModelShape, find_recipe
-from lorafold.export.survival.survey import Survey
+from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
+from lorafold.export.survival.survey import Survey, TypedModel
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 from lorafold.export.workers import Written
@@ -70,6 +66,7 @@ class OntoOutput:
         imatrix: importance weights by GGUF tensor name, if `--imatrix` gives them.
         chats: held-out chats for the proof.
         notes: what the user should know.
+        measured: the types that `--keep-delta` and `--fit` raised.
     """
 
     inputs: Inputs
@@ -80,18 +77,24 @@ class OntoOutput:
     imatrix: Importance | None
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
+    measured: MeasuredTypes
 
     @property
     def size(self) -> int:
         """Exact bytes of the GGUF files."""
         return self.plan.size
 
+    @property
+    def _retyped(self) -> bool:
+        """Whether tensors that the adapter leaves alone get other types."""
+        return bool(self.config.quant or self.config.fit)
+
     def describe(self) -> list[tuple[str, str]]:
         """The file that is folded onto, what is touched in it and how, the files that are made."""
         header, touched = self.source.model.header, self.source.touched
         kinds = ", ".join(f"{count} by {kind}" for kind, count in Counter(touched.values()).most_common())
         kept = len(self.source.file_tensors()) - len(touched)
-        how = "quantized again" if self.config.quant else "copied byte by byte"
+        how = "quantized again" if self._retyped else "copied byte by byte"
         hub = self.source.model.hub
         read = [] if hub is None else [("from the hub", f"{hub.fetched:,} of {hub.size:,} bytes read so far")]
         return [
@@ -100,6 +103,7 @@ class OntoOutput:
             ("folded", f"{len(touched)} tensors, found by their values: {kinds}"),
             ("kept", f"{kept} tensors that the adapter leaves alone, {how}"),
             *describe(self.plan),
+            *self.measured.describe(self.plan.files),
             *(self.prompt.paths() if self.prompt else []),
         ]
 
@@ -113,20 +117,17 @@ class OntoOutput:
 
     def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the GGUF files and a Modelfile for each."""
-        written = write_gguf_files(
-            self.plan.files,
+        return write_models(
+            self.plan,
             self.source,
             folder,
-            threads=self.config.workers,
-            max_memory=self.config.max_memory,
+            self.config,
+            self.prompt,
             imatrix=self.imatrix,
             packed=self.source.packed,
             watcher=survey,
             progress=progress,
         )
-        if self.prompt:
-            write_modelfiles(folder, self.prompt, self._models(), self.config.system)
-        return written
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama."""
@@ -140,42 +141,38 @@ class OntoOutput:
         checks = []
         if isinstance(vocab, str):
             checks.append(Check("tokenizer", "not checked", vocab))
+            asked = ask_tokens(None, inputs, self.chats, None)
         else:
             with vocabulary(first) as judge:
-                reference = reference_of(inputs.tokenizer)
-                checks.append(check_tokenizer(judge, reference, vocab, probe_texts()))
-                del reference  # its memory is needed
+                checks.append(check_tokenizer(judge, reference_of(inputs.tokenizer), vocab, probe_texts()))
+                asked = ask_tokens(judge, inputs, self.chats, vocab)
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
             kept = [typed for typed in file.tensors if self._is_kept(typed)]
             folded = replace(file, tensors=tuple(typed for typed in file.tensors if typed not in kept))
-            checks.append(self._check_kept(folder, file, kept))
+            checks.append(check_kept(folder, file, kept, self.source))
             checks.append(
                 check_tensors(
                     folder, folded, self.source, rounding=self.config.rounding, imatrix=self.imatrix
                 )
             )
         progress("prove the tensors", len(files), len(files))
-        models = self._models()
-        if self.prompt is not None:
-            checks.append(check_prompt(folder, self.prompt, models, self.config.system))
-        try:
-            tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-        except InputError as error:
-            return checks + [Check(f"logits {file.name}", "not checked", error.problem) for file in models]
-        if not isinstance(vocab, str):
-            questions = [question(chat) for chat in self.chats]
-            with vocabulary(first) as judge:
-                checks.append(check_prompt_tokens(judge, tokenizer, vocab, questions))
-        asked = Questions.of(tokenizer, self.chats)
-        del tokenizer  # its memory is needed
-        effort = Effort(self.config.proof_minutes, self.config.reference)
-        return checks + check_answers(self._written(folder), inputs, asked, self.imatrix, progress, effort)
+        return checks + prove_answers(
+            folder,
+            self.plan,
+            self._written(folder),
+            asked,
+            self.prompt,
+            inputs,
+            self.config,
+            self.imatrix,
+            progress,
+        )
 
     def _written(self, folder: Path) -> list[WrittenModel]:
         """The models with the checkpoint's names for what they hold, as far as it is found."""
         model = self.source.model
-        if model.hub is not None and not self.config.quant:  # what was left alone is in the result as it was
+        if model.hub is not None and not self._retyped:  # what was left alone is in the result as it was
             model = BaseGguf.open(folder / self.plan.files[0].name)
         places = Places(self.source, model)
         written = []
@@ -201,30 +198,6 @@ class OntoOutput:
         own = self.source.model.tensors.get(typed.tensor.name)
         return own is not None and own.type == typed.type and typed.tensor.name not in self.source.found.maps
 
-    def _check_kept(self, folder: Path, file: GgufFile, kept: list[TypedTensor]) -> Check:
-        """Compare every byte of what was copied."""
-        wrong, total = [], 0
-        descriptor = os.open(folder / file.name, os.O_RDONLY)
-
-        def copy(typed: TypedTensor, start: int, stop: int) -> bytes:
-            at = len(file.header) + typed.offset + start * typed.row_bytes
-            return os.pread(descriptor, (stop - start) * typed.row_bytes, at)
-
-        try:
-            for typed in kept:
-                if self.source.differs(typed.tensor.name, partial(copy, typed)):
-                    wrong.append(typed.tensor.name)
-                total += typed.nbytes
-        finally:
-            os.close(descriptor)
-        name, figures = f"kept {file.name}", {"tensors": len(kept), "bytes": total}
-        if wrong:
-            return Check(name, "failed", f"{', '.join(wrong)} are not those of the file", figures)
-        meaning = (
-            f"{len(kept)} tensors that the adapter leaves alone are the file's own, {total:,} bytes compared"
-        )
-        return Check(name, "passed", meaning, figures)
-
     def _models(self) -> list[GgufFile]:
         return models_of(self.plan.files)
 
@@ -244,14 +217,21 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     )
     shapes = [(tensor.name, tensor.shape) for tensor in source.file_tensors()]
     imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
-    prompt = _plan_prompt(model, inputs, config)
-    folders = [adapter.folder for adapter, _ in inputs.adapters]
-    chats = proof_chats(config.chats, folders, config.proof_minutes) if config.verify else []
+    chats = held_out(inputs, config) if config.verify or config.modelfile else []
+    prompt = plan_prompt(
+        model.header,
+        inputs,
+        config,
+        chats,
+        lambda: _template(model, inputs),
+        parameters=generation_parameters(read_json(inputs.prompt / "generation_config.json")),
+    )
     changed = _changed_entries(model, config, prompt)
-    if config.quant:
-        models = [_quantized(name, source, config, imatrix, changed) for name in config.quant]
-    else:
-        models = [_same_types(source, imatrix, changed)]
+    fold = exact_of(inputs)
+    exact = None if fold is None else replace(source, fold=fold)
+    measured = MeasuredTypes(config, source, exact, imatrix, progress=progress)
+    planned = _Models(source, config, imatrix, changed, measured)
+    models = planned.quantized() if config.quant or config.fit else [planned.same_types()]
     plan = plan_files(
         models,
         inputs.name,
@@ -265,7 +245,7 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes)
+    return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes, measured)
 
 
 def _check_inputs(inputs: Inputs, config: ExportConfig, onto: str) -> None:
@@ -292,7 +272,14 @@ def _check_types(model: BaseGguf, config: ExportConfig) -> None:
             at="--quant",
             fix="leave it out to keep the file's types, or give an F32, F16 or BF16 GGUF",
         )
-    if config.tensor_type and not config.quant:
+    if config.fit and not model.exact:
+        raise UsageError(
+            f"{model.header.path.name} is quantized ({model.header.quantization}): what the adapter "
+            "leaves alone keeps its size",
+            at="--fit",
+            fix="give an F32, F16 or BF16 GGUF; --keep-delta raises what the adapter changes",
+        )
+    if config.tensor_type and not (config.quant or config.fit):
         raise UsageError(
             "without --quant every tensor keeps its type", at="--tensor-type", fix="pass --quant"
         )
@@ -301,44 +288,67 @@ def _check_types(model: BaseGguf, config: ExportConfig) -> None:
 Changed = dict[str, str | bool | int]
 
 
-def _same_types(source: OntoSource, imatrix: Importance | None, changed: Changed) -> GgufModel:
-    """Every tensor in the type that it has; refused if one that is touched cannot be written in it."""
-    header = source.model.header
-    for tensor in source.file_tensors():
-        if tensor.name not in source.found.maps:
-            continue
-        if tensor.type not in ggml.QUANTIZABLE:
-            raise InputError(
-                f"{tensor.name} is {tensor.type.name}, which lorafold can read but not write",
-                at=header.path,
-                fix="give a GGUF of another type",
-            )
-        if ggml.requires_imatrix(tensor.type) and tensor.name not in (imatrix or {}):
-            raise InputError(
-                f"{tensor.name} is {tensor.type.name}, which needs an importance matrix",
-                at=header.path,
-                fix="pass one with --imatrix, or give a GGUF of 3 bits or more",
-            )
-    typed = tuple((source.mapped(tensor), tensor.type) for tensor in source.file_tensors())
-    return GgufModel(header.quantization, entries.entries(header, changed), typed)
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The types of the files that are made."""
 
+    source: OntoSource
+    config: ExportConfig
+    imatrix: Importance | None
+    changed: Changed
+    measured: MeasuredTypes
 
-def _quantized(
-    name: str, source: OntoSource, config: ExportConfig, imatrix: Importance | None, changed: Changed
-) -> GgufModel:
-    """The types of a recipe; what llama.cpp does not quantize keeps its own."""
-    header, recipe, tensors = source.model.header, find_recipe(name), source.file_tensors()
-    shape = ModelShape.from_metadata(entries.plain_values(header))
-    overrides = [parse_override(text) for text in config.tensor_type]
-    shapes = [(tensor.name, tensor.shape) for tensor in tensors]
-    types: dict[str, Type] = plan_types(shapes, recipe, shape, imatrix, overrides)
-    for tensor in tensors:
-        if not tensor.plain or not is_quantizable(tensor.name, tensor.shape):
-            types[tensor.name] = tensor.type
-    typed = tuple((source.mapped(tensor), types[tensor.name]) for tensor in tensors)
-    return GgufModel(
-        recipe.name, entries.entries(header, changed | entries.quantized(recipe.file_type)), typed
-    )
+    def same_types(self) -> GgufModel:
+        """Every tensor in the type that it has; refused if one that is touched cannot be written in it."""
+        header, imatrix = self.source.model.header, self.imatrix or {}
+        for tensor in self.source.file_tensors():
+            if tensor.name not in self.source.found.maps:
+                continue
+            if tensor.type not in ggml.QUANTIZABLE:
+                raise InputError(
+                    f"{tensor.name} is {tensor.type.name}, which lorafold can read but not write",
+                    at=header.path,
+                    fix="give a GGUF of another type",
+                )
+            if ggml.requires_imatrix(tensor.type) and tensor.name not in imatrix:
+                raise InputError(
+                    f"{tensor.name} is {tensor.type.name}, which needs an importance matrix",
+                    at=header.path,
+                    fix="pass one with --imatrix, or give a GGUF of 3 bits or more",
+                )
+        typed = [(self.source.mapped(tensor), tensor.type) for tensor in self.source.file_tensors()]
+        name = header.quantization
+        model = self.measured.adjust(name, typed, 0)
+        return GgufModel(name, entries.entries(header, self.changed), tuple(model))
+
+    def quantized(self) -> list[GgufModel]:
+        """A model for each recipe; what llama.cpp does not quantize keeps its own type."""
+        names = list(dict.fromkeys(find_recipe(name).name for name in self.config.quant))
+        size = self.config.fit_bytes
+        if size is not None:
+            names = [largest(size, names, self._typed, self._metadata(find_recipe("Q8_0")))]
+        models = []
+        for name in names:
+            recipe = find_recipe(name)
+            typed, metadata = self._typed(recipe), self._metadata(recipe)
+            header = len(encode_header(metadata, place_tensors(typed))) if size is not None else 0
+            models.append(GgufModel(name, metadata, tuple(self.measured.adjust(name, typed, header))))
+        return models
+
+    def _typed(self, recipe: Recipe) -> TypedModel:
+        tensors = self.source.file_tensors()
+        shape = ModelShape.from_metadata(entries.plain_values(self.source.model.header))
+        overrides = [parse_override(text) for text in self.config.tensor_type]
+        shapes = [(tensor.name, tensor.shape) for tensor in tensors]
+        types: dict[str, Type] = plan_types(shapes, recipe, shape, self.imatrix, overrides)
+        for tensor in tensors:
+            if not tensor.plain or not is_quantizable(tensor.name, tensor.shape):
+                types[tensor.name] = tensor.type
+        return [(self.source.mapped(tensor), types[tensor.name]) for tensor in tensors]
+
+    def _metadata(self, recipe: Recipe) -> tuple[KeyValue, ...]:
+        header = self.source.model.header
+        return entries.entries(header, self.changed | entries.quantized(recipe.file_type))
 
 
 def _changed_entries(model: BaseGguf, config: ExportConfig, prompt: ModelfilePlan | None) -> Changed:
@@ -350,28 +360,8 @@ def _changed_entries(model: BaseGguf, config: ExportConfig, prompt: ModelfilePla
     return changed
 
 
-def _plan_prompt(model: BaseGguf, inputs: Inputs, config: ExportConfig) -> ModelfilePlan | None:
-    """The prompt by the adapter's template if it brings one, else by the file's own."""
-    if not config.modelfile:
-        return None
-    try:
-        if inputs.template is None:
-            template = ChatTemplate.from_gguf(model.header)
-        else:
-            template = ChatTemplate.from_folder(inputs.tokenizer, inputs.template)
-    except InputError as error:
-        if error.at and Path(error.at).is_file():
-            raise  # what is wrong with a file has its own cure
-        fix = "choose one with --chat-template, or pass --no-modelfile for a model that does not chat"
-        raise InputError(error.problem, at=error.at, fix=fix) from error
-    return plan_modelfile(
-        model.header,
-        chat_template=template,
-        thinking=None if config.thinking is None else config.thinking == "on",
-        parameters=generation_parameters(read_json(inputs.prompt / "generation_config.json")),
-        allow_embedded_jinja=config.allow_embedded_jinja,
-        path=config.ollama_path,
-        writable=True,
-        system=config.system,
-        answers=learnt_answers(config, inputs),
-    )
+def _template(model: BaseGguf, inputs: Inputs) -> ChatTemplate:
+    """The adapter's template if it brings one, else the file's own."""
+    if inputs.template is None:
+        return ChatTemplate.from_gguf(model.header)
+    return ChatTemplate.from_folder(inputs.tokenizer, inputs.template)

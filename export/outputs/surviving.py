@@ -1,18 +1,28 @@
-"""The outputs' side of survival: which tensors in which types, and what their change is taken from."""
+"""The outputs' side of survival: which tensors in which types, what their change is taken from, and the types
+that are raised after measuring.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from gguf import GGMLQuantizationType
 
+from lorafold.errors import UsageError
+from lorafold.export.config import ExportConfig
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.inputs import Inputs
-from lorafold.export.quant.mixture import Importance
+from lorafold.export.quant.mixture import Importance, parse_override
+from lorafold.export.survival.fill import Filled, bytes_of, fill
+from lorafold.export.survival.protect import Raised, raise_types
 from lorafold.export.survival.rows import TunedSource
 from lorafold.export.survival.survey import RoundsRows, Survey, TypedModel
+from lorafold.export.survival.words import describe_filled, describe_raised
+from lorafold.progress import Progress, silent
 
 
 def models_in(files: Iterable[GgufFile]) -> dict[str, TypedModel]:
@@ -24,7 +34,7 @@ def models_in(files: Iterable[GgufFile]) -> dict[str, TypedModel]:
     return dict(models)
 
 
-def exact_of(inputs: Inputs) -> TunedSource | None:
+def exact_of(inputs: Inputs) -> Folded | None:
     """The fold without PEFT's rounding on the way, if the export has it."""
     source = inputs.source
     if source.rounding == "exact":
@@ -56,3 +66,90 @@ def survey_of(
     made_of = source or inputs.source
     survey = Survey(models, made_of, exact=exact, imatrix=imatrix, weights=weights, rounded=rounded)
     return survey if survey.measured else None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredTypes:
+    """The types that `--keep-delta` and `--fit` raise.
+
+    Attributes:
+        config: what is asked for.
+        source: what the tensors are made from.
+        exact: see `Survey`.
+        imatrix: importance weights by tensor.
+        kept: tensors whose types stay.
+        progress: told the tensors that are measured.
+        raised: what `--keep-delta` raised, by recipe.
+        filled: what `--fit` raised, by recipe.
+    """
+
+    config: ExportConfig
+    source: TunedSource
+    exact: TunedSource | None = None
+    imatrix: Importance | None = None
+    kept: tuple[str, ...] = ()
+    progress: Progress = silent
+    raised: dict[str, Sequence[Raised]] = field(default_factory=dict)
+    filled: dict[str, Sequence[Filled]] = field(default_factory=dict)
+
+    def adjust(self, recipe: str, model: TypedModel, header: int) -> TypedModel:
+        """A recipe's model with the types that are asked for.
+
+        Args:
+            recipe: its name.
+            model: tensors and types.
+            header: bytes of the file's header.
+
+        Raises:
+            UsageError: what keeps the change does not fit into the size.
+        """
+        patterns = [re.compile(parse_override(text)[0]) for text in self.config.tensor_type]
+        stay = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
+        workers, imatrix = self.config.workers, self.imatrix
+        if self.config.keep_delta is not None:
+            model, self.raised[recipe] = raise_types(
+                model,
+                self.source,
+                self.config.keep_delta,
+                fixed=stay,
+                exact=self.exact,
+                imatrix=imatrix,
+                threads=workers,
+                progress=self.progress,
+            )
+        if (size := self.config.fit_bytes) is not None:
+            stay += [*self.kept, *(one.tensor.name for one in self.raised.get(recipe, ()))]
+            room = size - header - sum(bytes_of(tensor, kind) for tensor, kind in model)
+            _check_room(room, size)
+            model, self.filled[recipe] = fill(
+                model,
+                self.source,
+                room,
+                fixed=stay,
+                imatrix=imatrix,
+                threads=workers,
+                progress=self.progress,
+            )
+        return model
+
+    def describe(self, files: Sequence[GgufFile]) -> Iterator[tuple[str, str]]:
+        """What was raised in each model, and what that costs."""
+        for file in files:
+            if not file.first:
+                continue
+            size = sum(other.size for other in files if other.recipe == file.recipe)
+            name = file.joined or file.name
+            if (keep := self.config.keep_delta) is not None:
+                yield from describe_raised(name, self.raised[file.recipe], keep, size)
+            if (fit := self.config.fit_bytes) is not None:
+                yield describe_filled(name, file.recipe, self.filled[file.recipe], size, fit)
+
+
+def _check_room(room: int, fit: int) -> None:
+    """Refuse a size that what is raised to keep the adapter's change does not leave."""
+    if room < 0:
+        raise UsageError(
+            f"what --keep-delta raises takes {-room:,} bytes more than {fit:,}",
+            at="--fit",
+            fix=f"give at least {fit - room:,}, a smaller --keep-delta, or a smaller --quant",
+        )

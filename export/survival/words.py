@@ -31,8 +31,6 @@ def cure_for(config: ExportConfig) -> str:
     if config.format == "folder":
         random = ", --rounding stochastic nearly all in the same size"
         return "--dtype f32 keeps all of it" + (random if config.rounding != "stochastic" else "")
-    if config.onto is not None:
-        return "fold onto a GGUF of more bits, or export without --onto"
     if config.keep_delta is not None:
         return "choose a larger --quant" + (", or leave out --tensor-type" if config.tensor_type else "")
     return f"--keep-delta {ENOUGH} raises the types of these tensors alone"

@@ -137,7 +137,6 @@ def test_sizes_as_they_are_written(text: str, number: int) -> None:
         ({"quant": ("Q8_0", "Q4_0")}, "one size is for one file; fix: give one --quant, or none"),
         ({"split_max_size": 200_000}, "parts have headers of their own; fix: leave out --split-max-size"),
         ({"imatrix_data": Path("x")}, "types are chosen before a matrix is collected; fix:"),
-        ({"onto": Path("x.gguf")}, "--onto keeps the types of the file; fix:"),
         ({"format": "folder"}, "no meaning for --format folder"),
         ({"fit": "10KB"}, "expected at least 100,000 bytes, got 10000"),
     ],

@@ -133,7 +133,6 @@ def test_a_type_that_was_chosen_by_hand_stays(grid: Path, adapter: Path, tmp_pat
             {"keep_delta": 0.9, "imatrix_data": Path("x")},
             "types are chosen before a matrix is collected; fix:",
         ),
-        ({"keep_delta": 0.9, "onto": Path("x.gguf")}, "--onto keeps the types of the file; fix:"),
         ({"keep_delta": 0.9, "format": "folder"}, "no meaning for --format folder; fix: .*--dtype f32"),
     ],
 )
