@@ -30,7 +30,7 @@ from lorafold.export.outputs.modelfiles import (
     tensors_of_model,
     write_models,
 )
-from lorafold.export.outputs.prompts import Asked, ask_tokens, held_out, plan_prompt, prove_answers
+from lorafold.export.outputs.prompts import AskedTokens, ask_tokens, held_out, plan_prompt, prove_answers
 from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
@@ -139,7 +139,7 @@ class GgufOutput:
                 check_tokenizer(judge, reference, self.vocab, probe_texts()),
                 check_special_tokens(judge, others, self.vocab, inputs.tokenizer, reference),
             ]
-            asked: Asked = (), "there is no chat template"
+            asked: AskedTokens = (), "there is no chat template"
             if self.prompt is not None:
                 asked = ask_tokens(judge, inputs, self.chats, self.vocab)
             del reference  # its memory is needed

@@ -84,11 +84,11 @@ def plan_prompt(
     )
 
 
-Asked = tuple[tuple[Check, ...], Questions | str]
+AskedTokens = tuple[tuple[Check, ...], Questions | str]
 """The tokens of prompts, compared, and what is asked; or why nothing can be."""
 
 
-def ask_tokens(judge: Vocabulary | None, inputs: Inputs, chats: Chats, vocab: Vocab | None) -> Asked:
+def ask_tokens(judge: Vocabulary | None, inputs: Inputs, chats: Chats, vocab: Vocab | None) -> AskedTokens:
     """Compare the tokens of prompts, and keep those of the chats.
 
     Args:
@@ -113,7 +113,7 @@ def prove_answers(
     folder: Path,
     plan: ExportPlan,
     models: Sequence[WrittenModel],
-    asked: Asked,
+    asked: AskedTokens,
     prompt: ModelfilePlan | None,
     inputs: Inputs,
     config: ExportConfig,
