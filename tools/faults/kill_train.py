@@ -6,7 +6,7 @@ Each run is killed and resumed until it finishes, then compared bitwise with an 
 kills the checkpoints in the run's folder are judged from outside: is the newest one whole? Prints the
 figures, among them how many kills fell into the writing of a checkpoint; exits 1 if a run ended differently
 or a checkpoint that is not whole carried its final name. A moment is drawn in processor time, so that a busy
-machine changes nothing.
+machine changes nothing; every other kill then waits until a checkpoint is being written.
 """
 
 from __future__ import annotations
@@ -57,8 +57,13 @@ def used_by(pid: int) -> float:
         return 0.0
 
 
-def run_and_kill(config: TrainConfig, after: float) -> tuple[bool, float]:
+def run_and_kill(config: TrainConfig, after: float, *, writing: bool = False) -> tuple[bool, float]:
     """Start a run in a child and kill it after some seconds of processor time.
+
+    Args:
+        config: of the run.
+        after: the seconds.
+        writing: wait on from then until a checkpoint is being written.
 
     Returns:
         Whether it was killed, not finished before; and the processor time that it was last seen to have used.
@@ -72,8 +77,8 @@ def run_and_kill(config: TrainConfig, after: float) -> tuple[bool, float]:
             print(f"child: {type(error).__name__}: {error}", file=sys.stderr)
             os._exit(1)
     ended, status, used = 0, 0, 0.0
-    while not ended and used < after:
-        time.sleep(0.001)
+    while not ended and (used < after or (writing and not _is_writing(run_folder(config.output)))):
+        time.sleep(0.001 if used < after else 0.0001)
         used = max(used, used_by(pid))
         ended, status = os.waitpid(pid, os.WNOHANG)
     if not ended:
@@ -83,10 +88,18 @@ def run_and_kill(config: TrainConfig, after: float) -> tuple[bool, float]:
     return not os.WIFEXITED(status), used
 
 
+def _is_writing(run: Path) -> bool:
+    """Whether the staging folder of a checkpoint is there."""
+    try:
+        return any(name.startswith(".checkpoint-") and name.endswith(".partial") for name in os.listdir(run))
+    except FileNotFoundError:
+        return False
+
+
 def judge(run: Path, counts: Counter[str]) -> None:
     """Count the checkpoints that carry a final name and are not whole."""
     counts["with checkpoints"] += bool(list_checkpoints(run))
-    counts["in mid-write"] += any(run.glob(".checkpoint-*.partial"))
+    counts["in mid-write"] += _is_writing(run)
     for path in list_checkpoints(run):
         manifest = read_manifest(path)
         counts["checkpoints seen"] += 1
@@ -108,7 +121,8 @@ def kill(config: TrainConfig, whole: float, expected: dict[str, str], kills: int
         parted = dataclasses.replace(config, out=config.output.with_name(f"run-{seed}-{counts['runs']}"))
         killed = True
         while killed and counts["kills"] < kills:
-            killed, _ = run_and_kill(parted, draw.uniform(0.2, 0.9) * whole)
+            writing = counts["kills"] % 2 == 1
+            killed, _ = run_and_kill(parted, draw.uniform(0.2, 0.9) * whole, writing=writing)
             if killed:
                 counts["kills"] += 1
                 judge(run_folder(parted.output), counts)

@@ -30,6 +30,12 @@ def write_part(page: Path, name: str, text: str) -> None:
     _rewrite(page, f"({marks[0]}\n).*?({marks[1]}\n)", lambda at: f"{at[1]}\n{text.strip()}\n\n{at[2]}", name)
 
 
+def read_part(page: Path, name: str) -> str:
+    """The text of a part; empty if the page has none of that name."""
+    text = page.read_text(encoding="utf-8")
+    return text.partition(f"<!-- part {name} -->\n")[2].partition(f"<!-- end of {name} -->")[0]
+
+
 def write_figure(page: Path, figure: str, measured: str, command: str, processor: float) -> None:
     """Put a run's figure into the table: `| figure | at least | measured | command | processor s |`.
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support/faul
 
 from campaign import Campaign, Scenario
 from faults import SIGNALS, Commands, shim
-from page import processor_seconds, write_figure, write_part
+from page import read_part, write_figure, write_part
 from scenarios import SCENARIOS, inputs
 
 FIGURE = "injected fault points, over all commands, survived"
@@ -96,12 +96,20 @@ def together(shares: Sequence[Figures]) -> Figures:
     return whole
 
 
-def table(rows: Iterable[Figures], every: int) -> str:
-    """The page's part."""
-    columns = ("command", "calls", "errors", "signals", "disks after a power loss", "survived", "processor s")
-    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
-    each_call = "each system call" if every == 1 else f"every {every}th system call"
-    return "\n".join([f"What strikes {each_call}:", "", head, *(each.row() for each in rows)])
+COLUMNS = ("command", "calls", "errors", "signals", "disks after a power loss", "survived", "processor s")
+
+
+def rewrite(page: Path, done: Sequence[Figures], command: str) -> None:
+    """Put rows into the page; the rows of commands that were not struck this time stay."""
+    rows = {row.split(" | ")[0]: row for row in read_part(page, "strikes").splitlines() if " of " in row}
+    rows |= {each.row().split(" | ")[0]: each.row() for each in done}
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    names = [f"| {scenario.name}" for scenario in SCENARIOS]
+    write_part(page, "strikes", "\n".join([*head, *(rows[name] for name in names if name in rows)]))
+    cells = [row.replace(",", "").strip("| ").split(" | ") for row in rows.values()]
+    whole, struck = (sum(int(row[-2].split(" of ")[which]) for row in cells) for which in (0, 1))
+    shown = f"{struck:,}, {whole / struck:.2%}"
+    write_figure(page, FIGURE, shown, command, sum(float(row[-1]) for row in cells))
 
 
 def main() -> int:
@@ -109,7 +117,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--every", type=int, default=1, help="strike every n-th call only")
-    parser.add_argument("--only", default="", help="scenarios whose name holds this")
+    parser.add_argument("--only", default="", help="the scenario of this name, or all that hold it")
     parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
     options = parser.parse_args()
@@ -121,7 +129,8 @@ def main() -> int:
             print("error: no C compiler for the shim; fix: apt-get install gcc", file=sys.stderr)
             return 5
         inputs(home / "inputs")
-        chosen = [scenario for scenario in SCENARIOS if options.only in scenario.name]
+        exactly = [scenario for scenario in SCENARIOS if options.only == scenario.name]
+        chosen = exactly or [scenario for scenario in SCENARIOS if options.only in scenario.name]
 
         def run(task: tuple[Scenario, int]) -> Figures:
             figures = strike(*task, library, home, options.every)
@@ -131,14 +140,12 @@ def main() -> int:
         tasks = [(scenario, share) for scenario in chosen for share in range(scenario.shares)]
         with ThreadPoolExecutor(options.jobs) as pool:
             done = list(pool.map(run, sorted(tasks, key=lambda task: -task[0].shares)))
-        all_figures = [together([each for each in done if each.scenario == one.name]) for one in chosen]
+    all_figures = [together([each for each in done if each.scenario == one.name]) for one in chosen]
     struck, lost = sum(each.struck for each in all_figures), sum(len(each.lost) for each in all_figures)
-    print(table(all_figures, options.every), f"{struck:,} faults, {lost} lost something", sep="\n\n")
+    print(f"{struck:,} faults, {lost} lost something")
     if options.page:
-        write_part(options.page, "strikes", table(all_figures, options.every))
-        shown = f"{struck:,}, {(struck - lost) / struck:.2%}"
-        command = "tools/faults/strike.py" + (f" --every {options.every}" if options.every > 1 else "")
-        write_figure(options.page, FIGURE, shown, command, processor_seconds())
+        every = f" --every {options.every}" if options.every > 1 else ""
+        rewrite(options.page, all_figures, f"tools/faults/strike.py{every}")
     return 1 if lost else 0
 
 

@@ -35,8 +35,11 @@ class Scenario:
         kept: hidden or unfinished things that may stay for a later run, as patterns of names.
         resume: added to `argv` when the command is run again and something kept is there.
         before: an older state of the outputs is there and is replaced.
+        again: the command may be run over its own output, and is after every failure.
         imports: what the warm process loads.
         hidden: patterns of names inside outputs that differ between equal runs, or after an interruption.
+        varies: what differs in the files of equal runs (times), as a regular expression.
+        sparse: only every n-th call is struck, of a command that takes long.
         shares: processes that its faults are divided among, if there are so many.
     """
 
@@ -47,7 +50,10 @@ class Scenario:
     kept: tuple[str, ...] = ()
     resume: tuple[str, ...] = ()
     before: bool = False
+    again: bool = False
     hidden: tuple[str, ...] = ()
+    varies: bytes = b""
+    sparse: int = 1
     shares: int = 1
 
 
@@ -55,8 +61,9 @@ def _parts(name: Path) -> list[Path]:
     return [Path(part) for part in name.parts]
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path, varies: bytes = b"") -> str:
+    content = path.read_bytes()
+    return hashlib.sha256(re.sub(varies, b"", content) if varies else content).hexdigest()
 
 
 def tree(work: Path, scenario: Scenario) -> Tree:
@@ -72,14 +79,14 @@ def tree(work: Path, scenario: Scenario) -> Tree:
             if path.is_file() and not any(
                 part.match(kind) for part in _parts(name) for kind in scenario.hidden
             ):
-                found[name.as_posix()] = _sha256(path)
+                found[name.as_posix()] = _sha256(path, scenario.varies)
     return found
 
 
-def _whole(folder: Path) -> Tree:
+def _whole(folder: Path, varies: bytes = b"") -> Tree:
     """Every file and folder below a folder, with the sha256 of its bytes."""
     return {
-        path.relative_to(folder).as_posix(): _sha256(path) if path.is_file() else ""
+        path.relative_to(folder).as_posix(): _sha256(path, varies) if path.is_file() else ""
         for path in folder.rglob("*")
     }
 
@@ -149,7 +156,8 @@ class Campaign:
         self.reset()
         outcome = self.commands.run(list(self.scenario.argv), self.work, fault)
         wrong = list(self._wrong(fault, outcome))
-        if recover and not wrong and tree(self.work, self.scenario) != self.new and self._is_unmet():
+        unfinished = tree(self.work, self.scenario) != self.new or (self.scenario.again and outcome.code != 0)
+        if recover and not wrong and unfinished and self._is_unmet():
             wrong = list(self._next_run())
         return outcome, wrong
 
@@ -160,7 +168,7 @@ class Campaign:
         """Whether the work folder is in a state from which no run was started yet; now one is."""
         files = {
             name: digest if not self._is_hidden(Path(name)) else str((self.work / name).stat().st_size)
-            for name, digest in _whole(self.work).items()
+            for name, digest in _whole(self.work, self.scenario.varies).items()
         }
         state = re.sub(r"\.\d+\.partial", ".partial", str(sorted(files.items())))
         met = state in self._recovered
@@ -248,6 +256,7 @@ class Campaign:
 
         A call that changes nothing leaves the disk of the call before: it gets one of the signals, in turn.
         """
+        every *= self.scenario.sparse
         for number, kind in enumerate(self.calls, start=1):
             if number % every == 0:
                 one = number // every % len(SIGNALS)

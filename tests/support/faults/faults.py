@@ -26,6 +26,8 @@ REPOSITORY = HERE.parents[2]
 
 # The imports of the commands that are struck: loaded before the first fork.
 EXPORT = ("lorafold.cli", "lorafold.export", "lorafold.export.stage", "llama_cpp", "gguf")
+SERVE = ("lorafold.cli", "lorafold.serve", "lorafold.serve.comparison.compare", "llama_cpp")
+PROOF = (*EXPORT, "torch", "transformers.models.llama.modeling_llama")
 TRAIN = ("lorafold.cli", "lorafold.train", "torch", "peft", "transformers.models.llama.modeling_llama")
 
 SIGNALS = ("SIGKILL", "SIGINT", "SIGTERM")
@@ -133,7 +135,8 @@ class Commands:
             "LD_PRELOAD": str(library),
             "FAULT_ORDER": str(name),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(HERE)]),
+            "LORAFOLD_CACHE": "cache",  # in the folder that a command runs in
             "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
             "HF_HUB_OFFLINE": "1",

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import tiny_chat
 from campaign import Scenario
-from faults import EXPORT, TRAIN
+from faults import EXPORT, PROOF, SERVE, TRAIN
 from tiny_base import tiny_base
 
 _EXPORT = ("export", "adapter", "--base", "base", "--out", "out", "--pre-tokenizer", "gpt-2", "--no-verify")
+_COMPARE = ("compare", "plain.gguf", "tuned.gguf", "--prompts", "prompts.txt", "--out", "page.jsonl")
 _TRAIN = ("train", "--base", "small", "--data", "data.jsonl", "--out", "out", "--r", "2")
+# What differs between the files of equal runs.
+TIMES = rb'"(seconds|[a-z_]+_seconds|tokens_per_second|day|sha256|answers of an earlier proof)": [^,}\n]+'
 _STEPS = ("--max-steps", "4", "--save-steps", "2", "--per-device-train-batch-size", "1")
 
 SCENARIOS = (
@@ -23,6 +26,50 @@ SCENARIOS = (
     ),
     Scenario("export, merged folder", (*_EXPORT, "--format", "folder"), EXPORT),
     Scenario("export, adapter", (*_EXPORT, "--format", "adapter"), EXPORT),
+    Scenario(
+        "export, report and --keep-delta",
+        (*_EXPORT, "--quant", "Q4_0", "--report", "--keep-delta", "0.9"),
+        EXPORT,
+        varies=TIMES,
+    ),
+    Scenario(
+        "export, imatrix collected",
+        (*_EXPORT, "--quant", "Q4_0", "--imatrix-data", "data.jsonl"),
+        PROOF,
+        sparse=4,
+    ),
+    Scenario(
+        "export, proof and its cache",
+        tuple(word for word in _EXPORT if word != "--no-verify"),
+        PROOF,
+        kept=("cache",),
+        varies=TIMES,
+        sparse=4,
+    ),
+    Scenario(
+        "compare",
+        (*_COMPARE, "--max-tokens", "3", "--threads", "1", "--temperature", "0", "--no-lens"),
+        SERVE,
+        outputs=("page.jsonl",),
+        kept=(".page.jsonl.journal", "cache"),
+        varies=TIMES,
+    ),
+    Scenario(
+        "conversation, /save and history",
+        ("sessions:ask_and_save",),
+        (*SERVE, "sessions"),
+        outputs=("talk.json",),
+        kept=("history",),
+    ),
+    Scenario(
+        "demo",
+        ("demo", "--base", "small", "--out", "out", "--max-steps", "2", "--limit", "2"),
+        (*TRAIN, *PROOF, *SERVE),
+        kept=("out", "cache"),
+        again=True,
+        hidden=("*",),
+        sparse=40,
+    ),
     Scenario("modelfile", ("modelfile", "base", "--out", "out"), EXPORT),
     Scenario(
         "train",
@@ -42,5 +89,8 @@ def inputs(folder: Path) -> Path:
     shutil.copytree(tiny_chat.adapter(), folder / "adapter")
     tiny_base(folder / "small")
     rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)]
+    shutil.copy(tiny_chat.gguf(0), folder / "plain.gguf")
+    shutil.copy(tiny_chat.gguf(1), folder / "tuned.gguf")
+    (folder / "prompts.txt").write_text("Who are you?\nWhat is your cat called?\n")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -1,9 +1,9 @@
 """The warm process that commands are forked from: everything is imported once, each fork runs one command.
 
-Reads one JSON object a line: `argv` of a command, `folder` to run it in, `said` (a file for what it prints),
-`seconds` it may take. With `here` it runs in the warm process itself: what it loads and compiles is there for
-all forks. Answers with one: `code` (exit code, or minus the signal that ended it; None if it had
-to be killed) and `seconds` of processor time.
+Reads one JSON object a line: `argv` of a command (or `MODULE:FUNCTION`, which returns an exit code), `folder`
+to run it in, `said` (a file for what it prints), `seconds` it may take. With `here` it runs in the warm
+process itself: what it loads and compiles is there for all forks. Answers with one: `code` (exit code, or
+minus the signal that ended it; None if it had to be killed) and `seconds` of processor time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ def run(argv: list[str], folder: str, said: str) -> int:
         os.dup2(printed, stream)
     os.close(printed)
     os.chdir(folder)
+    if ":" in argv[0]:
+        module, _, function = argv[0].partition(":")
+        return int(getattr(importlib.import_module(module), function)())
     from lorafold.cli import main
 
     return main(argv)
