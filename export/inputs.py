@@ -141,7 +141,7 @@ def check_weights(inputs: Inputs, progress: Progress = silent) -> None:
         for number, (name, entry) in enumerate(noted.items()):
             path = folder / name
             progress("check the weights", number, len(noted))
-            if path.is_file() and sha256_file(path) != entry["sha256"]:
+            if path.is_file() and sha256_file(path) != entry.get("sha256"):
                 raise InputError(
                     f"{name} is not what {MANIFEST} says (its sha256 is another)",
                     at=path,

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lorafold.artifacts import write_atomic, write_manifest
 from lorafold.chat.named import NAMED
@@ -17,6 +18,7 @@ from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
 from lorafold.export.report.page import export_page
 from lorafold.export.survival.words import Findings
+from lorafold.shapes import Shape, require_shape
 
 REPORT = "report.md"
 PAGE = "report.html"
@@ -101,6 +103,7 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
         raise InputError(
             "the saved config is of another version", at=folder / "lorafold.json", fix="export again"
         )
+    require_shape(saved, saved_shape(ExportConfig), f"{folder / 'lorafold.json'}: config")
     if saved.get("imatrix_data"):  # what was collected then lies beside the files
         saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
     for name in ("out", "imatrix", "chats", "onto"):
@@ -108,6 +111,24 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
     for name in ("adapter", "quant", "tensor_type"):
         saved[name] = tuple(saved.get(name) or ())
     return ExportConfig(**{**saved, "force": True})
+
+
+def saved_shape(config: type) -> dict[str, Shape]:
+    """The form that the fields of a config have in JSON, by their annotations."""
+    return {name: _in_json(hint) for name, hint in get_type_hints(config).items()}
+
+
+def _in_json(hint: Any) -> Shape:
+    origin, inner = get_origin(hint), [each for each in get_args(hint) if each is not type(None)]
+    if origin is tuple:
+        return [_in_json(inner[0])]
+    if origin is Literal:
+        return tuple({type(each) for each in inner})
+    if origin in (Union, UnionType):  # null is no value
+        return tuple(map(_in_json, inner))
+    if hint is float:
+        return (int, float)
+    return str if hint is Path else bool if hint is bool else int if hint is int else str
 
 
 def _write_report(

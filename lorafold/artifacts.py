@@ -18,12 +18,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lorafold.errors import BusyError, InputError, SystemFault, UsageError
+from lorafold.errors import BusyError, InputError, SystemFault, UnsafeInputError, UsageError
 from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
 from lorafold.seals import MEANT, has_changed, sealed
+from lorafold.shapes import check_shape
 from lorafold.signatures import another_file, head_of
 from lorafold.version import __version__
 
@@ -258,6 +259,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         InputError: it is none of ours, damaged, or a later version gave it another meaning.
+        UnsafeInputError: it names a file outside of the folder.
         SystemFault: the system does not let it be read.
     """
     path = folder / MANIFEST
@@ -267,7 +269,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(text)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise another_file(path, head_of(path)) or InputError(
             f"the manifest cannot be read ({error})", at=path, fix="make the folder again"
         ) from error
@@ -288,7 +290,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             at=path,
             fix="upgrade lorafold, or make the folder again with this version",
         )
+    check_shape(manifest, MANIFEST, path)
+    for name, entry in manifest["files"].items():
+        if entry is None or not _inside(name):
+            raise UnsafeInputError(
+                f"files: {name!r} is no file of this folder", at=path, fix="do not use this folder"
+            )
     return manifest
+
+
+def _inside(name: str) -> bool:
+    """Whether a name is that of a file in the folder or below it."""
+    pure = PurePosixPath(name)
+    return bool(name) and not pure.is_absolute() and ".." not in pure.parts and name.isprintable()
 
 
 def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -296,8 +310,10 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     damaged = []
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
-            damaged.append(name)
+        with system_faults(path):
+            whole = path.is_file() and path.stat().st_size == entry["size"]
+            if not whole or sha256_file(path) != entry.get("sha256"):
+                damaged.append(name)
     return damaged
 
 

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LONGEST = 3000
+"""Characters of a place or a problem that a message shows."""
+
 
 class LorafoldError(Exception):
     """A failure with a place, a cause and a cure.
@@ -35,9 +38,16 @@ class LorafoldError(Exception):
         super().__init__(problem, at, fix)
 
     def __str__(self) -> str:
-        place = f"{self.at}: " if self.at else ""
+        place = f"{_shown(self.at)}: " if self.at else ""
         cure = f"; fix: {self.fix}" if self.fix else ""
-        return f"{place}{self.problem}{cure}"
+        return f"{place}{_shown(self.problem)}{cure}"
+
+
+def _shown(text: str) -> str:
+    """A text that may quote what a file holds, cut in its middle to a length that can be read."""
+    over = len(text) - LONGEST
+    half = LONGEST // 2
+    return text if over <= 0 else f"{text[:half]} … ({over:,} characters left out) … {text[-half:]}"
 
 
 class UsageError(LorafoldError):

@@ -206,13 +206,16 @@ def _export(folder: Path) -> Lines:
 
 
 def _manifest(manifest: dict[str, Any]) -> Lines:
-    lines: Lines = [("kind", f"{manifest['kind']}, made by lorafold {manifest['lorafold']}")]
+    kind, version = (manifest.get(name) or "unknown" for name in ("kind", "lorafold"))
+    lines: Lines = [("kind", f"{kind}, made by lorafold {version}")]
     base = manifest.get("base")
     if isinstance(base, dict):
         lines.append(("base", str(base.get("id"))))
     lines += [(name, f"{entry['size']:,} bytes") for name, entry in manifest["files"].items()]
-    for check in manifest.get("proof") or ():
-        lines.append((str(check["verdict"]), f"{check['name']}: {check['meaning']}"))
+    proof = manifest.get("proof") or ()
+    for check in proof.get("checks") or () if isinstance(proof, dict) else proof:
+        verdict, name, meaning = (check.get(key) or "" for key in ("verdict", "name", "meaning"))
+        lines.append((verdict, f"{name}: {meaning}"))
     return lines
 
 

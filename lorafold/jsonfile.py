@@ -1,18 +1,25 @@
 """JSON objects from files that somebody else wrote: config.json, adapter_config.json, shard indexes.
 
 The size is bounded, what is no JSON at all is called by its name (`signatures`), and a key given twice is an
-error instead of a silent choice.
+error instead of a silent choice. What the program indexes has the form that `shapes` says.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, SystemFault
+from lorafold.shapes import check_shape
 from lorafold.signatures import HEAD_BYTES, another_file, no_file
+
+# A character beyond U+FFFF is written as two escapes; one of them alone can be neither printed nor saved.
+_HALF, _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
+_DEEPEST = 100
+"""Lists and objects that may lie in each other; real files have about ten."""
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,8 +54,8 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
         The object.
 
     Raises:
-        InputError: the file is missing, something else than its name says, too large, not UTF-8, not JSON, or
-            not an object.
+        InputError: the file is missing, something else than its name says, too large, not UTF-8, not JSON, no
+            object, or a part of it has another form than `shapes` says.
         SystemFault: the file cannot be read.
     """
     try:
@@ -70,7 +77,7 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start})", at=path, fix="download the file again") from None
     except RecursionError:
-        raise InputError("JSON nested too deeply", at=path, fix="check that this is the right file") from None
+        raise _nested(path) from None
     except json.JSONDecodeError as error:
         what = "truncated or invalid JSON" if raw.strip() else "the file is empty"
         raise InputError(
@@ -82,4 +89,31 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
         raise InputError(str(error), at=path, fix="remove one of the two") from None
     if not isinstance(value, dict):
         raise InputError(f"got a JSON {type(value).__name__}, expected an object", at=path, fix="check it")
+    if _too_deep(value):
+        raise _nested(path)
+    # A tokenizer's reader says which token it is.
+    halves = path.name != "tokenizer.json" and _HALF.search(raw)
+    if halves and _HALF_CHARACTER.search(json.dumps(value, ensure_ascii=False)):
+        problem = "a text holds half a character (a surrogate without its other half)"
+        raise InputError(problem, at=path, fix="download the file again")
+    check_shape(value, path.name, path)
     return value
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether containers lie in each other so deeply that no code which walks them is safe."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for node in level
+            for part in (node.values() if isinstance(node, dict) else node)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _nested(path: Path) -> InputError:
+    return InputError("JSON nested too deeply", at=path, fix="check that this is the right file")

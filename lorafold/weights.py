@@ -92,8 +92,9 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError("weight_map is missing or empty", at=index, fix="download the index again")
         for name, shard in weight_map.items():
-            if not isinstance(shard, str) or not shard:
-                raise InputError(f"weight_map[{name!r}] is {shard!r}, expected a file name", at=index)
+            if not isinstance(shard, str) or not _is_name(shard):
+                problem = f"weight_map[{name!r}] is {shard!r}, expected a file name"
+                raise InputError(problem, at=index, fix="download the index again")
         names = sorted(set(weight_map.values()))
         paths = [_inside(index.parent, name, index) for name in names]
         missing = [path.name for path in paths if not path.exists()]
@@ -230,6 +231,11 @@ def item_size(info: TensorInfo) -> int:
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file system can have a file of this name."""
+    return 0 < len(text.encode("utf-8", "replace")) <= 255 and text.isprintable()
 
 
 def _inside(folder: Path, name: str, at: Path) -> Path:

@@ -392,6 +392,8 @@ def _answer(row: Mapping[str, Any], places: Mapping[int, int]) -> Answer:
     answer.calls = [call for call in answer.calls if name_of(call)]
     answer.ids = []  # they number another model's tokens, if other models go on
     answer.logprobs, answer.pieces = list(map(float, answer.logprobs)), list(map(str, answer.pieces))
+    if answer.pieces and len(answer.pieces) != len(answer.logprobs):
+        raise ValueError("pieces")
     answer.under = None if answer.under is None else _under(answer.under, places)
     return answer
 

@@ -13,6 +13,7 @@ from lorafold.serve.conversation import Answer
 from lorafold.serve.lens import Lens
 from lorafold.serve.origin import origin_of
 from lorafold.serve.protocol import Engine
+from lorafold.shapes import Shape, require_shape
 
 NOT_ASKED = "not asked"  # the reason of an answer that a conversation did not ask for (`/only`)
 
@@ -150,7 +151,7 @@ class AnswerRow:
         """What `as_json` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            InputError, KeyError, TypeError, ValueError: it is something else.
         """
         known = dict(row)
         lens = None
@@ -204,4 +205,27 @@ class QuestionRow:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> QuestionRow:
         """What `as_json` wrote (errors as in `AnswerRow.from_json`)."""
+        require_shape(row, _ROW, "a row")
         return cls(**{**row, "answers": [AnswerRow.from_json(answer) for answer in row["answers"]]})
+
+
+_SECONDS = dict.fromkeys(("seconds", "first_token_seconds", "tokens_per_second"), (int, float))
+_ANSWER: dict[str, Shape] = {
+    "text!": str,
+    "reason!": str,
+    "tokens": int,
+    "dropped": int,
+    "reasoning": str,
+    "error": str,
+    "calls": [dict],
+    "kl": (int, float),
+    "mean_log_ratio": (int, float),
+    **_SECONDS,
+}
+_ROW: dict[str, Shape] = {
+    "question!": str,
+    "messages!": [{"role!": str}],
+    "expected": str,
+    "answers!": [_ANSWER],
+    "tools": [dict],
+}

@@ -106,7 +106,8 @@ def view_of(config: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
         outer = {TIED: config[TIED]} if TIED in config else {}
         config = {**config, **text, **outer}
     view = ModelConfig(config, row.defaults, row.aliases)
-    layers = view.get("num_hidden_layers")
+    given = view.get("num_hidden_layers")
+    layers = given[0] if isinstance(given, list) and given else given  # as `integer` reads it
     if is_whole(layers) and layers > _MOST_LAYERS:  # tables of layers must not fill the memory
         raise view.wrong("num_hidden_layers", layers, f"at most {_MOST_LAYERS}")
     return row, view

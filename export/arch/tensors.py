@@ -215,7 +215,12 @@ def _further(row: Architecture, config: ModelConfig, names: Iterable[str]) -> in
     """How many blocks behind the last layer are kept."""
     if row.further != "kept":
         return 0
-    return max((_behind(name, config) + 1 for name in names), default=0)
+    # Blocks are counted in order, so there are no more of them than tensors.
+    found = [_behind(name, config) + 1 for name in names]
+    if (count := max(found, default=0)) > len(found):
+        problem = f"a tensor lies {count:,} blocks behind the last layer of config.json"
+        raise InputError(problem, at="model.safetensors", fix="download the model again")
+    return count
 
 
 def _variants(row: Architecture, actual: Mapping[str, str], config: ModelConfig) -> tuple[TensorRule, ...]:

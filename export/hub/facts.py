@@ -89,7 +89,7 @@ def read_facts(folder: Path) -> ExportFacts:
     home = Path(str(base.get("path") or ""))
     known = str(base.get("id") or home.name)
     on_hub = not Path(known).is_absolute() and known.count("/") == 1
-    adapters = [Path(str(row["folder"])) for row in manifest.get("adapters") or ()]
+    adapters = [Path(row["folder"]) for row in manifest.get("adapters") or ()]
     trained = next((found for path in adapters if (found := _manifest_of(path)) is not None), {})
     data = trained.get("data") or {}
     paths = {str(folder.resolve()): folder.name, str(home): known if on_hub else home.name}

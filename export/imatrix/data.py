@@ -23,6 +23,7 @@ from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 from lorafold.progress import Progress
 from lorafold.records.chats import read_chats
+from lorafold.tokenizer.library import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -123,9 +124,7 @@ def _texts(inputs: Inputs, data: Path) -> Iterator[list[int]]:
 
 
 def _plain_tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
-    return Tokenizer.from_file(str(path))
+    return load_tokenizer(path)

@@ -27,7 +27,7 @@ from lorafold.artifacts import write_atomic
 from lorafold.errors import InputError, NumericError
 from lorafold.export.gguf.header import encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.gguf_file.header import GgufArray, GgufHeader, GgufTensor
+from lorafold.gguf_file.header import STRING, GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.signatures import another_file, head_of
 
@@ -56,8 +56,9 @@ class ImatrixEntry:
         """Mean squared inputs (values,) float32; 1 if no token came by."""
         share = self.sums.reshape(len(self.counts), -1)
         counted = self.counts[:, None]
-        means = np.divide(share, counted, out=np.ones_like(share), where=counted > 0)
-        return means.reshape(-1)
+        with np.errstate(over="ignore"):  # a sum over a count near 0; the largest number says as much
+            means = np.divide(share, counted, out=np.ones_like(share), where=counted > 0)
+        return np.minimum(means, np.finfo(np.float32).max).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,9 @@ def _read_gguf(path: Path) -> Imatrix:
     datasets = header.metadata.get("imatrix.datasets")
     return Imatrix(
         entries,
-        tuple(_text(d) for d in datasets.strings()) if isinstance(datasets, GgufArray) else (),
+        tuple(map(_text, datasets.strings()))
+        if isinstance(datasets, GgufArray) and datasets.type == STRING
+        else (),
         header.number("imatrix.chunk_count") or 0,
         header.number("imatrix.chunk_size") or 0,
     )

@@ -15,6 +15,7 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.vocab.vocab import Vocab
+from lorafold.tokenizer.library import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -25,9 +26,7 @@ def reference_of(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    from tokenizers import Tokenizer
-
-    reference: Tokenizer = Tokenizer.from_file(str(path))
+    reference = load_tokenizer(path)
     reference.encode_special_tokens = True
     return reference
 

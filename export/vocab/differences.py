@@ -15,6 +15,7 @@ from typing import Any
 
 from gguf import TokenType
 
+from lorafold.errors import InputError
 from lorafold.export.vocab.files import AddedToken
 from lorafold.export.vocab.special import END_OF_GENERATION
 from lorafold.export.vocab.token_rows import TokenRows
@@ -182,7 +183,11 @@ def _changed_by_normalizer(tokenizer: Mapping[str, Any] | None, texts: Collectio
 
     bare = {"version": "1.0", "added_tokens": [], "normalizer": tokenizer["normalizer"]}
     bare["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-    normalizer = Tokenizer.from_str(json.dumps(bare)).normalizer
+    try:
+        normalizer = Tokenizer.from_str(json.dumps(bare)).normalizer
+    except Exception as error:  # the library raises Exception itself
+        problem = f"the tokenizers library cannot read it ({' '.join(str(error).split())})"
+        raise InputError(problem, at="tokenizer.json: normalizer", fix="download the file again") from error
     return frozenset(text for text in texts if normalizer.normalize_str(text) != text)
 
 

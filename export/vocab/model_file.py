@@ -6,6 +6,7 @@ does to a text before it cuts it, so those settings are taken from the bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from lorafold.errors import InputError
 from lorafold.signatures import another_file, head_of
+from lorafold.tokenizer.protobuf import fields
 
 UNIGRAM, BPE = 1, 2
 
@@ -63,8 +65,8 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
     Raises:
         InputError: the file is damaged, or neither BPE nor Unigram.
     """
-    processor = _load(path)
-    spec = read_model_spec(processor.serialized_model_proto())
+    with _whole(path):
+        pieces, spec = _read(_load(path))
     if spec.model_type not in (BPE, UNIGRAM):
         names = {3: "Word", 4: "Char"}
         raise InputError(
@@ -73,6 +75,11 @@ def read_model_file(path: Path) -> tuple[Pieces, ModelSpec]:
             at=path,
             fix="choose --format folder",
         )
+    return pieces, spec
+
+
+def _read(processor: Any) -> tuple[Pieces, ModelSpec]:
+    spec = read_model_spec(processor.serialized_model_proto())
     ids = list(range(processor.GetPieceSize()))
     types = np.full(len(ids), TokenType.NORMAL, np.int32)
     texts: list[str] = processor.IdToPiece(ids)
@@ -93,7 +100,19 @@ def peek_model_file(path: Path) -> ModelSpec:
     Raises:
         InputError: the file is damaged.
     """
-    return read_model_spec(_load(path).serialized_model_proto())
+    with _whole(path):
+        return read_model_spec(_load(path).serialized_model_proto())
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What SentencePiece took may still hold a name that is no text, or a setting that is no number."""
+    try:
+        yield
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise InputError(
+            f"a damaged SentencePiece model ({error})", at=path, fix="download it again"
+        ) from error
 
 
 def _load(path: Path) -> Any:
@@ -102,7 +121,7 @@ def _load(path: Path) -> Any:
     processor = SentencePieceProcessor()
     try:
         processor.LoadFromFile(str(path))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise another_file(path, head_of(path)) or InputError(
             f"is not a SentencePiece model: {str(error).splitlines()[0]}",
             at=path,
@@ -112,39 +131,18 @@ def _load(path: Path) -> Any:
 
 
 def read_model_spec(proto: bytes) -> ModelSpec:
-    """The settings in the bytes of a tokenizer.model."""
-    parts = {number: value for number, value in _fields(proto) if number in (2, 3)}
+    """The settings in the bytes of a tokenizer.model.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    parts = {number: value for number, value in fields(proto) if number in (2, 3)}
     trainer, normalizer = (
-        dict(_fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
+        dict(fields(part)) if isinstance(part := parts.get(number), memoryview) else {} for number in (2, 3)
     )
     model_type, charsmap = trainer.get(3, 1), normalizer.get(2, b"")
-    assert isinstance(model_type, int) and isinstance(charsmap, bytes | memoryview)
+    if not isinstance(model_type, int) or isinstance(charsmap, int):
+        raise ValueError("a setting is of another type")
     return ModelSpec(
         model_type, bytes(charsmap), bool(normalizer.get(3, True)), bool(normalizer.get(4, True))
     )
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) of a protobuf message; length-delimited values as views."""
-    view, at = memoryview(message), 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = view[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(view):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            yield key >> 3, varint()
-            continue
-        length = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-        yield key >> 3, view[at : at + length]
-        at += length

@@ -108,7 +108,8 @@ def _flat(part: Any, key: str) -> Iterable[Mapping[str, Any]]:
     """The leaves of nested Sequences; `key` is the name of a Sequence's list."""
     if isinstance(part, Mapping):
         if part.get("type") == "Sequence":
-            for inner in part.get(key) or ():
+            inside = part.get(key)
+            for inner in inside if isinstance(inside, list) else ():
                 yield from _flat(inner, key)
         else:
             yield part

@@ -78,6 +78,7 @@ def read_unigram(files: TokenizerFiles) -> Unigram | None:
         )
         (unknown,) = np.flatnonzero(pieces.types == TokenType.UNKNOWN)[:1]
         found = Unigram(pieces, spaces, spec.charsmap, int(unknown), by_library=False)
+    _check_charsmap(found.charsmap, files.origin)
     _require_same(found, files.origin)
     return found
 
@@ -197,6 +198,14 @@ def _mapped(text: str, charsmap: bytes) -> str:
 
     mapped: str = normalizers.Precompiled(charsmap).normalize_str(text)
     return mapped
+
+
+def _check_charsmap(charsmap: bytes, at: Path) -> None:
+    try:
+        _mapped("a", charsmap)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        problem = f"its table of characters cannot be read ({error})"
+        raise InputError(problem, at=at, fix="download the tokenizer again") from error
 
 
 def _characters(pieces: Pieces) -> frozenset[str]:

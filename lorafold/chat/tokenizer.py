@@ -8,7 +8,7 @@ are those of transformers' `apply_chat_template`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import folder_tokens, read_json
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
+from lorafold.tokenizer.library import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -175,9 +176,9 @@ class ChatTokenizer:
         unmarked = [row for row in added if is_turn_marker(row["content"]) and not row.get("special")]
         for row in unmarked:
             row["special"] = True
-        tokenizer = _load(json.dumps(data) if unmarked else path.read_text(encoding="utf-8"), path)
+        tokenizer = _load(json.dumps(data) if unmarked else path.read_text(encoding="utf-8"), path, data)
         first_only = _never_prefixed(data)
-        inner = tokenizer if first_only is None else _load(json.dumps(first_only), path)
+        inner = tokenizer if first_only is None else _load(json.dumps(first_only), path, first_only)
         eos_ids = _eos_ids(folder, template, tokenizer)
         if not eos_ids:
             raise InputError(
@@ -291,7 +292,14 @@ class ChatTokenizer:
         found = self._short.get((text, first))
         if found is not None:
             return list(found)
-        ids: list[int] = (self.tokenizer if first else self.inner).encode(text, add_special_tokens=False).ids
+        cut = (self.tokenizer if first else self.inner).encode
+        try:
+            ids: list[int] = cut(text, add_special_tokens=False).ids
+        except (
+            Exception
+        ) as error:  # the library raises Exception itself: an unknown token that it does not have
+            problem = f"the tokenizer cannot cut {text[:60]!r} ({error})"
+            raise InputError(problem, at="tokenizer.json", fix="download the tokenizer again") from error
         if len(text) <= SHORT and len(self._short) < SHORT_KEPT:
             self._short[text, first] = list(ids)
         return ids
@@ -328,13 +336,8 @@ class ChatTokenizer:
         return kept
 
 
-def _load(text: str, path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the package raises nothing narrower
-        raise InputError(f"not a tokenizer: {error}", at=path, fix="download it again") from error
+def _load(text: str, path: Path, data: Mapping[str, Any]) -> Tokenizer:
+    tokenizer = load_tokenizer(path, text, data)
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -16,7 +16,7 @@ from lorafold.errors import InputError, SystemFault, UnsafeInputError
 from lorafold.records.contents import content_of
 from lorafold.records.hub import is_hub_id, is_saved, read_hub, read_saved
 from lorafold.records.jsontext import Placed, read_json
-from lorafold.records.members import ARCHIVES, CODE, opened_members, sort_out
+from lorafold.records.members import ARCHIVES, CODE, DAMAGED_MEMBER, opened_members, sort_out
 from lorafold.records.packed import OPENERS, kind_of
 from lorafold.records.tables import TextUnit, read_arrow, read_parquet, read_pickle, read_table, read_text
 from lorafold.sources.recognize import instead
@@ -110,8 +110,12 @@ def _file(path: Path, reading: Reading) -> Iterator[Placed]:
 
 def _records(file: IO[bytes], name: str, reading: Reading) -> Generator[Placed, None, None]:
     """The records of an open file, by the type that its name tells, or its first bytes."""
-    with content_of(file, name) as (content, kind):
-        yield from READERS.get(kind, _text)(content, name, reading)
+    try:
+        with content_of(file, name) as (content, kind):
+            yield from READERS.get(kind, _text)(content, name, reading)
+    except DAMAGED_MEMBER as error:
+        problem = f"its bytes cannot be unpacked ({str(error) or type(error).__name__})"
+        raise InputError(problem, at=name, fix="download it again, or pack it again") from error
 
 
 def _members(path: Path, reading: Reading, note: Callable[[str], None]) -> Iterator[DataPart]:

@@ -5,9 +5,13 @@ Members are read where they are, nothing is unpacked.
 
 from __future__ import annotations
 
+import errno
+import lzma
 import re
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +22,11 @@ from typing import IO
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.records.contents import refuse_foreign
 from lorafold.records.packed import kind_of, unpacked
+
+# A directory that names no place in the file, a member that is encrypted or packed in an unknown way.
+_DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError)
+# What reading a member may raise when its bytes are not what the archive says.
+DAMAGED_MEMBER = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 ARCHIVES = (".zip", ".tar")
 CODE = (".py", ".ipynb")
@@ -69,12 +78,25 @@ def _bytes_of(file: Path) -> IO[bytes]:
 
 def _zip(file: IO[bytes], path: Path) -> Iterator[list[Member]]:
     try:
-        with zipfile.ZipFile(file) as archive:
-            inside = [info for info in archive.infolist() if not info.is_dir()]
-            _stay_inside((info.filename for info in inside), path)
+        archive = zipfile.ZipFile(file)
+        inside = [info for info in archive.infolist() if info.filename and not info.is_dir()]
+    except (*_DAMAGED_ZIP, ValueError, struct.error) as error:
+        raise _unreadable(error, path) from error
+    with archive:
+        _stay_inside((info.filename for info in inside), path)
+        try:
             yield [Member(info.filename, partial(archive.open, info)) for info in inside]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"not a readable zip archive ({error})", at=path, fix="pack it again") from error
+        except _DAMAGED_ZIP as error:
+            raise _unreadable(error, path) from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file's beginning
+                raise
+            raise _unreadable(error, path) from error
+
+
+def _unreadable(error: Exception, path: Path) -> InputError:
+    problem = f"not a readable zip archive ({str(error) or type(error).__name__})"
+    return InputError(problem, at=path, fix="pack it again")
 
 
 def _tar(file: IO[bytes], path: Path) -> Iterator[list[Member]]:
@@ -89,7 +111,7 @@ def _tar(file: IO[bytes], path: Path) -> Iterator[list[Member]]:
                 return found
 
             yield [Member(info.name, partial(content, info) if info.isreg() else None) for info in inside]
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, MemoryError) as error:  # sizes of any number
         problem = f"not a readable tar archive ({type(error).__name__})"
         raise InputError(problem, at=path, fix="pack it again") from error
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+import mmap
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.models import require
@@ -94,44 +99,60 @@ def _paragraphs(file: IO[bytes], name: str) -> Iterator[Placed]:
 def read_parquet(file: IO[bytes], name: str) -> Iterator[Placed]:
     """Rows of a Parquet file, group by group."""
     require("pyarrow", extra="data")
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(file) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name}: row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"not a readable parquet file ({reason})"
-        raise InputError(problem, at=name, fix="download it again") from error
+    with _readable("parquet", name, "download it again"), parquet.ParquetFile(file) as table:
+        yield from _rows(table.iter_batches(batch_size=1024), name)
 
 
 def read_arrow(file: IO[bytes], name: str) -> Iterator[Placed]:
     """Rows of an Arrow file: a stream, as `datasets` keeps its data, or a file, as Feather writes one."""
     require("pyarrow", extra="data")
-    import pyarrow
     from pyarrow import ipc
 
-    named = file.read(6) == b"ARROW1"
-    file.seek(0)
-    try:
-        if named:
-            opened = ipc.open_file(file)
-            batches = map(opened.get_batch, range(opened.num_record_batches))
+    with _readable("Arrow", name, "save it again, or as parquet"), _in_memory(file) as content:
+        if bytes(content[:6]) == b"ARROW1":
+            opened = ipc.open_file(content)
+            yield from _rows(map(opened.get_batch, range(opened.num_record_batches)), name)
         else:
-            batches = iter(ipc.open_stream(file))
-        number = 0
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}: row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = f"not a readable Arrow file ({(str(error).splitlines() or ['it is empty'])[0]})"
-        raise InputError(problem, at=name, fix="save it again, or as parquet") from error
+            yield from _rows(iter(ipc.open_stream(content)), name)
+
+
+@contextmanager
+def _readable(kind: str, name: str, fix: str) -> Iterator[None]:
+    """Say of what pyarrow raises that the file is damaged."""
+    import pyarrow
+
+    try:
+        yield
+    # A text that is no UTF-8, a length below 0, buffers that claim more than there is.
+    except (pyarrow.ArrowException, OSError, ValueError, SystemError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["it is empty, or claims more memory than there is"])[0]
+        raise InputError(f"not a readable {kind} file ({reason})", at=name, fix=fix) from error
+
+
+@contextmanager
+def _in_memory(file: IO[bytes]) -> Iterator[memoryview]:
+    """The bytes of a file, mapped: what lies outside of them cannot be asked for."""
+    with ExitStack() as stack:
+        # What is unpacked on the way has no bytes of its own on the disk.
+        if not (isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)):
+            spooled = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, spooled)
+            spooled.flush()
+            file = spooled
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when pyarrow lets go of it
+        yield memoryview(mapped)
+
+
+def _rows(batches: Iterable[Any], name: str) -> Iterator[Placed]:
+    """The rows of batches whose buffers were checked: pyarrow follows their offsets without a look."""
+    number = 0
+    for batch in batches:
+        batch.validate(full=True)
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{name}: row {number}", row
 
 
 def read_pickle(path: Path, allowed: bool) -> Iterator[Placed]:

@@ -53,7 +53,11 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
     """
     identity = _noted(folder)
     spec = identity.get("spec")
-    if isinstance(spec, str) and spec and (not Path(spec).is_absolute() or Path(spec).is_dir()):
+    if (
+        isinstance(spec, str)
+        and _may_be_a_path(spec)
+        and (not Path(spec).is_absolute() or Path(spec).is_dir())
+    ):
         return NamedBase(spec, f"{folder / MANIFEST}: base")
     config = read_object(folder / ADAPTER)
     at = f"{folder / ADAPTER}: {_NAMED}"
@@ -68,12 +72,20 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
             at=folder / ADAPTER,
             fix=fix,
         )
+    if not _may_be_a_path(named):
+        raise InputError(f"{named!r} is neither a path nor an id", at=at, fix=fix)
     path = Path(named).expanduser()
     if path.is_dir() and is_adapter(path):
         raise on_an_adapter(named, folder, at)
     if isinstance(revision, str) and revision and _HUB_ID.fullmatch(named) and not path.exists():
         named = f"{named}@{revision}"
     return NamedBase(named, at)
+
+
+def _may_be_a_path(text: str) -> bool:
+    """Whether a text of a file can be looked up on a file system, or be an id."""
+    longest = max((len(part.encode("utf-8", "replace")) for part in text.split("/")), default=0)
+    return 0 < longest <= 255 and len(text) <= 4096 and text.isprintable()
 
 
 def on_an_adapter(named: str, folder: Path, at: str) -> InputError:

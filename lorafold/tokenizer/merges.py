@@ -16,6 +16,7 @@ from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
 from lorafold.signatures import another_file, head_of
+from lorafold.tokenizer.library import check_merges
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -88,11 +89,14 @@ def _build(folder: Path, settings: Mapping[str, Any], kind: _Class) -> Tokenizer
 
     try:
         vocab, merges = BPE.read_file(str(folder / VOCAB), str(folder / MERGES))
+        check_merges(vocab, merges, folder / MERGES)
         tokenizer = Tokenizer(BPE(vocab, merges))
     except Exception as error:  # the library raises Exception itself
         for path in (folder / VOCAB, folder / MERGES):
             if (wrong := another_file(path, head_of(path))) is not None:
                 raise wrong from error
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{VOCAB} and {MERGES} make no tokenizer: {' '.join(str(error).split())}",
             at=folder,
@@ -125,7 +129,11 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _add_tokens(folder: Path, tokenizer: Tokenizer, settings: Mapping[str, Any], kind: _Class) -> None:
     """The added tokens with their flags, in the order of their ids, then the special ones."""
-    listed = {int(number): entry for number, entry in (settings.get("added_tokens_decoder") or {}).items()}
+    decoder = settings.get("added_tokens_decoder") or {}
+    if odd := [number for number in decoder if not number.isdecimal()]:
+        problem = f"added_tokens_decoder: {odd[0]!r} is no number of a token"
+        raise InputError(problem, at=folder / "tokenizer_config.json", fix="download the file again")
+    listed = {int(number): entry for number, entry in decoder.items()}
     if not listed and (folder / "added_tokens.json").is_file():
         listed = {number: text for text, number in read_object(folder / "added_tokens.json").items()}
     named = [settings.get(name, kind.defaults.get(name)) for name in TOKEN_NAMES]

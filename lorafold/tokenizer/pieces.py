@@ -7,12 +7,12 @@ result must give SentencePiece's own ids, or it is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorafold.errors import InputError
+from lorafold.errors import InputError, LorafoldError
 from lorafold.signatures import another_file, head_of
+from lorafold.tokenizer.protobuf import fields
 
 SPACE = "\u2581"
 _NEVER = -1e6  # a score that any other way to cut a text beats
@@ -35,7 +35,17 @@ def from_pieces(source: Path) -> str:
     Raises:
         InputError: tokenizer.model is damaged, or of a kind that tokenizer.json cannot express.
     """
-    text = _convert(source)
+    # Its bytes may pass SentencePiece, and still name no text, no number or no table of characters.
+    try:
+        text = _convert(source)
+    except LorafoldError:
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise InputError(
+            f"a damaged SentencePiece model ({' '.join(str(error).split())})",
+            at=source,
+            fix="download it again",
+        ) from error
     _check(source, text)
     return text
 
@@ -113,9 +123,11 @@ def _unigram(processor: Any, texts: list[str]) -> Any:
 
 def _setting(proto: bytes, part: int, number: int, default: Any) -> Any:
     """A setting of a part of the ModelProto; the part or the setting may be absent."""
-    inner = next((value for key, value in _fields(proto) if key == part), b"")
-    assert isinstance(inner, bytes)
-    return next((value for key, value in _fields(inner) if key == number), default)
+    inner = next((value for key, value in fields(proto) if key == part), b"")
+    if isinstance(inner, int):
+        raise ValueError(f"field {part} is a number")
+    value = next((value for key, value in fields(inner) if key == number), default)
+    return bytes(value) if isinstance(value, memoryview) else value
 
 
 def _user_defined(proto: bytes) -> list[int]:
@@ -123,37 +135,12 @@ def _user_defined(proto: bytes) -> list[int]:
 
     ModelProto { 1: pieces (repeated) }, SentencePiece { 1: piece  2: score  3: type (4: user-defined) }
     """
-    pieces = [value for number, value in _fields(proto) if number == 1]
+    pieces = [value for number, value in fields(proto) if number == 1]
     return [
         index
         for index, piece in enumerate(pieces)
-        if isinstance(piece, bytes) and (3, 4) in ((number, value) for number, value in _fields(piece))
+        if isinstance(piece, memoryview) and (3, 4) in ((number, value) for number, value in fields(piece))
     ]
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protobuf message: varints as int, the other wire types as bytes."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    while at < len(message):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            yield number, varint()
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        yield number, message[at : at + size]
-        at += size
 
 
 def _check(source: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _UNLISTED = """
     [TOOL_CONTENT]
 """
 _LAST_UNLISTED = 7
+_MOST = 10_000_000  # no vocabulary has more
 
 
 def from_tekken(path: Path) -> str:
@@ -55,6 +57,8 @@ def from_tekken(path: Path) -> str:
     if not isinstance(config, dict) or not all(type(config.get(key)) is kind for key, kind in wanted.items()):
         raise _damaged(path, f'"config" is not an object with {", ".join(wanted)}')
     count = config["default_num_special_tokens"]
+    if not 0 <= count <= config["default_vocab_size"] <= _MOST:
+        raise _damaged(path, f"{count:,} special tokens of {config['default_vocab_size']:,}")
     special = _special_tokens(data, config, path)
     ranks = _ranks(data.get("vocab"), config["default_vocab_size"] - count, path)
     texts = {token: _letters(token) for token in ranks}
@@ -97,7 +101,7 @@ def _special_tokens(data: Mapping[str, Any], config: Mapping[str, Any], path: Pa
     texts = {rank: (f"<SPECIAL_{rank}>", True) for rank in range(count)}
     for entry in listed if isinstance(listed, list) else [listed]:
         rank, text = (entry.get("rank"), entry.get("token_str")) if isinstance(entry, dict) else (None, None)
-        if rank not in texts or not isinstance(text, str) or not text:
+        if type(rank) is not int or rank not in texts or not isinstance(text, str) or not text:
             raise _damaged(path, f"a special token is {entry!r}; expected a text and a rank below {count}")
         texts[rank] = text, bool(entry.get("is_control", True))
     if len({text for text, _ in texts.values()}) < count:
@@ -113,7 +117,7 @@ def _ranks(entries: Any, count: int, path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for entry in entries if isinstance(entries, list) else [entries]:
         try:
-            if (rank := int(entry["rank"])) < count:
+            if (rank := operator.index(entry["rank"])) < count:
                 ranks[base64.b64decode(entry["token_bytes"], validate=True)] = rank
         except (TypeError, KeyError, ValueError, binascii.Error):
             raise _damaged(path, f"a token is {entry!r}; expected a rank and its bytes in base64") from None

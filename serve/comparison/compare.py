@@ -74,7 +74,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             stack.enter_context(lock(config.out[0]))
             place = config.out[0].with_name(f".{config.out[0].name}.journal")
         cards = [card_of(engine) for engine in engines]
-        journal = Journal(place, _identity(config, engines, cards, prompts), len(prompts))
+        journal = Journal(place, _identity(config, engines, cards, prompts), len(prompts), len(engines))
         result = _ask(config, engines, cards, prompts, journal, progress)
         for path in config.out:
             write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from lorafold.artifacts import system_faults, write_atomic
+from lorafold.errors import InputError
 from lorafold.seals import is_intact, sealed
 from lorafold.serve.rows import QuestionRow
 
@@ -28,6 +29,7 @@ class Journal:
         path: of the file, or None to keep nothing.
         identity: of models, questions and settings.
         questions: how many there are.
+        models: how many answer each.
 
     Attributes:
         rows: number of a question -> its row, as an earlier run with the same identity left it. Rows with
@@ -35,14 +37,14 @@ class Journal:
         failed: how many rows those are.
     """
 
-    def __init__(self, path: Path | None, identity: str, questions: int) -> None:
+    def __init__(self, path: Path | None, identity: str, questions: int, models: int) -> None:
         self.path = path
         self.failed = 0
         self._head = {"format": _FORMAT, "identity": identity}
         self._file: BinaryIO | None = None
-        self.rows = self._read(questions)
+        self.rows = self._read(questions, models)
 
-    def _read(self, questions: int) -> dict[int, QuestionRow]:
+    def _read(self, questions: int, models: int) -> dict[int, QuestionRow]:
         if self.path is None or not self.path.is_file():
             return {}
         rows: dict[int, QuestionRow] = {}
@@ -52,11 +54,15 @@ class Journal:
             return {}
         # A power loss may cut the last line short, and a disk may change what it keeps.
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            with contextlib.suppress(
+                InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
                 if not is_intact(f"{line}\n"):
                     continue
                 entry = json.loads(line)
                 number, row = entry["number"], QuestionRow.from_json(entry["row"])
+                if len(row.answers) != models:
+                    continue
                 if row.failed:
                     failed.add(number)
                 elif number in range(questions):

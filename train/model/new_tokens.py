@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import UsageError
+from lorafold.tokenizer.library import load_tokenizer
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.model.adapter import copy_tokenizer
@@ -26,11 +27,11 @@ def extend_tokenizer(base: Path, folder: Path, tokens: Sequence[str]) -> int:
     Raises:
         UsageError: a token is in the vocabulary already.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     folder.mkdir(parents=True, exist_ok=True)
     copy_tokenizer(base, folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     for token in tokens:
         if tokenizer.token_to_id(token) is not None:
             problem = f"the vocabulary has the token {token!r} already"

@@ -26,6 +26,7 @@ from lorafold.renames import remove_folder
 from lorafold.train.model.adapter import trainable
 from lorafold.train.model.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 
+AGREED = ("config", "data", "base", "versions")  # parts of the manifest that decide if a run may go on
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -123,7 +124,8 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
             manifest = read_manifest(path)
         except InputError:
             manifest = None
-        damaged = ["lorafold.json"] if manifest is None else damaged_files(path, manifest)
+        told = manifest is not None and all(manifest.get(part) for part in AGREED)
+        damaged = damaged_files(path, manifest) if manifest is not None and told else ["lorafold.json"]
         if not damaged:
             return path, notes
         notes.append(f"{path.name} is not whole ({', '.join(damaged)}): falling back to an older one")

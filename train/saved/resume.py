@@ -14,7 +14,7 @@ from lorafold.errors import InputError, LorafoldError, UsageError
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import DataSet
-from lorafold.train.saved.checkpoints import newest_whole
+from lorafold.train.saved.checkpoints import AGREED, newest_whole
 from lorafold.train.tokens.tokenize import Tokenized
 from lorafold.version import __version__
 
@@ -93,7 +93,9 @@ def _ids_sha256(tokens: Sequence[Tokenized]) -> str:
 def finished_run(out: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The manifest of a result that this configuration has made already, if it is asked to resume."""
     manifest = read_manifest(out) if config.resume and not config.force else None
-    if manifest is None or "training" not in manifest:
+    if manifest is None or not all(manifest.get(part) for part in ("training", *AGREED)):
+        return None
+    if not {"steps", "loss", "eval_loss", "tokens"} <= manifest["training"].keys():
         return None
     then, now = (
         {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,73 @@
+"""The tokenizers library, given what it can read: at some damage it panics instead of raising an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafold.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def load_tokenizer(path: Path, text: str | None = None, data: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Args:
+        path: the file.
+        text: its content, if that was changed or has been read already.
+        data: the same as JSON, if it has been parsed already.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8") if text is None else text
+        model = (json.loads(text) if data is None else data).get("model")
+        if isinstance(model, dict) and isinstance(vocab := model.get("vocab"), dict):
+            check_merges(
+                vocab, _pairs(model.get("merges")), path, model.get("continuing_subword_prefix") or ""
+            )
+        tokenizer: Tokenizer = Tokenizer.from_str(text)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises Exception itself
+        problem = f"not a tokenizer: {' '.join(str(error).split())}"
+        raise InputError(problem, at=path, fix="download it again") from error
+    return tokenizer
+
+
+def check_merges(
+    vocab: Collection[str], merges: Iterable[tuple[str, str]], at: Path, prefix: str = ""
+) -> None:
+    """See that each merge makes a token: the library does not return from one that does not.
+
+    Args:
+        vocab: the tokens.
+        merges: pairs of tokens.
+        at: the file, for the message.
+        prefix: of tokens that continue a word, which a merge takes off.
+
+    Raises:
+        InputError: a merge makes no token.
+    """
+    for left, right in merges:
+        if left + right[len(prefix) :] not in vocab or not right.startswith(prefix):
+            raise InputError(
+                f"the merge of {left!r} and {right!r} makes no token of the vocabulary",
+                at=at,
+                fix="download the tokenizer's files again",
+            )
+
+
+def _pairs(merges: Any) -> Iterable[tuple[str, str]]:
+    """The merges, in either spelling; what is none the library refuses itself."""
+    for merge in merges if isinstance(merges, list) else ():
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
+            yield pair[0], pair[1]
