@@ -15,7 +15,7 @@ from lorafold.machine import cores
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
-    **dict.fromkeys(("ollama_path", "ollama", "onto", "keep_delta", "fit"), ("gguf",)),
+    **dict.fromkeys(("ollama_path", "ollama", "onto", "mmproj", "keep_delta", "fit"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "seed": ("folder",),
@@ -66,6 +66,10 @@ class ExportConfig:
     onto: str | None = None
     """A GGUF of the base to merge into, of any architecture: a file, or ORG/NAME-GGUF:BF16 on a hub, of which
     only what is needed is read; what the adapter leaves alone stays as it is."""
+
+    mmproj: str | None = None
+    """The projector (mmproj) of a multimodal base, a file or ORG/NAME-GGUF:FILE on a hub: compared with the
+    base, folded onto if the adapter changes the tower, and handed over beside the GGUF."""
 
     quant: tuple[str, ...] = ()
     """Quantization types of GGUF files; default: Q4_K_M, or with --onto the file's own; several are written

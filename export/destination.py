@@ -30,8 +30,9 @@ def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> Non
             replaced and holds something else than an export.
     """
     files = [config.imatrix, config.imatrix_data, config.chats]
-    if config.onto is not None and Path(config.onto).exists():
-        files.append(Path(config.onto))  # otherwise it lies on a hub
+    for given in (config.onto, config.mmproj):
+        if given is not None and Path(given).exists():
+            files.append(Path(given))  # otherwise it lies on a hub
     if config.chat_template is not None and Path(config.chat_template).is_file():
         files.append(Path(config.chat_template))  # otherwise it is the name of one of ours
     folders = [] if inputs is None else inputs.folders

@@ -120,8 +120,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         check_name(Ollama(), config.ollama)
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
-    if config.onto is not None:
-        config = replace(config, onto=pinned(config.onto, offline=config.offline))
+    config = replace(config, onto=_pinned(config.onto, config), mmproj=_pinned(config.mmproj, config))
     output = plan_output(inputs, config, progress)
     check_disk(output.size, config.out)
     check_weights(inputs, progress)
@@ -165,6 +164,11 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         survival=survival.found,
         told=tuple(survival.lines()),
     )
+
+
+def _pinned(place: str | None, config: ExportConfig) -> str | None:
+    """A GGUF by a name that `verify` finds it by, if one is given."""
+    return None if place is None else pinned(place, offline=config.offline)
 
 
 def _next_steps(output: Output, config: ExportConfig) -> Lines:
@@ -273,7 +277,10 @@ def _created_in_ollama(output: Output, config: ExportConfig, proof: Proof, progr
 def _observe(output: Output, folder: Path, observing: Observing, progress: Progress) -> list[Check]:
     if observing == Observing() or not isinstance(output, GgufOutput | OntoOutput):
         return []
-    files, chats = output.plan.files, output.chats
+    files, chats = list(output.plan.files), output.chats
+    if output.projector is not None:  # beside the parts of the first model, which is the one that is asked
+        second = next((number for number, file in enumerate(files) if number and file.first), len(files))
+        files.insert(second, output.projector.file)
     return observe_prompts(folder, files, output.prompt, output.inputs, chats, observing, progress)
 
 

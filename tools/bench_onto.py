@@ -90,7 +90,24 @@ def run(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> N
     wall, processor = (whole[i] / (copied[i] + folded[i]) for i in (0, 1))
     taken = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in steps.items())
     print(f"\nratio: wall {wall:.2f}, processor {processor:.2f}; the last run: {taken}")
+    print(index_size(config))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+
+
+def index_size(config: object) -> str:
+    """What the search holds in memory, for each row that the adapter changes."""
+    from lorafold.export import ExportConfig
+    from lorafold.export.inputs import open_inputs
+    from lorafold.export.outputs.onto import plan_onto_output
+
+    assert isinstance(config, ExportConfig)
+    search = plan_onto_output(open_inputs(config), config).source.found.search
+    lines = search.lines.total
+    held = search.largest_index + sum(found.lines.nbytes for found in search.maps.values())
+    return (
+        f"index: {search.largest_index:,} bytes for the largest layer; with the map of all {lines:,} rows "
+        f"{held:,}, {held / lines:.1f} bytes a row"
+    )
 
 
 def median(times: Sequence[tuple[float, float]]) -> tuple[float, float]:

@@ -27,8 +27,9 @@ the table ("becomes a GGUF: yes, as llama"), without reading weights.
 | `lorafold export --onto BASE.gguf` | any architecture, if you have a GGUF of the base: [onto.md](onto.md) |
 | `lorafold chat` | every GGUF that llama.cpp loads, every folder that transformers loads, every server |
 
-Pictures and sound are out of scope: of a multimodal model the text part is exported, and text is
-what is trained. So is preference training (DPO, PPO, reward models).
+Of a multimodal model the text part is exported, and text is what is trained; its projector is compared
+with the base and handed over (`--mmproj`, [onto.md](onto.md)). Training on pictures and sound is out of
+scope. So is preference training (DPO, PPO, reward models).
 
 ## What becomes a GGUF
 

@@ -217,7 +217,8 @@ def _check_found(search: Search, names: Sequence[str], notes: list[str]) -> None
             f"it leaves out {len(missing)} tensors that the adapter changes, the first is {name}: they are "
             "no part of the language model",
             at=search.model.header.path,
-            fix="train on the language model's modules alone, or export a merged folder (--format folder)",
+            fix="pass the base's projector with --mmproj, train on the language model's modules alone, or "
+            "export a merged folder (--format folder)",
         )
     if search.twice:
         raise InputError(

@@ -28,6 +28,7 @@ from lorafold.sources.recognize import hub_address
 _PLAIN = (Type.F32, Type.F16, Type.BF16)
 """Types that hold a number as it is, or rounded."""
 
+_PROJECTORS = {"mmproj", "clip"}
 # What `general.type` may say, or `general.architecture` of older files, that no adapter can be folded onto.
 NO_MODELS = {
     "mmproj": "the projector of a multimodal model (mmproj), not a language model",
@@ -120,11 +121,19 @@ class BaseGguf:
     _files: Bytes = field(default_factory=ShardFiles, repr=False)
 
     @classmethod
-    def open(cls, place: Path | str, *, offline: bool = False, progress: Progress = silent) -> BaseGguf:
+    def open(
+        cls,
+        place: Path | str,
+        *,
+        projector: bool = False,
+        offline: bool = False,
+        progress: Progress = silent,
+    ) -> BaseGguf:
         """Find the files, and read and check their headers.
 
         Args:
             place: a path, or ORG/NAME:TYPE on a hub (see `lorafold.hub.files`).
+            projector: a multimodal model's projector is wanted, and no language model.
             offline: never connect.
             progress: told while a hub is asked.
 
@@ -134,15 +143,15 @@ class BaseGguf:
         """
         files = found(place, offline=offline)
         if remote := [file for file in files if isinstance(file, HubFile)]:
-            return cls._on_hub(remote, progress)
+            return cls._on_hub(remote, progress, projector=projector)
         (path, *_) = (file for file in files if isinstance(file, Path))
         given = read_gguf_header(path)
         paths = given.shards()
         headers = [given if part == given.path else read_gguf_header(part) for part in paths]
-        return cls._of(headers)
+        return cls._of(headers, projector=projector)
 
     @classmethod
-    def _on_hub(cls, files: Sequence[HubFile], progress: Progress) -> BaseGguf:
+    def _on_hub(cls, files: Sequence[HubFile], progress: Progress, *, projector: bool) -> BaseGguf:
         parts = HubParts(files, progress)
         headers = []
         for number, file in enumerate(files):
@@ -155,18 +164,26 @@ class BaseGguf:
                 at=files[0].path,
                 fix="choose another repository",
             )
-        return cls._of(headers, hub=parts)
+        return cls._of(headers, projector=projector, hub=parts)
 
     @classmethod
-    def _of(cls, headers: Sequence[GgufHeader], hub: HubParts | None = None) -> BaseGguf:
+    def _of(cls, headers: Sequence[GgufHeader], *, projector: bool, hub: HubParts | None = None) -> BaseGguf:
         first = headers[0]
         path = first.path
-        for kind in (first.text("general.type"), first.architecture):
-            if kind in NO_MODELS:
-                raise InputError(
-                    f"this is {NO_MODELS[kind]}", at=path, fix="give the GGUF of the base model itself"
-                )
-        check_model(first)
+        kinds = (first.text("general.type"), first.architecture)
+        if not projector:
+            for kind in kinds:
+                if kind in NO_MODELS:
+                    raise InputError(
+                        f"this is {NO_MODELS[kind]}", at=path, fix="give the GGUF of the base model itself"
+                    )
+            check_model(first)
+        elif not _PROJECTORS.intersection(kinds):
+            raise InputError(
+                "this is no projector of a multimodal model (mmproj)",
+                at=path,
+                fix="give the file that is called mmproj; a language model goes to --onto",
+            )
         tensors: dict[str, FileTensor] = {}
         for header in headers:
             for tensor in header.tensors.values():

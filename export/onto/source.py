@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from lorafold.errors import InputError
 from lorafold.export.fold.changes import Block
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.export.onto.find import FoldedRows, Found
 from lorafold.export.onto.lines import NONE
 from lorafold.export.onto.match import Search
 from lorafold.export.onto.model import BaseGguf, FileTensor
+from lorafold.export.quant import ggml
 from lorafold.export.quant import quantize as kernels
 from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo
@@ -31,6 +33,34 @@ def digest(rows: NDArray[np.uint8] | bytes) -> bytes:
 
 def _blocks(rows: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def check_types(source: OntoSource, imatrix: Collection[str] = ()) -> None:
+    """Refuse tensors that change and cannot be written in the type that they have.
+
+    Args:
+        source: the result.
+        imatrix: names of tensors with importance weights.
+
+    Raises:
+        InputError: there is one.
+    """
+    path = source.model.header.path
+    for tensor in source.file_tensors():
+        if tensor.name not in source.found.maps:
+            continue
+        if tensor.type not in ggml.QUANTIZABLE:
+            raise InputError(
+                f"{tensor.name} is {tensor.type.name}, which lorafold can read but not write",
+                at=path,
+                fix="give a GGUF of another type",
+            )
+        if ggml.requires_imatrix(tensor.type) and tensor.name not in imatrix:
+            raise InputError(
+                f"{tensor.name} is {tensor.type.name}, which needs an importance matrix",
+                at=path,
+                fix="pass one with --imatrix, or give a GGUF of 3 bits or more",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +165,11 @@ class OntoSource:
             self.rows(name, start, stop), type_, weights, at=name, first_row=start
         )[~kept]
         return rows
+
+    def keeps(self, name: str, type_: Type) -> bool:
+        """Whether a tensor is the file's, byte by byte, if it is written in this type."""
+        own = self.model.tensors.get(name)
+        return own is not None and own.type == type_ and name not in self.found.maps
 
     def differs(self, name: str, read: Callable[[int, int], bytes]) -> bool:
         """Whether rows that were copied are not the file's.

@@ -21,12 +21,14 @@ from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.modelfile.probe import find_switches
+from lorafold.export.onto.projector import Projector, is_tower
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
 from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.outputs.modelfiles import (
     how_to_join,
     models_of,
     next_steps,
+    open_projector,
     tensors_of_model,
     write_models,
 )
@@ -35,6 +37,7 @@ from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check
+from lorafold.export.proof.copied import check_copy
 from lorafold.export.proof.llama import vocabulary
 from lorafold.export.proof.logits import WrittenModel
 from lorafold.export.proof.tensors import check_tensors
@@ -67,6 +70,7 @@ class GgufOutput:
         chats: held-out chats for the proof.
         notes: what the user should know.
         measured: the types that `--keep-delta` and `--fit` raised.
+        projector: of a multimodal model, if one is given.
     """
 
     inputs: Inputs
@@ -79,18 +83,20 @@ class GgufOutput:
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
     measured: MeasuredTypes
+    projector: Projector | None = None
 
     @property
     def size(self) -> int:
         """Exact bytes of the GGUF files."""
-        return self.plan.size
+        return self.plan.size + (self.projector.file.size if self.projector else 0)
 
     def describe(self) -> list[tuple[str, str]]:
         """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
         paths = self.prompt.paths() if self.prompt else []
         data = self.config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
-        return [*describe(self.plan), *self.measured.describe(self.plan.files), *matrix, *paths]
+        beside = [self.projector.describe()] if self.projector else []
+        return [*describe(self.plan), *self.measured.describe(self.plan.files), *matrix, *beside, *paths]
 
     @property
     def raised(self) -> Mapping[str, Sequence[Raised]]:
@@ -121,13 +127,14 @@ class GgufOutput:
             self.prompt,
             imatrix=importance,
             packed=KeptBlocks(self.mapped, self.inputs.source),
+            projector=self.projector,
             watcher=survey,
             progress=progress,
         )
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama."""
-        return next_steps(out, self.plan.files[0], self.prompt)
+        return next_steps(out, self.plan.files[0], self.prompt, self.projector)
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
@@ -149,12 +156,23 @@ class GgufOutput:
                 check_tensors(folder, file, inputs.source, rounding=self.config.rounding, imatrix=importance)
             )
         progress("prove the tensors", len(files), len(files))
+        if (beside := self.projector) is not None:
+            checks += check_copy(folder, beside.file, beside.source, rounding=self.config.rounding)
         models = [
             WrittenModel(file.recipe, folder / file.name, tensors_of_model(files, file))
             for file in self._models()
         ]
         return checks + prove_answers(
-            folder, self.plan, models, asked, self.prompt, inputs, self.config, importance, progress
+            folder,
+            self.plan,
+            self.projector,
+            models,
+            asked,
+            self.prompt,
+            inputs,
+            self.config,
+            importance,
+            progress,
         )
 
     def _importance(self, folder: Path) -> Importance | None:
@@ -195,12 +213,17 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     kept = tuple(KeptBlocks(tensors, inputs.source).types)
     measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, kept, progress)
     plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, measured.adjust)
-    source = inputs.source
+    source, projector = inputs.source, open_projector(inputs, config, progress)
+    held = [name for name in source.tensors if projector is not None and is_tower(name)]
     notes = (
+        *(projector.notes if projector else ()),
         *inputs.notes,
         *arch.caveats(inputs.config),
         *arch.describe_omissions(
-            inputs.config, source.tensors, source.touched, folders[0] if folders else None
+            inputs.config,
+            [name for name in source.tensors if name not in held],
+            [name for name in source.touched if name not in held],
+            folders[0] if folders else None,
         ),
         *vocab.notes,
         *([_KEPT.format(len(kept))] if kept else ()),
@@ -209,7 +232,9 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *gguf_notes(inputs),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return GgufOutput(inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured)
+    return GgufOutput(
+        inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured, projector
+    )
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:

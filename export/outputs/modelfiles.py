@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
@@ -15,8 +16,10 @@ from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.gguf.plan import ExportPlan
 from lorafold.export.gguf.rows import RowSource
 from lorafold.export.gguf.writer import Packed, Watcher, write_gguf_files
+from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.parser import parse as parse_modelfile
 from lorafold.export.modelfile.plan import ModelfilePlan, write_modelfile
+from lorafold.export.onto.projector import Projector
 from lorafold.export.proof.check import Check
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.workers import Written
@@ -35,13 +38,28 @@ def tensors_of_model(files: Sequence[GgufFile], first: GgufFile) -> tuple[TypedT
     return tuple(tensor for file in (first, *rest) for tensor in file.tensors)
 
 
-def modelfiles(prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None) -> dict[str, str]:
-    """Name and text of each model's Modelfile."""
+def open_projector(inputs: Inputs, config: ExportConfig, progress: Progress) -> Projector | None:
+    """The projector of `--mmproj`, held against the base; None without one."""
+    if config.mmproj is None:
+        return None
+    return Projector.open(
+        config.mmproj, inputs.source, inputs.config, inputs.name, offline=config.offline, progress=progress
+    )
+
+
+def modelfiles(
+    prompt: ModelfilePlan,
+    models: Sequence[GgufFile],
+    system: str | None,
+    projector: Projector | None = None,
+) -> dict[str, str]:
+    """Name and text of each model's Modelfile; a projector is a FROM line of its own."""
+    beside = () if projector is None else (f"./{projector.file.name}",)
     return {
         f"Modelfile-{file.recipe}" if number else "Modelfile": write_modelfile(
             prompt,
             f"./{file.name}",
-            parts=[f"./{name}" for name in parts_of(file)[1:]],
+            parts=[*(f"./{name}" for name in parts_of(file)[1:]), *beside],
             system=system,
             comments=how_to_join(file),
         )
@@ -50,10 +68,14 @@ def modelfiles(prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | 
 
 
 def write_modelfiles(
-    folder: Path, prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None
+    folder: Path,
+    prompt: ModelfilePlan,
+    models: Sequence[GgufFile],
+    system: str | None,
+    projector: Projector | None = None,
 ) -> None:
     """Write a Modelfile for each model."""
-    for name, text in modelfiles(prompt, models, system).items():
+    for name, text in modelfiles(prompt, models, system, projector).items():
         write_atomic(folder / name, text)
 
 
@@ -66,10 +88,11 @@ def write_models(
     *,
     imatrix: Importance | None,
     packed: Packed | None = None,
+    projector: Projector | None = None,
     watcher: Watcher | None = None,
     progress: Progress = silent,
 ) -> Written:
-    """Write the planned files, and a Modelfile for each model; arguments as for `write_gguf_files`."""
+    """Write the planned files, the projector, and a Modelfile for each model; see `write_gguf_files`."""
     written = write_gguf_files(
         plan.files,
         source,
@@ -81,8 +104,19 @@ def write_models(
         watcher=watcher,
         progress=progress,
     )
+    if projector is not None:
+        beside = write_gguf_files(
+            (projector.file,),
+            projector.source,
+            folder,
+            threads=config.workers,
+            max_memory=config.max_memory,
+            packed=projector.source.packed,
+            progress=progress,
+        )
+        written = replace(written, checksums=written.checksums | beside.checksums)
     if prompt:
-        write_modelfiles(folder, prompt, models_of(plan.files), config.system)
+        write_modelfiles(folder, prompt, models_of(plan.files), config.system, projector)
     return written
 
 
@@ -106,18 +140,27 @@ def how_to_join(file: GgufFile) -> list[str]:
     ]
 
 
-def next_steps(out: Path, first: GgufFile, prompt: ModelfilePlan | None) -> list[tuple[str, str]]:
-    """Chat here, or create the model in Ollama."""
+def next_steps(
+    out: Path, first: GgufFile, prompt: ModelfilePlan | None, projector: Projector | None = None
+) -> list[tuple[str, str]]:
+    """Chat here, or create the model in Ollama; with a projector, see in llama.cpp."""
     steps = [("chat", f"lorafold chat {out / first.name}")]
+    if projector is not None:
+        seeing = f"llama-server -m {out / first.name} --mmproj {out / projector.file.name}"
+        steps.append(("llama.cpp", seeing))
     return steps + ([("Ollama", f"ollama create NAME -f {out / 'Modelfile'}")] if prompt else [])
 
 
 def check_prompt(
-    folder: Path, prompt: ModelfilePlan, models: Sequence[GgufFile], system: str | None
+    folder: Path,
+    prompt: ModelfilePlan,
+    models: Sequence[GgufFile],
+    system: str | None,
+    projector: Projector | None = None,
 ) -> Check:
     """What Ollama and llama.cpp will build prompts with, read back from what was written."""
     wrong = []
-    for name, text in modelfiles(prompt, models, system).items():
+    for name, text in modelfiles(prompt, models, system, projector).items():
         try:
             same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
         except (OSError, ValueError, InputError):

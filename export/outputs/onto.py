@@ -14,7 +14,7 @@ from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ExportConfig
-from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, place_tensors
+from lorafold.export.gguf.header import GgufFile, encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue
 from lorafold.export.gguf.plan import ExportPlan, GgufModel, describe, plan_files
 from lorafold.export.imatrix.file import read_imatrix
@@ -25,12 +25,14 @@ from lorafold.export.onto import entries
 from lorafold.export.onto.find import find_sources
 from lorafold.export.onto.model import BaseGguf
 from lorafold.export.onto.places import Places
-from lorafold.export.onto.source import OntoSource
+from lorafold.export.onto.projector import PartOfFold, Projector
+from lorafold.export.onto.source import OntoSource, check_types
 from lorafold.export.outputs.gguf_models import largest
 from lorafold.export.outputs.modelfiles import (
     how_to_join,
     models_of,
     next_steps,
+    open_projector,
     tensors_of_model,
     write_models,
 )
@@ -38,12 +40,10 @@ from lorafold.export.outputs.prompts import ask_tokens, held_out, plan_prompt, p
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.copied import check_kept
+from lorafold.export.proof.copied import check_copy
 from lorafold.export.proof.llama import vocabulary
 from lorafold.export.proof.logits import WrittenModel
-from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_tokenizer, reference_of
-from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance, is_quantizable, parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
 from lorafold.export.survival.survey import Survey, TypedModel
@@ -67,6 +67,7 @@ class OntoOutput:
         chats: held-out chats for the proof.
         notes: what the user should know.
         measured: the types that `--keep-delta` and `--fit` raised.
+        projector: of a multimodal model, if one is given.
     """
 
     inputs: Inputs
@@ -78,11 +79,12 @@ class OntoOutput:
     chats: list[Sequence[Message]]
     notes: tuple[str, ...]
     measured: MeasuredTypes
+    projector: Projector | None = None
 
     @property
     def size(self) -> int:
         """Exact bytes of the GGUF files."""
-        return self.plan.size
+        return self.plan.size + (self.projector.file.size if self.projector else 0)
 
     @property
     def _retyped(self) -> bool:
@@ -104,6 +106,7 @@ class OntoOutput:
             ("kept", f"{kept} tensors that the adapter leaves alone, {how}"),
             *describe(self.plan),
             *self.measured.describe(self.plan.files),
+            *([self.projector.describe()] if self.projector else []),
             *(self.prompt.paths() if self.prompt else []),
         ]
 
@@ -125,13 +128,14 @@ class OntoOutput:
             self.prompt,
             imatrix=self.imatrix,
             packed=self.source.packed,
+            projector=self.projector,
             watcher=survey,
             progress=progress,
         )
 
     def next_steps(self, out: Path) -> list[tuple[str, str]]:
         """Chat here, or create the model in Ollama."""
-        return next_steps(out, self.plan.files[0], self.prompt)
+        return next_steps(out, self.plan.files[0], self.prompt, self.projector)
 
     def prove(self, folder: Path, progress: Progress) -> list[Check]:
         """Tokens, prompts, tensors, answers."""
@@ -148,18 +152,16 @@ class OntoOutput:
                 asked = ask_tokens(judge, inputs, self.chats, vocab)
         for number, file in enumerate(files):
             progress("prove the tensors", number, len(files))
-            kept = [typed for typed in file.tensors if self._is_kept(typed)]
-            folded = replace(file, tensors=tuple(typed for typed in file.tensors if typed not in kept))
-            checks.append(check_kept(folder, file, kept, self.source))
-            checks.append(
-                check_tensors(
-                    folder, folded, self.source, rounding=self.config.rounding, imatrix=self.imatrix
-                )
+            checks += check_copy(
+                folder, file, self.source, rounding=self.config.rounding, imatrix=self.imatrix
             )
+        if (beside := self.projector) is not None:
+            checks += check_copy(folder, beside.file, beside.source, rounding=self.config.rounding)
         progress("prove the tensors", len(files), len(files))
         return checks + prove_answers(
             folder,
             self.plan,
+            self.projector,
             self._written(folder),
             asked,
             self.prompt,
@@ -193,11 +195,6 @@ class OntoOutput:
         except InputError as error:
             return f"the base's tokenizer cannot be read here ({error.problem})"
 
-    def _is_kept(self, typed: TypedTensor) -> bool:
-        """Whether a tensor is the file's, byte by byte."""
-        own = self.source.model.tensors.get(typed.tensor.name)
-        return own is not None and own.type == typed.type and typed.tensor.name not in self.source.found.maps
-
     def _models(self) -> list[GgufFile]:
         return models_of(self.plan.files)
 
@@ -212,9 +209,10 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     _check_inputs(inputs, config, config.onto)
     model = BaseGguf.open(config.onto, offline=config.offline, progress=progress)
     _check_types(model, config)
-    source = OntoSource(
-        inputs.source, model, find_sources(inputs.source, inputs.source.base, model, progress)
-    )
+    projector = open_projector(inputs, config, progress)
+    elsewhere = projector.touched if projector else ()
+    fold = PartOfFold(inputs.source, frozenset(inputs.source.touched).difference(elsewhere))
+    source = OntoSource(inputs.source, model, find_sources(fold, inputs.source.base, model, progress))
     shapes = [(tensor.name, tensor.shape) for tensor in source.file_tensors()]
     imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
     chats = held_out(inputs, config) if config.verify or config.modelfile else []
@@ -227,8 +225,8 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         parameters=generation_parameters(read_json(inputs.prompt / "generation_config.json")),
     )
     changed = _changed_entries(model, config, prompt)
-    fold = exact_of(inputs)
-    exact = None if fold is None else replace(source, fold=fold)
+    exact_fold = exact_of(inputs)
+    exact = None if exact_fold is None else replace(source, fold=exact_fold)
     measured = MeasuredTypes(config, source, exact, imatrix, progress=progress)
     planned = _Models(source, config, imatrix, changed, measured)
     models = planned.quantized() if config.quant or config.fit else [planned.same_types()]
@@ -242,10 +240,11 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     notes = (
         *inputs.notes,
         *source.found.notes,
+        *(projector.notes if projector else ()),
         *(prompt.notes if prompt else ("no Modelfile: --no-modelfile",)),
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
-    return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes, measured)
+    return OntoOutput(inputs, config, source, plan, prompt, imatrix, chats, notes, measured, projector)
 
 
 def _check_inputs(inputs: Inputs, config: ExportConfig, onto: str) -> None:
@@ -300,22 +299,8 @@ class _Models:
 
     def same_types(self) -> GgufModel:
         """Every tensor in the type that it has; refused if one that is touched cannot be written in it."""
-        header, imatrix = self.source.model.header, self.imatrix or {}
-        for tensor in self.source.file_tensors():
-            if tensor.name not in self.source.found.maps:
-                continue
-            if tensor.type not in ggml.QUANTIZABLE:
-                raise InputError(
-                    f"{tensor.name} is {tensor.type.name}, which lorafold can read but not write",
-                    at=header.path,
-                    fix="give a GGUF of another type",
-                )
-            if ggml.requires_imatrix(tensor.type) and tensor.name not in imatrix:
-                raise InputError(
-                    f"{tensor.name} is {tensor.type.name}, which needs an importance matrix",
-                    at=header.path,
-                    fix="pass one with --imatrix, or give a GGUF of 3 bits or more",
-                )
+        check_types(self.source, self.imatrix or ())
+        header = self.source.model.header
         typed = [(self.source.mapped(tensor), tensor.type) for tensor in self.source.file_tensors()]
         name = header.quantization
         model = self.measured.adjust(name, typed, 0)

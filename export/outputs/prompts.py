@@ -13,6 +13,7 @@ from lorafold.export.gguf.plan import ExportPlan
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.parser import Parameter
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
+from lorafold.export.onto.projector import Projector
 from lorafold.export.outputs.modelfiles import check_prompt, models_of, question
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
@@ -112,6 +113,7 @@ def ask_tokens(judge: Vocabulary | None, inputs: Inputs, chats: Chats, vocab: Vo
 def prove_answers(
     folder: Path,
     plan: ExportPlan,
+    projector: Projector | None,
     models: Sequence[WrittenModel],
     asked: AskedTokens,
     prompt: ModelfilePlan | None,
@@ -124,7 +126,7 @@ def prove_answers(
     compared, questions = asked
     checks: list[Check] = []
     if prompt is not None:
-        checks.append(check_prompt(folder, prompt, models_of(plan.files), config.system))
+        checks.append(check_prompt(folder, prompt, models_of(plan.files), config.system, projector))
     checks += compared
     if isinstance(questions, str):
         return checks + [Check(f"logits {model.path.name}", "not checked", questions) for model in models]

@@ -1,26 +1,47 @@
-"""Tensors that were copied from another GGUF, held against it byte by byte."""
+"""A GGUF made from another one, held against it: what was copied byte by byte, the rest as it was folded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from lorafold.export.gguf.header import GgufFile, TypedTensor
 from lorafold.export.onto.source import OntoSource
 from lorafold.export.proof.check import Check
+from lorafold.export.proof.tensors import check_tensors
+from lorafold.export.quant.mixture import Importance
 
 
-def check_kept(folder: Path, file: GgufFile, kept: Sequence[TypedTensor], source: OntoSource) -> Check:
-    """Compare every byte of what was copied.
+def check_copy(
+    folder: Path,
+    file: GgufFile,
+    source: OntoSource,
+    *,
+    rounding: str,
+    imatrix: Importance | None = None,
+) -> list[Check]:
+    """Hold a file against the one that it was made from: what was copied, and what was folded.
 
     Args:
-        folder: where the file lies.
+        folder: where it lies.
         file: what was planned.
-        kept: those of its tensors that are another file's.
-        source: knows that file.
+        source: what it was made from.
+        rounding: the export's `rounding`.
+        imatrix: the importance weights it was made with.
     """
+    kept = [typed for typed in file.tensors if source.keeps(typed.tensor.name, typed.type)]
+    folded = replace(file, tensors=tuple(typed for typed in file.tensors if typed not in kept))
+    checks = [_check_kept(folder, file, kept, source)]
+    if folded.tensors:
+        checks.append(check_tensors(folder, folded, source, rounding=rounding, imatrix=imatrix))
+    return checks
+
+
+def _check_kept(folder: Path, file: GgufFile, kept: Sequence[TypedTensor], source: OntoSource) -> Check:
+    """Compare every byte of what was copied."""
     wrong, total = [], 0
     descriptor = os.open(folder / file.name, os.O_RDONLY)
 

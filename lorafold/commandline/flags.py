@@ -96,6 +96,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "base",
             "format",
             "onto",
+            "mmproj",
             "recipe",
             "plan",
             "as_json",
