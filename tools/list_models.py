@@ -31,8 +31,8 @@ Of a multimodal model the text part is exported, and text is what is trained; it
 with the base and handed over (`--mmproj`, [onto.md](onto.md)). Training on pictures and sound is out of
 scope. So is preference training (DPO, PPO, reward models).
 
-[coverage.md](coverage.md) holds a tiny model of each of 155 classes against llama.cpp's converter, with PEFT's
-merge of an adapter on all linear layers and on stacked experts:
+[coverage.md](coverage.md) holds a tiny model of each of 155 classes against llama.cpp's converter, with
+PEFT's merge of an adapter on all linear layers and on stacked experts:
 
 | adapter | compared | equal with `--onto` | equal natively | wrong |
 |---|---|---|---|---|
@@ -40,8 +40,8 @@ merge of an adapter on all linear layers and on stacked experts:
 | DoRA | 132 | 131 | 104 | 0 |
 | rsLoRA | 133 | 132 | 105 | 0 |
 
-The others are refused by name. One of 25 tensors of DistilBERT's language model head is in no GGUF; natively 28 classes have no
-row.
+The others are refused by name: a tensor of DistilBERT's language model head is in no GGUF, and natively 28
+classes have no row.
 
 ## What becomes a GGUF
 

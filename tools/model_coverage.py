@@ -373,8 +373,8 @@ converter's F32 GGUF of the merged model. *equal*: every number of every tensor 
 1e-6. *refused*: with the reason; natively mostly because the class has no row of its own yet, and then
 `--onto` is the way. *--*: transformers does not build it from a tiny config here, or the converter does not
 take what transformers saves, so there is nothing to compare with.
-With DoRA stacked experts are left out, which PEFT does not adapt so, and in models that have them the feed-forward
-layers too if PEFT takes these for the experts.
+With DoRA stacked experts are left out, which PEFT does not adapt so, and in models that have them the
+feed-forward layers too if PEFT takes these for the experts.
 [onto.md](onto.md) explains the kinds of map.
 
 {summaries}
