@@ -47,6 +47,9 @@ classes have no row.
 
 {table}
 
+An adapter GGUF changes linear layers and stacked experts; the last column names those for which llama.cpp
+never asks an adapter. A change of them is refused by name: fold it in, which every row can.
+
 llama.cpp has some things fixed for an architecture (the activation, the kind of RoPE scaling, windows). A
 model that needs another thing is refused with the field of its config.json; what llama.cpp leaves out for
 long texts is a note.
@@ -63,10 +66,12 @@ refused and why.
 
 def page() -> str:
     """The page."""
-    rows = ["| models | class in config.json | in the GGUF |", "|---|---|---|"]
+    rows = ["| models | class in config.json | in the GGUF | adapter GGUF changes |", "|---|---|---|---|"]
     for row in known_models():
         gguf = f"`{row.gguf}`" if " " not in row.gguf else row.gguf
-        rows.append(f"| {row.models} | {', '.join(f'`{name}`' for name in row.classes)} | {gguf} |")
+        rows.append(
+            f"| {row.models} | {', '.join(f'`{name}`' for name in row.classes)} | {gguf} | {row.adapter} |"
+        )
     return PAGE.format(table="\n".join(rows), templates=", ".join(f"`{name}`" for name in NAMED))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorafold.export.arch.asked import NEVER_ASKED
 from lorafold.export.arch.table import ARCHITECTURES
 from lorafold.export.arch.wrappers import WRAPPERS
 
@@ -109,11 +110,13 @@ class KnownModel:
         models: names that people know.
         classes: that config.json names under `architectures`.
         gguf: llama.cpp's name of the architecture, or how it is found.
+        adapter: which weights an adapter GGUF can change.
     """
 
     models: str
     classes: tuple[str, ...]
     gguf: str
+    adapter: str
 
 
 def known_models(word: str = "") -> list[KnownModel]:
@@ -122,8 +125,18 @@ def known_models(word: str = "") -> list[KnownModel]:
     Args:
         word: only rows that hold it, in any case; all by default.
     """
-    rows = [KnownModel(KNOWN_MODELS[row.classes[0]], row.classes, row.gguf) for row in ARCHITECTURES]
+    rows = [
+        KnownModel(KNOWN_MODELS[row.classes[0]], row.classes, row.gguf, _carried(row.gguf))
+        for row in ARCHITECTURES
+    ]
     inside = tuple(sorted(WRAPPERS))
-    rows.append(KnownModel("the text part of what wraps another model", inside, "by the class inside"))
+    rows.append(
+        KnownModel("the text part of what wraps another model", inside, "by the class inside", "likewise")
+    )
     wanted = word.casefold()
     return [row for row in rows if wanted in " ".join((row.models, *row.classes, row.gguf)).casefold()]
+
+
+def _carried(gguf: str) -> str:
+    never = NEVER_ASKED.get(gguf)
+    return "all" if never is None else f"all but {never.words}"

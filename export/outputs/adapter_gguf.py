@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,13 @@ from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, NumericError
+from lorafold.export.arch.asked import is_asked
 from lorafold.export.config import file_stem
 from lorafold.export.fold.changes import AddLowRank, Block
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile, TypedTensor, encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
-from lorafold.export.gguf.rows import ROW_OPS, take_columns
+from lorafold.export.gguf.rows import ROW_OPS, read_block, take_columns
 from lorafold.export.quant import ggml
 
 Products = Mapping[str, Sequence[AddLowRank]]  # by Hugging Face name
@@ -53,7 +53,10 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Rows of a product: where they stand in the matrix, where in the product, how many, times what."""
+    """Rows of a product: where they stand in the matrix, where in the product, how many, times what.
+
+    In a transposed tensor they are columns of the matrix.
+    """
 
     row: int
     start: int
@@ -78,11 +81,13 @@ class LowRankTensor:
         tensor: the weight.
         matrices: the terms of each matrix of a stack; one entry for a plain weight.
         rank: columns of its lora_b: the terms' ranks together, the largest matrix's of a stack.
+        scales: what llama.cpp multiplies each matrix's result with before it adds an adapter's.
     """
 
     tensor: MappedTensor
     matrices: tuple[tuple[_Term, ...], ...]
     rank: int
+    scales: tuple[float, ...] = ()
 
     @property
     def looked_up(self) -> bool:
@@ -110,13 +115,20 @@ class LowRankTensor:
             for term in terms:
                 last = first + term.rank
                 left, right = _oriented(term.product, self.tensor)
-                a[number, first:last] = right
                 factor = _factor(term.product.scale, self.rank, alpha)
+                if self.scales:
+                    factor = np.float32(factor * self.scales[number])
+                if not self.tensor.transpose:
+                    a[number, first:last] = right
                 for piece in term.pieces:
-                    part = left[piece.start : piece.start + piece.count]
+                    part = slice(piece.start, piece.start + piece.count)
+                    place = slice(piece.row, piece.row + piece.count)
                     times = factor if piece.scale == 1 else np.float32(factor * piece.scale)
-                    rows_of = slice(piece.row, piece.row + piece.count)
-                    b[number, rows_of, first:last] = part if times == 1 else part * times
+                    if self.tensor.transpose:
+                        a[number, first:last, place] = right[:, part]
+                        b[number, :, first:last] = left if times == 1 else left * times
+                    else:
+                        b[number, place, first:last] = left[part] if times == 1 else left[part] * times
                 first = last
             if self.tensor.op is not None:
                 b[number] = ROW_OPS[self.tensor.op](b[number], self.tensor.param)
@@ -186,19 +198,6 @@ def _encode(typed: TypedTensor, values: Block) -> bytes:
     return ggml.quantize(rows, typed.type, None).tobytes()
 
 
-# Weights that llama.cpp 0.3.36 multiplies with without asking whether an adapter changes them (`ggml_mul_mat`
-# in src/models, in place of `build_lora_mm`), by architecture.
-_LATENT = r"blk\.\d+\.attn_(q|q_a|q_b|kv_a_mqa|kv_b|k_b|v_b)\.weight"
-_EACH_LAYER = r"per_layer_(model_proj|token_embd)\.weight"
-_NEVER_ASKED = {
-    "deepseek2": rf"{_LATENT}|output\.weight",
-    "gemma3n": rf"{_EACH_LAYER}|altup_\w+\.weight|blk\.\d+\.altup_router\.weight",
-    "gemma4": _EACH_LAYER,
-    "minicpm3": _LATENT,
-    "nemotron_h_moe": r"blk\.\d+\.ffn_latent_(down|up)\.weight",
-}
-
-
 def plan_adapter_gguf(
     folded: Folded,
     tensors: Sequence[MappedTensor],
@@ -226,7 +225,12 @@ def plan_adapter_gguf(
     """
     products = _products(folded, left_out, at)
     _check_places(products, tensors, arch, at)
-    found = [low_rank for tensor in tensors if (low_rank := _low_rank(tensor, products)) is not None]
+    scales = {tensor.name: tensor for tensor in tensors if tensor.name.endswith(".scale")}
+    found = [
+        replace(low_rank, scales=_scales(folded, low_rank, scales))
+        for tensor in tensors
+        if (low_rank := _low_rank(tensor, products)) is not None
+    ]
     if not found:
         raise InputError("the adapter changes nothing", at=at, fix="train it first")
     alpha = _common_alpha(found)
@@ -283,9 +287,7 @@ def _check_places(
             problem = f"{name} is changed, and the base has no such tensor for llama.cpp"
         elif tensor.name == "token_embd.weight" and tied:
             problem = f"{name} is both embedding and output head, which llama.cpp's adapters cannot change"
-        elif tensor.transpose and len(tensor.shape) > 2:
-            problem = f"{name} is transposed matrix by matrix, which llama.cpp's adapters cannot follow"
-        elif arch in _NEVER_ASKED and re.fullmatch(_NEVER_ASKED[arch], tensor.name):
+        elif not is_asked(arch, tensor.name):
             problem = f"{name} is changed, and llama.cpp's {arch} never asks an adapter for {tensor.name}"
         elif len(tensor.shape) < 2 or (tensor.op is not None and tensor.op not in _MOVES_ROWS):
             problem = f"{name} is converted by {tensor.op}, after which its change is no low-rank product"
@@ -303,13 +305,14 @@ def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
     matrices: list[dict[int, list[_Piece]]] = [{} for _ in range(tensor.rows // height)]
     by_id: dict[int, AddLowRank] = {}
     first = 0  # row of the whole tensor at which the current source begins
-    for piece in tensor.sources:
+    for number, piece in enumerate(tensor.sources):
         length = piece.stop - piece.start
         for product in products.get(piece.source, ()):
             by_id[id(product)] = product
             begin, end = max(product.start, piece.start), min(product.stop, piece.stop)
-            if tensor.transpose:
-                matrices[0][id(product)] = [_Piece(0, 0, tensor.rows)]
+            if tensor.transpose and begin < end:  # each source is a matrix
+                part = _Piece(begin - piece.start, begin - product.start, end - begin)
+                matrices[number].setdefault(id(product), []).append(part)
             elif begin < end:
                 matrix, row = divmod(first + begin - piece.start, height)
                 assert row + end - begin <= height, "a product stays within an expert"
@@ -322,6 +325,14 @@ def _low_rank(tensor: MappedTensor, products: Products) -> LowRankTensor | None:
     )
     rank = max(sum(term.rank for term in some) for some in terms)
     return LowRankTensor(tensor, terms, rank) if rank else None
+
+
+def _scales(folded: Folded, low_rank: LowRankTensor, scales: Mapping[str, MappedTensor]) -> tuple[float, ...]:
+    """One number for each matrix if the file has such a tensor beside the weight (Gemma 4's experts)."""
+    found = scales.get(low_rank.tensor.name.removesuffix("weight") + "scale")
+    if found is None or found.shape != (len(low_rank.matrices),):
+        return ()
+    return tuple(read_block(folded, found, 0, 1)[0].tolist())
 
 
 def _oriented(product: AddLowRank, tensor: MappedTensor) -> tuple[Block, Block]:

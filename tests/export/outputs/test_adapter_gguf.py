@@ -183,6 +183,28 @@ def test_other_weights(tmp_path: Path, name: str) -> None:
     assert with_it < 1e-3 and without > 0.01
 
 
+STACKS = {
+    "gpt-oss": "mlp.experts",  # stored transposed, gate and up row by row in turn
+    "llama4": "feed_forward.experts",  # stored transposed
+    "qwen3-vl-moe": "mlp.experts",  # stored transposed, and not so in the loaded model
+    "gemma4-moe": "experts",  # each expert's result is multiplied by a number, before an adapter's is added
+    "jamba": "feed_forward.experts",
+    "glm4-flash": "mlp.experts",
+}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family if family == "gpt-oss" else pytest.param(family, marks=pytest.mark.slow) for family in STACKS],
+)
+def test_stacked_experts(tmp_path: Path, family: str) -> None:
+    parameters = [f"{STACKS[family]}.{name}" for name in ("gate_up_proj", "down_proj")]
+    fields = {"r": 3, "lora_alpha": 5, "target_modules": ["o_proj"], "target_parameters": parameters}
+    case = make(tmp_path, family, fields)
+    with_it, without = differences(case, case.written(tmp_path / "adapter.gguf"), tmp_path)
+    assert with_it < 1e-3 * np.abs(case.logits).max() and without > 10 * with_it
+
+
 def test_copies_of_the_bases_embeddings_are_no_change(tmp_path: Path) -> None:
     """PEFT saves whole embeddings beside adapted ones; changed copies are refused like other replacements."""
     from safetensors.numpy import load_file, save_file
