@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from train_ways import PROJECTIONS, SHAPES, WAYS, Run, Task, build_model, our_way, tutorial_way
+from train_ways import PROJECTIONS, SHAPES, WAYS, Run, Task, build_model, our_way, peer_way, tutorial_way
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.models import Base, resolve_base
@@ -101,7 +101,8 @@ def main() -> None:
             run = Run(way, label)
             chosen = dataclasses.replace(config, **fields)
             try:
-                measure = tutorial_way if way.startswith("tutorial") else our_way
+                others = {"tutorial": tutorial_way, "unsloth": peer_way, "trl": peer_way}
+                measure = others.get(way.partition("-")[0], our_way)
                 measure(Task(chosen, base, tokens.sequences, workers, options.warm, options.profile), run)
             except (torch.OutOfMemoryError, RuntimeError, ImportError) as error:
                 run.fault = (str(error).strip().splitlines() or [repr(error)])[0][:200]

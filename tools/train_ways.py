@@ -1,15 +1,19 @@
-"""The ways of training that `bench_train.py` measures: the tutorials', ours, and those between.
+"""The ways of training that `bench_train.py` measures: the tutorials', ours, those between, and the peers'.
 
 All ways see the same examples in the same steps from the same adapter.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +74,23 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "qlora-auto": ("the same, fused AdamW", QLORA | {"optim": "auto"}),
     "qlora-launched": ("the same without CUDA graphs", QLORA | {"cuda_graphs": False}),
     "qlora-plain": (
-        "the plain way: padded, no kernels of ours",
-        QLORA | {"packing": False, "use_liger_kernel": False, "fused_kernels": False},
+        "the plain way: one padded batch of 16, no kernels of ours",
+        QLORA
+        | {"packing": False, "use_liger_kernel": False, "fused_kernels": False}
+        | {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1},
     ),
     "qlora-large": (
         "4 bit, 250 examples a step, the rest by choice",
         QLORA | {"gradient_checkpointing": None, "optim": "auto", "gradient_accumulation_steps": 62},
     ),
+    "unsloth": ("Unsloth, the same steps", {"gradient_checkpointing": False}),
+    "unsloth-large": ("Unsloth, 250 examples a step", LARGE | {"gradient_checkpointing": False}),
+    "unsloth-packed": (
+        "Unsloth, packed to 16,384",
+        {"gradient_checkpointing": False, "packing_length": 16_384},
+    ),
+    "unsloth-qlora": ("Unsloth: 4 bit, checkpointing, 16 examples a step", QLORA),
+    "trl-packed": ("TRL, packed to 16,384", {"gradient_checkpointing": False, "packing_length": 16_384}),
     "16bit": (
         "16 bit, the same settings",
         {"gradient_checkpointing": True, "optim": "paged_adamw_32bit", "per_device_train_batch_size": 4},
@@ -255,6 +269,50 @@ def tutorial_way(task: Task, run: Run) -> None:
         )
         profiled(trainer.train) if task.profile else trainer.train()
     clock.into(run, step_tokens(plan, sequences), task.warm)
+
+
+def peer_way(task: Task, run: Run) -> None:
+    """Unsloth or TRL, in a process of its own; named as absent if it is not installed."""
+    config, peer = task.config, run.way.partition("-")[0]
+    try:
+        run.label += f" ({peer} {version(peer)})"
+    except PackageNotFoundError:
+        run.fault = f"{peer} is not installed"
+        return
+    plan = StepPlan(config, task.sequences, (), 0)
+    order = [index for step in range(plan.total_steps) for group in plan.indices(step) for index in group]
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, result = Path(scratch) / "task.json", Path(scratch) / "result.json"
+        fields = {
+            "peer": peer,
+            "base": str(task.base.folder),
+            "scratch": scratch,
+            "in_4bit": config.method == "qlora",
+            "checkpointing": bool(config.gradient_checkpointing),
+            "length": config.packing_length or config.max_length,
+            "order": None if config.packing_length else order,
+            "batch": config.per_device_train_batch_size,
+            "accumulation": config.gradient_accumulation_steps,
+            "steps": config.max_steps,
+            "warm": task.warm,
+            "learning_rate": config.learning_rate,
+            "optim": "adamw_torch_fused" if config.optim == "auto" else config.optim,
+            "seed": config.seed,
+            "r": config.r,
+            "alpha": config.lora_alpha,
+            "modules": list(PROJECTIONS),
+            "ids": [sequence.ids for sequence in task.sequences],
+            "masks": [[int(on) for on in sequence.mask] for sequence in task.sequences],
+        }
+        asked.write_text(json.dumps(fields))
+        command = [sys.executable, str(Path(__file__).with_name("train_peers.py")), str(asked), str(result)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
+        if done.returncode:
+            run.fault = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]
+            print(done.stderr[-4000:], file=sys.stderr)
+            return
+        for name, value in json.loads(result.read_text()).items():
+            setattr(run, name, value)
 
 
 def step_tokens(plan: StepPlan, sequences: tuple[Encoded, ...]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from lorafold.train.fast import memory
 from lorafold.train.fast.allocator import free_bytes, growing_segments, round_blocks, spare_some
 from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
-from lorafold.train.fast.speed import Speed, apply, choose, graphs_fit, unpacked
+from lorafold.train.fast.speed import Speed, apply, choose, graphs_possible, unpacked
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, linear_names
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
@@ -119,10 +120,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     forward, speed, why = _forward(config, model, device, lessons, load, workers)
     notes += [why] if why else []
     dtype = pick_dtype(config.dtype, device)
-    mean = sum(len(sequence.ids) for sequence in lessons.sequences) / len(lessons.sequences)
-    speed = dataclasses.replace(
-        speed, graphs=graphs_fit(config, speed, forward.model, dtype, mean * _examples(config))
-    )
+    speed = dataclasses.replace(speed, graphs=graphs_possible(config, speed, forward.model, dtype))
     speed = _fit(config, speed, forward, lessons, workers)
     if speed.graphs:
         forward.graphs = _graphs(config, speed, forward, lessons, workers)
@@ -251,13 +249,22 @@ def _graphs(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lesson
 
     from lorafold.train.fast import graphs
 
-    examples = _examples(config) * workers.count
+    shortest = sorted(len(sequence.ids) for sequence in lessons.sequences)
+    sums = list(itertools.accumulate(shortest[: _examples(config) * workers.count]))
     decoder = causal_model(forward.model).base_model
     # A graph's gradients lie in memory of its own, which only adding to what is there copies.
     for parameter in trainable(forward.model).values():
         parameter.grad = torch.zeros_like(parameter)
     budget = int(graphs.share(speed.capacity) * free_bytes(forward.device))
-    return graphs.DecoderGraphs(decoder, forward.device, forward.attention, examples, lessons.longest, budget)
+    return graphs.DecoderGraphs(
+        decoder,
+        forward.device,
+        forward.attention,
+        sums,
+        lessons.longest,
+        budget,
+        graphs.launched_slower(decoder),
+    )
 
 
 def _examples(config: TrainConfig) -> int:
@@ -287,15 +294,28 @@ def _fit(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, 
     if not speed.packing:
         return speed
     if config.packing_length or forward.device.type != "cuda":
-        wanted = config.packing_length or memory.ON_CPU
-        return dataclasses.replace(speed, capacity=max(wanted, longest))
+        capacity = max(config.packing_length or memory.ON_CPU, longest)
+        replayed = _replayed(config, speed, forward, lessons, capacity)
+        return dataclasses.replace(speed, capacity=capacity, graphs=replayed)
     fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
     asked = config.gradient_checkpointing is not None or speed.checkpointing
     if fits < max(longest, memory.LEAST) and not asked:
         short = dataclasses.replace(config, gradient_checkpointing=True)
         speed = _checkpointed(short, speed, forward.model)
         fits = memory.tokens_that_fit(forward, lessons.sequences, workers)
+    speed = dataclasses.replace(speed, graphs=_replayed(config, speed, forward, lessons, fits))
     if speed.graphs:
         few = min(int(fits * graphs.share(graphs.FEW)), graphs.FEW)
         fits = max(int(fits * graphs.share(fits)), few)
     return dataclasses.replace(speed, capacity=max(min(fits, memory.MOST_PACKED), longest))
+
+
+def _replayed(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, capacity: int) -> bool:
+    """Whether packs are captured: they can be, and the user says so or launching them would be waited for."""
+    from lorafold.train.fast import graphs
+
+    if not speed.graphs or config.cuda_graphs is not None:
+        return speed.graphs and bool(config.cuda_graphs)
+    mean = sum(len(sequence.ids) for sequence in lessons.sequences) / len(lessons.sequences)
+    pack = min(mean * _examples(config), capacity, memory.MOST_PACKED)
+    return pack <= graphs.launched_slower(causal_model(forward.model).base_model)

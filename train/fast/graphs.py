@@ -10,13 +10,15 @@ positions alone, whose number changes. With gradient checkpointing the second on
 It adds to the gradients in the place where they lie, so they are zeroed and never made again.
 
 All graphs work in the same memory, since no two of them run at once; each keeps only its inputs and outputs
-to itself. That memory is beside the one of passes launched in the ordinary way, so graphs are for short steps
-(`SHORT`) and stop being made when they hold their share. Packs so short that they have few sizes (`FEW`) are
-all captured and leave little to the others. If captures fail, the run goes on without graphs.
+to itself. That memory is beside the one of passes launched in the ordinary way, so graphs are for packs that
+are launched more slowly than computed (`launched_slower`) and stop being made when they hold their share.
+Packs so short that they have few sizes (`FEW`) are all captured and leave little to the others. If captures
+fail, the run goes on without graphs.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import gc
@@ -31,7 +33,9 @@ from lorafold.train.fast.allocator import growing_segments
 from lorafold.train.fast.attention import packed_inputs
 from lorafold.train.tokens.collate import Batch
 
-SHORT = 8_192  # tokens of a step up to which launching takes longer than computing (docs/log.md)
+SHORT = 8_192  # tokens of a pack that is always captured
+_LONGEST = 16_384  # and of one in a model whose layers are small
+_WORK = 9.6e11  # tokens · weights of a layer that are computed in the time of its launches (docs/log.md)
 FEW = 4_096  # tokens in a pack up to which there are at most 16 sizes, fewer than graphs
 _SHARE = 0.5  # of the memory for passes: the other half is for those that are launched
 _SHARE_OF_FEW = 0.7  # if none is launched but the first, and those that only evaluate
@@ -51,18 +55,20 @@ class DecoderGraphs:
         decoder: of a transformers model, with varlen attention.
         device: of the model.
         attention: name of its attention.
-        examples: most sequences in a pack.
+        sums: tokens of the shortest sequence, of the two shortest, and so on to the most of a pack.
         longest: most tokens of a sequence.
         budget: most bytes that graphs may hold.
+        most: tokens of the longest pack that is captured.
         fault: why captures have failed; no graph is used after that.
     """
 
     decoder: Any
     device: torch.device
     attention: str
-    examples: int
+    sums: list[int]
     longest: int
     budget: int
+    most: int = SHORT
     fault: str = ""
     _held: int = 0
     _tries: dict[int, int] = field(default_factory=dict)
@@ -76,7 +82,7 @@ class DecoderGraphs:
         The result is overwritten by the next call.
         """
         size = filled_size(batch.tokens)
-        if self.fault or size > SHORT:
+        if self.fault or size > self.most:
             return None
         inputs = self._filled(batch, size)
         if size not in self._graphs and self._launched and self._has_room(size):
@@ -97,17 +103,20 @@ class DecoderGraphs:
         return self._held + each * max(0, size - largest) <= self.budget
 
     def _filled(self, batch: Batch, size: int) -> tuple[torch.Tensor, ...]:
-        """Ids, positions and bounds of fixed shapes; after the filling come sequences of no tokens."""
+        """Ids, positions and bounds of fixed shapes; after the filling come sequences of no tokens.
+
+        They are no more than could be needed: FlashAttention holds 128 rows in float32 for each.
+        """
         assert batch.position_ids is not None and batch.bounds is not None, "a packed batch"
         filling = size - batch.tokens
         ids = torch.nn.functional.pad(batch.input_ids, (0, filling))
         positions = torch.cat([batch.position_ids, torch.arange(filling)[None]], dim=1)
-        bounds = torch.full((self.examples + 2,), size, dtype=torch.int32)
+        bounds = torch.full((bisect.bisect_right(self.sums, size) + 2,), size, dtype=torch.int32)
         bounds[: len(batch.bounds)] = batch.bounds
         return tuple(part.to(self.device) for part in (ids, positions, bounds))
 
     def _launch(self, ids: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        longest = max(self.longest, _step(2 * SHORT))  # the filling is shorter than a step
+        longest = max(self.longest, _step(ids.shape[1]))  # the filling is shorter than a step
         inputs = packed_inputs(positions, bounds, longest, self.attention)
         hidden: torch.Tensor = self.decoder(input_ids=ids, **inputs).last_hidden_state
         return hidden
@@ -191,7 +200,7 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
 def _no_generator_state(decoder: Any) -> Iterator[None]:
     """Let checkpointed layers be captured: for the block, the generator's state is neither read nor put back.
 
-    The graphs are made only if nothing that draws from it is computed twice (`speed.graphs_fit`).
+    The graphs are made only if nothing that draws from it is computed twice (`speed.graphs_possible`).
     """
     name = "_gradient_checkpointing_func"  # of transformers, a partial of torch's `checkpoint`
     own = {module: vars(module)[name] for module in decoder.modules() if name in vars(module)}
@@ -208,6 +217,18 @@ def _reserved() -> int:
     """Bytes that torch holds of the GPU and cannot give back."""
     torch.cuda.empty_cache()
     return int(torch.cuda.memory_reserved())
+
+
+def launched_slower(decoder: Any) -> int:
+    """Tokens of a pack up to which launching its kernels takes longer than computing them.
+
+    Args:
+        decoder: of a transformers model, with `layers` of linear layers; packed weights count as unpacked.
+    """
+    first = next(iter(decoder.layers))
+    linear = [module for module in first.modules() if isinstance(module, torch.nn.Linear)]
+    weights = sum(module.in_features * module.out_features for module in linear)
+    return int(min(max(SHORT, _WORK / max(weights, 1)), _LONGEST))
 
 
 def share(capacity: int) -> float:

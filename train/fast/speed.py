@@ -213,23 +213,20 @@ def restored_modules() -> Iterator[None]:
         _ORIGINALS.clear()
 
 
-def graphs_fit(config: TrainConfig, speed: Speed, model: Any, dtype: torch.dtype, tokens: float) -> bool:
-    """Whether the decoder is captured: it can be, and its steps are short.
+def graphs_possible(config: TrainConfig, speed: Speed, model: Any, dtype: torch.dtype) -> bool:
+    """Whether the decoder can be captured: nothing in it waits for the processor or changes its shape.
 
     Args:
         config: of the run.
         speed: chosen so far.
         model: that it was applied to.
         dtype: the type that the run computes in, such as bfloat16.
-        tokens: of a step on one GPU, on average.
     """
     import torch
 
     from lorafold.train.fast.fused_lora import drops_elsewhere
-    from lorafold.train.fast.graphs import SHORT
 
-    # Nothing that is captured may wait for the processor or change its shape.
-    possible = (
+    return (
         speed.attention == VARLEN
         and speed.direct
         and bool(speed.fused)
@@ -238,5 +235,3 @@ def graphs_fit(config: TrainConfig, speed: Speed, model: Any, dtype: torch.dtype
         # Gradient checkpointing may be switched on later, for want of memory.
         and not drops_elsewhere(causal_model(model).base_model)
     )
-    wanted = tokens <= SHORT if config.cuda_graphs is None else config.cuda_graphs
-    return possible and wanted

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def graphed(folder: Path, *, checkpointing: bool = False, **lora: Any) -> list[F
     for value in trainable(model).values():
         value.data += 0.02 * torch.randn_like(value)
         value.grad = torch.zeros_like(value)
-    graphs = DecoderGraphs(decoder, device, VARLEN, examples=24, longest=70, budget=2**33)
+    sums = list(accumulate(sorted(len(example.ids) for example in examples(20))))
+    graphs = DecoderGraphs(decoder, device, VARLEN, sums=sums, longest=70, budget=2**33)
     return [Forward(model, device, attention=VARLEN, direct=True, graphs=use) for use in (None, graphs)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from lorafold.train import TrainConfig, train
 from lorafold.train.fast.check import difference, measure, sample
 from lorafold.train.fast.forward import Forward
 from lorafold.train.fast.fused_lora import LoraLinear
-from lorafold.train.fast.graphs import filled_size
+from lorafold.train.fast.graphs import DecoderGraphs, filled_size, launched_slower
 from lorafold.train.fast.head_loss import head_loss
 from lorafold.train.saved.curve import read_metrics
 from lorafold.train.tokens.batches import StepPlan
@@ -150,6 +151,47 @@ def test_the_check_leaves_the_adapter_as_it_was(tmp_path: Path) -> None:
     measure(Forward(model, CPU), make_pack(sample(examples())))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
+
+
+def test_a_filled_pack_has_room_for_the_sequences_that_it_can_hold_and_no_more() -> None:
+    """Of 250 examples a step a short pack holds a few: FlashAttention pays for each that is not there."""
+    sequences = [Encoded([1] * length, [True] * length) for length in range(30, 280)]
+    sums = list(itertools.accumulate(range(30, 280)))
+    graphs = DecoderGraphs(None, CPU, "", sums, longest=280, budget=0)
+    for chosen in (sequences[:7], sequences[-1:], sequences[:30]):
+        pack = make_pack(chosen)
+        size = filled_size(pack.tokens)
+        _, positions, bounds = graphs._filled(pack, size)
+        assert positions.shape == (1, size) and bounds[-1] == size
+        assert bounds[: len(chosen) + 1].tolist() == list(pack.bounds if pack.bounds is not None else ())
+        assert sum(range(30, 30 + len(bounds) - 2)) <= size < sum(range(30, 30 + len(bounds) - 1))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "heads", "pairs", "inner", "expected"),
+    [
+        (896, 14, 2, 4864, 16_384),
+        (1536, 12, 2, 8960, 16_384),
+        (2048, 16, 2, 11008, 12_456),
+        (4096, 32, 32, 11008, 8_192),
+    ],
+    ids=["0.5B", "1.5B", "3B", "7B"],
+)
+def test_packs_of_small_layers_are_captured_longer(
+    hidden: int, heads: int, pairs: int, inner: int, expected: int
+) -> None:
+    """A layer of Qwen2's shapes: what is waited for is launches at 1.5B, and products at 7B."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    shape = {"num_attention_heads": heads, "num_key_value_heads": pairs, "intermediate_size": inner}
+    config = Qwen2Config(hidden_size=hidden, num_hidden_layers=1, vocab_size=64, **shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert launched_slower(model.model) == expected
+    with torch.device("meta"):
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    assert launched_slower(adapted.get_base_model().model) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
