@@ -305,7 +305,8 @@ def peer_way(task: Task, run: Run) -> None:
             "masks": [[int(on) for on in sequence.mask] for sequence in task.sequences],
         }
         asked.write_text(json.dumps(fields))
-        command = [sys.executable, str(Path(__file__).with_name("train_peers.py")), str(asked), str(result)]
+        program = Path(__file__).parent / "training" / "peers.py"
+        command = [sys.executable, str(program), str(asked), str(result)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
         if done.returncode:
             run.fault = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:200]

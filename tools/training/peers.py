@@ -1,6 +1,6 @@
 """Unsloth and TRL on the examples of `bench_train.py`, as they recommend themselves.
 
-    python tools/train_peers.py TASK.json RESULT.json
+    python tools/training/peers.py TASK.json RESULT.json
 
 It is a process of its own, since Unsloth changes transformers for all that runs beside it. `peer_way` of
 `train_ways.py` writes the task and reads the result. There is no dropout, as Unsloth recommends.
