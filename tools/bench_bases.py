@@ -19,7 +19,9 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,14 @@ def main() -> None:
     options = parser.parse_args()
     print_machine(options)
     with tempfile.TemporaryDirectory(prefix="lorafold-bases-") as scratch:
-        plain, adapter = build_model(Path(scratch) / "qwen2", options.shape)
         runs: dict[str, list[Run]] = {name: [] for name in options.only}
-        folders = {name: _write(Path(scratch) / name.replace(", ", "-"), name, plain) for name in runs}
+        # In a process of its own: what this one holds would count as memory of those that it starts.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as maker:
+            plain, adapter = maker.submit(build_model, Path(scratch) / "qwen2", options.shape).result()
+            folders = {
+                name: maker.submit(_write, Path(scratch) / name.replace(", ", "-"), name, plain).result()
+                for name in runs
+            }
         for _ in range(options.repeat):
             for name, folder in folders.items():
                 fine_tune = folder / "adapter" if name.startswith("gpt-oss") else adapter
