@@ -341,7 +341,7 @@ class ModelfileConfig:
 
 @dataclass(frozen=True, slots=True)
 class PushConfig:
-    """Put an export on the Hugging Face Hub: its files, a model card, and what `ollama run hf.co/…` reads."""
+    """Put an export on the Hugging Face Hub or ModelScope: its files, a model card, and what Ollama reads."""
 
     folder: Path
     """The export."""
@@ -350,6 +350,9 @@ class PushConfig:
     """Name of the repository, ORG/NAME; it is made, and private, if there is none."""
 
     _: KW_ONLY
+
+    to: Literal["huggingface", "modelscope"] = "huggingface"
+    """The hub. ModelScope's token comes from MODELSCOPE_API_TOKEN."""
 
     public: bool = False
     """Everybody may see it."""

@@ -208,16 +208,18 @@ def push(
     repo: str,
     /,
     *,
+    to: Literal["huggingface", "modelscope"] = "huggingface",
     plan: bool = False,
     public: bool = False,
     license: str | None = None,
     force: bool = False,
 ) -> None:
-    """Put an export on the Hugging Face Hub: files, model card, what `ollama run hf.co/…` reads.
+    """Put an export on the Hugging Face Hub or ModelScope: files, model card, what Ollama reads there.
 
     Args:
         folder: The export.
         repo: Name of the repository, ORG/NAME; it is made, and private, if there is none.
+        to: The hub. ModelScope's token comes from MODELSCOPE_API_TOKEN.
         plan: Say what would be sent; nothing connects.
         public: Everybody may see it.
         license: Licence for the model card. Default: that of the base, if its own card tells.
@@ -227,7 +229,7 @@ def push(
     from lorafold.export import PushConfig
     from lorafold.export import push as stage
 
-    config = PushConfig(folder, repo, public=public, license=license, plan=plan, force=force)
+    config = PushConfig(folder, repo, to=to, public=public, license=license, plan=plan, force=force)
     with live_progress() as progress:
         result = stage(config, progress)
     print_lines(result.lines())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -12,14 +12,18 @@ from lorafold.console import sanitize
 from lorafold.export.hub.facts import ExportFacts
 from lorafold.version import __version__
 
+Place = Literal["hf.co", "modelscope.cn"]
+"""Where a repository lies, as `ollama run` names it."""
 
-def model_card(facts: ExportFacts, repo: str, license_: str) -> str:
+
+def model_card(facts: ExportFacts, repo: str, license_: str, place: Place = "hf.co") -> str:
     """Write the card.
 
     Args:
         facts: the export.
         repo: "org/name".
         license_: for the head; "" if it is not known.
+        place: the hub.
 
     Returns:
         Markdown with the hub's YAML head.
@@ -48,7 +52,7 @@ def model_card(facts: ExportFacts, repo: str, license_: str) -> str:
         "## Run it",
         "",
         "```sh",
-        *_commands(facts, repo, ggufs),
+        *(_commands if place == "hf.co" else _on_modelscope)(facts, repo, ggufs),
         "```",
         "",
         *(_NOTES if ggufs and facts.format != "adapter" else ()),
@@ -97,6 +101,23 @@ def _commands(facts: ExportFacts, repo: str, ggufs: list[str]) -> Iterator[str]:
         yield f"hf download {repo} --local-dir {name}       # or as it was proven:"
         yield f"ollama create {name.lower()} -f {name}/Modelfile && ollama run {name.lower()}"
     yield f"lms get https://huggingface.co/{repo}       # LM Studio"
+
+
+def _on_modelscope(facts: ExportFacts, repo: str, ggufs: list[str]) -> Iterator[str]:
+    """The same for a repository on ModelScope, which llama.cpp and LM Studio do not fetch from by name."""
+    name = repo.rpartition("/")[2]
+    yield f"modelscope download --model {repo} --local_dir {name}"
+    if not ggufs:
+        yield f"vllm serve ./{name}"
+        yield f"lorafold chat {name}"
+    elif facts.format == "adapter":
+        yield f"llama-server -m BASE.gguf --lora {name}/{ggufs[0]}"
+    else:
+        yield f"llama-server -m {name}/{ggufs[0]} --jinja        # llama.cpp"
+        if "Modelfile" in facts.files:
+            yield f"ollama create {name.lower()} -f {name}/Modelfile && ollama run {name.lower()}"
+            yield f"ollama run modelscope.cn/{repo}                  # without the Modelfile's PARSER line"
+        yield f"lms import {name}/{ggufs[0]}                     # LM Studio"
 
 
 def _tag(file: str) -> str:

@@ -145,7 +145,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "push": {
-        "Essentials": ("folder", "repo", "plan", "public", "license", "force"),
+        "Essentials": ("folder", "repo", "to", "plan", "public", "license", "force"),
     },
     "chat": {
         "Essentials": ("models", "prompt", "system", "recipe", "json", "plain", "blind", "session"),
@@ -199,7 +199,11 @@ EXAMPLES = {
         "lorafold modelfile model-Q4_K_M.gguf",
         "lorafold modelfile my-merged-folder --out Modelfile",
     ),
-    "push": ("lorafold push my-gguf ORG/NAME --plan", "lorafold push my-gguf ORG/NAME"),
+    "push": (
+        "lorafold push my-gguf ORG/NAME --plan",
+        "lorafold push my-gguf ORG/NAME",
+        "lorafold push my-gguf ORG/NAME --to modelscope",
+    ),
     "chat": (
         "lorafold chat my-gguf/my-adapter-Q4_K_M.gguf",
         "lorafold chat original.gguf tuned.gguf     (side by side)",
