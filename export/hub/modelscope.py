@@ -22,8 +22,8 @@ from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.export.hub.client import PushFile
 from lorafold.progress import Progress
 
-TOKEN, ENDPOINT = "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
-DEFAULT_ENDPOINT = "https://modelscope.cn"
+_TOKEN, _ENDPOINT = "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
+_HOME = "https://modelscope.cn"
 _TIMEOUT = 300.0  # seconds of silence
 _CHUNK = 1 << 20  # bytes of a file sent at once
 _SMALL = 64 * 1024  # bytes: a larger file goes by LFS, as do weights of any size
@@ -36,7 +36,7 @@ _MESSAGE = "lorafold: the export, its model card and its proof"
 _NOT_FOUND = 404
 
 _STATUS: Mapping[int, tuple[str, str]] = {
-    401: ("ModelScope does not know you: the token is wrong or expired", f"set {TOKEN}"),
+    401: ("ModelScope does not know you: the token is wrong or expired", f"set {_TOKEN}"),
     403: ("your token may not write there", "use a namespace that is yours"),
     404: ("ModelScope has no such namespace, or your token does not see it", "check ORG in ORG/NAME"),
     409: ("the name is taken", "choose another name"),
@@ -66,9 +66,9 @@ def push_modelscope(
         UsageError: the name is taken, or the repository is public and that was not asked for.
         SystemFault: no token, or ModelScope, the network or the disk failed; the same command goes on.
     """
-    token = os.environ.get(TOKEN, "").strip()
+    token = os.environ.get(_TOKEN, "").strip()
     if not token:
-        raise SystemFault("no token of ModelScope was found", at=repo, fix=f"set {TOKEN}")
+        raise SystemFault("no token of ModelScope was found", at=repo, fix=f"set {_TOKEN}")
     scope = _ModelScope(repo, token)
     scope.make(public=public, force=force, license_=license_)
     total, done = sum(file.size for file in files), 0
@@ -87,7 +87,7 @@ class _ModelScope:
 
     def __init__(self, repo: str, token: str) -> None:
         self.repo, self._token = repo, token
-        given = os.environ.get(ENDPOINT, "").strip().rstrip("/") or DEFAULT_ENDPOINT
+        given = os.environ.get(_ENDPOINT, "").strip().rstrip("/") or _HOME
         self.endpoint = given if "://" in given else f"https://{given}"
 
     def make(self, *, public: bool, force: bool, license_: str) -> None:
