@@ -12,11 +12,11 @@ from lorafold.console import sanitize
 from lorafold.export.hub.facts import ExportFacts
 from lorafold.version import __version__
 
-Place = Literal["hf.co", "modelscope.cn"]
+HubName = Literal["hf.co", "modelscope.cn"]
 """Where a repository lies, as `ollama run` names it."""
 
 
-def model_card(facts: ExportFacts, repo: str, license_: str, place: Place = "hf.co") -> str:
+def model_card(facts: ExportFacts, repo: str, license_: str, place: HubName = "hf.co") -> str:
     """Write the card.
 
     Args:

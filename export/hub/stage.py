@@ -14,7 +14,7 @@ from typing import Any
 
 from lorafold.errors import UsageError
 from lorafold.export.config import PushConfig
-from lorafold.export.hub.card import Place, model_card
+from lorafold.export.hub.card import HubName, model_card
 from lorafold.export.hub.client import PushFile, push_files
 from lorafold.export.hub.facts import ExportFacts, read_facts
 from lorafold.export.hub.modelscope import push_modelscope
@@ -25,7 +25,7 @@ from lorafold.progress import Lines, Progress, silent
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]{0,95}")
 _SUFFIXES = (".gguf", ".safetensors", ".json", ".jinja", ".model", ".txt")
 _MODELFILE = "Modelfile"
-_PLACES: Mapping[str, Place] = {"huggingface": "hf.co", "modelscope": "modelscope.cn"}
+_PLACES: Mapping[str, HubName] = {"huggingface": "hf.co", "modelscope": "modelscope.cn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def push(config: PushConfig, progress: Progress = silent) -> PushResult:
     return PushResult(config.repo, address, config.public, sizes, tuple(notes), place)
 
 
-def pushed_files(facts: ExportFacts, repo: str, license_: str, place: Place = "hf.co") -> list[PushFile]:
+def pushed_files(facts: ExportFacts, repo: str, license_: str, place: HubName = "hf.co") -> list[PushFile]:
     """The artifacts, the card, and the Modelfile in the pieces that `ollama run hf.co/…` reads.
 
     The manifest stays here: it names folders of this machine.
