@@ -32,7 +32,7 @@ from lorafold.export.survival.ladder import safest
 from lorafold.export.survival.share import Survival
 from lorafold.export.survival.survey import PLANNED
 from lorafold.export.survival.words import Findings
-from lorafold.machine import return_free_memory
+from lorafold.machine import require_address_space, return_free_memory
 from lorafold.progress import Lines, Progress, silent
 from lorafold.stopwatch import Spent
 
@@ -115,6 +115,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             `OUT.failed`, those of one that `require_proof` finds incomplete in `OUT.unproven`.
     """
     clock = _Clock()
+    require_address_space(_ADDRESS_SPACE, "an export")
     check_destination(config)
     if config.ollama is not None:
         check_name(Ollama(), config.ollama)
@@ -284,6 +285,7 @@ def _observe(output: Output, folder: Path, observing: Observing, progress: Progr
     return observe_prompts(folder, files, output.prompt, output.inputs, chats, observing, progress)
 
 
+_ADDRESS_SPACE = 600_000_000  # bytes: numba's compiler, ggml, stacks of threads, what is mapped of a base
 _LEFT_OUT = Check("proof", "not checked", "left out with --no-verify; `lorafold verify DIR` makes it later")
 
 

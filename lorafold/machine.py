@@ -7,9 +7,12 @@ import ctypes
 import functools
 import os
 import platform
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from lorafold.errors import SystemFault
 
 
 def cores() -> int:
@@ -49,8 +52,8 @@ def quota(root: Path = Path("/")) -> int | None:
     return max(1, round(min(shares))) if shares else None
 
 
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders of the groups that limit this process's time, from its own up to the outermost.
+def _control_groups(root: Path, kind: str = "cpu") -> Iterator[Path]:
+    """The folders of the groups that limit this process's time or memory, from its own up to the outermost.
 
     A line of /proc/self/cgroup is "number:controllers:path"; version 2 names no controllers. In a container
     the path may be the host's, and its folder is not there: then the outermost folder is the container's.
@@ -63,9 +66,9 @@ def _control_groups(root: Path) -> Iterator[Path]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and kind not in controllers.split(","):
             continue
-        tops = [mounted / controllers, mounted / "cpu"] if controllers else [mounted, mounted / "unified"]
+        tops = [mounted / controllers, mounted / kind] if controllers else [mounted, mounted / "unified"]
         for top in dict.fromkeys(tops):
             inner = top / path.lstrip("/")
             for folder in (inner, *inner.parents):
@@ -105,17 +108,76 @@ def idle_time(root: Path = Path("/")) -> float | None:
         return None
 
 
-def memory_available() -> int:
-    """Bytes of memory that can be taken without swapping; 0 if the system does not say."""
-    meminfo = Path("/proc/meminfo")
+def memory_available(root: Path = Path("/")) -> int:
+    """Bytes of memory that can be taken without swapping or meeting a limit; 0 if the system does not say.
+
+    Limits are those of the control groups (a container's) and of the address space (`ulimit -v`).
+
+    Args:
+        root: where proc and sys are.
+    """
+    limits = [left for left in (_group_memory(root), address_space_left()) if left is not None]
+    meminfo = root / "proc/meminfo"
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min([int(line.split()[1]) * 1024, *limits])
     names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
     if "SC_PHYS_PAGES" in names:  # macOS has no figure of what is free: half of what there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return 0
+
+
+def _group_memory(root: Path) -> int | None:
+    """Bytes that the control groups of this process still allow it; None: no limit.
+
+    memory.max, memory.current (version 2): bytes or "max". memory.limit_in_bytes, memory.usage_in_bytes
+    (version 1). What files occupy in memory (`inactive_file` in memory.stat) is given back when it is needed.
+
+    Args:
+        root: where proc and sys are.
+    """
+    left = []
+    for folder in _control_groups(root, "memory"):
+        for most, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((folder / f"memory.{most}").read_text())
+                taken = int((folder / f"memory.{used}").read_text())
+                rows = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                left.append(max(0, limit - taken + int(rows.get("inactive_file", 0))))
+    return min(left) if left else None
+
+
+def address_space_left() -> int | None:
+    """Bytes that this process may still map, shared libraries included; None: no limit (`ulimit -v`)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (OSError, IndexError):
+        return None
+    return max(0, limit - pages * resource.getpagesize())
+
+
+def require_address_space(bytes_needed: int, what: str) -> None:
+    """Refuse work whose libraries would end the process where they cannot map memory.
+
+    Args:
+        bytes_needed: address space, not memory: libraries and stacks of threads count whole.
+        what: takes it, for the error's line.
+
+    Raises:
+        SystemFault: the limit of the address space leaves less.
+    """
+    left = address_space_left()
+    if left is not None and left < bytes_needed:
+        needed = f"{what} takes {bytes_needed / 1e6:,.0f} MB"
+        raise SystemFault(
+            f"the limit of address space leaves {left / 1e6:,.0f} MB, {needed}",
+            at="ulimit -v",
+            fix="raise it with `ulimit -v unlimited`, or set a limit of memory instead",
+        )
 
 
 def memory_held() -> int:

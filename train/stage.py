@@ -13,6 +13,7 @@ from typing import Any
 
 from lorafold.artifacts import check_output, lock, system_faults
 from lorafold.errors import UsageError
+from lorafold.machine import require_address_space
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent, unheard
 from lorafold.renames import restore_folder
@@ -24,6 +25,8 @@ from lorafold.train.saved.result import TrainResult, next_commands, what_it_hold
 from lorafold.train.saved.resume import finished_run, require_same
 from lorafold.train.saved.unfinished import discard_unless_begun, prepare, run_folder, tidy
 from lorafold.train.workers import join
+
+_ADDRESS_SPACE = 1_500_000_000  # bytes: torch's libraries, and stacks of threads
 
 
 def train(
@@ -48,6 +51,7 @@ def train(
         problem = "the config asks for a plan, but train() trains"
         raise UsageError(problem, at="plan", fix="call lorafold.train.plan_training(config)")
     require("torch", "transformers", "peft", extra="train")
+    require_address_space(_ADDRESS_SPACE, "training")
     with system_faults(config.output):
         out = config.output.resolve()  # once: the working folder and symlinks may be replaced on the way
     run = run_folder(out)

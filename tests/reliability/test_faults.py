@@ -35,16 +35,17 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     if library is None:
         pytest.skip("this machine has no C compiler for the shim, or no glibc")
     material = inputs(home / "inputs")
-    warm: dict[tuple[str, ...], Commands] = {}
+    running: dict[tuple[tuple[str, ...], bool], Commands] = {}
 
-    def start(scenario: Scenario, mutant: str | None = None) -> Campaign:
+    def start(scenario: Scenario, mutant: str | None = None, *, warm: bool = True) -> Campaign:
         imports = (*scenario.imports, mutant) if mutant else scenario.imports
-        if imports not in warm:
-            warm[imports] = Commands(library, home / f"own-{len(warm)}", imports)
-        return Campaign(warm[imports], scenario, material, home / f"work-{scenario.name}-{mutant}")
+        if (imports, warm) not in running:
+            running[imports, warm] = Commands(library, home / f"own-{len(running)}", imports)
+        work = home / f"work-{scenario.name}-{mutant}-{warm}"
+        return Campaign(running[imports, warm], scenario, material, work, warm=warm)
 
     yield start
-    for commands in warm.values():
+    for commands in running.values():
         commands.close()
 
 
@@ -75,6 +76,18 @@ def test_an_output_is_the_old_one_or_the_new_one(started: Started, name: str) ->
     wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=71)]
     wrong += list(campaign.lose_power(every=80))
     assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_one_line(started: Started) -> None:
+    """Without a look ahead libraries end the process: numba by a traceback, LLVM and the loader by abort."""
+    campaign = started(NAMES["export"], warm=False)
+    ended = {}
+    for megabytes in (1, 8, 200, 260, 580, 700):
+        outcome, wrong = campaign.starve(megabytes << 20)
+        assert not wrong, (megabytes, wrong)
+        ended[megabytes] = outcome.code
+    assert ended[200] == 5 and ended[700] == 0, ended
 
 
 @pytest.mark.slow

@@ -99,13 +99,16 @@ class Campaign:
         scenario: what runs.
         inputs: a folder whose content the work folder starts with.
         work: the work folder, made here.
+        warm: run the command in the warm process first, so that each fork has what it loads.
 
     Attributes:
         old, new: the outputs before and after an undisturbed run.
         calls: the kind of each call of an undisturbed run.
     """
 
-    def __init__(self, commands: Commands, scenario: Scenario, inputs: Path, work: Path) -> None:
+    def __init__(
+        self, commands: Commands, scenario: Scenario, inputs: Path, work: Path, *, warm: bool = True
+    ) -> None:
         self.commands, self.scenario, self.work = commands, scenario, work
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(inputs, work)
@@ -114,8 +117,9 @@ class Campaign:
         shutil.rmtree(self._older, ignore_errors=True)
         self._older.mkdir()
         self._recovered = set[str]()
-        commands.warm(list(scenario.argv), work)
-        self.reset()
+        if warm:
+            commands.warm(list(scenario.argv), work)
+            self.reset()
         if scenario.before:
             self._make_older()
         self.old = tree(work, scenario)
@@ -158,6 +162,19 @@ class Campaign:
         wrong = list(self._wrong(fault, outcome))
         unfinished = tree(self.work, self.scenario) != self.new or (self.scenario.again and outcome.code != 0)
         if recover and not wrong and unfinished and self._is_unmet():
+            wrong = list(self._next_run())
+        return outcome, wrong
+
+    def starve(self, memory: int) -> tuple[Outcome, list[str]]:
+        """Run the command once with little memory, and then with enough; what it did, and what is wrong.
+
+        Args:
+            memory: bytes of address space that it may take beyond what the warm process has.
+        """
+        self.reset()
+        outcome = self.commands.run(list(self.scenario.argv), self.work, memory=memory)
+        wrong = list(self._wrong(Fault(), outcome))
+        if not wrong and tree(self.work, self.scenario) != self.new and self._is_unmet():
             wrong = list(self._next_run())
         return outcome, wrong
 

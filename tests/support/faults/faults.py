@@ -157,6 +157,7 @@ class Commands:
         *,
         log: Path | None = None,
         seconds: float = 120,
+        memory: int = 0,
     ) -> Outcome:
         """One command.
 
@@ -166,6 +167,7 @@ class Commands:
             fault: that strikes it.
             log: a file that every call is written to, with what it wrote.
             seconds: after which it counts as hanging.
+            memory: bytes of address space that it may take beyond what the warm process has; 0: no limit.
         """
         order, said = self._order, self.folder / "said"
         order.armed = 0
@@ -177,7 +179,7 @@ class Commands:
         order.root = str(folder.resolve()).encode()
         order.log = str(log or "").encode()
         order.armed = 1
-        answer = self._ask(argv, folder, seconds, here=False)
+        answer = self._ask(argv, folder, seconds, memory=memory)
         order.armed = 0
         text = said.read_text(encoding="utf-8", errors="replace")
         return Outcome(
@@ -189,9 +191,11 @@ class Commands:
         answer = self._ask(argv, folder, 600, here=True)
         assert answer["code"] == 0, (self.folder / "said").read_text(encoding="utf-8")
 
-    def _ask(self, argv: list[str], folder: Path, seconds: float, *, here: bool) -> dict[str, Any]:
-        said = str(self.folder / "said")
-        task = {"argv": argv, "folder": str(folder), "said": said, "seconds": seconds, "here": here}
+    def _ask(
+        self, argv: list[str], folder: Path, seconds: float, *, memory: int = 0, here: bool = False
+    ) -> dict[str, Any]:
+        task = {"argv": argv, "folder": str(folder), "said": str(self.folder / "said")}
+        task |= {"seconds": seconds, "memory": memory, "here": here}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()

@@ -1,9 +1,10 @@
 """The warm process that commands are forked from: everything is imported once, each fork runs one command.
 
 Reads one JSON object a line: `argv` of a command (or `MODULE:FUNCTION`, which returns an exit code), `folder`
-to run it in, `said` (a file for what it prints), `seconds` it may take. With `here` it runs in the warm
-process itself: what it loads and compiles is there for all forks. Answers with one: `code` (exit code, or
-minus the signal that ended it; None if it had to be killed) and `seconds` of processor time.
+to run it in, `said` (a file for what it prints), `seconds` it may take, `memory` (bytes of address space that
+it may take beyond what it has; 0: no limit). With `here` it runs in the warm process itself: what it loads
+and compiles is there for all forks. Answers with one: `code` (exit code, or minus the signal that ended it;
+None if it had to be killed) and `seconds` of processor time.
 """
 
 from __future__ import annotations
@@ -12,18 +13,29 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
 
 
-def run(argv: list[str], folder: str, said: str) -> int:
+def limit(more: int) -> None:
+    """Let this process take so many bytes of address space more than it has."""
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[0])
+    most = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def run(argv: list[str], folder: str, said: str, memory: int = 0) -> int:
     """Be the command; its exit code."""
     printed = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(printed, stream)
     os.close(printed)
     os.chdir(folder)
+    if memory:
+        limit(memory)
     if ":" in argv[0]:
         module, _, function = argv[0].partition(":")
         return int(getattr(importlib.import_module(module), function)())
@@ -59,7 +71,7 @@ def main() -> None:
         elif pid := os.fork():
             code, seconds = wait(pid, task["seconds"])
         else:
-            sys.exit(run(task["argv"], task["folder"], task["said"]))
+            sys.exit(run(task["argv"], task["folder"], task["said"], task["memory"]))
         answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
         answers.flush()
 
