@@ -111,12 +111,13 @@ class Ollama(_Asked):
         Raises:
             SystemFault: nobody answers, or it is no Ollama.
         """
-        answer = self._json("GET", "/api/version")
-        version = answer.get("version")
-        if not isinstance(version, str):
-            raise SystemFault(
-                "this is not Ollama: it does not tell a version", at=self.url, fix="name another address"
-            )
+        status, body = self._ask("GET", "/api/version")
+        version = _object(body).get("version")
+        if status in (401, 403, 429) or status >= 500:
+            raise self._fault(status, _said(body))
+        if status != 200 or not isinstance(version, str):
+            problem = f"this is not Ollama: it does not tell a version (HTTP {status})"
+            raise SystemFault(problem, at=self.url, fix="name another address")
         return version
 
     def has(self, name: str) -> bool:
@@ -258,12 +259,6 @@ class Ollama(_Asked):
         status, body = self._ask("POST", "/api/chat", asked)
         if status == 400 and (think is not None or len(more) > 1):
             return Refused(_said(body))
-        if status != 200:
-            raise self._fault(status, _said(body))
-        return _object(body)
-
-    def _json(self, method: str, path: str) -> dict[str, Any]:
-        status, body = self._ask(method, path)
         if status != 200:
             raise self._fault(status, _said(body))
         return _object(body)

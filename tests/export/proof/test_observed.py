@@ -86,7 +86,11 @@ def test_other_token_counts_fail(exported: Path) -> None:
 
 FULL = "write /root/.ollama/models/blobs/sha256-1: no space left on device"
 FAULTS: dict[str, tuple[dict[str, Any], type[LorafoldError], str]] = {
-    "no Ollama": ({"fails": {"/api/version": (404, "404 page not found")}}, SystemFault, "HTTP 404"),
+    "no Ollama": (
+        {"fails": {"/api/version": (404, "<html>")}},
+        SystemFault,
+        r"this is not Ollama: it does not tell a version \(HTTP 404\); fix: name another address",
+    ),
     "disk full": (
         {"fails": {"/api/blobs": (500, FULL)}},
         SystemFault,
