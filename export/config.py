@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from lorafold.machine import cores
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
-    **dict.fromkeys(("ollama_path", "ollama", "onto", "mmproj", "keep_delta", "fit"), ("gguf",)),
+    **dict.fromkeys(("ollama_path", "ollama", "onto", "mmproj", "keep_delta", "fit", "max_kl"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
     "seed": ("folder",),
@@ -36,6 +37,19 @@ LONGEST_STEM = 180  # bytes; file systems take 255, of which a type, a part's nu
 def file_stem(name: str) -> str:
     """A model's name as a file name: no separator, no leading dot; empty if nothing is left."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def read_size(text: str, flag: str) -> int:
+    """A size in bytes; 1 GB is 10⁹ of them, 1 GiB 2³⁰.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise UsageError(f"expected a size, got {text!r}", at=flag, fix="for example 4.5GB")
+    power = " kmgt".index((found[2] or " ").lower())
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +97,12 @@ class ExportConfig:
     (for example 0.9), to the smallest types that keep it."""
 
     fit: str | None = None
-    """The size that the GGUF may have, for example 4.5GB: the largest mixture that fits, or the one of
-    --quant, with larger types where the measured error falls most for each byte."""
+    """The size that the GGUF may have, for example 4.5GB: the types that cost this model's answers least in
+    that size, by measurement; never worse than the largest mixture that fits, or the one of --quant."""
+
+    max_kl: float | None = None
+    """The smallest GGUF whose answers are at most so far from base + adapter, in nats (for example 0.02): its
+    types are chosen and measured as for --fit."""
 
     imatrix: Path | None = None
     """An importance matrix (GGUF or llama.cpp's older format)."""
@@ -148,8 +166,9 @@ class ExportConfig:
     report: bool = False
     """Write report.html too: what was made, what survives, what was proven, as a page with pictures."""
 
-    split_max_size: int | None = None
-    """Split a GGUF into files of at most this many bytes (Ollama before 0.30 imports only whole ones)."""
+    split_max_size: str | None = None
+    """Split a GGUF into files of at most this size, for example 4GB (Ollama before 0.30 imports only whole
+    ones)."""
 
     shard_max_size: int = 5_000_000_000
     """Split a merged folder's weights into files of at most this many bytes."""
@@ -176,8 +195,9 @@ class ExportConfig:
     """Allow a base whose repository brings Python code (it is not run by the export)."""
 
     def __post_init__(self) -> None:
-        if self.fit is not None:
-            object.__setattr__(self, "fit", str(self.fit))  # from Python a number of bytes will do
+        for name in ("fit", "split_max_size"):
+            if (size := getattr(self, name)) is not None:
+                object.__setattr__(self, name, str(size))  # from Python a number of bytes will do
         settle(self, lists=("quant",))
         if self.threads < 0:
             raise UsageError(f"expected 0 or more, got {self.threads}", at="--threads")
@@ -203,7 +223,7 @@ class ExportConfig:
                 at="--ollama",
                 fix="leave out --no-modelfile",
             )
-        if not self.quant and self.format == "gguf" and self.onto is None and self.fit is None:
+        if not self.quant and self.format == "gguf" and self.onto is None and not self.measures_size:
             object.__setattr__(self, "quant", ("Q4_K_M",))  # the config that is saved says what was done
         if not self.proof_minutes >= 0:
             raise UsageError(f"expected 0 or more, got {self.proof_minutes}", at="--proof-minutes")
@@ -227,7 +247,7 @@ class ExportConfig:
                 fix="choose a name such as my-model or Qwen/my-model",
             )
         for flag, value in (
-            ("--split-max-size", self.split_max_size),
+            ("--split-max-size", self.split_bytes),
             ("--shard-max-size", self.shard_max_size),
             ("--max-memory", self.max_memory),
             ("--fit", self.fit_bytes),
@@ -236,28 +256,29 @@ class ExportConfig:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
 
     def _check_types(self) -> None:
-        """Refuse a share or size that is none, and what would choose the types otherwise."""
-        if self.fit is not None and len(self.quant) > 1:
-            raise UsageError("one size is for one file", at="--fit", fix="give one --quant, or none")
-        if self.fit is not None and self.split_max_size is not None:
-            raise UsageError("parts have headers of their own", at="--fit", fix="leave out --split-max-size")
-        for flag, value in (("--keep-delta", self.keep_delta), ("--fit", self.fit)):
-            if value is not None:
-                self._check_chosen(flag)
+        """Refuse a share, size or distance that is none, and what would choose the types otherwise."""
+        for flag, value in (("--fit", self.fit), ("--max-kl", self.max_kl)):
+            if value is not None and len(self.quant) > 1:
+                raise UsageError("the types of one file are chosen", at=flag, fix="give one --quant, or none")
+            if value is not None and self.split_max_size is not None:
+                raise UsageError("parts have headers of their own", at=flag, fix="leave out --split-max-size")
+        if self.fit is not None and self.max_kl is not None:
+            raise UsageError("--fit asks for a size already", at="--max-kl", fix="leave out one of the two")
+        if self.max_kl is not None and self.onto is not None:
+            raise UsageError(
+                "a file's own tensors are not measured", at="--max-kl", fix="pass --fit, or leave out --onto"
+            )
         if self.keep_delta is not None and not 0 < self.keep_delta <= 1:
             raise UsageError(
                 f"expected a share of the adapter's change, above 0 and at most 1, got {self.keep_delta}",
                 at="--keep-delta",
                 fix="0.9 is a good choice",
             )
-
-    def _check_chosen(self, flag: str) -> None:
-        """Refuse what would choose the types otherwise than a flag that measures them."""
-        if self.imatrix_data is not None:
+        if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise UsageError(
-                "types are chosen before a matrix is collected",
-                at=flag,
-                fix="export once with --imatrix-data, then pass its imatrix.gguf with --imatrix",
+                f"expected a distance in nats, above 0, got {self.max_kl}",
+                at="--max-kl",
+                fix="for example 0.02; the proof's mean KL says what a type has",
             )
 
     def _check_format(self) -> None:
@@ -275,15 +296,24 @@ class ExportConfig:
             )
 
     @property
+    def measures_size(self) -> bool:
+        """Whether types are chosen for a size or a distance."""
+        return self.fit is not None or self.max_kl is not None
+
+    @property
+    def measures_types(self) -> bool:
+        """Whether types are chosen by what they do to this model."""
+        return self.measures_size or self.keep_delta is not None
+
+    @property
     def fit_bytes(self) -> int | None:
-        """`fit` in bytes; 1 GB is 10⁹ of them, 1 GiB 2³⁰."""
-        if self.fit is None:
-            return None
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?)b?|b)?\s*", self.fit, re.IGNORECASE)
-        if found is None:
-            raise UsageError(f"expected a size, got {self.fit!r}", at="--fit", fix="for example 4.5GB")
-        power = " kmgt".index((found[2] or " ").lower())
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+        """`fit` in bytes."""
+        return None if self.fit is None else read_size(self.fit, "--fit")
+
+    @property
+    def split_bytes(self) -> int | None:
+        """`split_max_size` in bytes."""
+        return None if self.split_max_size is None else read_size(self.split_max_size, "--split-max-size")
 
     @property
     def workers(self) -> int:

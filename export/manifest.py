@@ -3,6 +3,7 @@ reads back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from lorafold.artifacts import write_atomic, write_manifest
 from lorafold.chat.named import NAMED
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
+from lorafold.export.fitting.fit import Fitted
+from lorafold.export.fitting.words import fitted_as_json
 from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
@@ -38,6 +41,7 @@ def describe_export(
     made: Sequence[tuple[str, str]],
     notes: Sequence[str],
     survival: Findings,
+    fitted: Mapping[str, Fitted],
     checksums: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the report and the manifest of an export.
@@ -50,6 +54,7 @@ def describe_export(
         made: label and text of what was made.
         notes: what the user should know.
         survival: what is left of the adapters' change.
+        fitted: the mixtures that were chosen, by file.
         checksums: sha256 of files that are known already.
 
     Returns:
@@ -65,6 +70,7 @@ def describe_export(
         ],
         "folded": dict(inputs.source.touched),
         "survival": survival.as_json(),
+        "mixtures": {name: fitted_as_json(one) for name, one in fitted.items()},
         "verdict": proof.verdict,
         "proof": proof.as_json(),
     }
@@ -106,6 +112,10 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
     require_shape(saved, saved_shape(ExportConfig), f"{folder / 'lorafold.json'}: config")
     if saved.get("imatrix_data"):  # what was collected then lies beside the files
         saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
+    for chosen in (manifest.get("mixtures") or {}).values():  # what was measured once is not measured again
+        saved |= {"fit": None, "max_kl": None, "keep_delta": None, "quant": (chosen["recipe"],)}
+        if chosen["types"]:
+            saved["tensor_type"] = [f"^{re.escape(name)}$={kind}" for name, kind in chosen["types"].items()]
     for name in ("out", "imatrix", "chats", "onto"):
         saved[name] = None if saved.get(name) is None else Path(saved[name])
     for name in ("adapter", "quant", "tensor_type"):

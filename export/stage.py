@@ -142,6 +142,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             made=output.describe(),
             notes=output.notes,
             survival=survival,
+            fitted=output.mixtures() if isinstance(output, GgufOutput) else {},
             checksums=written.checksums,
         )
         try:

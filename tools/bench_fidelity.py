@@ -1,23 +1,26 @@
 """What of a fine-tune survives in each type, before and after protection, on a base on a 4-bit grid.
 
-    python tools/bench_fidelity.py [--steps 40] [--keep 0.9] [--quant Q4_K_M …] [--kl]
-                                   [--fit Q3_K_M] [--imatrix FILE] [--work DIR]
+    python tools/bench_fidelity.py [--steps 40] [--keep 0.9] [--quant Q4_K_M …] [--kl] [--fit]
+                                   [--data FILE] [--smooth 20] [--imatrix-data] [--work DIR]
 
 The base is the demo's (SmolLM2-135M-Instruct, whose only embedded weights are 4-bit ones), the adapter a
-short training on the demo's data. First every type is put on every tensor that the adapter changes, as far
-as its blocks fit, and the survival of all of it and of the worst tensor is measured on all rows. Then each
-recipe is written plainly and with `--keep-delta`, and measured on all rows in the types of the file: the
-share that survives in all and in the worst tensor, and the bytes it costs.
+short training on the demo's data. `--data` takes other records, of which one in forty is held out;
+`--smooth` makes a base of bf16 weights that are on no grid, by a short full fine-tune. Each recipe is written
+plainly and with `--keep-delta`, and measured on all rows in the types of the file: the share that survives in
+all and in the worst tensor, and the bytes it costs. `--types` first puts every type on every tensor that the
+adapter changes, as far as its blocks fit.
 
-`--kl` exports with the proof on the demo's held-out questions, and shows each file's mean KL from base +
-adapter.
+`--kl` exports with the proof on the held-out questions, and shows each file's mean KL from base + adapter.
+`--fit` writes each recipe once more with the types that are chosen for its own size, calibrated on chats of
+the training; with `--imatrix-data` that and the plain recipe also with an importance matrix of these chats.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +32,76 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of the adapter")
     parser.add_argument("--keep", type=float, default=0.9, help="what --keep-delta is given")
     parser.add_argument("--quant", nargs="+", default=["Q4_K_M", "Q3_K_M"])
-    parser.add_argument("--fit", help="a smaller recipe, to be filled up to the size of each")
-    parser.add_argument("--imatrix", type=Path, help="an importance matrix for all")
+    parser.add_argument("--fit", action="store_true", help="also with types chosen for the recipe's size")
+    parser.add_argument("--imatrix-data", action="store_true", help="with a matrix of the training's chats")
+    parser.add_argument("--data", type=Path, help="records instead of the demo's")
+    parser.add_argument("--smooth", type=int, default=0, help="steps of a full fine-tune of the base before")
+    parser.add_argument("--types", action="store_true", help="put each type on every changed tensor first")
     parser.add_argument("--kl", action="store_true", help="export with the proof, and show the mean KL")
     parser.add_argument("--work", type=Path, help="keep the adapter here for a later run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
+        if options.data is not None and not options.data.is_file():
+            print(f"skipped: {options.data} is not here")
+            return
         work = options.work or Path(scratch)
-        adapter = trained(work / f"adapter-{options.steps}", options.steps)
-        print(f"SmolLM2-135M-Instruct, adapter of {options.steps} steps on the demo's data\n")
-        by_type(adapter, work / "out")
-        by_recipe(adapter, work, options)
+        work.mkdir(parents=True, exist_ok=True)
+        records = divided(options.data, work)
+        base = (
+            trained(work / f"base-{options.smooth}", "demo", records, options.smooth)
+            if options.smooth
+            else None
+        )
+        adapter = trained(work / f"adapter-{options.steps}", base, records, options.steps)
+        name = options.data.name if options.data else "the demo's data"
+        where = f", on bf16 weights of {options.smooth} steps of full fine-tuning" if base else ""
+        print(f"SmolLM2-135M-Instruct{where}, adapter of {options.steps} steps on {name}\n")
+        if options.types:
+            by_type(adapter, work / "out")
+        by_recipe(adapter, work, records, options)
 
 
-def trained(out: Path, steps: int) -> Path:
-    """The adapter, trained unless it is there already."""
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Data in two parts that share no record."""
+
+    train: Path
+    held_out: Path
+
+
+def divided(data: Path | None, work: Path) -> Records:
+    """The demo's records and questions; of a file every fortieth record is held out, 20 at most."""
+    from lorafold.train.demo import held_out_questions, persona_file
+
+    held_out = work / "heldout.jsonl"
+    if data is None:
+        lines = [json.dumps({"prompt": question}) for question in held_out_questions()]
+        held_out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return Records(persona_file(), held_out)
+    records = json.loads(data.read_text(encoding="utf-8"))
+    parts = {
+        "train.jsonl": [one for at, one in enumerate(records) if at % 40],
+        held_out.name: records[::40][:20],
+    }
+    for name, part in parts.items():
+        lines = [json.dumps(one, ensure_ascii=False) for one in part]
+        (work / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Records(work / "train.jsonl", held_out)
+
+
+def trained(out: Path, base: str | Path | None, records: Records, steps: int) -> Path:
+    """An adapter of a base, or a base of its own for `demo`, trained unless it is there already."""
     from lorafold.progress import silent
     from lorafold.train import train
     from lorafold.train.demo import demo_config
 
     if not (out / "lorafold.json").exists():
-        train(replace(demo_config(out), max_steps=steps, resume=False), silent, lambda _: None)
+        settings: dict[str, Any] = {"data": (str(records.train),), "max_steps": steps, "resume": False}
+        if base == "demo":
+            settings |= {"method": "full", "learning_rate": 1e-4}
+        elif base is not None:
+            settings |= {"base": str(base)}
+        train(replace(demo_config(out), **settings), silent, lambda _: None)
     return out
 
 
@@ -83,58 +135,58 @@ def by_type(adapter: Path, out: Path) -> None:
     print()
 
 
-def by_recipe(adapter: Path, work: Path, options: argparse.Namespace) -> None:
-    """Each recipe as it is and protected: what is in the written files."""
-    print("| | bytes | more | tensors raised | survives | worst tensor | off | mean KL |")
-    print("|---|---|---|---|---|---|---|---|")
+def by_recipe(adapter: Path, work: Path, records: Records, options: argparse.Namespace) -> None:
+    """Each recipe as it is, protected, and fitted: what is in the written files."""
+    print("| | bytes | more | other types | survives | worst tensor | off | mean KL | of plain |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for quant in options.quant:
-        plain = measured(adapter, work / quant, quant, None, options)
-        kept = measured(adapter, work / f"{quant}-kept", quant, options.keep, options)
-        rows = [(quant, plain), (f"{quant} --keep-delta {options.keep}", kept)]
-        if options.fit:  # of a smaller recipe, filled up to the same size
-            size = str(plain["bytes"])
-            filled = measured(adapter, work / f"{quant}-fit", options.fit, None, options, size)
-            rows.append((f"{options.fit} --fit {size}", filled))
+        plain = measured(adapter, work / quant, records, options, quant=(quant,))
+        rows = [(quant, plain)]
+        ways: dict[str, dict[str, Any]] = {f"--keep-delta {options.keep}": {"keep_delta": options.keep}}
+        if options.fit:
+            ways["--fit, in its size"] = {"fit": str(plain["bytes"])}
+        if options.imatrix_data:
+            ways["--imatrix-data"] = {"imatrix_data": records.train}
+            ways["--fit, --imatrix-data"] = {"imatrix_data": records.train, "fit": str(plain["bytes"])}
+        for name, settings in ways.items():
+            out = work / f"{quant}-{len(rows)}"
+            rows.append(
+                (f"{quant} {name}", measured(adapter, out, records, options, quant=(quant,), **settings))
+            )
         for name, one in rows:
-            raised = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
+            other = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
+            share = f"{one['kl'] / plain['kl']:.2f}" if options.kl else ""
             print(
-                f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {raised} | "
+                f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {other} | "
                 f"{one['share']:.3f} | {one['worst']:.3f} | {one['off']} of {len(one['types'])} | "
-                f"{one['kl']} |"
+                f"{one['kl']:.4f} | {share} |",
+                flush=True,
             )
 
 
 def measured(
-    adapter: Path,
-    out: Path,
-    quant: str,
-    keep: float | None,
-    options: argparse.Namespace,
-    fit: str | None = None,
+    adapter: Path, out: Path, records: Records, options: argparse.Namespace, **settings: Any
 ) -> dict[str, Any]:
     """Export, and measure the changed tensors on all rows in the types of the file."""
+    from lorafold.artifacts import read_export
     from lorafold.export import ExportConfig, export
     from lorafold.export.inputs import open_inputs
+    from lorafold.export.manifest import config_of
     from lorafold.export.outputs.output import plan_output
     from lorafold.export.survival.share import is_kept, together
-    from lorafold.train.demo import held_out_questions
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    questions = out.parent / "questions.txt"
-    questions.write_text("\n".join(held_out_questions()) + "\n", encoding="utf-8")
     config = ExportConfig(
         str(adapter),
         out=out,
-        quant=(quant,),
-        keep_delta=keep,
-        fit=fit,
-        imatrix=options.imatrix,
         verify=options.kl,
-        chats=questions,
+        chats=records.held_out,
+        proof_minutes=10.0,
         force=True,
+        **settings,
     )
     result = export(config)
-    survey = plan_output(open_inputs(config), config).survey(10**12)
+    made = config_of(read_export(out), out)  # with the types that were chosen
+    survey = plan_output(open_inputs(made), made).survey(10**12)
     assert survey is not None
     survey.sample()
     found = next(iter(survey.found().values()))
@@ -142,12 +194,12 @@ def measured(
     assert whole is not None and whole.exact
     kl = [check.figures["mean KL"] for check in result.proof.checks if "mean KL" in check.figures]
     return {
-        "bytes": next(size for name, size in result.files.items() if name.endswith(".gguf")),
+        "bytes": next(size for name, size in result.files.items() if name.endswith(".gguf") and "Q" in name),
         "share": whole.share,
         "worst": min(one.share for one in found),
         "off": sum(not is_kept(one.share, options.keep) for one in found),
         "types": {one.tensor: one.type for one in found},
-        "kl": f"{kl[0]:.4f}" if kl else "",
+        "kl": kl[0] if kl else 0.0,
     }
 
 

@@ -87,6 +87,7 @@ class Folded:
     ) -> None:
         self.base = base
         self.rounding = rounding
+        self._adapters = tuple(adapters)
         self.config: dict[str, Any] = dict(_base_config(base) if config is None else config)
         self._cache = FactorCache()
         self._edits: dict[str, list[Edit]] = {}
@@ -108,6 +109,11 @@ class Folded:
             name: "; ".join(edit.words for edit in edits) for name, edits in self._edits.items()
         }
         self._note_vocabulary()
+
+    @property
+    def exact(self) -> Folded:
+        """The same without a rounding on the way: itself, if it has none."""
+        return self if self.rounding == "exact" else Folded(self.base, self._adapters)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of a tensor with everything folded in; see `TensorSource.rows`."""

@@ -12,12 +12,13 @@ from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
+from lorafold.export.fitting.fit import Fitted, Fitting
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, describe
 from lorafold.export.imatrix.collect import collected_names
 from lorafold.export.imatrix.data import check_can_collect, collect_importance
-from lorafold.export.imatrix.file import read_imatrix, write_imatrix
+from lorafold.export.imatrix.file import Imatrix, read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.modelfile.probe import find_switches
@@ -71,6 +72,7 @@ class GgufOutput:
         notes: what the user should know.
         measured: the types that `--keep-delta` and `--fit` raised.
         projector: of a multimodal model, if one is given.
+        collected: the importance matrix, if it was needed to choose types.
     """
 
     inputs: Inputs
@@ -84,6 +86,7 @@ class GgufOutput:
     notes: tuple[str, ...]
     measured: MeasuredTypes
     projector: Projector | None = None
+    collected: Imatrix | None = None
 
     @property
     def size(self) -> int:
@@ -97,6 +100,10 @@ class GgufOutput:
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
         beside = [self.projector.describe()] if self.projector else []
         return [*describe(self.plan), *self.measured.describe(self.plan.files), *matrix, *beside, *paths]
+
+    def mixtures(self) -> dict[str, Fitted]:
+        """What `--fit` or `--max-kl` chose, by the name of the file."""
+        return self.measured.mixtures(self.plan.files)
 
     @property
     def raised(self) -> Mapping[str, Sequence[Raised]]:
@@ -114,7 +121,7 @@ class GgufOutput:
     def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the GGUF files and a Modelfile for each; an importance matrix before, if asked for."""
         if (data := self.config.imatrix_data) is not None:
-            matrix = collect_importance(self.inputs, self.mapped, data, progress)
+            matrix = self.collected or collect_importance(self.inputs, self.mapped, data, progress)
             write_imatrix(matrix, folder / IMATRIX)
         importance = self._importance(folder)
         if survey is not None:
@@ -194,9 +201,13 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     tensors = tuple(arch.map_tensors(inputs.config, inputs.source.tensors))
     imatrix = None if config.imatrix is None else _read_importance(config.imatrix, tensors)
     weighted: Collection[str] | None = imatrix
+    collected: Imatrix | None = None
     if config.imatrix_data is not None:
         check_can_collect(inputs, config.imatrix_data)
         weighted = collected_names(tensors, inputs.config)
+        if config.measures_types:  # by the errors that the matrix leaves
+            collected = collect_importance(inputs, tensors, config.imatrix_data, progress)
+            imatrix = collected.weights([(tensor.name, tensor.shape) for tensor in tensors])
     folders = [adapter.folder for adapter, _ in inputs.adapters]
     named = named_templates([*folders, inputs.prompt])
     # Read before anything is written: a file that cannot be read must not end an hour's work.
@@ -211,7 +222,15 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     )
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
     kept = tuple(KeptBlocks(tensors, inputs.source).types)
-    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, kept, progress)
+    fitting = Fitting(
+        inputs,
+        data=config.imatrix_data,
+        keep=config.keep_delta,
+        imatrix=imatrix,
+        threads=config.workers,
+        progress=progress,
+    )
+    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, kept, progress, fitting)
     plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, measured.adjust)
     source, projector = inputs.source, open_projector(inputs, config, progress)
     held = [name for name in source.tensors if projector is not None and is_tower(name)]
@@ -233,7 +252,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
     return GgufOutput(
-        inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured, projector
+        inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured, projector, collected
     )
 
 

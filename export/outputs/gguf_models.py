@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from gguf import GGUFValueType
 
@@ -18,7 +19,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
-from lorafold.export.survival.fill import bytes_of
+from lorafold.export.survival.ladder import bytes_of
 from lorafold.export.survival.survey import TypedModel
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
@@ -88,31 +89,38 @@ def plan_gguf_models(
     if (size := config.fit_bytes) is not None:
         first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
         recipes = [largest(size, recipes, lambda recipe: typed(recipe, first), first)]
+    elif config.max_kl is not None and not recipes:
+        recipes = ["Q4_K_M"]  # to begin with; its name is that of its size
     models = []
     for name in recipes:
         recipe = find_recipe(name)
         metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
         model = typed(recipe, metadata)
         if adjust is not None:
-            # Only a size that is asked for is held against the header, whose vocabulary takes a while.
-            header = len(encode_header(metadata, place_tensors(model))) if size is not None else 0
+            # The vocabulary takes a while.
+            header = len(encode_header(metadata, place_tensors(model))) if config.measures_size else 0
             model = adjust(name, model, header)
+            if config.max_kl is not None and not config.quant:  # it is called after the recipe of its size
+                recipe = _nearest(model, partial(typed, metadata=metadata))
+                metadata = _metadata(inputs, tensors, recipe, vocab, prompt, called)
+                types = {tensor.name: kind for tensor, kind in model}
+                model = [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
         models.append(GgufModel(recipe.name, metadata, tuple(model)))
     plan = plan_files(
         models,
         inputs.name,
         threads=config.workers,
         max_memory=config.max_memory,
-        split_max_size=config.split_max_size,
+        split_max_size=config.split_bytes,
     )
     return plan, vocab.without_tokens()
 
 
 # What `--fit` begins with: each is the best of its size. Those of the second line need an importance matrix.
-_MIXTURES = (
+_UNWEIGHTED = (
     *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"),
-    *("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS"),
 )
+_MIXTURES = (*_UNWEIGHTED, "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 
 
 def largest(
@@ -146,6 +154,15 @@ def largest(
             fix="give at least that; with --imatrix there are smaller types",
         )
     return max(fitting, key=lambda name: fitting[name])
+
+
+def _nearest(model: TypedModel, typed: Callable[[Recipe], TypedModel]) -> Recipe:
+    """The recipe whose size is nearest to a mixture's."""
+
+    def size(model: TypedModel) -> int:
+        return sum(bytes_of(tensor, kind) for tensor, kind in model)
+
+    return min(map(find_recipe, _UNWEIGHTED), key=lambda recipe: abs(size(typed(recipe)) - size(model)))
 
 
 def _metadata(

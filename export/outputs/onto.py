@@ -235,7 +235,7 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         inputs.name,
         threads=config.workers,
         max_memory=config.max_memory,
-        split_max_size=config.split_max_size,
+        split_max_size=config.split_bytes,
     )
     notes = (
         *inputs.notes,

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gguf import GGMLQuantizationType
 
 from lorafold.errors import UsageError
 from lorafold.export.config import ExportConfig
+from lorafold.export.fitting.fit import Fitted, Fitting
+from lorafold.export.fitting.words import describe_fitted
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import Importance, parse_override
-from lorafold.export.survival.fill import Filled, bytes_of, fill
+from lorafold.export.survival.fill import Filled, fill
+from lorafold.export.survival.ladder import bytes_of
 from lorafold.export.survival.protect import Raised, raise_types
 from lorafold.export.survival.rows import TunedSource
 from lorafold.export.survival.survey import RoundsRows, Survey, TypedModel
@@ -39,7 +42,7 @@ def exact_of(inputs: Inputs) -> Folded | None:
     source = inputs.source
     if source.rounding == "exact":
         return None
-    return Folded(source.base, inputs.adapters)
+    return source.exact
 
 
 def survey_of(
@@ -70,7 +73,7 @@ def survey_of(
 
 @dataclass(frozen=True, slots=True)
 class MeasuredTypes:
-    """The types that `--keep-delta` and `--fit` raise.
+    """The types that `--keep-delta`, `--fit` and `--max-kl` choose.
 
     Attributes:
         config: what is asked for.
@@ -79,8 +82,10 @@ class MeasuredTypes:
         imatrix: importance weights by tensor.
         kept: tensors whose types stay.
         progress: told the tensors that are measured.
+        fitting: what chooses a mixture; None if the model cannot be asked, and types are only raised.
         raised: what `--keep-delta` raised, by recipe.
-        filled: what `--fit` raised, by recipe.
+        filled: what `--fit` raised, by recipe, if the model could not be asked.
+        fitted: the mixtures that were chosen, by recipe.
     """
 
     config: ExportConfig
@@ -89,8 +94,10 @@ class MeasuredTypes:
     imatrix: Importance | None = None
     kept: tuple[str, ...] = ()
     progress: Progress = silent
+    fitting: Fitting | None = None
     raised: dict[str, Sequence[Raised]] = field(default_factory=dict)
     filled: dict[str, Sequence[Filled]] = field(default_factory=dict)
+    fitted: dict[str, Fitted] = field(default_factory=dict)
 
     def adjust(self, recipe: str, model: TypedModel, header: int) -> TypedModel:
         """A recipe's model with the types that are asked for.
@@ -106,6 +113,10 @@ class MeasuredTypes:
         patterns = [re.compile(parse_override(text)[0]) for text in self.config.tensor_type]
         stay = [tensor.name for tensor, _ in model if any(one.search(tensor.name) for one in patterns)]
         workers, imatrix = self.config.workers, self.imatrix
+        if self.fitting is not None and self.config.measures_size:
+            chosen = self._chosen(self.fitting, recipe, model, header, [*stay, *self.kept])
+            if chosen is not None:
+                return chosen
         if self.config.keep_delta is not None:
             model, self.raised[recipe] = raise_types(
                 model,
@@ -132,6 +143,23 @@ class MeasuredTypes:
             )
         return model
 
+    def _chosen(
+        self, fitting: Fitting, recipe: str, model: TypedModel, header: int, stay: Sequence[str]
+    ) -> TypedModel | None:
+        """The mixture that was chosen by asking the model; None if it cannot be asked."""
+        if (size := self.config.fit_bytes) is not None:
+            model, fitted = fitting.fit(recipe, model, size, header, stay)
+        else:
+            assert self.config.max_kl is not None
+            model, fitted = fitting.within(recipe, model, self.config.max_kl, header, stay)
+        self.fitted[recipe] = fitted
+        return model if fitted.tried else None
+
+    def mixtures(self, files: Sequence[GgufFile]) -> dict[str, Fitted]:
+        """The mixtures that were chosen, by the name of the file."""
+        chosen = [one for one in self.fitted.values() if one.tried]
+        return {file.name: replace(one, recipe=file.recipe) for file in files if file.first for one in chosen}
+
     def describe(self, files: Sequence[GgufFile]) -> Iterator[tuple[str, str]]:
         """What was raised in each model, and what that costs."""
         for file in files:
@@ -139,9 +167,11 @@ class MeasuredTypes:
                 continue
             size = sum(other.size for other in files if other.recipe == file.recipe)
             name = file.joined or file.name
-            if (keep := self.config.keep_delta) is not None:
+            for fitted in self.fitted.values():  # there is one at most
+                yield describe_fitted(name, fitted, size, self.config.fit_bytes, self.config.max_kl)
+            if (keep := self.config.keep_delta) is not None and file.recipe in self.raised:
                 yield from describe_raised(name, self.raised[file.recipe], keep, size)
-            if (fit := self.config.fit_bytes) is not None:
+            if (fit := self.config.fit_bytes) is not None and file.recipe in self.filled:
                 yield describe_filled(name, file.recipe, self.filled[file.recipe], size, fit)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.console import sanitize
-from lorafold.export.report.picture import bars, curve, survival_map
+from lorafold.export.report.picture import bars, curve, points, survival_map
 from lorafold.export.survival.share import distance, is_off
 
 STYLE = Path(__file__).with_name("page.css")
@@ -28,6 +28,12 @@ Both take the likeliest word each time. Where the last two columns are empty, th
 things. Where they part, both words were nearly as likely to the model, unless the file is a poor one."""
 
 
+_TRIED = """\
+A file is a mixture: some parts of the model need more bits than others. Each point is a mixture that was
+tried before the file was written, with the size that it has and its distance from the unrounded model. The
+lower, the nearer; the further left, the smaller."""
+
+
 def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes: Sequence[str]) -> str:
     """The whole page.
 
@@ -42,6 +48,7 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         *_tiles(facts, made),
         *_survival(facts["survival"]),
         *_answers(facts["proof"]),
+        *_tried(facts.get("mixtures") or {}),
         "<h2>Files</h2><div class='panel'>",
         bars([(sanitize(name), size / 1e6, _size(size)) for name, size in made]),
         "</div>",
@@ -124,6 +131,17 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 cells = [one["both say"], *("" if each is None else f"{each} …" for each in goes_on)]
                 yield "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
             yield "</table></div>"
+
+
+def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:
+    """Size against KL of what was tried for `--fit` and `--max-kl`."""
+    for name, mixture in mixtures.items():
+        tried = [(sanitize(one["name"]), one["size"] / 1e6, float(one["KL"])) for one in mixture["tried"]]
+        if tried:
+            yield f"<h2>What was tried for {_text(name)}</h2><p>{_TRIED}</p><div class='panel'>"
+            yield f"{points(tried, 'size in MB', 'mean KL in nats')}"
+            yield f"<p class='soft'>Measured on {_text(mixture['why'])}, on chats that nothing was learnt "
+            yield "from.</p></div>"
 
 
 def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -90,3 +90,33 @@ def curve(values: Sequence[float], label: str) -> str:
         f'<text x="60" y="132">1</text><text x="620" y="132" text-anchor="end">{len(values)}</text>'
         f'<text x="340" y="132" text-anchor="middle">{escape(label)}</text></svg>'
     )
+
+
+def points(tried: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
+    """Named points, from 0 up and from the least to the largest across.
+
+    Args:
+        tried: name, place across, and height of each.
+        across: what the places are, with their unit.
+        up: what the heights are, with their unit.
+    """
+    places, heights = [each[1] for each in tried], [each[2] for each in tried]
+    left, wide = min(places), (max(places) - min(places)) or 1.0
+    high = max(heights) or 1.0
+    parts = [
+        '<svg viewBox="0 0 640 260" role="img"><path class="axis" d="M60 15V220H625"/>',
+        f'<text x="52" y="34" text-anchor="end">{high:.2g}</text>',
+        '<text x="52" y="224" text-anchor="end">0</text>',
+        f'<text x="60" y="240">{left:.4g}</text>',
+        f'<text x="620" y="240" text-anchor="end">{left + wide:.4g}</text>',
+        f'<text x="340" y="256" text-anchor="middle">{escape(across)}</text>',
+        f'<text x="66" y="14">{escape(up)}</text>',
+    ]
+    for name, place, height in tried:
+        x, y = 90 + 440 * (place - left) / wide, 220 - 190 * height / high
+        parts.append(
+            f'<rect class="bar" x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" rx="5">'
+            f"<title>{escape(f'{name}: {place:.4g}, {height:.4f}')}</title></rect>"
+        )
+        parts.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+    return "".join([*parts, "</svg>"])

@@ -16,7 +16,6 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.errors import NumericError
-from lorafold.export.gguf.header import padded
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.rows import RowSource, column_weights
 from lorafold.export.gguf.writer import block_rows, largest_block
@@ -24,7 +23,7 @@ from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.quantize import quantize
 from lorafold.export.quant.recipes import block_width
-from lorafold.export.survival.ladder import bits, fitting, measure
+from lorafold.export.survival.ladder import bits, bytes_of, fitting, measure
 from lorafold.export.survival.rows import TunedSource, read_rows, sample_rows
 from lorafold.export.survival.share import ENOUGH
 from lorafold.export.survival.survey import PLANNED, Survey, TypedModel
@@ -53,11 +52,6 @@ class Filled:
     def more(self) -> int:
         """Bytes that it costs."""
         return bytes_of(self.tensor, self.after) - bytes_of(self.tensor, self.before)
-
-
-def bytes_of(tensor: MappedTensor, kind: Type) -> int:
-    """Bytes of a tensor in a file, padding included."""
-    return padded(tensor.rows * ggml.row_size(kind, tensor.cols))
 
 
 def fill(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from gguf import GGMLQuantizationType as Type
 
-from lorafold.errors import NumericError
+from lorafold.export.gguf.header import padded
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
@@ -29,6 +29,11 @@ def bits(kind: Type) -> float:
     """Bits of one weight, the block's scales included."""
     values, nbytes = ggml.block_size(kind)
     return 8 * nbytes / values
+
+
+def bytes_of(tensor: MappedTensor, kind: Type) -> int:
+    """Bytes of a tensor in a file, padding included."""
+    return padded(tensor.rows * ggml.row_size(kind, tensor.cols))
 
 
 def fitting(tensor: MappedTensor) -> list[Type]:
@@ -62,14 +67,13 @@ def measure(
     found: dict[Type, Survival] = {}
     weights, open_ = _FIRST, list(kinds)
     while open_:
+        models = {kind.name: [(tensor, kind)] for kind in open_}
+        survey = Survey(models, source, exact=exact, imatrix=imatrix, weights=weights)
+        survey.sample(skip_too_large=True)
+        results = survey.found()
         for kind in open_:
-            survey = Survey({"": [(tensor, kind)]}, source, exact=exact, imatrix=imatrix, weights=weights)
-            try:
-                survey.sample()
-            except NumericError:  # too large for F16
-                found.pop(kind, None)
-                continue
-            if one := survey.found()[""]:
+            found.pop(kind, None)
+            if one := results[kind.name]:
                 found[kind] = one[0]
         open_ = [kind for kind in open_ if kind in found and _is_near(found[kind], border)]
         weights *= 4

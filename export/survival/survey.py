@@ -178,14 +178,22 @@ class Survey:
         weights = column_weights(self.imatrix, tensor, start)
         return _Look(self._tallies[name], at, numbers - start, base, tuned, weights)
 
-    def sample(self, progress: Progress = silent) -> None:
-        """Measure before anything is written, by reading the chosen rows alone."""
+    def sample(self, progress: Progress = silent, *, skip_too_large: bool = False) -> None:
+        """Measure before anything is written, by reading the chosen rows alone.
+
+        Args:
+            progress: told the tensors.
+            skip_too_large: leave a type out that cannot hold a tensor's values, instead of raising.
+
+        Raises:
+            NumericError: a value is too large for F16.
+        """
         for number, measured in enumerate(self.measured.values()):
             progress("measure what survives", number, len(self.measured))
-            self._sample_tensor(measured)
+            self._sample_tensor(measured, skip_too_large)
         progress("measure what survives", len(self.measured), len(self.measured))
 
-    def _sample_tensor(self, measured: Chosen) -> None:
+    def _sample_tensor(self, measured: Chosen, skip_too_large: bool) -> None:
         tensor = measured.tensor
         for start, stop in block_rows(tensor, largest_block(tensor)):
             if (look := self._look(tensor.name, start, stop, None)) is None:
@@ -193,11 +201,16 @@ class Survey:
             written = look.tuned
             if self.exact is not None:
                 written = read_rows(self.source, tensor, look.picked + start)
-            for kind in self._tallies[tensor.name]:
+            for kind in list(self._tallies[tensor.name]):
                 rows = written
                 if self._rounded is not None:
                     rows = self._rounded(written.copy(), kind, tensor.name, look.picked + start)
-                look.enter(kind, quantize(rows, kind, look.weights, at=tensor.name))
+                try:
+                    look.enter(kind, quantize(rows, kind, look.weights, at=tensor.name))
+                except NumericError:
+                    if not skip_too_large:
+                        raise
+                    del self._tallies[tensor.name][kind]
 
     def found(self) -> dict[str, list[Survival]]:
         """What survives, by model, in the order of its tensors; tensors that do not change are left out."""
@@ -206,7 +219,7 @@ class Survey:
             each = (
                 self._tallies[tensor.name][kind].survival(tensor.name, kind.name, tensor.rows)
                 for tensor, kind in tensors
-                if tensor.name in self.measured
+                if kind in self._tallies.get(tensor.name, {})
             )
             result[model] = [survival for survival in each if survival is not None]
         return result

@@ -107,6 +107,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "tensor_type",
             "keep_delta",
             "fit",
+            "max_kl",
             "imatrix",
             "imatrix_data",
             "dtype",

@@ -33,6 +33,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "inputs",
         "proof destination",
         "imatrix",
+        "fitting",
         "outputs",
         "report",
         "manifest",

@@ -121,7 +121,7 @@ class LayeredReference:
 
         source = inputs.source
         self._source = source
-        self._exact = source if source.rounding == "exact" else Folded(source.base, inputs.adapters)
+        self._exact = source.exact
         self._base = BaseAlone(self._exact) if inputs.adapters else None
         self._width = width
         self._imatrix = imatrix
@@ -250,7 +250,7 @@ class WholeReference:
     def __init__(self, inputs: Inputs, width: int, imatrix: Importance | None) -> None:
         source = inputs.source
         self._inputs = inputs
-        self._exact = source if source.rounding == "exact" else Folded(source.base, inputs.adapters)
+        self._exact = source.exact
         self._width = width
         self._imatrix = imatrix
 

@@ -145,6 +145,10 @@ class BlankModel:
                 module, _, own = name.rpartition(".")
                 self.model.get_submodule(module)._parameters[own] = blank
 
+    def lacks(self, names: Collection[str]) -> bool:
+        """Whether one of these parameters is not in place."""
+        return any(name in self._blank and self._get(name).is_meta for name in names)
+
     def _get(self, name: str) -> torch.nn.Parameter:
         module, _, own = name.rpartition(".")
         found: torch.nn.Parameter = self.model.get_submodule(module)._parameters[own]

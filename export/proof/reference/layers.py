@@ -98,6 +98,11 @@ class LayeredModel:
             self._head.forward = self._multiply_head
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+    @property
     def largest(self) -> int:
         """Bytes of the largest gate's weights."""
         sizes = {name: 4 * each.numel() for name, each in self._model.named_parameters()}
@@ -127,27 +132,13 @@ class LayeredModel:
         """
         import torch
 
-        longest = max(len(each.ids) for each in conversations)
-        ids = torch.tensor([each.ids + [0] * (longest - len(each.ids)) for each in conversations])
-        places = [
-            row * longest + place
-            for row, each in enumerate(conversations)
-            for place in range(each.start - 1, len(each.ids) - 1)
-        ]
+        ids, places = self.batch(conversations)
         if inputs is not None:
             ids = torch.cat([ids, ids])
-            places += [len(conversations) * longest + place for place in places]
-        self._asked = torch.tensor(places, device=self.blank.device)
-        self._source = source
-        buffers = [name for name, _ in self._model.named_buffers()]
-        held = [name for names in self.blank.targets.values() for name in names if name in set(buffers)]
-        with torch.no_grad(), quiet_transformers(), self._rounding(inputs or {}, ids.shape):
-            try:
-                self.blank.fill(held, source)
-                logits = self._model(input_ids=ids.to(self.blank.device)).logits
-            finally:
-                self.blank.empty()
-                self._source = None
+            places += [ids.numel() // 2 + place for place in places]
+        rounding = self._rounding(inputs or {}, ids.shape)
+        with torch.no_grad(), quiet_transformers(), rounding, self.reading(source, places):
+            logits = self._model(input_ids=ids.to(self.blank.device)).logits
         if self._head is None:
             logits = logits.flatten(0, 1)[self._asked]
         found = logits.reshape(len(places), -1)[:, :width].float().cpu().numpy()
@@ -155,6 +146,40 @@ class LayeredModel:
         lengths *= 1 if inputs is None else 2
         answers = _divided(found, lengths)
         return [answers] if inputs is None else [answers[: len(conversations)], answers[len(conversations) :]]
+
+    def batch(self, conversations: Sequence[AskedChat]) -> tuple[torch.Tensor, list[int]]:
+        """All conversations as one batch of ids, filled up at the end, and the places that are asked."""
+        import torch
+
+        longest = max(len(each.ids) for each in conversations)
+        ids = torch.tensor([each.ids + [0] * (longest - len(each.ids)) for each in conversations])
+        places = [
+            row * longest + place
+            for row, each in enumerate(conversations)
+            for place in range(each.start - 1, len(each.ids) - 1)
+        ]
+        return ids, places
+
+    @contextmanager
+    def reading(self, source: TensorSource, places: Sequence[int]) -> Iterator[None]:
+        """Take weights from a source for a while.
+
+        Args:
+            source: the weights.
+            places: what the output head is asked, in the flattened batch.
+        """
+        import torch
+
+        self._asked = torch.tensor(places, device=self.blank.device)
+        self._source = source
+        buffers = {name for name, _ in self._model.named_buffers()}
+        held = [name for names in self.blank.targets.values() for name in names if name in buffers]
+        try:
+            self.blank.fill(held, source)
+            yield
+        finally:
+            self.blank.empty()
+            self._source = None
 
     # Weights that come and go.
 
@@ -230,7 +255,7 @@ class LayeredModel:
         logits = torch.empty(len(asked), rows, device=device)
         blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
         for (start, stop), weights in _ahead(lambda block: source.rows(tensor, *block), blocks):
-            logits[:, start:stop] = _product(asked, torch.from_numpy(weights).to(device))
+            logits[:, start:stop] = product(asked, torch.from_numpy(weights).to(device))
         if head.bias is not None:
             bias = source.rows(self._tensor_of(head, "bias"), 0, 1)[0]
             logits += torch.from_numpy(bias).to(device)
@@ -262,10 +287,10 @@ class LayeredModel:
 
 def _through(module: torch.nn.Linear, entering: torch.Tensor) -> torch.Tensor:
     """A linear layer's `forward`."""
-    return _product(entering, module.weight, module.bias)
+    return product(entering, module.weight, module.bias)
 
 
-def _product(entering: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def product(entering: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """What `torch.nn.functional.linear` gives, in float32; on a CPU by oneDNN.
 
     torch itself takes MKL there, which is half as fast on AMD's processors: 95 and 190 GFLOP/s of one Zen 5

@@ -127,6 +127,8 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("keep_delta", {"format": "adapter", "keep_delta": 0.9}),
     ("seed", {"format": "adapter", "seed": 1}),
     ("fit", {"format": "adapter", "fit": "1GB"}),
+    ("mmproj", {"format": "folder", "mmproj": "x.gguf"}),
+    ("max_kl", {"format": "adapter", "max_kl": 0.1}),
 ]
 
 

@@ -14,7 +14,7 @@ from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
 
 from lorafold.export import export, verify
 from lorafold.export.report.page import export_page
-from lorafold.export.report.picture import bars, curve, place_of, survival_map
+from lorafold.export.report.picture import bars, curve, place_of, points, survival_map
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J"
 
@@ -51,6 +51,15 @@ def facts(**changes: Any) -> dict[str, Any]:
         "base": {"id": HOSTILE},
         "adapters": [{"folder": f"/a/{HOSTILE[:8]}", "weight": 1.0}],
         "verdict": "passed",
+        "mixtures": {
+            "m.gguf": {
+                "why": HOSTILE,
+                "tried": [
+                    {"name": "Q4_K_M", "size": 2_000_000, "KL": 0.04},
+                    {"name": HOSTILE, "size": 1_000_000, "KL": 0.02},
+                ],
+            }
+        },
         "survival": {"models": {"m.gguf": {**whole, "tensors": tensors}}, "grid": None},
         "proof": [
             {"name": "tokenizer", "verdict": "passed", "meaning": HOSTILE, "figures": {}},
@@ -90,7 +99,7 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
     assert not parser.open and "script" not in parser.seen and "\x1b" not in text
     assert not re.search(r"""(src|href)=|url\(|@import|https?://""", text)
     assert "prefers-color-scheme: dark" in text and "color-scheme: light dark" in text
-    assert parser.seen.count("svg") == 4  # survival, KL, by position, files
+    assert parser.seen.count("svg") == 5  # survival, KL, by position, what was tried, files
     for said in (
         "80%",
         "1 of 2 changed tensors fall short, the worst keeps 10%",
@@ -107,7 +116,9 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
 def test_what_was_not_measured_has_no_picture() -> None:
     checks = [{"name": "proof", "verdict": "not checked", "meaning": "left out", "figures": {}}]
     nothing = {"models": {}, "grid": None}
-    text = export_page(facts(proof=checks, survival=nothing, adapters=[]), [("m.gguf", 3_000_000_000)], [])
+    text = export_page(
+        facts(proof=checks, survival=nothing, mixtures={}, adapters=[]), [("m.gguf", 3_000_000_000)], []
+    )
     assert "What survives" not in text and "How close" not in text and "To know" not in text
     assert "converted as it is" in text and "3.00 GB" in text and "not checked" in text
 
@@ -167,3 +178,17 @@ def test_a_sample_that_wavers_is_no_loss() -> None:
         facts(survival={"models": {"m.gguf": {**whole, "tensors": tensors}}, "grid": None}), [], []
     )
     assert "none of its 1 changed tensors falls short" in text and "class='bad'" not in text
+
+
+def test_what_was_tried_lies_at_its_size_and_distance() -> None:
+    drawn = ElementTree.fromstring(points([("a", 10.0, 0.04), ("b & c", 20.0, 0.01)], "size", "KL"))
+    places = [(float(each.get("x", "")), float(each.get("y", ""))) for each in drawn.iter("rect")]
+    assert places == [(85.0, 25.0), (525.0, 220 - 190 / 4 - 5)]
+    assert [each.text for each in drawn.iter("text")][-2:] == ["a", "b & c"]
+    assert [each[0].text for each in drawn.iter("rect")] == ["a: 10, 0.0400", "b & c: 20, 0.0100"]
+
+
+def test_a_mixture_that_was_not_measured_has_no_picture() -> None:
+    mixtures = {"m.gguf": {"why": "torch is missing", "tried": []}}
+    assert "What was tried" not in export_page(facts(mixtures=mixtures), [], [])
+    assert "What was tried" in export_page(facts(), [], [])

@@ -129,10 +129,6 @@ def test_a_type_that_was_chosen_by_hand_stays(grid: Path, adapter: Path, tmp_pat
     [
         ({"keep_delta": 0.0}, r"--keep-delta: expected a share .* got 0.0; fix: 0.9 is a good choice"),
         ({"keep_delta": 1.5}, "--keep-delta: expected a share"),
-        (
-            {"keep_delta": 0.9, "imatrix_data": Path("x")},
-            "types are chosen before a matrix is collected; fix:",
-        ),
         ({"keep_delta": 0.9, "format": "folder"}, "no meaning for --format folder; fix: .*--dtype f32"),
     ],
 )

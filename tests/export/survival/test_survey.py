@@ -20,6 +20,7 @@ from lorafold.export import ExportConfig, export, plan_export
 from lorafold.export.gguf.parts import MappedTensor, RowRange
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.output import plan_output
+from lorafold.export.survival.ladder import measure
 from lorafold.export.survival.rows import read_rows, sample_rows
 from lorafold.export.survival.share import Survival, Tally, together
 from lorafold.export.survival.survey import Survey
@@ -235,3 +236,22 @@ def test_weights_that_are_stored_transposed(tmp_path: Path) -> None:
     change, tensor = left.astype(np.float64) @ right, "blk.0.attn_qkv.weight"
     share = ((tuned[tensor] - base[tensor]) * change).sum() / (change * change).sum()
     assert found_in(tmp_path / "tuned", "m-Q4_0.gguf")[tensor]["share"] == pytest.approx(share, rel=1e-4)
+
+
+def test_all_types_of_a_tensor_are_measured_in_one_reading(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """The rows are read once, and a type that cannot hold the values is left out."""
+    inputs = open_inputs(tuned_config(adapter, base, tmp_path / "out"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensor, rows = MappedTensor("t", (512, 256), (RowRange(name, 0, 512),)), inputs.source.rows
+    read: list[int] = []
+
+    class Counted:
+        base, tensors, touched = inputs.source.base, inputs.source.tensors, inputs.source.touched
+
+        def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+            read.append(stop - start)
+            return rows(name, start, stop) * np.float32(2e6)
+
+    found = measure(tensor, [Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.F16], Counted(), border=math.inf)
+    assert set(found) == {Type.Q8_0, Type.Q4_0, Type.Q4_K}
+    assert sum(read) == tensor.rows and all(one.exact for one in found.values())

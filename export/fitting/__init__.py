@@ -1,0 +1,1 @@
+"""Which mixture of types costs this model the least in a size: sensitivities, the choice, and its test."""

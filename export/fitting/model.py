@@ -1,0 +1,85 @@
+"""Base + adapter as it is asked while a mixture is chosen: its gradients, and its distance from mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lorafold.errors import InputError
+from lorafold.export.gguf.header import place_tensors
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof.measured import Answers, PerToken, kl
+from lorafold.export.proof.reference.answers import LayeredReference, config_of
+from lorafold.export.proof.reference.gradients import GradientModel, Watch
+from lorafold.export.proof.reference.rounding import RoundedSource
+from lorafold.export.proof.sample import AskedChat
+from lorafold.export.quant.mixture import Importance
+from lorafold.export.survival.survey import TypedModel
+from lorafold.libraries.causal_lm import REFUSALS, told
+
+
+class MeasuredModel:
+    """transformers' model with the weights of the fold, a layer at a time.
+
+    Args:
+        inputs: base and adapters.
+        imatrix: importance weights by tensor.
+
+    Attributes:
+        exact: the weights, without a rounding on the way.
+        vocabulary: how many tokens the model knows.
+
+    Raises:
+        InputError: the model cannot be computed here.
+    """
+
+    def __init__(self, inputs: Inputs, imatrix: Importance | None = None) -> None:
+        obstacle = LayeredReference.obstacle(inputs)
+        if obstacle is not None:
+            raise InputError(
+                obstacle, fix="leave out what asks the model, or export on a machine that has it"
+            )
+        import torch
+
+        self._source = inputs.source
+        self._imatrix = imatrix
+        self.exact = inputs.source.exact
+        with _refusals():
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._model = GradientModel(config_of(inputs), self.exact.tensors, device)
+        self.vocabulary = self._model.vocabulary
+        self._tuned: dict[int, Answers] = {}
+
+    def gradients(self, chats: Sequence[AskedChat], watch: Watch) -> int:
+        """See `GradientModel.gradients`.
+
+        Raises:
+            InputError: the model cannot be differentiated layer by layer.
+        """
+        with _refusals():
+            return self._model.gradients(self.exact, chats, watch)
+
+    def distance(self, model: TypedModel, chats: Sequence[AskedChat]) -> float:
+        """Mean KL of a mixture from base + adapter, in nats.
+
+        Args:
+            model: tensors with their types.
+            chats: what is asked; the same object again is answered by base + adapter only once.
+        """
+        rounded = RoundedSource(place_tensors(list(model)), self._source, self.exact, self._imatrix)
+        with _refusals():
+            if id(chats) not in self._tuned:
+                self._tuned = {
+                    id(chats): self._model.answers(self.exact, chats, self.vocabulary)[0]
+                }  # one at a time
+            (answers,) = self._model.answers(rounded, chats, self.vocabulary)
+        return PerToken(kl(self._tuned[id(chats)], answers)).mean
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except REFUSALS as error:
+        problem = f"transformers cannot compute it layer by layer ({type(error).__name__}: {told(error)})"
+        raise InputError(problem, fix="update transformers") from error

@@ -1,0 +1,104 @@
+"""The texts that a model is calibrated on: the user's own, mixed with a few general ones.
+
+Own chats alone would make a file that is good at them and at little else. One in four is general.
+Without chats of the user's, those that the adapter was trained on are taken, if they are still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lorafold.artifacts import read_manifest
+from lorafold.chat.tokenizer import ChatTokenizer
+from lorafold.errors import LorafoldError
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof.sample import AskedChat
+from lorafold.records.chats import read_chats
+
+GENERAL_SHARE = 0.25
+"""Of the conversations; what it does to the KL of chats that nobody saw is in docs/benchmarks.md."""
+_GENERAL = Path(__file__).with_name("general.jsonl")
+_LONGEST_PROMPT, _LONGEST_ANSWER = 256, 64  # tokens
+_MOST = 4000  # chats that are read of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Texts, in two parts that share none.
+
+    Attributes:
+        measured: what is learnt from.
+        checked: what the result is tested with.
+        words: where they come from.
+    """
+
+    measured: list[AskedChat]
+    checked: list[AskedChat]
+    words: str
+
+
+def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
+    """Choose the texts.
+
+    Args:
+        inputs: the model.
+        data: the user's chats, or None.
+        tokens: about how many are measured; half as many are checked.
+
+    Raises:
+        InputError: the file is missing or malformed, or the tokenizer has no chat template.
+    """
+    tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+    general = list(_asked(_GENERAL, tokenizer))
+    own, words = _own(inputs, data, tokenizer)
+    parts = [mixed(own[half::2], general[half::2], tokens // (1 + half)) for half in (0, 1)]
+    return Calibration(parts[0], parts[1], words)
+
+
+def mixed(own: Sequence[AskedChat], general: Sequence[AskedChat], tokens: int) -> list[AskedChat]:
+    """About so many tokens of both, spread over all of them."""
+    if not own:
+        return _spread(general, tokens)
+    shares = ((own, 1 - GENERAL_SHARE), (general, GENERAL_SHARE))
+    return [each for chats, share in shares for each in _spread(chats, int(tokens * share))]
+
+
+def _spread(chats: Sequence[AskedChat], tokens: int) -> list[AskedChat]:
+    """Evenly spread ones, one at least."""
+    mean = sum(len(each.ids) for each in chats) / max(len(chats), 1)
+    count = min(max(int(tokens / max(mean, 1)), 1), len(chats))
+    return [chats[index * len(chats) // count] for index in range(count)]
+
+
+def _own(inputs: Inputs, data: Path | None, tokenizer: ChatTokenizer) -> tuple[list[AskedChat], str]:
+    """The user's chats, and where they come from."""
+    if data is not None:
+        return list(islice(_asked(data, tokenizer), _MOST)), f"{data.name} and general chats"
+    for adapter, _ in inputs.adapters:
+        manifest = read_manifest(adapter.folder) or {}
+        for named in (manifest.get("config") or {}).get("data") or ():
+            path = Path(str(named))
+            if not path.is_file():
+                continue
+            try:
+                return list(islice(_asked(path, tokenizer), _MOST)), f"{path.name} and general chats"
+            except LorafoldError:  # it was read with a layout that is not known here
+                continue
+    return [], "general chats; --imatrix-data takes your own"
+
+
+def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:
+    """Conversations as tokens; those that are too long are left out, long answers are cut."""
+    for example in read_chats(path, text="whole"):
+        if example.text is not None:
+            ids, start = tokenizer.tokenize(example.text, False), 1
+        elif example.messages[-1]["role"] == "assistant":
+            ids = list(tokenizer.encode_chat(example.messages).ids)
+            start = len(tokenizer.encode_chat(example.messages[:-1], add_generation_prompt=True).ids)
+        else:
+            ids, start = list(tokenizer.encode_chat(example.messages).ids), 1
+        if start <= _LONGEST_PROMPT and len(ids) > start:
+            yield AskedChat(ids[: start + _LONGEST_ANSWER], start)
