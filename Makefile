@@ -28,6 +28,9 @@ reliability: $(VENV)/.dev
 	$(BIN)/python tools/faults/strike.py --page docs/reliability.md
 	$(BIN)/python tools/faults/kill_train.py --kills 1000 --page docs/reliability.md
 	$(BIN)/python tools/faults/flip_bits.py --page docs/reliability.md
+	$(BIN)/python tools/faults/fuzz.py --seconds 20 --jobs 2 --page docs/reliability.md
+	$(BIN)/python tools/faults/hostile_words.py --page docs/reliability.md
+	$(BIN)/python tools/faults/split_texts.py --page docs/reliability.md
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

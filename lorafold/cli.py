@@ -369,8 +369,9 @@ def show_recipe(name: str) -> None:
         name: Of a known recipe, or a file.
     """
     from lorafold.commandline.recipes import read_recipe
+    from lorafold.console import sanitize
 
-    print(read_recipe(name).text, end="")
+    print(sanitize(read_recipe(name).text), end="")
 
 
 @command("doctor")

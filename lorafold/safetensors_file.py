@@ -16,9 +16,11 @@ import contextlib
 import gc
 import json
 import math
+import operator
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -215,11 +217,13 @@ def _place(path: Path, header: dict[str, Any], data_start: int, size: int) -> di
                 if type(dim) is not int or dim < 0:
                     raise ValueError
                 count *= dim
+                if count >> 63:  # also if a later size is 0, as the format's own reader has it
+                    raise ValueError
             whole = type(begin) is int and type(end) is int and 0 <= begin <= end
             exact = whole and count * DTYPE_BITS[dtype] == (end - begin) * 8
         except (KeyError, TypeError, ValueError):
             exact = False
-        if not exact or count >> 63 or len(entry) != 3:
+        if not exact or len(entry) != 3:
             raise InputError(f"tensor {name!r}: {_wrong_entry(entry)}", at=path, fix=DOWNLOAD)
         spans.append((begin, end, name))
         tensors[name] = TensorInfo(name, dtype, tuple(shape), path, data_start + begin, end - begin)
@@ -257,7 +261,7 @@ def _wrong_entry(entry: Any) -> str:
         return f"data_offsets {offsets!r} are not two numbers"
     if not 0 <= offsets[0] <= offsets[1]:
         return f"data_offsets {offsets!r} are not a range"
-    if math.prod(shape) >> 63:
+    if any(product >> 63 for product in accumulate(shape, operator.mul)):
         return f"shape {shape} overflows 63 bits"
     needs = math.prod(shape) * DTYPE_BITS[dtype] // 8
     return f"{dtype} {shape} needs {needs:,} bytes, got {offsets[1] - offsets[0]:,}"

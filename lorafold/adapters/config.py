@@ -412,6 +412,11 @@ class _Fields:
 
     def modules(self, name: str) -> tuple[str, ...] | str | None:
         value = self.raw.get(name)
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except (re.error, RecursionError, OverflowError):
+                raise self.wrong(name, "names or a regular expression") from None
         if value is None or isinstance(value, str):
             return value
         return self.names(name)

@@ -11,8 +11,9 @@ from typing import Any
 
 from cyclopts.config import Dict
 
-from lorafold.errors import InputError, UsageError
+from lorafold.errors import InputError, UnsafeInputError, UsageError
 
+_MOST_VALUES = 100_000
 FIX = "`lorafold recipes` lists the known ones; a file of your own is given by its path"
 
 
@@ -52,6 +53,7 @@ def read_recipe(name: str) -> NamedSettings:
 
     Raises:
         InputError: there is no such file, or it is not YAML of keys and values.
+        UnsafeInputError: it would fill the memory.
         UsageError: no name is given.
     """
     if not name:
@@ -97,10 +99,29 @@ def _parse(path: Traversable | Path, name: str) -> NamedSettings:
     try:
         text = path.read_text(encoding="utf-8")
         loaded = yaml.safe_load(text)  # safe: builds no objects
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+        RecursionError,
+    ) as error:  # a date that is none, deep nesting
         problem = f"not readable as YAML ({' '.join(str(error).split())})"
         raise InputError(problem, at=name, fix="correct the file") from error
     if not isinstance(loaded, dict):
         raise InputError(f"expected keys and values, got {type(loaded).__name__}", at=name)
+    if _expanded(loaded, {}) > _MOST_VALUES:
+        problem = f"its anchors stand for more than {_MOST_VALUES:,} values, which would fill the memory"
+        raise UnsafeInputError(problem, at=name, fix="write the values out")
     values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
     return NamedSettings(name, text, values)
+
+
+def _expanded(value: Any, known: dict[int, int]) -> int:
+    """Values in a value, counted as often as its anchors repeat them; `known` has those that were counted."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES + 1  # if it holds itself
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(value)]

@@ -46,6 +46,10 @@ def hub_faults(
     except (hub.HfHubHTTPError, OSError) as error:
         problem = f"the download failed ({type(error).__name__})"
         raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
+    except ValueError as error:  # a page where JSON was expected: a captive portal, a proxy
+        problem = "the hub's answer is not one of a hub"
+        fix = "check the network: does it ask for a login, or does HF_ENDPOINT name something else?"
+        raise SystemFault(problem, at=repository, fix=fix) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise

@@ -14,6 +14,8 @@ _SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # With the package `kernels` installed, transformers would fetch code from the hub while a model runs.
+    "USE_HUB_KERNELS": "NO",
 }
 
 

@@ -221,8 +221,8 @@ class PlainView:
             return
         head = self._waiting[0]
         if self._letters:
-            _write(f"[{head.letter}] {head.name}  {head.detail}".rstrip() + "\n")
-        _write(self._texts.pop(head.model, ""))
+            write_plain(f"[{head.letter}] {head.name}  {head.detail}".rstrip() + "\n")
+        write_plain(self._texts.pop(head.model, ""))
 
     def feed(self, model: int, text: str) -> None:
         """Show the first unfinished model's text at once, keep the others'."""
@@ -233,7 +233,7 @@ class PlainView:
 
     def _put(self, model: int, text: str) -> None:
         if model == self._waiting[0].model:
-            _write(text)
+            write_plain(text)
         else:
             self._texts[model] = self._texts.get(model, "") + text
 
@@ -250,17 +250,17 @@ class PlainView:
         while self._waiting and self._waiting[0].model in self._answers:
             answer = self._answers[self._waiting.pop(0).model]
             said = answer.text or (answer.reasoning if self.figures else "")
-            _write("" if said.endswith("\n") or not said else "\n")
-            _write("".join(f"→ {told(call)}\n" for call in answer.calls))
+            write_plain("" if said.endswith("\n") or not said else "\n")
+            write_plain("".join(f"→ {told(call)}\n" for call in answer.calls))
             if answer.error:
-                _write(f"error: {answer.error}\n", error=True)
+                write_plain(f"error: {answer.error}\n", error=True)
             if note := dropped_note(answer):
-                _write(f"note: {note}\n", error=True)
+                write_plain(f"note: {note}\n", error=True)
             if answer.reason not in ("stop", *ENDINGS):
-                _write(f"note: {ending_of(answer.reason)}\n", error=True)
-            _write(f"({summary(answer)})\n" if self.figures else "")
+                write_plain(f"note: {ending_of(answer.reason)}\n", error=True)
+            write_plain(f"({summary(answer)})\n" if self.figures else "")
             if self._waiting:
-                _write("\n")
+                write_plain("\n")
                 self._head()
 
     def tick(self) -> None:
@@ -270,7 +270,8 @@ class PlainView:
         """Nothing is left to say."""
 
 
-def _write(text: str, *, error: bool = False) -> None:
+def write_plain(text: str, *, error: bool = False) -> None:
+    """Write text of a model to a stream; control characters are made visible."""
     if text:
         stream = sys.stderr if error else sys.stdout
         stream.write(sanitize(text))

@@ -131,3 +131,10 @@ def test_a_quota_is_cores(tmp_path: Path, name: str) -> None:
 def test_no_quota_where_nothing_says_so(tmp_path: Path) -> None:
     assert quota(tmp_path) is None
     assert 1 <= cores() <= cores_seen()
+
+
+def test_transformers_fetches_no_kernels() -> None:
+    pytest.importorskip("transformers")
+    asked = "from transformers.integrations import hub_kernels; print(hub_kernels._kernels_enabled)"
+    done = python(f"from lorafold.libraries.quiet import quiet_libraries as quiet; quiet(); {asked}")
+    assert done.stdout.strip() == "False"

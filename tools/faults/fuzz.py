@@ -36,9 +36,11 @@ sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/support/material"
 
 from hostile.mutate import mutate  # noqa: E402
 from hostile.outcome import read_or_refused  # noqa: E402
+from page import processor_seconds, write_figure, write_part  # noqa: E402
 
 HANG, GROWTH = 5.0, 1 << 30  # seconds, bytes
 _ROOM = 1 << 20  # longest input that the parent can see
+_FIGURE = "fuzz inputs a parser without traceback, crash, hang over 5 s or growth past 1 GB"
 _STAGES = ("lorafold", "export", "serve", "train")
 
 
@@ -193,7 +195,8 @@ class Figures:
 
     def row(self) -> str:
         rate = self.inputs / self.seconds if self.seconds else 0
-        return f"| {self.name} | {self.inputs:,} | {rate:,.0f} | {len(self.finds)} |"
+        minutes = 1e6 / rate / 60 if rate else 0
+        return f"| {self.name} | {self.inputs:,} | {rate:,.0f} | {len(self.finds)} | {minutes:,.0f} |"
 
 
 def fuzz(name: str, inputs: int, seconds: float, guided: bool) -> Figures:
@@ -271,6 +274,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="that each parser may take")
     parser.add_argument("--jobs", type=int, default=1, help="parsers at once")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that broke something")
+    parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
     parser.add_argument("--unguided", action="store_true", help="without atheris, also if it is installed")
     options = parser.parse_args()
     from hostile.all_targets import TARGETS
@@ -290,7 +294,19 @@ def main() -> int:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(run, [name for name in TARGETS if options.only in name]))
+    if options.page:
+        _write_page(options.page, found, guided)
     return 1 if any(figures.finds for figures in found) else 0
+
+
+def _write_page(page: Path, found: list[Figures], guided: bool) -> None:
+    head = "| parser | inputs | a second | found | minutes for a million |\n|---|---|---|---|---|"
+    inputs, broken = [each.inputs for each in found], sum(len(each.finds) for each in found)
+    write_part(page, "fuzz", "\n".join([head, *(each.row() for each in found)]))
+    how = f"with{'' if guided else 'out'} atheris"
+    spread = f"{min(inputs):,} to {max(inputs):,} a parser"
+    measured = f"{spread}, {sum(inputs):,} over {len(found)} ({how}); {broken} finds"
+    write_figure(page, _FIGURE, measured, "python tools/faults/fuzz.py", processor_seconds())
 
 
 def _has_atheris() -> bool:

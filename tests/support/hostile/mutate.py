@@ -104,11 +104,10 @@ def mutate(data: bytes, form: str, dice: random.Random, others: Sequence[bytes] 
 
 def _tree(data: bytes, dice: random.Random) -> bytes:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = _changed(json.loads(data), dice)
+        text = json.dumps(value, ensure_ascii=dice.random() < 0.5)
+    except (ValueError, RecursionError):  # no JSON, or too deep to be changed as a tree
         return dice.choice(_BYTES)(data, dice, ())
-    value = _changed(value, dice)
-    text = json.dumps(value, ensure_ascii=dice.random() < 0.5)
     if dice.random() < 0.02 and text.startswith("{") and len(text) > 2:
         text = text[:-1] + "," + text[1:]  # every key twice
     return text.encode("utf-8", "surrogatepass" if dice.random() < 0.3 else "replace")
