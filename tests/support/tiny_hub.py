@@ -42,6 +42,7 @@ class Hub:
         far: a file's address leads to another host, by `localhost` instead of 127.0.0.1.
         signature: that an address must hold there; another one answers 403.
         whole: ranges are ignored.
+        marked: parts carry an ETag.
         failing: so many requests for a range answer 503 first.
         ranges: (file's name, first byte, one past the last) of every part that was handed out.
         tokens: (request, Authorization) of every request.
@@ -56,6 +57,7 @@ class Hub:
     far: bool = False
     signature: str = "1"
     whole: bool = False
+    marked: bool = True
     failing: int = 0
     ranges: list[tuple[str, int, int]] = field(default_factory=list)
     tokens: list[tuple[str, str]] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Hub:
         if last >= len(body):
             return 416, {}, b""
         self.ranges.append((path.rpartition("/")[2], first, last + 1))
+        head = head if self.marked else {key: value for key, value in head.items() if key != "ETag"}
         return 206, head | {"Content-Range": f"bytes {first}-{last}/{len(body)}"}, body[first : last + 1]
 
     def bytes_of(self, name: str) -> int:

@@ -159,3 +159,17 @@ def test_an_index_takes_twelve_bytes_a_row_and_only_of_what_is_touched(tmp_path:
     found, _ = case(tmp_path, base, ["model.layers.1.x.proj"], as_they_are)
     search = found.find().search
     assert search.largest_index == 12 * 24
+
+
+def test_rows_in_the_middle_of_a_tensor_that_shows_none_at_its_ends(tmp_path: Path) -> None:
+    """Its first, middle and last row are other tensors': it is read because something is still missing."""
+    names = {part: f"model.layers.0.{part}.proj.weight" for part in "abc"}
+    base = drawn({names["a"]: (24, 32), names["b"]: (6, 32), names["c"]: (40, 32)})
+
+    def fused(t: Tensors) -> Tensors:
+        return {"blk.0.abc.weight": np.concatenate([t[names[part]] for part in "abc"])}
+
+    found, wanted = case(tmp_path, base, ["model.layers.0.b.proj"], fused)
+    source = found.source()
+    assert worst(source, wanted) <= 1e-6
+    assert (source.found.maps["blk.0.abc.weight"].lines != 0xFFFFFFFF).sum() == 6

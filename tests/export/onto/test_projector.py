@@ -172,12 +172,15 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_is_handed_over_in_modelfile_and_manifest(seeing: Path, tmp_path: Path) -> None:
+def test_it_is_handed_over_in_modelfile_and_manifest(
+    seeing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(seeing)
     settings = ExportConfig(
         str(tiny_chat.adapter()),
         base=str(seeing / "base"),
         out=tmp_path / "out",
-        mmproj=str(seeing / "mmproj.gguf"),
+        mmproj="mmproj.gguf",
         onto=str(seeing / "gguf/b-F16.gguf"),
         name="tuned",
     )

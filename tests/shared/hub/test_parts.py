@@ -103,6 +103,16 @@ def test_a_file_that_changes_between_two_reads_is_refused(hub: Hub, changed: byt
         read(parts, 100, 110)
 
 
+@pytest.mark.parametrize("changed", [CONTENT[:-1], CONTENT + b"x"], ids=["a byte less", "a byte more"])
+def test_a_server_without_etags_shows_another_size(hub: Hub, changed: bytes) -> None:
+    hub.far, hub.marked = True, False
+    parts = HubParts([FILE])
+    read(parts, 0, 10)
+    hub.models["org/x"]["a.gguf"] = changed
+    with pytest.raises(InputError, match="it changed while it was read: first 300,000 bytes"):
+        read(parts, 100, 110)
+
+
 def test_another_content_behind_a_new_address_is_refused(hub: Hub) -> None:
     hub.far = True
     parts = HubParts([FILE])
