@@ -265,12 +265,21 @@ def _difference(
             continue
         if isinstance(here, Refusal):
             return f"the Jinja fails there on {chat.messages()}: {here.problem}"
-        at = next(
-            (i for i, (a, b) in enumerate(zip(right, here, strict=False)) if a != b),
-            min(len(right), len(here)),
-        )
-        return f"{here[max(0, at - 12) : at + 24]!r} instead of {right[max(0, at - 12) : at + 24]!r}"
+        return shown_difference(right, here)
     return None
+
+
+def shown_difference(right: str, here: str) -> str:
+    """Two prompts around the first place where they differ."""
+    pairs = enumerate(zip(right, here, strict=False))
+    at = next((place for place, (a, b) in pairs if a != b), min(len(right), len(here)))
+    return f"{here[max(0, at - 12) : at + 24]!r} instead of {right[max(0, at - 12) : at + 24]!r}"
+
+
+def llama_dates(clock: str) -> dict[str, str]:
+    """The dates that llama.cpp gives a template at a time in ISO format."""
+    today = datetime.fromisoformat(clock)
+    return {name: today.strftime(form) for name, form in LLAMA_DATES.items()}
 
 
 class _Engine:
@@ -297,9 +306,7 @@ class _Engine:
         return self._render(given, {"enable_thinking": thinking}, clock)
 
     def _render(self, chats: Sequence[Chat], variables: Mapping[str, Any], clock: str) -> list[str | Refusal]:
-        today = datetime.fromisoformat(clock)
-        dates = {name: today.strftime(form) for name, form in LLAMA_DATES.items()}
-        seen = {**self.tokens, **dates, **variables, "add_generation_prompt": True}
+        seen = {**self.tokens, **llama_dates(clock), **variables, "add_generation_prompt": True}
         said = [prepared(chat.messages(), self.parts) for chat in chats]
         if self.change is not None:
             said = [[self.change.change(message) for message in messages] for messages in said]

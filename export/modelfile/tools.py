@@ -15,7 +15,6 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from lorafold.chat.calls import TOOL_PARTS, listed
@@ -23,10 +22,9 @@ from lorafold.chat.dialogue import Dialogue, Tool, ToolCall
 from lorafold.chat.sandbox import Message, Refusal
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import LorafoldError
-from lorafold.export.modelfile.native import Native, as_llama_trims
+from lorafold.export.modelfile.native import Native, as_llama_trims, llama_dates, shown_difference
 from lorafold.export.modelfile.proof import CLOCKS
 from lorafold.export.ollama.rules import (
-    LLAMA_DATES,
     Refused,
     jinja_abilities,
     llama_change,
@@ -161,7 +159,7 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
             [_as_llama_changes(chat, carried) for chat in chats],
             add_generation_prompt=True,
             enable_thinking=thinking,
-            **_dates(clock),
+            **llama_dates(clock),
         )
         if why := _first_difference(wanted, found):
             return ToolProof((), conversations, refused, why)
@@ -186,18 +184,11 @@ def _engine(template: ChatTemplate, carried: str, clock: str) -> ChatTemplate:
     )
 
 
-def _dates(clock: str) -> dict[str, str]:
-    today = datetime.fromisoformat(clock)
-    return {name: today.strftime(form) for name, form in LLAMA_DATES.items()}
-
-
 def _first_difference(wanted: Sequence[str | Refusal], found: Sequence[str | Refusal]) -> str | None:
     for right, here in sorted(zip(wanted, found, strict=True), key=lambda row: len(str(row[0]))):
         if isinstance(right, Refusal) or right == here:
             continue
         if isinstance(here, Refusal):
             return f"it fails there: {here.problem}"
-        pairs = enumerate(zip(right, here, strict=False))
-        at = next((index for index, (a, b) in pairs if a != b), min(len(right), len(here)))
-        return f"{here[max(0, at - 12) : at + 24]!r} instead of {right[max(0, at - 12) : at + 24]!r}"
+        return shown_difference(right, here)
     return None
