@@ -22,6 +22,7 @@ header or tensors, in these listed cases:
   converter takes half of a head.
 - Falcon H1's head is written even if it is tied: head and embedding are multiplied by different numbers.
 - GPT-NeoX and MPT have a general.file_type, as every other file has.
+- The pooling of an embedding model is written for every architecture; the converter does so for some.
 - A block that predicts further tokens (MTP) is counted if the files hold it, whatever config.json says.
 """
 
@@ -37,6 +38,7 @@ from gguf import GGML_QUANT_VERSION, GGUFValueType
 
 from lorafold.export.arch.hyperparameters import ModelConfig, read_all
 from lorafold.export.arch.model_card import general_metadata
+from lorafold.export.arch.pooling import pooling_entries
 from lorafold.export.arch.table import view_of
 from lorafold.export.arch.tensors import header_numbers
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
@@ -79,6 +81,7 @@ def metadata(
         *general,
         *(entry for entry in hyperparameters if entry.key in before),
         file_type_entry,
+        *pooling_entries(folder, row.gguf),
         *(entry for entry in hyperparameters if entry.key not in before),
         KeyValue("general.quantization_version", GGML_QUANT_VERSION, GGUFValueType.UINT32),
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorafold.export.arch.asked import NEVER_ASKED
 from lorafold.export.arch.table import ARCHITECTURES
-from lorafold.export.arch.wrappers import WRAPPERS
+from lorafold.export.arch.wrappers import HEADLESS, WRAPPERS
 
 # Models that people know, by the class that their config.json names.
 KNOWN_MODELS = {
@@ -129,10 +129,10 @@ def known_models(word: str = "") -> list[KnownModel]:
         KnownModel(KNOWN_MODELS[row.classes[0]], row.classes, row.gguf, _carried(row.gguf))
         for row in ARCHITECTURES
     ]
-    inside = tuple(sorted(WRAPPERS))
-    rows.append(
-        KnownModel("the text part of what wraps another model", inside, "by the class inside", "likewise")
-    )
+    wrapped = "the text part of what wraps another model"
+    rows.append(KnownModel(wrapped, tuple(sorted(WRAPPERS)), "by the class inside", "likewise"))
+    headless = "embedding models: the model without its head, with its pooling"
+    rows.append(KnownModel(headless, tuple(sorted(HEADLESS)), "by the class with a head", "likewise"))
     wanted = word.casefold()
     return [row for row in rows if wanted in " ".join((row.models, *row.classes, row.gguf)).casefold()]
 

@@ -34,7 +34,14 @@ from lorafold.export.arch.families.qwen import QWEN_ROWS
 from lorafold.export.arch.families.state_space import STATE_SPACE_ROWS
 from lorafold.export.arch.hyperparameters import ModelConfig, is_whole
 from lorafold.export.arch.rules import Architecture
-from lorafold.export.arch.wrappers import SPELLINGS, TEXT_SIZES, TOWERS, text_part
+from lorafold.export.arch.wrappers import (
+    HEADLESS,
+    HEADLESS_SPELLINGS,
+    SPELLINGS,
+    TEXT_SIZES,
+    TOWERS,
+    text_part,
+)
 
 ARCHITECTURES = (
     *LLAMA_ROWS,
@@ -83,6 +90,8 @@ def find(config: Mapping[str, Any]) -> Architecture:
         )
     classes = config.get("architectures") or []
     name = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(name, str) and name in HEADLESS:
+        return _headless(find({**config, "architectures": [HEADLESS[name]]}), name)
     for row in ARCHITECTURES:
         fits = name in row.classes or (name is None and config.get("model_type") in row.model_types)
         if fits and (row.chosen is None or row.chosen(ModelConfig(config, row.defaults, row.aliases))):
@@ -95,6 +104,16 @@ def find(config: Mapping[str, Any]) -> Architecture:
         f"{got} is not in the table of architectures that become GGUF ({known})",
         at="config.json: architectures",
         fix=FOLDER_WORKS,
+    )
+
+
+def _headless(row: Architecture, name: str) -> Architecture:
+    """A row for the model without its head."""
+    return replace(
+        row,
+        classes=(name,),
+        tensors=tuple(rule for rule in row.tensors if rule.name != "output.weight"),
+        spellings=(*HEADLESS_SPELLINGS, *row.spellings),
     )
 
 

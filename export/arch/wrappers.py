@@ -1,4 +1,6 @@
-"""Classes that hold a language model of another class beside parts that see or hear.
+"""Classes that are another class with something around it, or less a head.
+
+Around it are parts that see or hear.
 
 Their config.json keeps the language model's in `text_config`, their tensors have a prefix, and the row of the
 table is that of the class inside. Classes whose GGUF architecture is one of its own have a row of their own,
@@ -39,6 +41,15 @@ WRAPPERS = frozenset(
         "VoxtralForConditionalGeneration",
     }
 )
+
+# The class without its head, as embedding models are released, and the class that has one.
+HEADLESS: Mapping[str, str] = {
+    "LlamaModel": "LlamaForCausalLM",
+    "Qwen2Model": "Qwen2ForCausalLM",
+    "Qwen3Model": "Qwen3ForCausalLM",
+}
+# Its tensors lack the prefix of the model inside.
+HEADLESS_SPELLINGS = tuple((name, f"model.{name}") for name in ("embed_tokens.", "layers.", "norm."))
 
 # transformers' sizes, which a whole model's config.json always gives and a `text_config` may leave out.
 TEXT_SIZES: Mapping[str, Mapping[str, Any]] = {

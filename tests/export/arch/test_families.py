@@ -15,7 +15,7 @@ from converter import convert
 from numpy.typing import NDArray
 from oracles import llama_logits, plan_with_llama, quantize_with_llama
 from own_gguf import our_gguf
-from tiny_families import FAMILIES, FURTHER, NEWER, RESAVED, TWINS, tiny_family
+from tiny_families import FAMILIES, FURTHER, HEADLESS, NEWER, RESAVED, TWINS, tiny_family
 from tiny_models import load_model
 
 from lorafold.export.arch import map_tensors, metadata, quantize_order
@@ -24,7 +24,9 @@ from lorafold.export.quant.recipes import ModelShape, find_recipe
 from lorafold.weights import Checkpoint
 
 QUICK = ("llama-tied", "qwen2")
-SLOW = tuple(family for family in (*FAMILIES, *NEWER, *RESAVED, *FURTHER, *TWINS) if family not in QUICK)
+SLOW = tuple(
+    family for family in (*FAMILIES, *NEWER, *RESAVED, *FURTHER, *HEADLESS, *TWINS) if family not in QUICK
+)
 # What the converter does not know or writes so that llama.cpp computes something else (`arch` lists the
 # differences); their logits are compared.
 NO_ORACLE = (

@@ -13,13 +13,14 @@ from typing import Any
 
 from tiny_models import SIZES, VOCABULARY, write_model
 
-from tiny_families.configs import DEEP, FAMILIES, FURTHER, RESAVED, TWINS
+from tiny_families.configs import DEEP, FAMILIES, FURTHER, HEADLESS, RESAVED, TWINS
 from tiny_families.newer import NEWER, RELEASED, TRANSPOSED
 
 __all__ = [
     "DEEP",
     "FAMILIES",
     "FURTHER",
+    "HEADLESS",
     "NEWER",
     "RESAVED",
     "TWINS",
@@ -46,7 +47,7 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """Write a tiny random model.
 
     Args:
-        family: key of `FAMILIES`, `NEWER`, `RESAVED` or `FURTHER`, or one of `TWINS`.
+        family: key of `FAMILIES`, `NEWER`, `RESAVED`, `HEADLESS` or `FURTHER`, or one of `TWINS`.
         folder: where it goes; its name becomes general.name.
         dtype: of the weights.
         seed: of the weights.
@@ -57,6 +58,8 @@ def tiny_family(family: str, folder: Path, dtype: str = "float32", seed: int = 0
     """
     if family in TWINS:
         return _with_twin(family, folder, dtype, seed)
+    if family in HEADLESS:
+        return _without_head(family, folder, dtype, seed)
     if family in FURTHER:
         return _with_further_layer(tiny_family(FURTHER[family], folder, dtype, seed))
     if family in RESAVED:
@@ -177,6 +180,22 @@ def _saved_again(family: str, folder: Path, dtype: str, seed: int) -> Path:
     first = tiny_family(original, folder / "first", dtype, seed)
     AutoModelForCausalLM.from_pretrained(first, dtype="auto").save_pretrained(folder, **options)
     shutil.copyfile(first / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def _without_head(family: str, folder: Path, dtype: str, seed: int) -> Path:
+    """Write a model as sentence-transformers does: the inner model, and how its vectors are pooled."""
+    from transformers import AutoModel
+
+    first = tiny_family(HEADLESS[family], folder / "first", dtype, seed, tie_word_embeddings=True)
+    AutoModel.from_pretrained(first, dtype="auto").save_pretrained(folder)
+    shutil.copyfile(first / "tokenizer.json", folder / "tokenizer.json")
+    if family.startswith("qwen"):
+        steps = [{"path": "", "type": "m.Transformer"}, {"path": "1_Pooling", "type": "m.Pooling"}]
+        (folder / "modules.json").write_text(json.dumps(steps))
+        (folder / "1_Pooling").mkdir()
+        way = {"pooling_mode_lasttoken": True} if family == "qwen3-headless" else {"pooling_mode": "mean"}
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(way))
     return folder
 
 

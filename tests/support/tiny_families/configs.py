@@ -429,6 +429,13 @@ RESAVED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe-sharded": ("qwen2-moe", {"max_shard_size": "60KB"}),
 }
 
+# Families without their head, as embedding models are released, and what they are made of.
+HEADLESS: dict[str, str] = {
+    "llama-headless": "llama-tied",
+    "qwen2-headless": "qwen2",
+    "qwen3-headless": "qwen3",
+}
+
 # Families with a layer that predicts a further token, which transformers neither makes nor loads: here a copy
 # of the last layer, and what only such a layer has.
 FURTHER: dict[str, str] = {"glm4-moe-further": "glm4-moe"}
