@@ -14,9 +14,9 @@ from lorafold.errors import InputError
 from lorafold.export.vocab.files import AddedToken, read_added_tokens, read_tokenizer_files
 from lorafold.export.vocab.model_file import read_model_file
 from lorafold.jsonfile import read_object
-from lorafold.tokenizer.folder import with_tokenizer_json
+from lorafold.tokenizer.folder import sentencepiece_file, with_tokenizer_json
 
-TOKENIZER, MODEL = "tokenizer.json", "tokenizer.model"
+TOKENIZER = "tokenizer.json"
 
 
 def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
@@ -41,15 +41,16 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
             same = ours.is_file() and filecmp.cmp(own, ours, shallow=False)
             if not same and _tokens(own) != _tokens(ours):
                 return made
-        elif (folder / MODEL).is_file():
-            other = (base / MODEL).is_file() and not filecmp.cmp(folder / MODEL, base / MODEL, shallow=False)
+        elif (own_pieces := sentencepiece_file(folder)) is not None:
+            pieces = sentencepiece_file(base)
+            other = pieces is not None and not filecmp.cmp(own_pieces, pieces, shallow=False)
             if other or not has_tokenizer(base) or _new_tokens(folder, base):
                 return folder
         elif lost := _new_tokens(folder, base):
             words = ", ".join(repr(token.content) for token in lost[:4])
             raise InputError(
                 f"the adapter has {len(lost)} tokens that the base lacks ({words}), and no tokenizer with "
-                f"them: neither {TOKENIZER} nor {MODEL}",
+                f"them: neither {TOKENIZER} nor tokenizer.model",
                 at=folder,
                 fix="save it there: AutoTokenizer.from_pretrained(TRAINED).save_pretrained(ADAPTER)",
             )
@@ -59,7 +60,7 @@ def find_tokenizer(base: Path, adapters: Sequence[Path]) -> Path:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer that `find_tokenizer` can compare."""
     made = with_tokenizer_json(folder, pieces=False)
-    return any((made / name).is_file() for name in (TOKENIZER, MODEL))
+    return (made / TOKENIZER).is_file() or sentencepiece_file(made) is not None
 
 
 def _tokens(path: Path) -> tuple[int, tuple[tuple[int, str], ...]] | None:

@@ -1,7 +1,7 @@
 """The files of a model folder that describe its tokenizer.
 
-They are tokenizer.json, tokenizer.model and the settings beside them. The added tokens of all of them are
-joined; the rest is given as it is.
+They are tokenizer.json, the file of SentencePiece and the settings beside them. The added tokens of all of
+them are joined; the rest is given as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from lorafold.chat.control_forms import is_converter_special
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_if_there
 from lorafold.signatures import no_file
+from lorafold.tokenizer.folder import PIECES, sentencepiece_file
 
 Json = dict[str, Any]
 
@@ -83,8 +84,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         InputError: there is no tokenizer, or a file is not valid JSON of the expected form.
     """
     tokenizer = read_if_there(folder / "tokenizer.json")
-    model_file = folder / "tokenizer.model"
-    if tokenizer is None and not model_file.is_file():
+    model_file = sentencepiece_file(folder)
+    if tokenizer is None and model_file is None:
         raise _no_tokenizer(folder)
     if tokenizer is not None and not isinstance(tokenizer.get("model"), dict):
         raise InputError(
@@ -96,7 +97,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     return TokenizerFiles(
         folder=folder,
         tokenizer=tokenizer,
-        model_file=model_file if model_file.is_file() else None,
+        model_file=model_file,
         settings=settings,
         generation=read_if_there(folder / "generation_config.json") or {},
         added=_added_tokens(folder, tokenizer or {}, settings),
@@ -182,7 +183,7 @@ def _list_of_objects(value: Any, at: Path) -> list[Json]:
 
 
 def _no_tokenizer(folder: Path) -> InputError:
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in ("tokenizer.json", *PIECES):
         if (folder / name).is_symlink():
             return no_file(folder / name)
     others = [name for name in ("vocab.json", "merges.txt", "tekken.json") if (folder / name).is_file()]

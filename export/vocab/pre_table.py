@@ -30,6 +30,7 @@ _OTHER_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 DIGIT = r"\p{N}"
 DIGITS = r"\p{N}+"
+ASCII_DIGITS = "[0-9]+"
 DIGITS_3 = r"\p{N}{1,3}"
 LLAMA3_WORDS = rf"{CONTRACTIONS}|{_LEAD}\p{{L}}+|\p{{N}}{{1,3}}|{_OTHER}{_TAIL}"
 QWEN35_WORDS = rf"{CONTRACTIONS}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{_TAIL}"
@@ -40,6 +41,8 @@ O200K = (
     rf"{_LEAD}{_UPPER}*{_LOWER}+{CONTRACTIONS}?|{_LEAD}{_UPPER}+{_LOWER}*{CONTRACTIONS}?"
     rf"|\p{{N}}{{1,3}}|{_OTHER_SLASH}{_TAIL}"
 )
+PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"
+PUNCTUATION_RUNS = PUNCTUATION + "+"
 _LINE_ENDS = r"[\r\n]"
 _DEEPSEEK_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
 _DEEPSEEK_PUNCTUATION = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"
@@ -67,6 +70,10 @@ EXAONE_MOE = (
 YOUTU = O200K.replace(DIGITS_3, DIGIT)
 _YOUTU_CJK = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-ゟ゠-ヿ]+"
 _THOUSANDS = r"\d{1,3}(?=(?:\d{3})*\b)"
+_THREES = r"(?=(\d{3})+(?!\d))"
+_AFMOE_SCRIPTS = (
+    "[一-鿿㐀-䶿豈-\ufaff\u3040-ゟ゠-ヿ･-ﾟ⼀-\u2fdfเ-\u0e7f\u0e80-\u0effក-\u17ffက-႟ꩠ-ꩿꧠ-\ua9ff가-\ud7afᄀ-ᇿ]+"
+)
 _LINES = r"[^\n]+|[\n]+"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _SPARK_WORDS = _DEEPSEEK_V3_WORDS.replace(r"[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+", r"[\p{P}\p{S}]+|[\r\n]")
@@ -204,20 +211,32 @@ TABLE: tuple[PreTokenizer, ...] = (
     PreTokenizer("seed-coder", (SEED_CODER,)),
     PreTokenizer("jais-2", (JAIS2,)),
     PreTokenizer("exaone-moe", (EXAONE_MOE,)),
-    PreTokenizer("superbpe", (DIGITS, r"(?=(\d{3})+(?!\d))"), differs=OTHER_DIGITS),
+    PreTokenizer("superbpe", (DIGITS, _THREES), differs=OTHER_DIGITS),
+    PreTokenizer("afmoe", (DIGITS, _THREES, _AFMOE_SCRIPTS, _DEEPSEEK_V3_WORDS), differs=THOUSANDS),
+    # llama.cpp leaves digits with the space before them; no merge joins what was cut there in training, so
+    # the ids are the same.
+    PreTokenizer("falcon", (PUNCTUATION_RUNS, GPT2_WORDS, ASCII_DIGITS, "[0-9][0-9][0-9]")),
+    PreTokenizer(
+        "chameleon",
+        (
+            *("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )"),
+            *(DIGIT, PUNCTUATION, GPT2_WORDS),
+        ),
+    ),
     PreTokenizer("bloom", (_BLOOM,), same="poro-chat gpt3-finnish"),
     PreTokenizer("viking", (_BLOOM, DIGIT)),
 )
 
-# Names whose structure is not told apart here; a model of theirs is known by the hash of its ids.
-_BY_HASH_ONLY = "afmoe chameleon default falcon kimi-k2"
+# Names that no tokenizer.json means: an old one, and that of a tiktoken file. They can be given
+# (`--pre-tokenizer`).
+_UNTOLD = "default kimi-k2"
 # Not byte-level: `ranked` writes the first two, and models that only embed use the others.
 _NOT_BYTE_LEVEL = "gemma4 sarvam-moe granite-embed-multi-311m whitespace"
 
 # Every name that llama.cpp accepts (llama_vocab::impl::load); `pre_tokenizer=` may give any of them.
 KNOWN_NAMES = frozenset(
     name
-    for names in (*(row.names for row in TABLE), _BY_HASH_ONLY.split(), _NOT_BYTE_LEVEL.split())
+    for names in (*(row.names for row in TABLE), _UNTOLD.split(), _NOT_BYTE_LEVEL.split())
     for name in names
 )
 ROW_OF = {name: row for row in TABLE for name in row.names}

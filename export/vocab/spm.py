@@ -10,7 +10,6 @@ piece, negated, is its score.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -33,10 +32,10 @@ from lorafold.export.vocab.differences import (
 )
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles
 from lorafold.export.vocab.model_file import Pieces, read_model_file
+from lorafold.export.vocab.parts import BYTE_TOKEN, foreign, leaves, metaspace
 from lorafold.export.vocab.ranked import IN_ORDER, Ranked, require_ranked
 from lorafold.tokenizer.pieces import SPACE
 
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 # Scores of pieces that no merge makes: they never compete, so any value serves; SentencePiece has 0 there.
 _NEVER_MERGED = 0.0
 
@@ -129,9 +128,7 @@ def pieces_from_json(model: Mapping[str, Any], vocab: Mapping[str, int], merges:
     ids = np.fromiter(vocab.values(), np.int64, len(vocab))
     types = np.full(count, TokenType.UNUSED, np.int32)
     types[ids] = TokenType.NORMAL
-    types[[token_id for text, token_id in vocab.items() if text[:3] == "<0x" and _BYTE.fullmatch(text)]] = (
-        TokenType.BYTE
-    )
+    types[[token_id for text, token_id in vocab.items() if BYTE_TOKEN.fullmatch(text)]] = TokenType.BYTE
     # Backwards, so that of several merges that make the same piece the first, best one stays. float32 holds
     # every whole number up to 2**24 exactly; the longest known list has 0.6 million merges.
     made = np.fromiter(map(vocab.__getitem__, merges.made), np.int64, len(merges.made))
@@ -184,15 +181,12 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
             case {"type": "NFC" | "NFKC" | "Precompiled"}:
                 maps = True
             case _:
-                raise _foreign(part, "normalizer", at)
+                raise foreign(part, "normalizer", "SentencePiece", at)
     for part in leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         match part:
             case {"type": "Metaspace", "replacement": "\u2581"}:
                 escapes = True
-                scheme = part.get(
-                    "prepend_scheme", "always" if part.get("add_prefix_space", True) else "never"
-                )
-                each, first, unless_there = scheme == "always", scheme == "first", scheme != "never"
+                each, first, unless_there = metaspace(part)
                 if part.get("split", True) and _joins_words(tokenizer["model"]["vocab"]):
                     notes.append(
                         "some tokens span several words; llama.cpp may use them, this tokenizer never does"
@@ -200,7 +194,7 @@ def spaces_from_json(tokenizer: Mapping[str, Any], at: Path) -> Spaces:
             case {"type": "Split", "pattern": {"String": " "}} if escapes:
                 pass  # Gemma: the normalizer has left no space to split at
             case _:
-                raise _foreign(part, "pre_tokenizer", at)
+                raise foreign(part, "pre_tokenizer", "SentencePiece", at)
     if not escapes:
         raise InputError(
             "is neither byte-level BPE nor SentencePiece: nothing maps bytes to letters or spaces to U+2581",
@@ -227,23 +221,3 @@ def space_differences(spaces: Spaces, chat: bool, added: Iterable[AddedToken]) -
 
 def _joins_words(vocab: Iterable[str]) -> bool:
     return any(SPACE in text[1:] and not text.startswith("<") for text in vocab)
-
-
-def leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
-    """The parts of nested Sequences; `key` is the name of a Sequence's list."""
-    if isinstance(part, Mapping):
-        if part.get("type") == "Sequence":
-            for inner in part.get(key) or ():
-                yield from leaves(inner, key)
-        else:
-            yield part
-
-
-def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
-    text = repr(dict(part))
-    found = text if len(text) <= 160 else text[:157] + "..."
-    return InputError(
-        f"found {found}, which llama.cpp does not do for SentencePiece",
-        at=f"{at}: {where}",
-        fix="choose --format folder",
-    )

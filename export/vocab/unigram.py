@@ -30,10 +30,10 @@ from lorafold.export.vocab.differences import (
 )
 from lorafold.export.vocab.files import AddedToken, TokenizerFiles
 from lorafold.export.vocab.model_file import UNIGRAM, Pieces, peek_model_file, read_model_file
-from lorafold.export.vocab.spm import Spaces, leaves
+from lorafold.export.vocab.parts import BYTE_TOKEN, foreign, leaves, metaspace
+from lorafold.export.vocab.spm import Spaces
 from lorafold.tokenizer.pieces import SPACE
 
-_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _FIX = "choose --format folder"
 
 
@@ -103,7 +103,7 @@ def _from_json(tokenizer: Mapping[str, Any], at: Path) -> Unigram:
     texts = [entry[0] for entry in vocab]
     types = np.full(len(texts), TokenType.NORMAL, np.int32)
     if model.get("byte_fallback"):
-        types[[bool(_BYTE.fullmatch(text)) for text in texts]] = TokenType.BYTE
+        types[[bool(BYTE_TOKEN.fullmatch(text)) for text in texts]] = TokenType.BYTE
     types[unknown] = TokenType.UNKNOWN
     scores = np.asarray([entry[1] for entry in vocab], np.float32)
     spaces, charsmap, apart = _rules(tokenizer, at)
@@ -132,19 +132,17 @@ def _rules(tokenizer: Mapping[str, Any], at: Path) -> tuple[Spaces, bytes, bool]
             case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
                 escapes = True
             case _:
-                raise _foreign(part, "normalizer", at)
+                raise foreign(part, "normalizer", "Unigram", at)
     for part in leaves(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         match part:
             case {"type": "WhitespaceSplit"} if charsmap:
                 collapses = True
             case {"type": "Metaspace", "replacement": "\u2581"}:
                 escapes = True
-                usual = "always" if part.get("add_prefix_space", True) else "never"
-                scheme = part.get("prepend_scheme", usual)
-                each, first, unless_there = scheme == "always", scheme == "first", scheme != "never"
+                each, first, unless_there = metaspace(part)
                 apart = bool(part.get("split", True))
             case _:
-                raise _foreign(part, "pre_tokenizer", at)
+                raise foreign(part, "pre_tokenizer", "Unigram", at)
     strips = any(part.get("type") == "Strip" for part in leaves(tokenizer.get("normalizer"), "normalizers"))
     if not escapes or (strips and not collapses):
         raise InputError(
@@ -162,15 +160,6 @@ def _decoded(text: str, at: Path) -> bytes:
         raise InputError(
             "precompiled_charsmap is not base64", at=f"{at}: normalizer", fix="download the tokenizer again"
         ) from None
-
-
-def _foreign(part: Mapping[str, Any], where: str, at: Path) -> InputError:
-    text = repr(dict(part))
-    return InputError(
-        f"found {text if len(text) <= 160 else text[:157] + '...'}, which llama.cpp does not do for Unigram",
-        at=f"{at}: {where}",
-        fix=_FIX,
-    )
 
 
 def _require_same(found: Unigram, at: Path) -> None:

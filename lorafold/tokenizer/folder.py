@@ -14,7 +14,9 @@ from lorafold.tokenizer.merges import from_merges, has_merges
 from lorafold.tokenizer.pieces import from_pieces
 from lorafold.tokenizer.tekken import SETTINGS, TEKKEN, from_tekken
 
-JSON, MODEL = "tokenizer.json", "tokenizer.model"
+JSON = "tokenizer.json"
+# What SentencePiece's file is called: by Llama's tokenizer class and its like, T5's, XLM-R's, DeBERTa's.
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 _CONFIG = "tokenizer_config.json"
 
 # What a tokenizer reads beside its vocabulary, and what a prompt asks of a model's folder.
@@ -40,6 +42,7 @@ TOKENIZER_FILES = (
     "*.spm",
     "spiece.model",
     "sentencepiece*.model",
+    "spm.model",
     "chat_template*",
     "additional_chat_templates/*.jinja",
 )
@@ -48,6 +51,11 @@ TOKENIZER_FILES = (
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of a folder's tokenizer and its chat templates, by their names inside the folder."""
     return find_files(folder, TOKENIZER_FILES)
+
+
+def sentencepiece_file(folder: Path) -> Path | None:
+    """SentencePiece's file in a folder, whatever its name is there."""
+    return next((path for name in PIECES if (path := folder / name).is_file()), None)
 
 
 def find_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
@@ -69,7 +77,7 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
 
     Args:
         folder: a model or adapter folder.
-        pieces: also make one of a tokenizer.model; an export reads that file itself, and takes more kinds.
+        pieces: also make one of SentencePiece's file; an export reads that file itself, and takes more kinds.
 
     Returns:
         A folder with a tokenizer.json. It is the one that was given if that has one already, has no tokenizer
@@ -81,10 +89,10 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
     if (folder / JSON).is_file():
         return folder
     settings: Mapping[str, Any] = {}
-    if (folder / MODEL).is_file():
+    if (model := sentencepiece_file(folder)) is not None:
         if not pieces:
             return folder
-        text = from_pieces(folder / MODEL)
+        text = from_pieces(model)
     elif has_merges(folder):
         text = from_merges(folder)
     elif (folder / TEKKEN).is_file():
@@ -92,7 +100,7 @@ def with_tokenizer_json(folder: Path, pieces: bool = True) -> Path:
     else:
         return folder
     made = Path(tempfile.mkdtemp(dir=_home().name))
-    copy_files(find_files(folder, (*SMALL_FILES, MODEL)), made)
+    copy_files(find_files(folder, (*SMALL_FILES, *PIECES)), made)
     if settings and not (folder / _CONFIG).is_file():
         (made / _CONFIG).write_text(json.dumps(dict(settings)), encoding="utf-8")
     (made / JSON).write_text(text, encoding="utf-8")

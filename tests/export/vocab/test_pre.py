@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_ids import compare
 from llama_vocab import Job, tokenize, write_header
 from oracles import shared
 from small_vocab import CHAT, by_hand, read, refuse
 from tiny_tokenizers import BYTE_LEVEL, byte_level, sequence, split, write_folder
 
 from lorafold.errors import UsageError
-from lorafold.export.vocab.converter_hashes import NAME_OF, name_by_ids
-from lorafold.export.vocab.differences import IDEOGRAPHIC_SPACE
+from lorafold.export.vocab.cuts import steps_by_cuts
 from lorafold.export.vocab.pre_tokenizers import (
     DIGIT,
     GPT2_WORDS,
@@ -30,6 +30,13 @@ from lorafold.export.vocab.vocab import read_vocab
 
 DEEPSEEK_V3 = next(row for row in TABLE if row.name == "deepseek-v3").steps
 WITH_REGEX = {**BYTE_LEVEL, "use_regex": True}
+# As Falcon's tokenizer.json has it: digits are cut after bytes became letters.
+FALCON = sequence(
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    WITH_REGEX,
+    {"type": "Digits", "individual_digits": False},
+    split("[0-9][0-9][0-9]"),
+)
 
 
 # The expression of LLAMA3_WORDS as OpenAI's tiktoken spells it.
@@ -49,6 +56,7 @@ TIKTOKEN = (
         (sequence(split(TIKTOKEN), BYTE_LEVEL), False, "dbrx"),
         (sequence(sequence(split(QWEN2_WORDS)), sequence(BYTE_LEVEL)), False, "qwen2"),
         (sequence(split(QWEN2_WORDS.replace(r"\r\n", "\r\n")), BYTE_LEVEL), False, "qwen2"),
+        (FALCON, False, "falcon"),
     ],
 )
 def test_spellings_of_the_same_pre_tokenizer(
@@ -100,7 +108,7 @@ def test_every_name_of_the_table_is_one_of_llama_cpps() -> None:
     ("changes", "found"),
     [
         ({"pre_tokenizer": sequence(split(r"\w+"), BYTE_LEVEL)}, r"\\w\+"),
-        ({"pre_tokenizer": sequence(split(QWEN2_WORDS, "MergedWithNext"), BYTE_LEVEL)}, "MergedWithNext"),
+        ({"pre_tokenizer": sequence(split(" ", "MergedWithNext"), BYTE_LEVEL)}, "MergedWithNext"),
         ({"pre_tokenizer": sequence(split(r"\p{N}", "Removed", True), BYTE_LEVEL)}, "Removed"),
         (
             {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
@@ -160,19 +168,50 @@ def test_every_name_of_llama_cpp_is_known(tmp_path: Path) -> None:
         assert all(ids == found[row.name] for ids in found.values()), row.name
 
 
-@pytest.mark.slow
-def test_a_tokenizer_of_another_structure_is_known_by_its_ids(tmp_path: Path) -> None:
-    """The converter's hashes: of real tokenizers whose structure is written in a way that no row has."""
-    for name, pre in {"qwen2": "qwen2", "deepseek-llm": "deepseek-llm"}.items():
-        tokenizer = json.loads((shared(f"tokenizers/{name}") / "tokenizer.json").read_text())
-        assert name_by_ids(tokenizer) == pre
-        assert name_by_ids(tokenizer | {"pre_tokenizer": None}) is None
-    tokenizer["pre_tokenizer"]["pretokenizers"].insert(0, split("a(?=bcdefghijk)"))
+@pytest.mark.parametrize("name", ["qwen2", "deepseek-llm", "llama-bpe", "gpt-4o", "afmoe"])
+def test_another_structure_that_cuts_alike(name: str) -> None:
+    """A pre-tokenizer that is written as no row is known by what it does; this cut never comes."""
+    row = next(row for row in TABLE if row.name == name)
+    never = split("a(?=bcdefghijk)")
+    tokenizer = by_hand(
+        pre_tokenizer=sequence(never, *map(split, row.steps), BYTE_LEVEL),
+        model={"ignore_merges": row.whole_words},
+    )
     found = find_pre_tokenizer(tokenizer, Path("t"))
-    assert (found.name, found.whole_words) == ("deepseek-llm", False)
-    assert IDEOGRAPHIC_SPACE in found.differences
+    assert (found.name, found.whole_words) == (name, row.whole_words)
+    assert row.differs is None or row.differs in found.differences
 
 
-def test_the_hashes_name_what_llama_cpp_has() -> None:
-    assert set(NAME_OF.values()) <= KNOWN_NAMES
-    assert len(NAME_OF) == 93
+@pytest.mark.slow
+def test_real_tokenizers_are_told_by_their_cuts() -> None:
+    for name, pre in {"qwen2": "qwen2", "deepseek-llm": "deepseek-llm", "llama3": "llama-bpe"}.items():
+        tokenizer = json.loads((shared(f"tokenizers/{name}") / "tokenizer.json").read_text())
+        steps = steps_by_cuts(tokenizer["pre_tokenizer"])
+        assert pre in {row.name for row in TABLE if row.steps == steps}, name
+
+
+def test_no_two_rows_cut_alike() -> None:
+    """The texts on which cuts are compared tell every row from every other."""
+    steps = list(dict.fromkeys(row.steps for row in TABLE))
+    for row in TABLE:
+        written = sequence(*map(split, row.steps), BYTE_LEVEL)
+        assert steps_by_cuts(written) == row.steps, row.name
+    assert len(steps) == 25
+
+
+def test_cuts_of_no_row_or_of_another_kind_are_refused(tmp_path: Path) -> None:
+    odd = sequence(split(r"\p{N}{7}"), split(GPT2_WORDS), BYTE_LEVEL)
+    assert steps_by_cuts(odd) is None
+    assert steps_by_cuts(sequence(split("(?<"), BYTE_LEVEL)) is None
+    refuse(tmp_path, by_hand(pre_tokenizer=odd), r"found \\p\{N\}\{7\} then ")
+
+
+@pytest.mark.slow
+def test_falcons_own_structure(tmp_path: Path) -> None:
+    tokenizer = byte_level(FALCON)
+    folder = write_folder(tmp_path / "falcon", tokenizer, **CHAT)
+    vocab = read_vocab(folder, {}, 1000)
+    assert vocab.pre == "falcon"
+    gguf = write_header(tmp_path / "vocab.gguf", vocab.metadata())
+    compared, different = compare(folder, vocab, gguf, probe_texts(600, seed=31))
+    assert compared > 600 and different == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import pytest
 import sentencepiece
 from huggingface_ids import compare
 from llama_vocab import Job, tokenize, write_header
+from oracles import shared
 from small_vocab import read, refuse
 from tiny_tokenizers import added, json_of_unigram, sentencepiece_model, write_folder
 
 from lorafold.export.vocab.model_file import read_model_spec
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import read_vocab
-from lorafold.tokenizer.folder import with_tokenizer_json
+from lorafold.tokenizer.folder import PIECES, tokenizer_files, with_tokenizer_json
 
 TURN = "<|turn|>"
 SIZE = 1000
@@ -156,3 +159,31 @@ def test_the_metadata(tmp_path: Path) -> None:
     assert table.dtype == np.uint8 and table.tobytes() == read_model_spec(proto).charsmap
     scores = np.asarray(values["scores"])
     assert scores[-1] == -10000.0 and scores[10] < 0
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_every_name_of_the_model_file(name: str, tmp_path: Path) -> None:
+    """T5's, XLM-R's and DeBERTa's names are read as Llama's is, by the export and by everything else."""
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    usual, other = (write_folder(tmp_path / folder, None, **settings) for folder in ("usual", "other"))
+    (usual / "tokenizer.model").write_bytes(model())
+    (other / name).write_bytes(model())
+    headers = [
+        write_header(folder / "vocab.gguf", read_vocab(folder, {}, SIZE + 3).metadata()).read_bytes()
+        for folder in (usual, other)
+    ]
+    assert headers[0] == headers[1]
+    made = with_tokenizer_json(other) / "tokenizer.json"
+    assert made.read_text() == (with_tokenizer_json(usual) / "tokenizer.json").read_text()
+    assert name in tokenizer_files(other)
+
+
+@pytest.mark.slow
+def test_published_ids_of_a_spiece_model(tmp_path: Path) -> None:
+    real = shared("tokenizers/llama2")
+    for source, name in (("tokenizer.model", "spiece.model"), ("tokenizer_config.json",) * 2):
+        shutil.copyfile(real / source, tmp_path / name)
+    vectors = json.loads((real / "vectors.json").read_text())
+    gguf = write_header(tmp_path / "vocab.gguf", read_vocab(tmp_path, {}, 32_000).metadata())
+    (got,) = tokenize([Job(str(gguf), [vector["text"] for vector in vectors], parse_special=False)])
+    assert [vector["ids"] for vector in vectors] == got

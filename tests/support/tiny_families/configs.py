@@ -431,7 +431,7 @@ RESAVED: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Families without their head, as embedding models are released, and what they are made of.
 HEADLESS: dict[str, str] = {
-    "llama-headless": "llama-tied",
+    "llama-headless": "llama",
     "qwen2-headless": "qwen2",
     "qwen3-headless": "qwen3",
 }
