@@ -21,13 +21,14 @@ _WAYS = (
     ("pooling_mode_cls_token", "cls", 2),
     ("pooling_mode_lasttoken", "lasttoken", 3),
 )
+_MOST = 1 << 16  # bytes of the list that are read
 
 
 def pooling_entries(folder: Path, arch: str) -> list[KeyValue]:
     """The header's entry; none if the folder is no embedding model.
 
     Args:
-        folder: the base.
+        folder: the base; without the step's own file nothing is said either.
         arch: llama.cpp's name of the architecture.
 
     Raises:
@@ -37,14 +38,17 @@ def pooling_entries(folder: Path, arch: str) -> list[KeyValue]:
     if not listed.is_file():
         return []
     try:
-        steps = json.loads(listed.read_text(encoding="utf-8"))
+        with open(listed, "rb") as file:
+            steps = json.loads(file.read(_MOST))
         inner = next(str(step["path"]) for step in steps if str(step["type"]).endswith("Pooling"))
     except StopIteration:
         return []
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError("is no list of modules", at=listed, fix="download the file again") from error
     path = folder / inner / "config.json"
-    given = read_if_there(path) or {}
+    given = read_if_there(path)
+    if given is None:
+        return []
     mode = given.get("pooling_mode")
     for switch, name, number in _WAYS:
         if given.get(switch) is True or mode == name:
