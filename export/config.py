@@ -166,6 +166,9 @@ class ExportConfig:
     report: bool = False
     """Write report.html too: what was made, what survives, what was proven, as a page with pictures."""
 
+    sbom: bool = False
+    """Write `sbom.cdx.json` too: what went in, with hashes, versions and licences, as CycloneDX 1.6."""
+
     split_max_size: str | None = None
     """Split a GGUF into files of at most this size, for example 4GB (Ollama before 0.30 imports only whole
     ones)."""

@@ -20,6 +20,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
 from lorafold.export.report.page import export_page
+from lorafold.export.report.sbom import SBOM, bill_of_materials
 from lorafold.export.survival.words import Findings
 from lorafold.shapes import Shape, require_shape
 
@@ -78,6 +79,10 @@ def describe_export(
         sizes = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()]
         made_files = [(name, size) for name, size in sizes if name.endswith((".gguf", ".safetensors"))]
         write_atomic(folder / PAGE, export_page(facts, made_files, notes))
+    if config.sbom:
+        adapters = [(adapter.folder, weight) for adapter, weight in inputs.adapters]
+        bill = bill_of_materials(inputs.name, inputs.base.identity(), inputs.base.folder, adapters, folder)
+        write_atomic(folder / SBOM, bill)
     return write_manifest(folder, "export", facts, checksums=checksums)
 
 

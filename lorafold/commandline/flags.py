@@ -127,7 +127,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "ollama",
             "ollama_host",
         ),
-        "Proof": ("verify", "chats", "proof_minutes", "reference", "require_proof", "report"),
+        "Proof": ("verify", "chats", "proof_minutes", "reference", "require_proof", "report", "sbom"),
         "Machine": ("threads", "max_memory"),
         "Hub": HUB,
     },

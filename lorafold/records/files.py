@@ -113,7 +113,7 @@ def _records(file: IO[bytes], name: str, reading: Reading) -> Generator[Placed, 
     try:
         with content_of(file, name) as (content, kind):
             yield from READERS.get(kind, _text)(content, name, reading)
-    except DAMAGED_MEMBER as error:
+    except (*DAMAGED_MEMBER, MemoryError) as error:  # an xz file names the memory that it wants
         problem = f"its bytes cannot be unpacked ({str(error) or type(error).__name__})"
         raise InputError(problem, at=name, fix="download it again, or pack it again") from error
 
