@@ -162,12 +162,18 @@ def _locked(path: Path, out: Path) -> FileIO:
                 file.seek(0)
                 pid = file.read().decode(errors="replace").strip() or "unknown"
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                with system_faults(out):
+                    raise
             raise BusyError(
                 f"process {pid} is writing this output", at=out, fix="wait for it, or choose another --out"
             ) from error
 
 
+_LOCAL = "choose an --out on a local disk"
+_UNABLE = ("the file system cannot do this (a network or FUSE file system?)", _LOCAL)
+_GONE = ("the network file system does not answer", "mount it again, or choose an --out on a local disk")
 # What the operating system may refuse a user, by errno(3).
 _CURES = {
     errno.ENOSPC: ("the disk is full", "free space or choose an --out on another disk"),
@@ -183,6 +189,14 @@ _CURES = {
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter one"),
     errno.ELOOP: ("its symbolic links lead in a circle", "choose another path"),
     errno.EIO: ("the disk reports an input/output error", "check the disk, choose another one"),
+    errno.EINVAL: _UNABLE,
+    errno.EOPNOTSUPP: _UNABLE,
+    errno.ENOSYS: _UNABLE,
+    errno.EXDEV: ("the file system cannot rename this (an overlay's lower layer?)", _LOCAL),
+    errno.ENOLCK: ("the file system has no locks", _LOCAL),
+    errno.ESTALE: _GONE,
+    errno.ENOTCONN: _GONE,
+    errno.ETIMEDOUT: _GONE,
     errno.ENOMEM: ("the system has no memory left", "close other programs"),
     errno.EMFILE: ("too many files are open", "raise the limit, `ulimit -n 4096`"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),

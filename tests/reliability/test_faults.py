@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from campaign import Campaign, Scenario
-from faults import Commands, Fault, shim
+from faults import ELSEWHERE, Commands, Fault, shim
 from scenarios import SCENARIOS, inputs
 
 Started = Callable[..., Campaign]
@@ -75,6 +75,22 @@ def test_an_output_is_the_old_one_or_the_new_one(started: Started, name: str) ->
     assert len(campaign.calls) > 70
     wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=71)]
     wrong += list(campaign.lose_power(every=80))
+    assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conversation, /save and history",
+        pytest.param("export, replacing", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_system_that_cannot_do_a_thing_is_told_of(started: Started, name: str) -> None:
+    """Network, overlay and FUSE file systems: no sync, no locks, no rename, a server that has gone."""
+    campaign = started(NAMES[name])
+    odd = [fault for fault in campaign.points() if fault.what in ELSEWHERE]
+    assert {"EINVAL", "EOPNOTSUPP", "ESTALE", "EXDEV"} <= {fault.what for fault in odd}
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in odd]
     assert not [entry for entry in wrong if entry[1]]
 
 

@@ -33,6 +33,9 @@ TRAIN = ("lorafold.cli", "lorafold.train", "torch", "peft", "transformers.models
 SIGNALS = ("SIGKILL", "SIGINT", "SIGTERM")
 _FULL = ("ENOSPC", "EDQUOT")
 _REFUSED = ("EIO", "EACCES", "EROFS")
+# What network, overlay and FUSE file systems answer where they cannot do a thing, or have lost their server.
+ELSEWHERE = ("EINVAL", "EOPNOTSUPP", "ESTALE", "EXDEV", "ENOLCK")
+_ELSEWHERE = ELSEWHERE[:3]
 
 # What a system may answer to each kind of call (its manual page), and "short" for a write of half the bytes.
 ERRORS: dict[str, tuple[str, ...]] = {
@@ -40,10 +43,11 @@ ERRORS: dict[str, tuple[str, ...]] = {
     "read": ("EIO",),
     "create": (*_FULL, *_REFUSED, "ENOMEM"),
     "write": (*_FULL, "EIO", "short"),
-    "fsync": (*_FULL, "EIO"),
-    "allocate": (*_FULL, "EIO"),
+    "fsync": (*_FULL, "EIO", *_ELSEWHERE),
+    "lock": (*_ELSEWHERE, "ENOLCK"),
+    "allocate": (*_FULL, "EIO", *_ELSEWHERE),
     "truncate": ("EIO", "EROFS"),
-    "rename": (*_FULL, *_REFUSED),
+    "rename": (*_FULL, *_REFUSED, *ELSEWHERE[:4]),
     "unlink": _REFUSED,
     "mkdir": (*_FULL, *_REFUSED, "ENOMEM"),
 }

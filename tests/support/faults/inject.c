@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -289,6 +290,7 @@ static void record_synced(int file, const char *path) {
     }
 SYNCER(fsync)
 SYNCER(fdatasync)
+ON_FILE(flock, "lock", (int file, int operation), 0, -1, file, operation)
 ON_FILE(ftruncate, "truncate", (int file, off_t length), length, -1, file, length)
 ON_FILE(ftruncate64, "truncate", (int file, off64_t length), length, -1, file, length)
 ON_FILE(fallocate, "allocate", (int file, int mode, off_t offset, off_t length), offset + length, -1, file, mode, offset, length)

@@ -51,7 +51,7 @@ class Disk:
 
     def apply(self, call: Call) -> None:
         """One entry of the log; "call" entries change nothing."""
-        if call.kind in ("call", "read", "open"):
+        if call.kind in ("call", "read", "open", "lock"):
             return
         where, name = self._place(call.path)
         if call.kind in ("create", "touch"):
