@@ -1,8 +1,8 @@
 """What went into an export, as a CycloneDX bill of materials for those who must keep one.
 
 Specification: https://cyclonedx.org/docs/1.6/json/. It names the base and the adapters with the sha256 of
-each of their files, the data set's hash if the training noted it, what was made, and the packages that took part.
-There is no time and no path of this machine in it, so the same inputs and versions give the same bytes.
+each of their files, the data set's hash if the training noted it, what was made, and the packages that took
+part. There is no time and no path of this machine in it: the same inputs and versions give the same bytes.
 """
 
 from __future__ import annotations
