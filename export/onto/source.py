@@ -93,6 +93,8 @@ class OntoSource:
     model: BaseGguf
     found: Found
     copied: dict[tuple[str, int, int], bytes] = field(default_factory=dict, repr=False)
+    _infos: dict[str, TensorInfo] = field(default_factory=dict, repr=False)
+    _touched: dict[str, str] = field(default_factory=dict, repr=False)
 
     def file_tensors(self) -> list[FileTensor]:
         """Every tensor of the result, in the file's order."""
@@ -101,20 +103,25 @@ class OntoSource:
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by its GGUF name; its type is that of the numbers it is made from."""
-        search = self.found.search
-        infos = {}
+        if self._infos:  # a survey asks for every tensor
+            return self._infos
+        search, infos = self.found.search, {}
         for tensor in self.file_tensors():
             dtype = "F32"
             if (found := self.found.maps.get(tensor.name)) is not None:
                 owner = search.lines.owners(found.lines[found.lines != NONE][:1])[0]
                 dtype = search.info(search.lines.strips[owner].tensor).dtype
             infos[tensor.name] = TensorInfo(tensor.name, dtype, tensor.shape, tensor.path, tensor.offset, 0)
+        self._infos.update(infos)
         return infos
 
     @property
     def touched(self) -> Mapping[str, str]:
         """How each tensor that changes was found."""
-        return {name: each.describe(self.found.search.lines) for name, each in self.found.maps.items()}
+        if not self._touched:
+            lines = self.found.search.lines
+            self._touched.update({name: each.describe(lines) for name, each in self.found.maps.items()})
+        return self._touched
 
     @property
     def base(self) -> OntoSource:
