@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tiny_hub import COMMIT, Hub, go_there, serve
@@ -132,7 +133,8 @@ def test_modelscope_downloads_what_is_meant(tmp_path: Path, monkeypatch: pytest.
         "    return str(folder)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
+    monkeypatch.setitem(sys.modules, "modelscope", ModuleType("modelscope"))  # forgotten when the test ends
+    del sys.modules["modelscope"]
     found = find_files(spec("modelscope:org/x:BF16"), offline=False)
     assert found == [tmp_path / "org/x/Qwen3-0.6B-BF16.gguf"]
     assert not (tmp_path / "org/x/Qwen3-0.6B-Q4_K_M.gguf").exists()
