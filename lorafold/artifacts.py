@@ -325,8 +325,9 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     for name, entry in manifest["files"].items():
         path = folder / name
         with system_faults(path):
-            whole = path.is_file() and path.stat().st_size == entry["size"]
-            if not whole or sha256_file(path) != entry.get("sha256"):
+            noted = entry if isinstance(entry, dict) else {}
+            whole = path.is_file() and path.stat().st_size == noted.get("size")
+            if not whole or sha256_file(path) != noted.get("sha256"):
                 damaged.append(name)
     return damaged
 

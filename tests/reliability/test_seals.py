@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from lorafold.artifacts import damaged_files
 from lorafold.seals import has_changed, is_intact, sealed
 
 RECORD = {"number": 3, "text": "ä\u2028\ud800 1e-05", "loss": 1e-05, "none": None}
@@ -38,3 +40,10 @@ def test_what_carries_no_seal_is_not_said_to_have_changed() -> None:
     rewritten = json.dumps({**json.loads(sealed(RECORD, indent=2)), "number": 4})
     for text in (old, rewritten, "{}", ""):
         assert not has_changed(text) and not is_intact(text)
+
+
+def test_an_old_manifest_without_a_seal_may_lack_what_is_needed(tmp_path: Path) -> None:
+    """A bit changed in the name of an entry: a file without a checksum counts as damaged, no KeyError."""
+    (tmp_path / "a").write_text("a")
+    for entry in ({"size": 1, "rha256": "0"}, {}, None, 3):
+        assert damaged_files(tmp_path, {"files": {"a": entry}}) == ["a"]
