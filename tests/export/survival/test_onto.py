@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,16 @@ def rows(path: Path) -> dict[str, tuple[str, bytes]]:
 def test_types_are_those_of_the_native_way(
     places: dict[str, Path], tmp_path: Path, quant: str, more: dict[str, object]
 ) -> None:
-    for way, onto in (("native", None), ("onto", places["F32"])):
+    own = tmp_path / "own"  # it brings its own code: --fit cannot ask it either, and only raises
+    shutil.copytree(places["base"], own)
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "modeling.Mine"}}))
+    for way, base, onto in (("native", own, None), ("onto", places["base"], places["F32"])):
         settings = tuned_config(
             places["adapter"],
-            places["base"],
+            base,
             tmp_path / way,
+            trust_remote_code=True,
             quant=(quant,) if quant else (),
             onto=onto,
             **more,
