@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.adapters.folder import Adapter
-from lorafold.artifacts import MANIFEST, read_manifest, sha256_file
+from lorafold.artifacts import MANIFEST, read_manifest, sha256_file, system_of
 from lorafold.chat.sources import find_template, folder_source
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
@@ -335,8 +335,7 @@ def _system_note(config: ExportConfig, adapters: list[Path]) -> Iterator[str]:
     if config.format != "gguf" or not config.modelfile or config.system is not None:
         return
     for folder in adapters:
-        trained = (read_manifest(folder) or {}).get("config")
-        if isinstance(trained, dict) and isinstance(text := trained.get("system"), str) and text:
+        if text := system_of(folder):
             yield (
                 f"{folder.name} was trained with the system message {text!r}, which the Modelfile lacks: "
                 "pass it with --system"

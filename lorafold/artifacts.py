@@ -268,6 +268,17 @@ def write_manifest(
     return manifest
 
 
+def system_of(folder: Path) -> str:
+    """The system message that an adapter was trained under, or that an export carries; "" if there is none.
+
+    Raises:
+        LorafoldError: as `read_manifest`.
+    """
+    config = (read_manifest(folder) or {}).get("config")
+    system = config.get("system") if isinstance(config, dict) else None
+    return system if isinstance(system, str) else ""
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder, or None if there is none (a folder made by another tool).
 

@@ -351,11 +351,17 @@ app.command(recipes)
 
 
 @recipes.default
-def list_recipes() -> None:
-    """List the known recipes."""
+def list_recipes(name: str = "", /) -> None:
+    """List the known recipes, or show one.
+
+    Args:
+        name: Of the recipe to show; without one all are listed.
+    """
     from lorafold.commandline.recipes import known_recipes
     from lorafold.console import print_lines
 
+    if name:
+        return show_recipe(name)
     print_lines(
         [(found.name, f"{found.values.get('base', 'any base')}: {found.about}") for found in known_recipes()]
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lorafold.adapters.folder import Adapter
-from lorafold.artifacts import read_manifest
+from lorafold.artifacts import read_manifest, system_of
 from lorafold.errors import InputError
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
@@ -66,7 +66,8 @@ def inspect_path(
     """
     place = demo_base().folder if path == "demo" else Path(path).expanduser()
     if not place.exists():
-        raise InputError("no such file or folder", at=path, fix="check the path")
+        fix = "check the path; what lies on a hub is looked at once it is downloaded"
+        raise InputError("no such file or folder", at=path, fix=fix)
     if place.is_file() and place.suffix == ".gguf":
         return Inspection([*_gguf(place), *_next_steps(_of_gguf(place))])
     if place.suffix == ".safetensors" and place.is_file():
@@ -225,12 +226,16 @@ def _next_steps(commands: list[str]) -> Lines:
 
 def _of_adapter(folder: Path) -> list[str]:
     given = shlex.quote(str(folder))
-    commands = [f"lorafold export {given} --out {_beside(folder, 'gguf')} --quant Q4_K_M"]
+    system = f" --system {shlex.quote(system_of(folder))}" if system_of(folder) else ""
+    command = f"lorafold export {given} --out {_beside(folder, 'gguf')} --quant Q4_K_M{system}"
     try:
         base = base_of(folder).spec
     except InputError:
-        return [f"{commands[0]} --base BASE"]
-    return [*commands, f"lorafold chat {shlex.quote(base + '+' + str(folder))}"]
+        return [f"{command} --base BASE"]
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        # A folder of the machine that it was trained on.
+        return [f"{command} --base BASE", f"lorafold chat BASE+{given}{system}"]
+    return [command, f"lorafold chat {shlex.quote(base + '+' + str(folder))}{system}"]
 
 
 def _of_base(folder: Path) -> list[str]:
@@ -248,9 +253,9 @@ def _of_export(folder: Path) -> list[str]:
     commands = [f"lorafold verify {given}"]
     commands += [f"lorafold chat {shlex.quote(str(path))}" for path in ggufs[:1]]
     if (folder / "Modelfile").is_file():
-        commands.append(
-            f"ollama create {folder.resolve().name.lower()} -f {shlex.quote(str(folder / 'Modelfile'))}"
-        )
+        from lorafold.export.outputs.modelfiles import ollama_command
+
+        commands.append(ollama_command(folder))
     return commands
 
 

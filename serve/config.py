@@ -79,7 +79,7 @@ class ChatConfig:
     """One JSON object per question on standard output (implies plain output)."""
 
     system: str | None = None
-    """The system message."""
+    """The system message; '' for none. Default: the one that a model was trained or exported with."""
 
     temperature: float | None = None
     """0 takes the likeliest token, 1 samples the model's own distribution. Default: 0.7."""
@@ -158,7 +158,8 @@ class CompareConfig:
     """File to write: .html (one self-contained page), .md or .jsonl. Repeat the option for several."""
 
     system: str | None = None
-    """System message for questions that have none of their own."""
+    """System message for questions that have none of their own; '' for none. Default: the one that a model
+    was trained or exported with."""
 
     limit: int | None = None
     """Ask only this many questions, from the first."""

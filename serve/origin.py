@@ -1,10 +1,11 @@
-"""Where a model's file comes from, as the manifest of its export tells."""
+"""Where a model comes from, as the manifests of its export and its adapters tell."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lorafold.artifacts import read_manifest
+from lorafold.artifacts import read_manifest, system_of
 from lorafold.errors import LorafoldError
 from lorafold.serve.engines.open import pieces_of
 from lorafold.serve.engines.servers.fields import fields, rows, text
@@ -22,8 +23,36 @@ def origin_of(source: str, digest: str) -> str:
         return ""
     base = fields(manifest.get("base"))
     adapters = [Path(text(row.get("folder"))).name for row in rows(manifest.get("adapters"))]
-    verdicts = [text(check.get("verdict")) for check in rows(manifest.get("proof"))]
+    # A note is no verdict.
+    verdicts = [said for check in rows(manifest.get("proof")) if (said := text(check.get("verdict"))) != "note"]
     passed = sum(verdict == "passed" for verdict in verdicts)
     proof = "proof passed" if passed == len(verdicts) else f"{passed} of {len(verdicts)} checks passed"
     made = " + ".join(filter(None, [text(base.get("id")) or text(base.get("path")), *adapters]))
     return f"exported from {made}; {proof if verdicts else 'not proven'}"
+
+
+def system_message(models: Sequence[str]) -> tuple[str, str] | None:
+    """The system message under which models are asked if the user gives none, and a note that says so.
+
+    An adapter that was trained under one hardly shows without it. All models are asked under the same one,
+    so that what differs is the models; it is the first that any of them was trained under or exported with.
+
+    Args:
+        models: as the user names them.
+    """
+    for model in models:
+        if model.startswith(("http://", "https://", "ollama:")):
+            continue
+        for piece in map(Path, pieces_of(model)):
+            place = piece.expanduser()
+            folder = place if place.is_dir() else place.parent if place.is_file() else None
+            try:
+                text = system_of(folder) if folder is not None else ""
+            except LorafoldError:  # opening the model says more
+                continue
+            if text:
+                return (
+                    text,
+                    f"the system message of {piece.name} is used: {text!r}; --system '' leaves it out",
+                )
+    return None

@@ -19,7 +19,7 @@ from lorafold.export.proof.sample import AskedChat
 from lorafold.records.chats import read_chats
 
 GENERAL_SHARE = 0.25
-"""Of the conversations; what it does to the KL of chats that nobody saw is in docs/benchmarks.md."""
+"""Of the conversations; not chosen by measurement."""
 _GENERAL = Path(__file__).with_name("general.jsonl")
 _LONGEST_PROMPT, _LONGEST_ANSWER = 256, 64  # tokens
 _MOST = 4000  # chats that are read of a file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,13 @@ def next_steps(
     if projector is not None:
         seeing = f"llama-server -m {out / first.name} --mmproj {out / projector.file.name}"
         steps.append(("llama.cpp", seeing))
-    return steps + ([("Ollama", f"ollama create NAME -f {out / 'Modelfile'}")] if prompt else [])
+    return steps + ([("Ollama", ollama_command(out))] if prompt else [])
+
+
+def ollama_command(folder: Path) -> str:
+    """Creates an export's model in Ollama, which takes few characters in a name, and runs it."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") or "my-model"
+    return f"ollama create {name} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {name}"
 
 
 def check_prompt(

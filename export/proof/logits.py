@@ -170,7 +170,7 @@ def _judge(
         file: what was measured on it.
         figures: what was measured on all.
         tuned: what it is held against, in words.
-        about: what else is to be known of the reference.
+        about: what else is to be known: of the reference, and the greedy answers of both.
     """
     kl, cost, away = file.kl.mean, file.cost.mean, file.away.mean
     limit = _TIMES * file.noise.mean + _ARITHMETIC
@@ -201,7 +201,7 @@ def _judge(
     told = (
         f"mean KL {kl:.4f} nats{_between(file.kl, '.4f')} from {tuned}, "
         f"top-1 agreement {file.same.mean:.1%}{_between(file.same, '.0%')} over {len(file.kl.all)} tokens; "
-        + _parted(parted, len(file.partings))
+        + _parted(about["greedy answers"])
     )
     if not np.isfinite(kl):
         return Check(name, "failed", "the file's logits are not finite", found, fix=_WORSE)
@@ -217,12 +217,16 @@ def _judge(
     return Check(name, "failed", f"{told}; {own}, {worse}", found, fix=_WORSE)
 
 
-def _parted(parted: Sequence[int], answers: int) -> str:
-    """How many greedy answers differ, and from which token on."""
-    if not parted:
-        return f"no greedy answer of {answers} differs"
+def _parted(answers: Sequence[Mapping[str, Any]]) -> str:
+    """How many greedy answers differ, and the one that differs first, in words."""
+    apart = [answer for answer in answers if answer["the file goes on"] is not None]
+    if not apart:
+        return f"no greedy answer of {len(answers)} differs"
+    first = min(apart, key=lambda answer: answer["tokens"])
+    place = f"behind {first['both say'][-_SHOWN:]!r}" if first["both say"] else "at the start"
     return (
-        f"{len(parted)} of {answers} greedy answers differ, from token {min(parted) + 1} on at the earliest"
+        f"{len(apart)} of {len(answers)} greedy answers differ, the first at token {first['tokens'] + 1}: "
+        f"{place} the file says {first['the file goes on']!r} instead of {first['the reference goes on']!r}"
     )
 
 
@@ -244,6 +248,7 @@ def _side_by_side(file: FileFigures, figures: Figures, words: Vocabulary) -> dic
     return {"greedy answers": found}
 
 
+_SHOWN = 24  # letters of what both say that are printed
 _WORSE = "export with --quant F32: if that fails too, the conversion of this model is wrong, please report it"
 
 

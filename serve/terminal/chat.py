@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from lorafold.serve.config import NOBODY_VOTES, ChatConfig, noise_note, sampling
 from lorafold.serve.conversation import Conversation, cleaned
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
+from lorafold.serve.origin import system_message
 from lorafold.serve.protocol import Engine
 from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
@@ -43,9 +45,17 @@ def chat(config: ChatConfig) -> int:
     if by_hand:  # the line editor's import takes as long as a small model's loading
         threading.Thread(target=import_module, args=("lorafold.serve.terminal.editor",), daemon=True).start()
     bar = live_progress() if by_hand else contextlib.nullcontext(silent)
+    unasked = config.system is None and config.session is None
+    found = system_message(config.models) if unasked else None
     with contextlib.ExitStack() as stack:
         with bar as progress:
             engines = stack.enter_context(opened(config, progress))
+        if found is not None:
+            system, note = found
+            config = dataclasses.replace(config, system=system)
+            if not config.blind:  # the note names a model
+                about = engines[0].about
+                engines[0].about = dataclasses.replace(about, notes=(*about.notes, note))
         talk = _talk(config, engines, by_hand)
         if by_hand:
             from lorafold.serve.terminal.repl import converse

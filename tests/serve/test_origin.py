@@ -11,7 +11,10 @@ import pytest
 import tiny_chat
 
 from lorafold.artifacts import MANIFEST, sha256_file
-from lorafold.serve.origin import origin_of
+from lorafold.serve.comparison.compare import compare
+from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.serve.origin import origin_of, system_message
+from lorafold.serve.terminal.chat import chat
 
 
 @pytest.fixture
@@ -59,3 +62,47 @@ def test_odd_manifests(export: Path, facts: dict[str, Any]) -> None:
     assert told(export) in ("", "exported from ; proof passed")
     (export / MANIFEST).write_text("{")
     assert told(export) == ""
+
+
+PERSONA = "You keep a lighthouse."
+
+
+def asked(model: str, capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[str, int]:
+    """What is said on standard error of one question, and how many tokens its prompt has."""
+    assert chat(ChatConfig((model,), prompt=("Hi",), json=True, max_tokens=1, **options)) == 0
+    told = capsys.readouterr()
+    return told.err, json.loads(told.out)["answers"][0]["prompt_tokens"]
+
+
+def test_an_export_is_asked_under_its_own_system_message(
+    export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, plain = asked(str(export), capsys)
+    note(export, config={"system": PERSONA})
+    said, own = asked(str(export), capsys)
+    assert f"the system message of m.gguf is used: {PERSONA!r}; --system '' leaves it out" in said
+    assert own - plain == len(f"system\n{PERSONA}\n") + 2  # a token for each letter, and two that control
+    assert asked(str(export), capsys, system="") == ("", plain)
+    said, other = asked(str(export), capsys, system="Another.")
+    assert PERSONA not in said and plain < other < own
+
+
+def test_all_models_are_asked_under_the_message_of_one(export: Path, tmp_path: Path) -> None:
+    note(export, config={"system": PERSONA})
+    questions, page = tmp_path / "q.txt", tmp_path / "r.jsonl"
+    questions.write_text("Hi\n")
+    models = (str(tiny_chat.gguf()), str(export))
+    result = compare(CompareConfig(models, prompts=questions, out=(page,), max_tokens=1))
+    assert any(PERSONA in said for said in result.notes)
+    assert result.rows[0].messages[0] == {"role": "system", "content": PERSONA}
+
+
+def test_an_adapter_brings_the_message_that_it_was_trained_under(tmp_path: Path) -> None:
+    manifest = {"kind": "adapter", "files": {}, "config": {"system": PERSONA}}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert system_message(["demo", f"demo+{tmp_path}"]) == (
+        PERSONA,
+        f"the system message of {tmp_path.name} is used: {PERSONA!r}; --system '' leaves it out",
+    )
+    (tmp_path / MANIFEST).write_text("{")
+    assert system_message([f"demo+{tmp_path}", "ollama:m", "http://x"]) is None

@@ -53,6 +53,17 @@ def test_an_adapter_and_what_is_made_of_it(tmp_path: Path) -> None:
     ]
 
 
+def test_an_adapter_of_another_machine_and_of_a_persona(tmp_path: Path) -> None:
+    adapter = adapter_folder(tmp_path / "a", base_model_name_or_path="./models/Qwen2-1.5B")
+    manifest = {"kind": "adapter", "files": {}, "config": {"system": "You are a keeper."}}
+    (adapter / "lorafold.json").write_text(json.dumps(manifest))
+    persona = "--system 'You are a keeper.'"
+    assert shown(adapter)[1] == [
+        f"lorafold export {adapter} --out a-gguf --quant Q4_K_M {persona} --base BASE",
+        f"lorafold chat BASE+{adapter} {persona}",
+    ]
+
+
 def test_an_export_and_its_file(tmp_path: Path) -> None:
     out = tmp_path / "Gg"
     export(ExportConfig(str(tiny_chat.folder()), out=out, quant=("F32",), verify=False, name="tiny"))
@@ -60,7 +71,7 @@ def test_an_export_and_its_file(tmp_path: Path) -> None:
     assert commands == [
         f"lorafold verify {out}",
         f"lorafold chat {out / 'tiny-F32.gguf'}",
-        f"ollama create gg -f {out / 'Modelfile'}",
+        f"ollama create gg -f {out / 'Modelfile'} && ollama run gg",
     ]
     _, commands = shown(out / "tiny-F32.gguf")
     check_commands(commands)
