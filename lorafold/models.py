@@ -99,7 +99,7 @@ def resolve_base(
         spec: "demo", a folder, a hub id ("org/name", "org/name@revision"), or "modelscope:org/name".
         offline: never connect; only folders and what the hub's cache already holds.
         trust_remote_code: allow a config whose `auto_map` names Python files of the repository.
-        progress: told while the demo's base is made.
+        progress: told while the demo's base is made, and which code of the model's own will run.
         expected: what the user may give where `spec` stands, for the error's line.
 
     Raises:
@@ -108,14 +108,26 @@ def resolve_base(
         SystemFault: the network, the disk or a package failed.
     """
     base = locate(spec, offline=offline, progress=progress, expected=expected)
-    config = base.config()
-    if config.get("auto_map") and not trust_remote_code:
+    named = base.config().get("auto_map")
+    if not named:
+        return base
+    code = f"{_files_of(named)}{f', revision {base.revision}' if base.revision else ''}"
+    if not trust_remote_code:
         raise UnsafeInputError(
-            "the model brings its own Python code (auto_map), which would run on this machine",
+            f"the model brings its own Python code (auto_map: {code}), which would run on this machine",
             at=base.folder / "config.json",
             fix="read that code, then pass --trust-remote-code",
         )
+    progress(f"trust the model's own code: {code}", 1, 1)
     return base
+
+
+def _files_of(auto_map: Any) -> str:
+    """The Python files that an `auto_map` names, some of them perhaps of other repositories."""
+    named = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    flat = [name for each in named for name in (each if isinstance(each, (list, tuple)) else [each])]
+    files = {f"{str(name).rpartition('.')[0].replace('--', '/')}.py" for name in flat if name}
+    return ", ".join(sorted(files)) or str(auto_map)
 
 
 def locate(

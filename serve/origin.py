@@ -24,7 +24,9 @@ def origin_of(source: str, digest: str) -> str:
     base = fields(manifest.get("base"))
     adapters = [Path(text(row.get("folder"))).name for row in rows(manifest.get("adapters"))]
     # A note is no verdict.
-    verdicts = [said for check in rows(manifest.get("proof")) if (said := text(check.get("verdict"))) != "note"]
+    verdicts = [
+        said for check in rows(manifest.get("proof")) if (said := text(check.get("verdict"))) != "note"
+    ]
     passed = sum(verdict == "passed" for verdict in verdicts)
     proof = "proof passed" if passed == len(verdicts) else f"{passed} of {len(verdicts)} checks passed"
     made = " + ".join(filter(None, [text(base.get("id")) or text(base.get("path")), *adapters]))

@@ -77,7 +77,8 @@ def read_material(config: TrainConfig, base: Path, work: Path, progress: Progres
         held_out_tokens = tokenize(
             held_out.examples, tokenizer, config.max_length, progress, may_be_empty=True
         )
-        notes += [f"evaluation: {held_out_tokens.summary()}", *held_out.notes]
+        drawn = "" if config.eval_data else "; not trained on, because of --eval-split (0 trains on all)"
+        notes += [f"evaluation: {held_out_tokens.summary()}{drawn}", *held_out.notes]
         nothing = () if held_out_tokens.sequences else (_no_evaluation(config, held_out_tokens),)
         notes += nothing or held_out_tokens.notes
     progress("read the data", 1, 1, note=tokens.summary())

@@ -46,6 +46,8 @@ def test_an_export_tells_what_it_is(export: Path) -> None:
     assert told(export) == "exported from org/base + tuned; proof passed"
     note(export, proof=[{"verdict": "passed"}, {"verdict": "not checked"}], adapters=[])
     assert told(export) == "exported from org/base; 1 of 2 checks passed"
+    note(export, proof=[{"verdict": "passed"}, {"verdict": "note"}], adapters=[])
+    assert told(export) == "exported from org/base; proof passed"
     note(export, proof=[])
     assert told(export) == "exported from org/base + tuned; not proven"
 

@@ -51,12 +51,21 @@ def test_a_config_that_is_no_object(tmp_path: Path, text: str) -> None:
         read_config(tmp_path)
 
 
-def test_remote_code_needs_permission(tmp_path: Path) -> None:
-    path = folder(tmp_path / "index", auto_map={"AutoModelForCausalLM": "modeling_index.IndexForCausalLM"})
-    with pytest.raises(UnsafeInputError, match="auto_map") as caught:
+def test_remote_code_needs_permission_and_is_named_first(tmp_path: Path) -> None:
+    named = {
+        "AutoModelForCausalLM": "modeling_index.IndexForCausalLM",
+        "AutoTokenizer": ["org/other--tokens.Slow", None],
+    }
+    path = folder(tmp_path / "index", auto_map=named)
+    code = r"modeling_index.py, org/other/tokens.py"
+    with pytest.raises(UnsafeInputError, match=rf"auto_map: {code}\)") as caught:
         resolve_base(str(path))
     assert caught.value.exit_code == 4 and "--trust-remote-code" in str(caught.value)
-    assert resolve_base(str(path), trust_remote_code=True).folder == path
+    told: list[str] = []
+    base = resolve_base(
+        str(path), trust_remote_code=True, progress=lambda step, done, total, note="": told.append(step)
+    )
+    assert base.folder == path and told == [f"trust the model's own code: {code}"]
 
 
 def test_the_fingerprint_tells_models_apart_and_survives_a_resave(tmp_path: Path) -> None:
