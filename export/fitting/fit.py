@@ -58,6 +58,8 @@ class Fitted:
         taken: whether the choice was better.
         why: what it rests on, or why nothing was chosen.
         types: of every tensor that has a choice, as they are now; empty if the recipe stays.
+        unmeasured: how many quantized tensors keep the recipe's type because nothing is known of their cost
+            (stacks of experts, transposed ones).
     """
 
     recipe: str
@@ -66,6 +68,7 @@ class Fitted:
     taken: bool = False
     why: str = ""
     types: Mapping[str, Type] = field(default_factory=dict)
+    unmeasured: int = 0
 
 
 class Fitting:
@@ -131,7 +134,7 @@ class Fitting:
         tried = self._tried(costs, {recipe: model, f"{recipe}, fitted": chosen})
         plain, better = (each.kl for each in tried)
         taken = better < plain or self._keep is not None
-        return (chosen if taken else model), _fitted(recipe, tried, model, chosen, taken, costs.texts.words)
+        return (chosen if taken else model), _fitted(recipe, tried, costs, chosen, taken, fixed)
 
     def within(
         self, recipe: str, model: TypedModel, most: float, header: int, fixed: Sequence[str] = ()
@@ -169,7 +172,7 @@ class Fitting:
                 best, high = chosen, min(size, one.size)
             else:
                 low = size
-        return best, _fitted(recipe, tried, model, best, True, costs.texts.words)
+        return best, _fitted(recipe, tried, costs, best, True, fixed)
 
     def _costs(self, model: TypedModel, header: int, fixed: Sequence[str]) -> _Costs:
         """What each type costs in each tensor.
@@ -296,13 +299,19 @@ def _size(model: TypedModel, header: int) -> int:
 
 
 def _fitted(
-    recipe: str, tried: Sequence[Tried], plain: TypedModel, chosen: TypedModel, taken: bool, words: str
+    recipe: str, tried: Sequence[Tried], costs: _Costs, chosen: TypedModel, taken: bool, fixed: Sequence[str]
 ) -> Fitted:
     changed = Counter(
-        (before, after) for (_, before), (_, after) in zip(plain, chosen, strict=True) if before != after
+        (before, after)
+        for (_, before), (_, after) in zip(costs.model, chosen, strict=True)
+        if before != after
     )
     types = {tensor.name: kind for tensor, kind in chosen if is_quantizable(tensor.name, tensor.shape)}
-    return Fitted(recipe, tuple(tried), changed, taken, words, types if taken else {})
+    unmeasured = sum(
+        block_width(kind) > 1 and tensor.name not in costs.options and tensor.name not in fixed
+        for tensor, kind in costs.model
+    )
+    return Fitted(recipe, tuple(tried), changed, taken, costs.texts.words, types if taken else {}, unmeasured)
 
 
 def calibration_texts(inputs: Inputs, data: Path | None, vocabulary: int) -> Calibration:

@@ -30,6 +30,8 @@ def describe_fitted(
     )
     plain, last = fitted.tried[0], fitted.tried[1]
     on = f"on chats that nothing was learnt from ({fitted.why})"
+    if fitted.unmeasured:
+        on += f"; {fitted.unmeasured} tensors have the recipe's type, because their cost cannot be measured"
     if not fitted.taken:
         return "fit", (
             f"{model} is {fitted.recipe} as it is; {asked}; its mean KL is {plain.kl:.4f}, and the mixture "
