@@ -205,7 +205,8 @@ def test_bos_only_where_tokenizer_and_template_agree(folder: Path) -> None:
     assert not plan.contract.add_bos and str(plan.contract.go_template).startswith("<s>")
     settings_file.write_text('{"bos_token": "<s>", "eos_token": "<|im_end|>"}')
     data = json.loads((folder / "tokenizer.json").read_text())
-    for processor, adds in ((None, False), ({"type": "TemplateProcessing", "single": "<s>"}, True)):
+    begins = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}
+    for processor, adds in ((None, False), (begins, True)):
         (folder / "tokenizer.json").write_text(json.dumps({**data, "post_processor": processor}))
         assert plan_modelfile(folder, conversations=16).contract.add_bos is adds
 

@@ -28,6 +28,7 @@ NOT_HERE = (
     "--recipe",
     "ORG/MODEL",
     "push my-gguf ORG/NAME  ",  # without --plan it connects
+    "--to modelscope",
     "IQ3_XXS",
     "…",
     "doctor",

@@ -119,12 +119,12 @@ def _journal(path: Path) -> Kept:
     for number in range(6):
         answers = [AnswerRow.of(Answer(text=f"ä {number} {model}", tokens=3, elapsed=0.5)) for model in "ab"]
         rows[number] = QuestionRow(f"question {number}", [{"role": "user", "content": "?"}], None, answers)
-    with Journal(path, "identity", len(rows)) as journal:
+    with Journal(path, "identity", len(rows), 2) as journal:
         for number, row in rows.items():
             journal.write(number, row)
 
     def notices(path: Path) -> bool:
-        found = Journal(path, "identity", len(rows)).rows
+        found = Journal(path, "identity", len(rows), 2).rows
         return len(found) < len(rows) and all(
             rows[number].as_json() == row.as_json() for number, row in found.items()
         )
