@@ -58,6 +58,9 @@ def wait(pid: int, seconds: float) -> tuple[int | None, float]:
 
 
 def main() -> None:
+    # On one core nothing starts OpenMP's threads, for which a fork of their process would wait for ever.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
     for name in sys.argv[1].split(","):
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
