@@ -82,7 +82,8 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
         yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{whole['share']:.0%}</b>"
         yield f"of what was trained is in {_text(model)}; {_worst(lost, whole)}</div>"
     total = _size(sum(size for _, size in made))
-    yield f"<div class='tile'><b>{total}</b>in {len(made)} files</div></section>"
+    files = f"{len(made)} file" + ("s" if len(made) != 1 else "")
+    yield f"<div class='tile'><b>{total}</b>in {files}</div></section>"
 
 
 def _worst(lost: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
