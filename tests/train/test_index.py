@@ -99,7 +99,7 @@ def test_remote_code_is_explained_before_any_of_it_runs(base: Path, tmp_path: Pa
     with pytest.raises(UnsafeInputError) as caught:
         train(recipe("index-1.9b-persona", base=str(base), data=(str(data),), out=tmp_path / "out"))
     assert caught.value.exit_code == 4
-    assert "its own Python code (auto_map), which would run on this machine" in str(caught.value)
+    assert "its own Python code (auto_map: modeling_index.py), which would run" in str(caught.value)
     assert "read that code, then pass --trust-remote-code" in str(caught.value)
     assert not list(base.rglob("it-ran")) and not (tmp_path / "out").exists()
 
