@@ -23,7 +23,7 @@ from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 from lorafold.progress import Progress
 from lorafold.records.chats import read_chats
-from lorafold.tokenizer.library import load_tokenizer
+from lorafold.tokenizer.loading import load_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.vocab.vocab import Vocab
-from lorafold.tokenizer.library import load_tokenizer
+from lorafold.tokenizer.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,7 +21,7 @@ from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import folder_tokens, read_json
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
-from lorafold.tokenizer.library import load_tokenizer
+from lorafold.tokenizer.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -16,7 +16,7 @@ from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
 from lorafold.jsonfile import read_object
 from lorafold.signatures import another_file, head_of
-from lorafold.tokenizer.library import check_merges
+from lorafold.tokenizer.loading import check_merges
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

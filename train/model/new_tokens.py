@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import UsageError
-from lorafold.tokenizer.library import load_tokenizer
+from lorafold.tokenizer.loading import load_tokenizer
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.model.adapter import copy_tokenizer
