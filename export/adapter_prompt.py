@@ -13,7 +13,7 @@ from pathlib import Path
 from lorafold.errors import InputError
 from lorafold.export.vocab.files import AddedToken, read_added_tokens, read_tokenizer_files
 from lorafold.export.vocab.model_file import read_model_file
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.tokenizer.folder import sentencepiece_file, with_tokenizer_json
 
 TOKENIZER = "tokenizer.json"

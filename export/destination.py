@@ -13,7 +13,7 @@ from lorafold.artifacts import MANIFEST, check_output, lock, read_manifest, syst
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
-from lorafold.renames import replace_folder, sync_tree
+from lorafold.files.renames import replace_folder, sync_tree
 
 _SHOWN = 3  # names of files that an error shows
 

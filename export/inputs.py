@@ -20,12 +20,12 @@ from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
+from lorafold.files.signatures import no_file
 from lorafold.models import Base, locate, resolve_base
 from lorafold.packed.formats import method_of
 from lorafold.packed.originals import original_of
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
-from lorafold.signatures import no_file
 from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter, other_base_named
 from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json

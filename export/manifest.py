@@ -22,7 +22,7 @@ from lorafold.export.proof.check import Proof
 from lorafold.export.report.page import export_page
 from lorafold.export.report.sbom import SBOM, bill_of_materials
 from lorafold.export.survival.words import Findings
-from lorafold.shapes import Shape, require_shape
+from lorafold.files.shapes import Shape, require_shape
 
 REPORT = "report.md"
 PAGE = "report.html"

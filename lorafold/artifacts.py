@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lorafold.errors import BusyError, InputError, SystemFault, UnsafeInputError, UsageError
-from lorafold.renames import replace_folder, restore_folder, sync_folder, sync_tree
-from lorafold.seals import MEANT, has_changed, sealed
-from lorafold.shapes import check_shape
-from lorafold.signatures import another_file, head_of
+from lorafold.files.renames import replace_folder, restore_folder, sync_folder, sync_tree
+from lorafold.files.seals import MEANT, has_changed, sealed
+from lorafold.files.shapes import check_shape
+from lorafold.files.signatures import another_file, head_of
 from lorafold.version import __version__
 
 MANIFEST = "lorafold.json"

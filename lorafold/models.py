@@ -18,10 +18,10 @@ from typing import Any
 
 from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_manifest
 from lorafold.errors import InputError, SystemFault, UnsafeInputError, UsageError
+from lorafold.files.jsonfile import read_object
+from lorafold.files.signatures import no_file
 from lorafold.hub.faults import hub_faults
-from lorafold.jsonfile import read_object
 from lorafold.progress import Progress, silent
-from lorafold.signatures import no_file
 from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

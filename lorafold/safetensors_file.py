@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorafold.errors import InputError, SystemFault
-from lorafold.jsonfile import unique_keys
-from lorafold.signatures import HEAD_BYTES, another_file, no_file
+from lorafold.files.jsonfile import unique_keys
+from lorafold.files.signatures import HEAD_BYTES, another_file, no_file
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError, UnsafeInputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.safetensors_file import ShardFiles, TensorInfo, read_header
 from lorafold.stopwatch import doing
 

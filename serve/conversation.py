@@ -18,8 +18,8 @@ from lorafold.chat.call_spellings import split_calls
 from lorafold.chat.dialogue import Dialogue, Tool, ToolCall, name_of
 from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError, LorafoldError, UsageError
+from lorafold.files.seals import MEANT, has_changed, sealed
 from lorafold.records.tools import read_tools
-from lorafold.seals import MEANT, has_changed, sealed
 from lorafold.serve.config import Sampling
 from lorafold.serve.protocol import Event, Started, Thought, Token
 

@@ -9,11 +9,11 @@ from typing import Any
 from lorafold.chat.call_spellings import told
 from lorafold.chat.dialogue import Tool, ToolCall
 from lorafold.chat.sandbox import Message
+from lorafold.files.shapes import Shape, require_shape
 from lorafold.serve.conversation import Answer
 from lorafold.serve.lens import Lens
 from lorafold.serve.origin import origin_of
 from lorafold.serve.protocol import Engine
-from lorafold.shapes import Shape, require_shape
 
 NOT_ASKED = "not asked"  # the reason of an answer that a conversation did not ask for (`/only`)
 

@@ -19,9 +19,9 @@ from typing import Any
 from lorafold.artifacts import new_folder, write_manifest
 from lorafold.chat.sources import JINJA_FILE, MORE_TEMPLATES, TOOL_USE
 from lorafold.errors import InputError, SystemFault
+from lorafold.files.renames import remove_folder
 from lorafold.models import Base
 from lorafold.progress import Progress
-from lorafold.renames import remove_folder
 from lorafold.train.build import Built, Lessons, build
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.held_out import write_held_out

@@ -13,10 +13,10 @@ from typing import Any
 
 from lorafold.artifacts import check_output, lock, system_faults
 from lorafold.errors import UsageError
+from lorafold.files.renames import restore_folder
 from lorafold.machine import require_address_space
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent, unheard
-from lorafold.renames import restore_folder
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import load_splits
 from lorafold.train.run import Order, carry_out

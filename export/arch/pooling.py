@@ -13,7 +13,7 @@ from gguf import GGUFValueType
 
 from lorafold.errors import InputError
 from lorafold.export.gguf.parts import KeyValue
-from lorafold.jsonfile import read_if_there
+from lorafold.files.jsonfile import read_if_there
 
 # What each is called: on or off in older files, by one name in newer ones; and llama.cpp's number.
 _WAYS = (

@@ -38,7 +38,7 @@ from lorafold.export.fold.factors import FactorCache
 from lorafold.export.fold.names import BaseNames, same_blocks
 from lorafold.export.fold.targets import Targets
 from lorafold.export.fold.tied import same_steps, settle_embedding, settle_head
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.safetensors_file import DTYPE_BITS
 from lorafold.stopwatch import doing
 from lorafold.weights import TensorInfo, TensorSource, item_size

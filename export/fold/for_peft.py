@@ -19,7 +19,7 @@ from lorafold.adapters.config import CONFIG
 from lorafold.adapters.folder import WEIGHTS
 from lorafold.adapters.peft_reading import MLX, UNTARGETED, WRAPPED, is_transposed, peft_key, turned
 from lorafold.export.fold.targets import Targets
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 
 
 def differs_for_peft(targets: Targets) -> str | None:

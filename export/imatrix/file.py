@@ -27,9 +27,9 @@ from lorafold.artifacts import write_atomic
 from lorafold.errors import InputError, NumericError
 from lorafold.export.gguf.header import encode_header, padded, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
+from lorafold.files.signatures import another_file, head_of
 from lorafold.gguf_file.header import STRING, GgufArray, GgufHeader, GgufTensor
 from lorafold.gguf_file.read import read_gguf_header
-from lorafold.signatures import another_file, head_of
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _AGAIN = "make it again with llama-imatrix"

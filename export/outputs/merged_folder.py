@@ -29,7 +29,7 @@ from lorafold.export.gguf.writer import Watcher
 from lorafold.export.outputs.side_files import SideFiles
 from lorafold.export.outputs.stochastic import round_at_random
 from lorafold.export.workers import pwrite_all, work_off
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.progress import Progress, silent
 from lorafold.safetensors_file import DTYPE_BITS, ShardFiles, TensorInfo
 from lorafold.stopwatch import Spent, doing

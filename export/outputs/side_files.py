@@ -23,7 +23,7 @@ from lorafold.chat.sources import (
 )
 from lorafold.errors import UnsafeInputError
 from lorafold.export.inputs import Inputs
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.tokenizer.folder import TOKENIZER_FILES, find_files, tokenizer_files
 
 # What a model's folder holds beside weights, config.json and tokenizer, and a merged folder needs too.

@@ -27,8 +27,8 @@ from lorafold.artifacts import sha256_file
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import Answers
 from lorafold.export.proof.sample import AskedChat, ChatTokens
+from lorafold.files.seals import is_intact, sealed
 from lorafold.models import cache_folder
-from lorafold.seals import is_intact, sealed
 
 _MOST_BYTES = 1_000_000_000
 _MOST = 32  # models and choices of chats

@@ -13,8 +13,8 @@ from typing import Any
 
 from lorafold.chat.control_forms import is_converter_special
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_if_there
-from lorafold.signatures import no_file
+from lorafold.files.jsonfile import read_if_there
+from lorafold.files.signatures import no_file
 from lorafold.tokenizer.folder import PIECES, sentencepiece_file
 
 Json = dict[str, Any]

@@ -17,7 +17,7 @@ from gguf import TokenType
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.signatures import another_file, head_of
+from lorafold.files.signatures import another_file, head_of
 from lorafold.tokenizer.protobuf import fields
 
 UNIGRAM, BPE = 1, 2

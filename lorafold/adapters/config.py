@@ -34,7 +34,7 @@ from lorafold.adapters.fields import (
     USED,
 )
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 
 CONFIG = "adapter_config.json"
 SAVE_AGAIN = "save or download the adapter again"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorafold.adapters.config import SAVE_AGAIN
 from lorafold.errors import InputError, LorafoldError, UnsafeInputError
-from lorafold.signatures import no_file
+from lorafold.files.signatures import no_file
 
 _TRUSTED = "load it with PEFT if you trust it, and `save_pretrained` it again"
 

@@ -15,7 +15,7 @@ from typing import Any
 from lorafold.adapters.config import CONFIG, AdapterConfig, is_mlx
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors, in_model, without_names
 from lorafold.errors import LorafoldError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 
 # Model types whose experts' modules have `is_transposed` set in transformers.
 IS_TRANSPOSED = ("aria", "aria_text", "gpt_oss", "openai_privacy_filter")

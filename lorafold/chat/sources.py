@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from lorafold.chat.control_forms import is_turn_marker
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_if_there
-from lorafold.signatures import another_file, head_of
+from lorafold.files.jsonfile import read_if_there
+from lorafold.files.signatures import another_file, head_of
 
 # transformers' names: the file of the default template, the folder of the others, the default's own name.
 TOOL_USE = "tool_use"  # transformers' and llama.cpp's name of the template for conversations with tools

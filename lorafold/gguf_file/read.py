@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorafold.errors import InputError
+from lorafold.files.signatures import HEAD_BYTES, another_file
 from lorafold.gguf_file.header import (
     ARRAY,
     BOOL,
@@ -32,7 +33,6 @@ from lorafold.gguf_file.header import (
     GgufTensor,
     MetadataValue,
 )
-from lorafold.signatures import HEAD_BYTES, another_file
 
 _VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
 from lorafold.errors import InputError
+from lorafold.files.signatures import HEAD_BYTES, told_by
 from lorafold.records.packed import kind_of, unpacked
-from lorafold.signatures import HEAD_BYTES, told_by
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

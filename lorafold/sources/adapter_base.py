@@ -10,7 +10,7 @@ from typing import Any
 from lorafold.adapters.config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError, LorafoldError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.models import Base, fingerprint
 from lorafold.sources.recognize import ADAPTER, is_adapter, likely_hub_id
 

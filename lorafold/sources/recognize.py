@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import LorafoldError
-from lorafold.jsonfile import read_object
-from lorafold.signatures import head_of, told_by
+from lorafold.files.jsonfile import read_object
+from lorafold.files.signatures import head_of, told_by
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")

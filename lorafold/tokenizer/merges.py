@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_object
-from lorafold.signatures import another_file, head_of
+from lorafold.files.jsonfile import read_object
+from lorafold.files.signatures import another_file, head_of
 from lorafold.tokenizer.loading import check_merges
 
 if TYPE_CHECKING:

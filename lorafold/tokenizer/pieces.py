@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, LorafoldError
-from lorafold.signatures import another_file, head_of
+from lorafold.files.signatures import another_file, head_of
 from lorafold.tokenizer.protobuf import fields
 
 SPACE = "\u2581"

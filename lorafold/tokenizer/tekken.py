@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 
 TEKKEN = "tekken.json"
 # What the settings of a folder with a tekken.json alone would say.

@@ -2,7 +2,7 @@
 
 JSON lines. The first one is {"format", "identity"}: what must be equal for the others to count. Each further
 one is {"number", "row"}: a question's place in the file, and its answers as `QuestionRow` writes them. Every
-line carries its sha256 (`lorafold/seals.py`); one that is not as it was written does not count.
+line carries its sha256 (`lorafold/files/seals.py`); one that is not as it was written does not count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from lorafold.artifacts import system_faults, write_atomic
 from lorafold.errors import InputError
-from lorafold.seals import is_intact, sealed
+from lorafold.files.seals import is_intact, sealed
 from lorafold.serve.rows import QuestionRow
 
 _FORMAT = "lorafold-comparison-3"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from lorafold.artifacts import sha256_file, write_atomic
 from lorafold.errors import LorafoldError
+from lorafold.files.seals import has_changed, sealed
 from lorafold.models import cache_folder
-from lorafold.seals import has_changed, sealed
 from lorafold.serve.protocol import About
 
 NOTED = 200  # files remembered

@@ -17,7 +17,7 @@ from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.models import require, resolve_base
 from lorafold.probabilities import log_softmax
 from lorafold.progress import Progress

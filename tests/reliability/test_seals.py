@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorafold.artifacts import damaged_files
-from lorafold.seals import has_changed, is_intact, sealed
+from lorafold.files.seals import has_changed, is_intact, sealed
 
 RECORD = {"number": 3, "text": "ä\u2028\ud800 1e-05", "loss": 1e-05, "none": None}
 

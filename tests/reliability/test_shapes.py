@@ -10,8 +10,8 @@ import pytest
 
 from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, LorafoldError, UnsafeInputError
-from lorafold.jsonfile import read_object
-from lorafold.shapes import require_shape
+from lorafold.files.jsonfile import read_object
+from lorafold.files.shapes import require_shape
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lorafold.artifacts import (
     write_manifest,
 )
 from lorafold.errors import BusyError, InputError, SystemFault, UsageError
-from lorafold.renames import remove_folder
+from lorafold.files.renames import remove_folder
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_sigkill_anywhere_in_a_replacement(tmp_path: Path, swap: bool, event: st
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from lorafold import renames
+        from lorafold.files import renames
         from lorafold.artifacts import new_folder
         out, event, number, swap = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
         if not swap:
@@ -228,7 +228,7 @@ def test_sigkill_while_a_folder_is_removed_leaves_nothing_under_its_name(tmp_pat
     script = textwrap.dedent("""
         import os, signal, sys
         from pathlib import Path
-        from lorafold.renames import remove_folder
+        from lorafold.files.renames import remove_folder
         def die(event, arguments):
             if event == "os.remove":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafold.errors import InputError, NumericError, SystemFault, UnsafeInputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 from lorafold.weights import Checkpoint
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

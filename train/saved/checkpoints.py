@@ -22,7 +22,7 @@ from typing import Any
 
 from lorafold.artifacts import damaged_files, new_folder, read_manifest, system_faults, write_manifest
 from lorafold.errors import InputError
-from lorafold.renames import remove_folder
+from lorafold.files.renames import remove_folder
 from lorafold.train.model.adapter import trainable
 from lorafold.train.model.tensorfiles import flatten_state, load_tensors, restore_state, save_tensors
 

@@ -254,7 +254,7 @@ def _journal(folder: Path) -> Parse:
 
 def _sealed(line: bytes) -> bytes:
     """A line with the digest that a journal wants, or the reader would look no further."""
-    from lorafold.seals import sealed
+    from lorafold.files.seals import sealed
 
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(record := json.loads(line), dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorafold.errors import InputError
-from lorafold.jsonfile import read_object
+from lorafold.files.jsonfile import read_object
 
 
 def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:

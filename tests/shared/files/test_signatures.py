@@ -25,10 +25,10 @@ from lorafold.chat.sources import folder_source
 from lorafold.errors import InputError, UnsafeInputError
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.vocab.model_file import read_model_file
+from lorafold.files.jsonfile import read_object
+from lorafold.files.signatures import SIGNATURES, told_by
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.inspection import inspect_path
-from lorafold.jsonfile import read_object
-from lorafold.signatures import SIGNATURES, told_by
 from lorafold.tokenizer.merges import from_merges
 from lorafold.tokenizer.pieces import from_pieces
 from lorafold.weights import Checkpoint

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError, SystemFault
-from lorafold.shapes import check_shape
-from lorafold.signatures import HEAD_BYTES, another_file, no_file
+from lorafold.files.shapes import check_shape
+from lorafold.files.signatures import HEAD_BYTES, another_file, no_file
 
 # A character beyond U+FFFF is written as two escapes; one of them alone can be neither printed nor saved.
 _HALF, _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
