@@ -22,9 +22,9 @@ from lorafold.export.manifest import REPORT, config_of, describe_export
 from lorafold.export.ollama.client import Ollama
 from lorafold.export.onto.model import pinned
 from lorafold.export.outputs.gguf import GgufOutput
-from lorafold.export.outputs.observing import observe_prompts
 from lorafold.export.outputs.onto import OntoOutput
 from lorafold.export.outputs.output import Output, plan_output
+from lorafold.export.outputs.prompt.observing import observe_prompts
 from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.export.proof.observed import Observing, check_name

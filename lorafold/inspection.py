@@ -253,7 +253,7 @@ def _of_export(folder: Path) -> list[str]:
     commands = [f"lorafold verify {given}"]
     commands += [f"lorafold chat {shlex.quote(str(path))}" for path in ggufs[:1]]
     if (folder / "Modelfile").is_file():
-        from lorafold.export.outputs.modelfiles import ollama_command
+        from lorafold.export.outputs.prompt.modelfiles import ollama_command
 
         commands.append(ollama_command(folder))
     return commands

@@ -25,7 +25,7 @@ from lorafold.export.modelfile.probe import find_switches
 from lorafold.export.onto.projector import Projector, is_tower
 from lorafold.export.outputs.gguf_models import PromptMetadata, plan_gguf_models
 from lorafold.export.outputs.kept_blocks import KeptBlocks
-from lorafold.export.outputs.modelfiles import (
+from lorafold.export.outputs.prompt.modelfiles import (
     how_to_join,
     models_of,
     next_steps,
@@ -33,7 +33,13 @@ from lorafold.export.outputs.modelfiles import (
     tensors_of_model,
     write_models,
 )
-from lorafold.export.outputs.prompts import AskedTokens, ask_tokens, held_out, plan_prompt, prove_answers
+from lorafold.export.outputs.prompt.planning import (
+    AskedTokens,
+    ask_tokens,
+    held_out,
+    plan_prompt,
+    prove_answers,
+)
 from lorafold.export.outputs.side_files import gguf_notes, named_templates
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of

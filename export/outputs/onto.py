@@ -28,7 +28,7 @@ from lorafold.export.onto.places import Places
 from lorafold.export.onto.projector import PartOfFold, Projector
 from lorafold.export.onto.source import OntoSource, check_types
 from lorafold.export.outputs.gguf_models import largest
-from lorafold.export.outputs.modelfiles import (
+from lorafold.export.outputs.prompt.modelfiles import (
     how_to_join,
     models_of,
     next_steps,
@@ -36,7 +36,7 @@ from lorafold.export.outputs.modelfiles import (
     tensors_of_model,
     write_models,
 )
-from lorafold.export.outputs.prompts import ask_tokens, held_out, plan_prompt, prove_answers
+from lorafold.export.outputs.prompt.planning import ask_tokens, held_out, plan_prompt, prove_answers
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check

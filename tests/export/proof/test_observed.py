@@ -20,7 +20,7 @@ from lorafold.export.inputs import open_inputs
 from lorafold.export.manifest import config_of
 from lorafold.export.ollama.client import LlamaServer, Ollama
 from lorafold.export.outputs.gguf import plan_gguf_output
-from lorafold.export.outputs.observing import observe_prompts
+from lorafold.export.outputs.prompt.observing import observe_prompts
 from lorafold.export.proof.observed import Observing, check_name
 from lorafold.progress import silent
 

@@ -14,7 +14,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.parser import Parameter
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
 from lorafold.export.onto.projector import Projector
-from lorafold.export.outputs.modelfiles import check_prompt, models_of, question
+from lorafold.export.outputs.prompt.modelfiles import check_prompt, models_of, question
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Vocabulary

@@ -13,7 +13,7 @@ from lorafold.export.gguf.header import GgufFile
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.ollama.client import LlamaServer, Ollama
-from lorafold.export.outputs.modelfiles import question
+from lorafold.export.outputs.prompt.modelfiles import question
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.observed import Observing, observe_llama_server, observe_ollama
 from lorafold.progress import Progress

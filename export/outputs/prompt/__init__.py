@@ -1,0 +1,1 @@
+"""The prompt beside the weights: planned from a template, written as Modelfiles, asked of running servers."""
