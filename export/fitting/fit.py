@@ -22,7 +22,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.proof.sample import AskedChat
 from lorafold.export.quant.mixture import Importance, is_quantizable
 from lorafold.export.quant.recipes import block_width
-from lorafold.export.survival.ladder import bytes_of, fitting, measure
+from lorafold.export.survival.ladder import bytes_of, bytes_together, fitting, measure
 from lorafold.export.survival.share import ENOUGH, distance, is_kept
 from lorafold.export.survival.survey import Survey, TypedModel
 from lorafold.progress import Progress, silent
@@ -249,7 +249,7 @@ class Fitting:
         for name, model in models.items():
             self._progress("test the mixtures", len(tried), len(models))
             distance = costs.measured.distance(model, costs.texts.checked)
-            tried.append(Tried(name, _size(model, costs.header), distance))
+            tried.append(Tried(name, costs.header + bytes_together(model), distance))
         self._progress("test the mixtures", len(models), len(models))
         return tried
 
@@ -275,8 +275,7 @@ class _Costs:
     @property
     def rest(self) -> int:
         """Bytes of what has no choice."""
-        asked = (item for item in self.model if item[0].name not in self.options)
-        return self.header + sum(bytes_of(tensor, kind) for tensor, kind in asked)
+        return self.header + bytes_together(item for item in self.model if item[0].name not in self.options)
 
     @property
     def least(self) -> int:
@@ -292,10 +291,6 @@ class _Costs:
         """The best mixture of a size."""
         types = choose(self.options, size - self.rest)
         return [(tensor, types.get(tensor.name, kind)) for tensor, kind in self.model]
-
-
-def _size(model: TypedModel, header: int) -> int:
-    return header + sum(bytes_of(tensor, kind) for tensor, kind in model)
 
 
 def _fitted(

@@ -19,7 +19,7 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
-from lorafold.export.survival.ladder import bytes_of
+from lorafold.export.survival.ladder import bytes_together
 from lorafold.export.survival.survey import TypedModel
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
@@ -144,7 +144,7 @@ def largest(
                 raise
             continue  # it needs an importance matrix
         header = header or len(encode_header(metadata, place_tensors(model)))
-        sizes[name] = header + sum(bytes_of(tensor, kind) for tensor, kind in model)
+        sizes[name] = header + bytes_together(model)
     fitting = {name: each for name, each in sizes.items() if each <= size}
     if not fitting:
         least = min(sizes, key=lambda name: sizes[name])
@@ -158,11 +158,8 @@ def largest(
 
 def _nearest(model: TypedModel, typed: Callable[[Recipe], TypedModel]) -> Recipe:
     """The recipe whose size is nearest to a mixture's."""
-
-    def size(model: TypedModel) -> int:
-        return sum(bytes_of(tensor, kind) for tensor, kind in model)
-
-    return min(map(find_recipe, _UNWEIGHTED), key=lambda recipe: abs(size(typed(recipe)) - size(model)))
+    size = bytes_together(model)
+    return min(map(find_recipe, _UNWEIGHTED), key=lambda recipe: abs(bytes_together(typed(recipe)) - size))
 
 
 def _metadata(

@@ -20,7 +20,7 @@ from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import Importance, parse_override
 from lorafold.export.survival.fill import Filled, fill
-from lorafold.export.survival.ladder import bytes_of
+from lorafold.export.survival.ladder import bytes_together
 from lorafold.export.survival.protect import Raised, raise_types
 from lorafold.export.survival.rows import TunedSource
 from lorafold.export.survival.survey import RoundsRows, Survey, TypedModel
@@ -130,7 +130,7 @@ class MeasuredTypes:
             )
         if (size := self.config.fit_bytes) is not None:
             stay += [*self.kept, *(one.tensor.name for one in self.raised.get(recipe, ()))]
-            room = size - header - sum(bytes_of(tensor, kind) for tensor, kind in model)
+            room = size - header - bytes_together(model)
             _check_room(room, size)
             model, self.filled[recipe] = fill(
                 model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gguf import GGMLQuantizationType as Type
 
@@ -34,6 +34,11 @@ def bits(kind: Type) -> float:
 def bytes_of(tensor: MappedTensor, kind: Type) -> int:
     """Bytes of a tensor in a file, padding included."""
     return padded(tensor.rows * ggml.row_size(kind, tensor.cols))
+
+
+def bytes_together(model: Iterable[tuple[MappedTensor, Type]]) -> int:
+    """Bytes of all tensors of a model in a file, padding included."""
+    return sum(bytes_of(tensor, kind) for tensor, kind in model)
 
 
 def fitting(tensor: MappedTensor) -> list[Type]:

@@ -10,11 +10,9 @@ from itertools import groupby
 
 from gguf import GGMLQuantizationType as Type
 
-from lorafold.export.gguf.header import padded
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.quant import ggml
 from lorafold.export.quant.mixture import Importance
-from lorafold.export.survival.ladder import bits, fitting, measure
+from lorafold.export.survival.ladder import bits, bytes_of, fitting, measure
 from lorafold.export.survival.rows import TunedSource
 from lorafold.export.survival.share import Survival, is_kept
 from lorafold.export.survival.survey import Survey, TypedModel
@@ -42,11 +40,7 @@ class Raised:
     @property
     def more(self) -> int:
         """Bytes that it costs in a file, padding included."""
-        after, before = (
-            padded(self.tensor.rows * ggml.row_size(kind, self.tensor.cols))
-            for kind in (self.after, self.before)
-        )
-        return after - before
+        return bytes_of(self.tensor, self.after) - bytes_of(self.tensor, self.before)
 
 
 def raise_types(
