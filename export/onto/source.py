@@ -95,6 +95,7 @@ class OntoSource:
     copied: dict[tuple[str, int, int], bytes] = field(default_factory=dict, repr=False)
     _infos: dict[str, TensorInfo] = field(default_factory=dict, repr=False)
     _touched: dict[str, str] = field(default_factory=dict, repr=False)
+    _base: list[OntoSource] = field(default_factory=list, repr=False)
 
     def file_tensors(self) -> list[FileTensor]:
         """Every tensor of the result, in the file's order."""
@@ -126,7 +127,10 @@ class OntoSource:
     @property
     def base(self) -> OntoSource:
         """The same rows without the adapters, at the base's precision."""
-        return OntoSource(Unfolded(self.found.search), self.model, replace(self.found, added=()))
+        if not self._base:  # it is asked for at every tensor, and knows its own tensors once it was asked
+            found = replace(self.found, added=())
+            self._base.append(OntoSource(Unfolded(self.found.search), self.model, found))
+        return self._base[0]
 
     def mapped(self, tensor: FileTensor) -> MappedTensor:
         """The tensor as the plan and the writer take it.
