@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lorafold.export.imatrix.products import Entered, Matrix, squares
+from lorafold.export.imatrix.products import Entered, Matrix, enter
 
 HALVES = {"attn_k_b.weight": "#k", "attn_v_b.weight": "#v"}
 """Ends of the GGUF names of the halves, by what stands behind the parameter's name in a `Matrix`."""
@@ -52,22 +52,14 @@ def _hooks(model: torch.nn.Module, name: str, seen: dict[Matrix, Entered]) -> li
 
     def see_query(module: torch.nn.Module, arguments: object, result: torch.Tensor) -> None:
         heads = result.reshape(-1, attention.num_heads, result.shape[-1] // attention.num_heads)
-        _add(seen, name + "#k", heads[..., : attention.qk_nope_head_dim])
+        enter(seen, (name + "#k", 0), heads[..., : attention.qk_nope_head_dim])
 
     def see_attended(module: torch.nn.Module, arguments: object, result: tuple[torch.Tensor, ...]) -> None:
         weights = result[1][0]  # (heads, tokens, tokens)
-        _add(seen, name + "#v", (weights @ latest.pop("latent")).transpose(0, 1))
+        enter(seen, (name + "#v", 0), (weights @ latest.pop("latent")).transpose(0, 1))
 
     return [
         attention.kv_b_proj.register_forward_pre_hook(keep_latent),
         query.register_forward_hook(see_query),
         attention.register_forward_hook(see_attended),
     ]
-
-
-def _add(seen: dict[Matrix, Entered], name: str, inputs: torch.Tensor) -> None:
-    """Add inputs (tokens, heads, cols)."""
-    if (name, 0) in seen:
-        seen[name, 0].add(squares(inputs), len(inputs))
-    else:
-        seen[name, 0] = Entered(squares(inputs), len(inputs))

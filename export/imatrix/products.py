@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,27 +29,27 @@ _MATMUL = frozenset(
 _ADDED = frozenset({torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm})
 
 
+@dataclass(slots=True)
 class Entered:
     """What entered one matrix, or several of a stack of heads.
 
-    Args:
-        sums: squared inputs summed over tokens, (matrices, cols) float64.
+    Attributes:
+        sums: squared inputs summed over tokens, (cols,) or (heads, cols) float64, on the CPU.
         count: tokens.
     """
 
-    def __init__(self, sums: torch.Tensor, count: int) -> None:
-        self.sums = sums
-        self.count = count
-
-    def add(self, sums: torch.Tensor, count: int) -> None:
-        """Add those of more tokens."""
-        self.sums += sums
-        self.count += count
+    sums: torch.Tensor
+    count: int
 
 
-def squares(inputs: torch.Tensor) -> torch.Tensor:
-    """Squares of inputs (tokens, …, cols), summed over tokens in float64, on the CPU."""
-    return inputs.detach().to(torch.float64).square().sum(0).cpu()
+def enter(seen: dict[Matrix, Entered], matrix: Matrix, inputs: torch.Tensor) -> None:
+    """Add inputs (tokens, …, cols) to what entered a matrix."""
+    sums, count = inputs.detach().to(torch.float64).square().sum(0).cpu(), len(inputs)
+    if (entered := seen.get(matrix)) is None:
+        seen[matrix] = Entered(sums, count)
+    else:
+        entered.sums += sums
+        entered.count += count
 
 
 class SeenProducts(TorchFunctionMode):  # type: ignore[misc]
@@ -109,15 +110,8 @@ class SeenProducts(TorchFunctionMode):  # type: ignore[misc]
         if first:
             return  # further rows of a matrix, which the same inputs enter
         if weight.ndim == 2:
-            self._add((name, matrix), inputs.reshape(-1, inputs.shape[-1]))
+            enter(self.seen, (name, matrix), inputs.reshape(-1, inputs.shape[-1]))
         elif inputs.ndim == 3:
             for number, part in enumerate(inputs):
                 # Where all tokens go through all experts, those of others are zeros.
-                self._add((name, matrix + number), part[part.count_nonzero(-1) > 0])
-
-    def _add(self, matrix: Matrix, inputs: torch.Tensor) -> None:
-        sums, count = squares(inputs), len(inputs)
-        if matrix in self.seen:
-            self.seen[matrix].add(sums, count)
-        else:
-            self.seen[matrix] = Entered(sums, count)
+                enter(self.seen, (name, matrix + number), part[part.count_nonzero(-1) > 0])
