@@ -82,10 +82,7 @@ def folded_model(inputs: Inputs) -> torch.nn.Module:
     """
     try:
         blank = BlankModel(config_of(inputs), inputs.source.tensors)
-        buffers = dict(blank.model.named_buffers())
-        placed = (name for names in blank.targets.values() for name in names)
-        held = [name for name in placed if name in buffers]
-        blank.fill([*blank.names(blank.model, ""), *held], inputs.source)
+        blank.fill([*blank.names(blank.model, ""), *blank.buffers()], inputs.source)
     except REFUSALS as error:
         raise InputError(
             f"transformers cannot run it ({type(error).__name__}: {told(error)})",

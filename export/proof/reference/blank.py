@@ -83,6 +83,11 @@ class BlankModel:
         own = (name for name, _ in module.named_parameters(recurse=inside, remove_duplicate=False))
         return [f"{path}.{name}" if path else name for name in own]
 
+    def buffers(self) -> list[str]:
+        """Full names of the buffers that the checkpoint holds."""
+        own = {name for name, _ in self.model.named_buffers()}
+        return [name for names in self.targets.values() for name in names if name in own]
+
     def fill(self, names: Collection[str], source: TensorSource) -> None:
         """Put parameters or buffers in place.
 

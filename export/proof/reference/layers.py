@@ -172,10 +172,8 @@ class LayeredModel:
 
         self._asked = torch.tensor(places, device=self.blank.device)
         self._source = source
-        buffers = {name for name, _ in self._model.named_buffers()}
-        held = [name for names in self.blank.targets.values() for name in names if name in buffers]
         try:
-            self.blank.fill(held, source)
+            self.blank.fill(self.blank.buffers(), source)
             yield
         finally:
             self.blank.empty()
