@@ -97,7 +97,7 @@ def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:
             ids, start = tokenizer.tokenize(example.text, False), 1
         elif example.messages[-1]["role"] == "assistant":
             ids = list(tokenizer.encode_chat(example.messages).ids)
-            start = len(tokenizer.encode_chat(example.messages[:-1], add_generation_prompt=True).ids)
+            start = len(tokenizer.encode_prompt(example.messages[:-1]))
         else:
             ids, start = list(tokenizer.encode_chat(example.messages).ids), 1
         if start <= _LONGEST_PROMPT and len(ids) > start:

@@ -70,9 +70,14 @@ class Questions:
         return cls([each for each in asked if each is not None], frozenset(tokenizer.eos_ids))
 
 
+def question(chat: Sequence[Message]) -> Sequence[Message]:
+    """A chat without its answer."""
+    return chat[:-1] if chat[-1]["role"] == "assistant" else chat
+
+
 def _tokens(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | None:
-    asked = chat[:-1] if chat[-1]["role"] == "assistant" else chat
-    prompt = tokenizer.encode_chat(asked, add_generation_prompt=True).ids
+    asked = question(chat)
+    prompt = tokenizer.encode_prompt(asked)
     if len(prompt) + ANSWER_TOKENS > CONTEXT:
         return None
     if asked is chat:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorafold.artifacts import write_atomic
-from lorafold.chat.sandbox import Message
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile, TypedTensor
@@ -193,8 +192,3 @@ def check_prompt(
     if prompt.route.way == "jinja" and tools is not None and tools.proven:
         meaning += f", and on {tools.conversations - tools.refused} with tools, calls and results"
     return Check("prompt", "passed", meaning, figures)
-
-
-def question(chat: Sequence[Message]) -> Sequence[Message]:
-    """A chat without its answer."""
-    return chat[:-1] if chat[-1]["role"] == "assistant" else chat

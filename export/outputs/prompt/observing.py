@@ -13,9 +13,9 @@ from lorafold.export.gguf.header import GgufFile
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.ollama.client import LlamaServer, Ollama
-from lorafold.export.outputs.prompt.modelfiles import question
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.observed import Observing, observe_llama_server, observe_ollama
+from lorafold.export.proof.sample import question
 from lorafold.progress import Progress
 
 _QUESTIONS = 3  # ordinary conversations whose tokens a running server counts
@@ -78,7 +78,7 @@ def observe_prompts(
                 prompt.native,
                 bos=bos,
                 questions=questions,
-                encode=lambda chat: tokenizer.encode_prompt(chat),
+                encode=tokenizer.encode_prompt,
                 progress=progress,
             )
         )

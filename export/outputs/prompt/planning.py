@@ -14,12 +14,12 @@ from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.parser import Parameter
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile
 from lorafold.export.onto.projector import Projector
-from lorafold.export.outputs.prompt.modelfiles import check_prompt, models_of, question
+from lorafold.export.outputs.prompt.modelfiles import check_prompt, models_of
 from lorafold.export.proof.chats import proof_chats
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Vocabulary
 from lorafold.export.proof.logits import Effort, WrittenModel, check_answers
-from lorafold.export.proof.sample import Questions
+from lorafold.export.proof.sample import Questions, question
 from lorafold.export.proof.tokens import check_prompt_tokens
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.vocab.vocab import Vocab
