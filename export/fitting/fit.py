@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as Type
 
 from lorafold.errors import InputError, UsageError
 from lorafold.export.fitting.choose import Option, Options, choose, least, most
-from lorafold.export.fitting.losses import Losses, kinds_of
+from lorafold.export.fitting.losses import Losses
 from lorafold.export.fitting.model import MeasuredModel
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.calibration import Calibration, calibration
@@ -193,8 +193,7 @@ class Fitting:
         """What each type of each tensor costs."""
         now = {tensor.name: kind for tensor, kind in model}
         asked = [(tensor, kind) for tensor, kind in model if block_width(kind) > 1]
-        ladder = self._allowed([item for item in asked if item[0].name not in fixed])
-        kinds = kinds_of(model, fixed, ladder)
+        kinds = self._allowed([item for item in asked if item[0].name not in fixed])
         losses = Losses(
             kinds, self._inputs.source, measured.exact, len(texts), self._imatrix, threads=self._threads
         )
@@ -210,14 +209,14 @@ class Fitting:
             for name, found in losses.found(tokens).items()
         }
 
-    def _allowed(self, asked: TypedModel) -> dict[str, list[Type]]:
-        """The types that each tensor may have: of a changed one not those that lose the change.
+    def _allowed(self, asked: TypedModel) -> dict[str, tuple[MappedTensor, Sequence[Type]]]:
+        """The types that each tensor may have, by its name: of a changed one not those that lose the change.
 
         A type may come very near to a base on a grid, and just therefore round the change away. What all
         tensors lose together is more than the sum of what each loses.
         """
         changed = Survey({"": asked}, self._inputs.source, weights=0).measured
-        allowed: dict[str, list[Type]] = {}
+        allowed: dict[str, tuple[MappedTensor, Sequence[Type]]] = {}
 
         def kept(item: tuple[MappedTensor, Type]) -> list[Type]:
             tensor, kind = item
@@ -240,7 +239,7 @@ class Fitting:
             for number, (item, kinds) in enumerate(zip(asked, pool.map(kept, asked), strict=True)):
                 self._progress("measure what survives", number, len(asked))
                 if kinds:
-                    allowed[item[0].name] = kinds
+                    allowed[item[0].name] = (item[0], kinds)
         return allowed
 
     def _tried(self, costs: _Costs, models: Mapping[str, TypedModel]) -> list[Tried]:

@@ -13,7 +13,7 @@ itself and what they do together grow differently with the number of rows, so th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -158,14 +158,3 @@ class Losses:
                 tally.together += parts.sum(0).T
                 tally.apart += np.square(parts).sum((0, 1))
         return tally
-
-
-def kinds_of(
-    model: Sequence[tuple[MappedTensor, Type]], fixed: Collection[str], ladder: Mapping[str, Sequence[Type]]
-) -> dict[str, tuple[MappedTensor, Sequence[Type]]]:
-    """The types that are asked about, by tensor; none of those that stay."""
-    return {
-        tensor.name: (tensor, ladder[tensor.name])
-        for tensor, _ in model
-        if tensor.name in ladder and tensor.name not in fixed
-    }

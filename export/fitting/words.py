@@ -55,9 +55,7 @@ def fitted_as_json(fitted: Fitted) -> dict[str, Any]:
     """For the manifest, which `verify` reads the types from."""
     return {
         "recipe": fitted.recipe,
-        "tried": [
-            {"name": one.name, "size": one.size, "KL": one.kl} for one in fitted.tried if one.kl is not None
-        ],
+        "tried": [{"name": one.name, "size": one.size, "KL": one.kl} for one in fitted.tried],
         "taken": fitted.taken,
         "why": fitted.why,
         "types": {name: kind.name for name, kind in fitted.types.items()},
