@@ -227,7 +227,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         named=tuple(named),
     )
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
-    kept = tuple(KeptBlocks(tensors, inputs.source).types)
+    kept = KeptBlocks(tensors, inputs.source).types
     fitting = Fitting(
         inputs,
         data=config.imatrix_data,
@@ -236,8 +236,8 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         threads=config.workers,
         progress=progress,
     )
-    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, kept, progress, fitting)
-    plan, vocab = plan_gguf_models(inputs, config, metadata, weighted, measured.adjust)
+    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, tuple(kept), progress, fitting)
+    plan, vocab = plan_gguf_models(inputs, config, metadata, tensors, kept, weighted, measured.adjust)
     source, projector = inputs.source, open_projector(inputs, config, progress)
     held = [name for name in source.tensors if projector is not None and is_tower(name)]
     notes = (

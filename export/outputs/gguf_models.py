@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
 
 from lorafold.errors import InputError, UsageError
@@ -16,7 +17,6 @@ from lorafold.export.gguf.header import encode_header, place_tensors
 from lorafold.export.gguf.parts import KeyValue, MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
-from lorafold.export.outputs.kept_blocks import KeptBlocks
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
 from lorafold.export.survival.ladder import bytes_together
@@ -45,6 +45,8 @@ def plan_gguf_models(
     inputs: Inputs,
     config: ExportConfig,
     prompt: PromptMetadata,
+    tensors: Sequence[MappedTensor],
+    kept: Mapping[str, Type],
     imatrix: Collection[str] | None = None,
     adjust: Callable[[str, TypedModel, int], TypedModel] | None = None,
 ) -> tuple[ExportPlan, Vocab]:
@@ -54,6 +56,8 @@ def plan_gguf_models(
         inputs: base and adapters.
         config: recipes, overrides, limits.
         prompt: the chat template's part of the header.
+        tensors: what each GGUF tensor is made of.
+        kept: the types of tensors that stay as the base has them, see `KeptBlocks`.
         imatrix: GGUF names of the tensors with importance weights, or None.
         adjust: given a recipe's name, its model and the bytes of its header, returns it with other types.
 
@@ -64,10 +68,8 @@ def plan_gguf_models(
         UsageError: an unknown recipe or override.
         InputError: an architecture or tokenizer that cannot be converted; tensors that do not fit.
     """
-    # Names first: a mistyped type is found before anything else is looked at.
     recipes = list(dict.fromkeys(find_recipe(name).name for name in config.quant))
     overrides = [parse_override(text) for text in config.tensor_type]
-    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
     rows = next(tensor.rows for tensor in tensors if tensor.name == "token_embd.weight")
     vocab = read_vocab(
         inputs.tokenizer,
@@ -77,7 +79,6 @@ def plan_gguf_models(
         end_of_turn=prompt.end_of_turn,
         add_bos=prompt.add_bos,
     )
-    kept = KeptBlocks(tensors, inputs.source).types
     called = inputs.name if inputs.adapters or config.name else None
 
     def typed(recipe: Recipe, metadata: Sequence[KeyValue]) -> TypedModel:
@@ -164,7 +165,7 @@ def _nearest(model: TypedModel, typed: Callable[[Recipe], TypedModel]) -> Recipe
 
 def _metadata(
     inputs: Inputs,
-    tensors: list[MappedTensor],
+    tensors: Sequence[MappedTensor],
     recipe: Recipe,
     vocab: Vocab,
     prompt: PromptMetadata,
@@ -192,7 +193,7 @@ def _template_entries(prompt: PromptMetadata) -> Iterator[KeyValue]:
         yield KeyValue("tokenizer.chat_template", prompt.template, GGUFValueType.STRING)
 
 
-def _order(tensors: list[MappedTensor], recipe: Recipe) -> list[MappedTensor]:
+def _order(tensors: Sequence[MappedTensor], recipe: Recipe) -> Sequence[MappedTensor]:
     """The converter's order for what the converter writes, llama_model_quantize's for the rest."""
     if not recipe.quantized or recipe.name == "Q8_0":
         return tensors
