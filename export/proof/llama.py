@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import SystemFault
-from lorafold.libraries.llama import FLASH_ATTENTION_OFF, complaint, library, load_weights
+from lorafold.libraries.llama import FLASH_ATTENTION_OFF, complaint, library, load_weights, piece_of
 from lorafold.libraries.llama import tokenize as ids_of
 from lorafold.machine import idle_cores
 
@@ -38,16 +37,7 @@ class Vocabulary:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens, control tokens written out."""
-        raw = b""
-        for token in ids:
-            size = 64
-            while True:
-                buffer = ctypes.create_string_buffer(size)
-                length = self._c.llama_token_to_piece(self._vocab, token, buffer, size, 0, True)
-                if length >= 0:
-                    break
-                size = -length
-            raw += buffer.raw[:length]
+        raw = b"".join(piece_of(self._vocab, token, special=True) for token in ids)
         return raw.decode("utf-8", errors="replace")
 
     @property

@@ -133,3 +133,20 @@ def tokenize(vocab: Any, text: str, special: bool = False) -> list[int]:
     if count < 0:
         raise InputError(f"llama.cpp cannot tokenize a text of {len(raw):,} bytes", fix="shorten it")
     return ids[:count]
+
+
+def piece_of(vocab: Any, token: int, special: bool = False) -> bytes:
+    """The bytes of a token.
+
+    Args:
+        vocab: what `llama_model_get_vocab` gave.
+        token: its id.
+        special: a control token has its name; else it has no bytes.
+    """
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        length = library().llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if length >= 0:
+            return buffer.raw[:length]
+        size = -length

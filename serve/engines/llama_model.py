@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from lorafold.chat.controls import split_controls
 from lorafold.chat.sandbox import start_worker
 from lorafold.chat.tokenizer import ChatTemplate, Message, encode, end_of_turn, prompt_fragments
 from lorafold.gguf_file.header import GgufArray
-from lorafold.libraries.llama import library, load_weights, look, tokenize
+from lorafold.libraries.llama import library, load_weights, look, piece_of, tokenize
 
 _PADDING = re.compile(rb"\[PAD\d+\]")  # what converters call rows that no token uses
 _REMEMBERED = 1_000_000  # characters of text whose ids are remembered
@@ -71,13 +70,7 @@ class LlamaModel:
 
     def piece(self, token: int, special: bool = False) -> bytes:
         """The bytes of a token; a control token has its name only if `special`, else none."""
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            length = self.c.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
-            if length >= 0:
-                return buffer.raw[:length]
-            size = -length
+        return piece_of(self.vocab, token, special)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends an answer."""
