@@ -81,7 +81,9 @@ def describe_export(
         write_atomic(folder / PAGE, export_page(facts, made_files, notes))
     if config.sbom:
         adapters = [(adapter.folder, weight) for adapter, weight in inputs.adapters]
-        bill = bill_of_materials(inputs.name, inputs.base.identity(), inputs.base.folder, adapters, folder)
+        bill = bill_of_materials(
+            inputs.name, inputs.base.identity(), inputs.base.folder, adapters, folder, checksums
+        )
         write_atomic(folder / SBOM, bill)
     return write_manifest(folder, "export", facts, checksums=checksums)
 

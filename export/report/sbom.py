@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lorafold.artifacts import read_manifest, sha256_file
@@ -36,7 +37,12 @@ _Json = dict[str, Any]
 
 
 def bill_of_materials(
-    name: str, base: Mapping[str, Any], folder: Path, adapters: Iterable[tuple[Path, float]], made: Path
+    name: str,
+    base: Mapping[str, Any],
+    folder: Path,
+    adapters: Iterable[tuple[Path, float]],
+    made: Path,
+    checksums: Mapping[str, str],
 ) -> str:
     """The text of the bill.
 
@@ -46,6 +52,7 @@ def bill_of_materials(
         folder: of the base.
         adapters: folder and weight of each, in the order of the fold.
         made: folder with what was made.
+        checksums: sha256 of files in it that are known already, by relative name: they are not read again.
     """
     parts = [
         _model(
@@ -61,7 +68,7 @@ def bill_of_materials(
         if (data := _data(adapter)) is not None:
             parts.append({**data, "bom-ref": f"data-{number}"})
     parts += [_package(package) for package in _PACKAGES if _is_installed(package)]
-    files = [_file(path, made) for path in sorted(made.rglob("*")) if _is_made(path)]
+    files = [_file(path, made, checksums) for path in sorted(made.rglob("*")) if _is_made(path)]
     model = {"type": "machine-learning-model", "bom-ref": "model", "name": name, "components": files}
     bill = {
         "bomFormat": "CycloneDX",
@@ -99,9 +106,10 @@ def _model(ref: str, name: str, folder: Path, revision: Any, about: Mapping[str,
     return entry | {"properties": properties, "components": files}
 
 
-def _file(path: Path, folder: Path) -> _Json:
-    hashes = [{"alg": "SHA-256", "content": sha256_file(path)}]
-    return {"type": "file", "name": path.relative_to(folder).as_posix(), "hashes": hashes}
+def _file(path: Path, folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> _Json:
+    name = path.relative_to(folder).as_posix()
+    hashes = [{"alg": "SHA-256", "content": known.get(name) or sha256_file(path)}]
+    return {"type": "file", "name": name, "hashes": hashes}
 
 
 def _data(adapter: Path) -> _Json | None:
