@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from lorafold.artifacts import sha256_file
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
 from lorafold.export.hub.client import PushFile
 from lorafold.progress import Progress
@@ -125,10 +126,8 @@ class _ModelScope:
         if file.size <= _SMALL and not file.name.endswith(_WEIGHTS):
             text = base64.b64encode(b"".join(_pieces(file))).decode()
             return {**action, "type": "normal", "sha256": "", "content": text, "encoding": "base64"}
-        digest = hashlib.sha256()
-        for piece in _pieces(file):
-            digest.update(piece)
-        oid = digest.hexdigest()
+        content = file.content
+        oid = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_file(content)
         asked = {"operation": "upload", "objects": [{"oid": oid, "size": file.size}]}
         answer = self.call("POST", f"repos/models/{self.repo}/info/lfs/objects/batch", asked)
         rows = (answer or {}).get("objects") or ()
@@ -183,9 +182,8 @@ class _ModelScope:
             return SystemFault(f"{problem} (HTTP {status})", at=self.repo, fix=fix)
         reason = str(said.get("Message") or "").replace(self._token, "…")[:160]
         told = f": {reason}" if reason else ""
-        if status >= 500:
-            return SystemFault(f"ModelScope failed (HTTP {status}){told}", at=self.repo, fix=_AGAIN)
-        return SystemFault(f"ModelScope refuses this (HTTP {status}){told}", at=self.repo, fix=_AGAIN)
+        what = "failed" if status >= 500 else "refuses this"
+        return SystemFault(f"ModelScope {what} (HTTP {status}){told}", at=self.repo, fix=_AGAIN)
 
 
 def _pieces(file: PushFile) -> Iterator[bytes]:
