@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hostile.targets import Parse, Target, dumped
+from hostile.targets import Parse, Target, dumped, one_file
 
 _ALPACA = {"instruction": "What is it?", "input": "", "output": "A lamp."}
 _CHAT = {
@@ -93,19 +93,6 @@ def _tools_of(path: Path) -> None:
     from lorafold.records.tools import tools_in
 
     tools_in(path)
-
-
-def _one(name: str, read: Callable[[Path], object]) -> Callable[[Path], Parse]:
-    def start(folder: Path) -> Parse:
-        path = folder / name
-
-        def parse(data: bytes) -> None:
-            path.write_bytes(data)
-            read(path)
-
-        return parse
-
-    return start
 
 
 def _columns(**columns: Any) -> Any:
@@ -333,8 +320,8 @@ RECORDS = (
         "lines",
     ),
     Target("data-table", _named(_TABLES, _load), _table_texts),
-    Target("data-parquet", _one("data.parquet", _load), _table_seeds(_write_parquet), slow=True),
-    Target("data-arrow", _one("data.arrow", _load), _table_seeds(_write_arrow), slow=True),
+    Target("data-parquet", one_file("data.parquet", _load), _table_seeds(_write_parquet), slow=True),
+    Target("data-arrow", one_file("data.arrow", _load), _table_seeds(_write_arrow), slow=True),
     Target("data-archive", _named(_ARCHIVES, _load), _archive_seeds),
     Target("data-packed", _named(_PACKED, _load), _packed_seeds),
     Target(
@@ -343,10 +330,12 @@ RECORDS = (
         lambda: [b"\0Who?\nWhat?\n", b"\1" + _lines(*ROWS[:4]), b"\2" + dumped(["a", "b"]), b"\3prompt\nq\n"],
         "lines",
     ),
-    Target("tools", _one("tools.json", _tools_of), lambda: [dumped(_TOOLS["tools"]), dumped(_TOOLS)], "json"),
+    Target(
+        "tools", one_file("tools.json", _tools_of), lambda: [dumped(_TOOLS["tools"]), dumped(_TOOLS)], "json"
+    ),
     Target("session", _session, _session_seeds, "json"),
     Target("journal", _journal, _journal_seeds, "lines"),
-    Target("recipe", _one("recipe.yaml", _recipe), _recipe_seeds),
-    Target("recipe-flags", _one("recipe.yaml", _recipe_flags), _recipe_seeds, slow=True),
+    Target("recipe", one_file("recipe.yaml", _recipe), _recipe_seeds),
+    Target("recipe-flags", one_file("recipe.yaml", _recipe_flags), _recipe_seeds, slow=True),
     Target("modelfile", _modelfile, _modelfile_seeds),
 )

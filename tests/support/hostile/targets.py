@@ -43,6 +43,21 @@ def dumped(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def one_file(name: str, read: Callable[[Path], object]) -> Callable[[Path], Parse]:
+    """What makes a folder ready for a parser that reads one file of this name."""
+
+    def start(folder: Path) -> Parse:
+        path = folder / name
+
+        def parse(data: bytes) -> None:
+            path.write_bytes(data)
+            read(path)
+
+        return parse
+
+    return start
+
+
 # Weights
 
 
@@ -52,16 +67,10 @@ def _tensors(**arrays: Any) -> bytes:
     return bytes(save(arrays, metadata={"format": "pt"}))
 
 
-def _safetensors(folder: Path) -> Parse:
+def _safetensors(path: Path) -> None:
     from lorafold.safetensors_file import read_header
 
-    path = folder / "model.safetensors"
-
-    def parse(data: bytes) -> None:
-        path.write_bytes(data)
-        read_header(path)
-
-    return parse
+    read_header(path)
 
 
 def _safetensors_seeds() -> list[bytes]:
@@ -99,23 +108,17 @@ def _index_seeds() -> list[bytes]:
 # GGUF
 
 
-def _gguf(folder: Path) -> Parse:
+def _gguf(path: Path) -> None:
     from lorafold.gguf_file.checks import check_model
     from lorafold.gguf_file.read import read_gguf_header
     from lorafold.gguf_file.tokens import read_gguf_tokens
     from lorafold.inspection import inspect_path
 
-    path = folder / "model.gguf"
-
-    def parse(data: bytes) -> None:
-        path.write_bytes(data)
-        header = read_gguf_header(path)
-        read_gguf_tokens(header)
-        inspect_path(str(path))
-        header.shards()
-        check_model(header)
-
-    return parse
+    header = read_gguf_header(path)
+    read_gguf_tokens(header)
+    inspect_path(str(path))
+    header.shards()
+    check_model(header)
 
 
 def gguf_bytes(tensors: dict[str, Any], **metadata: Any) -> bytes:
@@ -169,16 +172,10 @@ def _gguf_seeds() -> list[bytes]:
     return [whole, adapter, gguf_bytes({"a": row.astype(np.float16)})]
 
 
-def _imatrix(folder: Path) -> Parse:
+def _imatrix(path: Path) -> None:
     from lorafold.export.imatrix.file import read_imatrix
 
-    path = folder / "imatrix.dat"
-
-    def parse(data: bytes) -> None:
-        path.write_bytes(data)
-        read_imatrix(path).weights([("blk.0.a.weight", (3, 4)), ("blk.0.e.weight", (2, 3, 4))])
-
-    return parse
+    read_imatrix(path).weights([("blk.0.a.weight", (3, 4)), ("blk.0.e.weight", (2, 3, 4))])
 
 
 def _imatrix_seeds() -> list[bytes]:
@@ -439,10 +436,10 @@ def _manifest_seeds() -> list[bytes]:
 
 
 WEIGHTS = (
-    Target("safetensors", _safetensors, _safetensors_seeds),
+    Target("safetensors", one_file("model.safetensors", _safetensors), _safetensors_seeds),
     Target("index", _index, _index_seeds, "json"),
-    Target("gguf", _gguf, _gguf_seeds),
-    Target("imatrix", _imatrix, _imatrix_seeds),
+    Target("gguf", one_file("model.gguf", _gguf), _gguf_seeds),
+    Target("imatrix", one_file("imatrix.dat", _imatrix), _imatrix_seeds),
     Target("adapter", _adapter, _adapter_seeds, "json"),
     Target("config", _config, _config_seeds, "json"),
     Target("manifest", _manifest, _manifest_seeds, "json"),

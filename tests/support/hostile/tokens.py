@@ -11,7 +11,7 @@ from typing import Any
 
 from tiny_base import CHATML
 
-from hostile.targets import Parse, Target, dumped
+from hostile.targets import Parse, Target, dumped, one_file
 
 _MESSAGES = [
     {"role": "user", "content": "what?"},
@@ -228,16 +228,10 @@ def _merges_seeds() -> list[bytes]:
     ]
 
 
-def _tekken(folder: Path) -> Parse:
+def _tekken(path: Path) -> None:
     from lorafold.tokenizer.tekken import from_tekken
 
-    path = folder / "tekken.json"
-
-    def parse(data: bytes) -> None:
-        path.write_bytes(data)
-        from_tekken(path)
-
-    return parse
+    from_tekken(path)
 
 
 def _tekken_seeds() -> list[bytes]:
@@ -360,7 +354,7 @@ TOKENS = (
     ),
     Target("tokenizer-settings", _tokenizer_settings, _settings_seeds, "json", slow=True),
     Target("merges", _merges, _merges_seeds, slow=True),
-    Target("tekken", _tekken, _tekken_seeds, "json"),
+    Target("tekken", one_file("tekken.json", _tekken), _tekken_seeds, "json"),
     Target("tokenizer-model", _model_file, _model_file_seeds, slow=True),
     Target("template", _template(False), _template_seeds, slow=True),
     Target("template-alone", _template_alone, _template_seeds),
