@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from loopback import running
 from tiny_hub import go_there
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
@@ -103,12 +103,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> object:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    go_there(address, tmp_path / "cache", monkeypatch)
-    yield Handler
-    server.shutdown()
+    with running(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        go_there(address, tmp_path / "cache", monkeypatch)
+        yield Handler
 
 
 @pytest.mark.parametrize(

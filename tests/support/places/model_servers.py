@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from loopback import running
+
 from lorafold.serve.config import Sampling
 from lorafold.serve.conversation import Answer
 from lorafold.serve.protocol import Cancel, Engine, Finished, Started, Token
@@ -85,13 +87,8 @@ def server(
     """Yields a server's address and the bodies posted to it."""
     bodies: list[Any] = []
     kind = type("Bound", (Handler,), {"get": get, "post": post, "bodies": bodies})
-    served = Quiet(("127.0.0.1", port), kind)
-    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{served.server_address[1]}", bodies
-    finally:
-        served.shutdown()
-        served.server_close()
+    with running(Quiet(("127.0.0.1", port), kind)) as address:
+        yield address, bodies
 
 
 def streamed(

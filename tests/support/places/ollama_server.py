@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from loopback import running
 
 RECORDED = json.loads(Path(__file__).with_name("ollama_recording.json").read_text(encoding="utf-8"))
 
@@ -168,11 +169,5 @@ class _Quiet(ThreadingHTTPServer):
 def ollama_server(**settings: Any) -> Iterator[Place]:
     """Yields a server that runs until the block ends."""
     place = Place(**settings)
-    served = _Quiet(("127.0.0.1", 0), type("Bound", (_Handler,), {"place": place}))
-    place.url = f"http://127.0.0.1:{served.server_address[1]}"
-    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with running(_Quiet(("127.0.0.1", 0), type("Bound", (_Handler,), {"place": place}))) as place.url:
         yield place
-    finally:
-        served.shutdown()
-        served.server_close()
