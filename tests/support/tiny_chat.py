@@ -124,3 +124,9 @@ def exported(source: str, out: Path, **options: Any) -> Path:
         export(ExportConfig(source=source, out=out, verify=False, pre_tokenizer="gpt-2", **options))
     (found,) = out.glob("*.gguf")
     return found
+
+
+def lamp_keeper(out: Path) -> Path:
+    """The folder of an export of base and adapter as Q8_0, with a Modelfile and a system text."""
+    options = {"base": str(folder()), "quant": ("Q8_0",), "system": "You keep the lamp."}
+    return exported(str(adapter()), out, **options).parent

@@ -12,7 +12,7 @@ from modelscope_place import PRIVATE, PUBLIC, ModelScopeHub, Repository, serve
 
 from lorafold.cli import main
 from lorafold.errors import SystemFault, UsageError
-from lorafold.export import ExportConfig, PushConfig, export, push
+from lorafold.export import PushConfig, push
 
 SECRET = "ms-verysecrettoken0123456789"
 NAME = "me/lighthouse"
@@ -20,19 +20,7 @@ NAME = "me/lighthouse"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("modelscope") / "exported"
-    export(
-        ExportConfig(
-            source=str(tiny_chat.adapter()),
-            base=str(tiny_chat.folder()),
-            out=out,
-            verify=False,
-            pre_tokenizer="gpt-2",
-            quant=("Q8_0",),
-            system="You keep the lamp.",
-        )
-    )
-    return out
+    return tiny_chat.lamp_keeper(tmp_path_factory.mktemp("modelscope") / "exported")
 
 
 @pytest.fixture

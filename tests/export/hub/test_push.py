@@ -17,7 +17,7 @@ from tiny_hub import go_there
 
 from lorafold.cli import main
 from lorafold.errors import InputError, LorafoldError, SystemFault, UsageError
-from lorafold.export import ExportConfig, PushConfig, export, push
+from lorafold.export import PushConfig, push
 from lorafold.export.hub.card import model_card
 from lorafold.export.hub.facts import read_facts
 from lorafold.export.hub.stage import ollama_files
@@ -29,20 +29,7 @@ NAME = "me/lighthouse"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export with a proof of its tensors, a Modelfile and a system text."""
-    out = tmp_path_factory.mktemp("push") / "exported"
-    export(
-        ExportConfig(
-            source=str(tiny_chat.adapter()),
-            base=str(tiny_chat.folder()),
-            out=out,
-            verify=False,
-            pre_tokenizer="gpt-2",
-            quant=("Q8_0",),
-            system="You keep the lamp.",
-        )
-    )
-    return out
+    return tiny_chat.lamp_keeper(tmp_path_factory.mktemp("push") / "exported")
 
 
 @pytest.fixture
