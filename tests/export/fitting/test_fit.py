@@ -6,11 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from oracles import llama_logits
-from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config
+from tuned_models import (
+    MODULES,
+    found_in,
+    on_a_grid,
+    size_of,
+    tuned_adapter,
+    tuned_base,
+    tuned_config,
+    types_in,
+    with_own_code,
+)
 
 from lorafold.cli import main
 from lorafold.errors import UsageError
@@ -41,16 +50,8 @@ def plain(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def fitted(base: Path, adapter: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fill") / "fitted"
-    export(tuned_config(adapter, base, out, fit=size(plain, "Q4_K_M")))
+    export(tuned_config(adapter, base, out, fit=size_of(plain, "Q4_K_M")))
     return out
-
-
-def size(out: Path, quant: str) -> int:
-    return (out / f"m-{quant}.gguf").stat().st_size
-
-
-def types(path: Path) -> dict[str, str]:
-    return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
 
 
 def mixture(out: Path) -> dict[str, Any]:
@@ -86,11 +87,11 @@ def test_the_figures_are_those_of_llama_cpp(base: Path, adapter: Path, plain: Pa
 @pytest.mark.slow
 def test_at_equal_size_it_is_not_worse_and_loads(plain: Path, fitted: Path) -> None:
     made = fitted / "m-Q4_K_M.gguf"
-    assert made.stat().st_size <= size(plain, "Q4_K_M")
+    assert made.stat().st_size <= size_of(plain, "Q4_K_M")
     found = mixture(fitted)
     before, after = (one["KL"] for one in found["tried"])
     assert found["taken"] == (after < before)
-    assert (types(made) != types(plain / "m-Q4_K_M.gguf")) == found["taken"]
+    assert (types_in(made) != types_in(plain / "m-Q4_K_M.gguf")) == found["taken"]
     assert len(llama_logits(made, [65, 66, 67])) == 3
 
 
@@ -111,7 +112,7 @@ def test_the_smallest_within_a_distance(base: Path, adapter: Path, fitted: Path,
     assert any(abs(one["size"] - made.stat().st_size) < 4096 for one in within)
     smaller = [one for one in found["tried"][1:] if one["size"] < made.stat().st_size - 4096]
     assert smaller and all(one["KL"] > most for one in smaller)
-    assert types(made) == types(made) | found["types"]
+    assert types_in(made) == types_in(made) | found["types"]
     assert verify(tmp_path / "out").checks[0].verdict == "passed"
 
 
@@ -128,7 +129,7 @@ def test_the_change_is_kept_too(adapter: Path, tmp_path: Path) -> None:
     base = tuned_base(tmp_path / "base", on_a_grid)
     export(tuned_config(adapter, base, tmp_path / "plain", quant="Q4_K_M"))
     both = {"keep_delta": 0.9, "quant": "Q4_K_M"}
-    export(tuned_config(adapter, base, tmp_path / "out", fit=size(tmp_path / "plain", "Q4_K_M"), **both))
+    export(tuned_config(adapter, base, tmp_path / "out", fit=size_of(tmp_path / "plain", "Q4_K_M"), **both))
     assert all(0.9 <= one["share"] <= 1.1 for one in found_in(tmp_path / "out", "m-Q4_K_M.gguf").values())
 
 
@@ -143,11 +144,8 @@ def test_with_a_matrix_that_is_collected_for_it(base: Path, adapter: Path, tmp_p
     assert verify(tmp_path / "out").checks[0].verdict == "passed"
 
 
-def test_without_an_answer_types_are_only_raised(base: Path, adapter: Path, tmp_path: Path) -> None:
-    config = json.loads((base / "config.json").read_text())
-    other = tuned_base(tmp_path / "base")
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Mine"}
-    (other / "config.json").write_text(json.dumps(config))
+def test_without_an_answer_types_are_only_raised(adapter: Path, tmp_path: Path) -> None:
+    other = with_own_code(tuned_base(tmp_path / "base"))
     lines = plan_export(tuned_config(adapter, other, tmp_path / "out", fit="700KB", trust_remote_code=True))
     said = [text for label, text in lines if label == "fit"]
     assert said[0].startswith("types of m-IQ4_XS.gguf are only raised, by the rounding error alone: ")

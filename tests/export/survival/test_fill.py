@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from oracles import llama_logits
-from tuned_models import MODULES, found_in, on_a_grid, trained, tuned_adapter
+from tuned_models import (
+    MODULES,
+    found_in,
+    on_a_grid,
+    size_of,
+    trained,
+    tuned_adapter,
+    types_in,
+    with_own_code,
+)
 from tuned_models import tuned_base as plain_base
 from tuned_models import tuned_config as plain_config
 
@@ -21,12 +29,7 @@ from lorafold.export import ExportConfig, export, plan_export, verify
 
 
 def tuned_base(folder: Path, draw: Callable[..., Any] = trained) -> Path:
-    """A base that brings its own code, which nobody runs: its answers cannot be asked for."""
-    base = plain_base(folder, draw)
-    config = json.loads((base / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Mine"}
-    (base / "config.json").write_text(json.dumps(config))
-    return base
+    return with_own_code(plain_base(folder, draw))
 
 
 def tuned_config(adapter: Path, base: Path, out: Path, **changes: Any) -> ExportConfig:
@@ -50,16 +53,8 @@ def plain(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def size(out: Path, quant: str) -> int:
-    return (out / f"m-{quant}.gguf").stat().st_size
-
-
 def values(path: Path) -> dict[str, NDArray[np.float32]]:
     return {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
-
-
-def types(path: Path) -> dict[str, str]:
-    return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
 
 
 @pytest.mark.slow
@@ -67,13 +62,15 @@ def test_a_size_between_two_mixtures_is_used_and_no_tensor_is_worse(
     base: Path, adapter: Path, plain: Path, tmp_path: Path
 ) -> None:
     """Errors as gguf-py reads the files, on all rows."""
-    room = size(plain, "Q4_K_M") * 105 // 100
+    room = size_of(plain, "Q4_K_M") * 105 // 100
     export(tuned_config(adapter, base, tmp_path / "out", fit=room))
     made = tmp_path / "out/m-Q4_K_M.gguf"
     smallest = 128 * 256 // 8  # bytes of a step by a bit in the smallest tensor
     assert room - 2 * smallest < made.stat().st_size <= room
     exact, before, after = (values(path) for path in (plain / "m-F32.gguf", plain / "m-Q4_K_M.gguf", made))
-    changed = {name for name, kind in types(made).items() if kind != types(plain / "m-Q4_K_M.gguf")[name]}
+    changed = {
+        name for name, kind in types_in(made).items() if kind != types_in(plain / "m-Q4_K_M.gguf")[name]
+    }
     assert changed
     for name, wanted in exact.items():
         errors = [float(np.square(each[name] - wanted).sum()) for each in (before, after)]
@@ -84,7 +81,7 @@ def test_a_size_between_two_mixtures_is_used_and_no_tensor_is_worse(
 def test_at_the_size_of_a_mixture_it_is_that_mixture(
     base: Path, adapter: Path, plain: Path, tmp_path: Path
 ) -> None:
-    export(tuned_config(adapter, base, tmp_path / "out", fit=size(plain, "Q4_K_M")))
+    export(tuned_config(adapter, base, tmp_path / "out", fit=size_of(plain, "Q4_K_M")))
     assert (tmp_path / "out/m-Q4_K_M.gguf").read_bytes() == (plain / "m-Q4_K_M.gguf").read_bytes()
 
 
@@ -93,22 +90,24 @@ def test_the_recipe_to_begin_with_can_be_chosen(
     base: Path, adapter: Path, plain: Path, tmp_path: Path
 ) -> None:
     settings = tuned_config(
-        adapter, base, tmp_path / "out", quant="Q3_K_M", fit=f"{size(plain, 'Q4_K_M') / 1e6:.6f}MB"
+        adapter, base, tmp_path / "out", quant="Q3_K_M", fit=f"{size_of(plain, 'Q4_K_M') / 1e6:.6f}MB"
     )
     line = [text for label, text in plan_export(settings) if label == "fit"][-1]
-    assert line.startswith("m-Q3_K_M.gguf is Q3_K_M with ") and f"of {size(plain, 'Q4_K_M'):,} bytes" in line
+    assert (
+        line.startswith("m-Q3_K_M.gguf is Q3_K_M with ") and f"of {size_of(plain, 'Q4_K_M'):,} bytes" in line
+    )
     export(settings)
-    assert size(tmp_path / "out", "Q3_K_M") <= size(plain, "Q4_K_M")
+    assert size_of(tmp_path / "out", "Q3_K_M") <= size_of(plain, "Q4_K_M")
     assert verify(tmp_path / "out").checks[0].verdict == "passed"
 
 
 def test_what_is_kept_of_the_change_comes_first(adapter: Path, tmp_path: Path) -> None:
     base = tuned_base(tmp_path / "base", on_a_grid)
     export(tuned_config(adapter, base, tmp_path / "kept", quant="Q4_K_S", keep_delta=0.9))
-    least = size(tmp_path / "kept", "Q4_K_S")
+    least = size_of(tmp_path / "kept", "Q4_K_S")
     both = {"quant": "Q4_K_S", "keep_delta": 0.9}
     export(tuned_config(adapter, base, tmp_path / "out", fit=least + 50_000, **both))
-    assert least < size(tmp_path / "out", "Q4_K_S") <= least + 50_000
+    assert least < size_of(tmp_path / "out", "Q4_K_S") <= least + 50_000
     found = found_in(tmp_path / "out", "m-Q4_K_S.gguf").values()
     assert all(0.9 <= each["share"] <= 1.1 for each in found)
     with pytest.raises(UsageError, match=rf"--fit: what --keep-delta raises .* give at least {least:,},"):
@@ -119,7 +118,7 @@ def test_no_type_is_taken_that_loses_the_change(adapter: Path, tmp_path: Path) -
     """On a grid of Q4_1 that type has the least error of its size, and rounds the change away."""
     base = tuned_base(tmp_path / "base", on_a_grid)
     export(tuned_config(adapter, base, tmp_path / "plain", quant="Q4_0"))
-    room = size(tmp_path / "plain", "Q4_0") * 110 // 100
+    room = size_of(tmp_path / "plain", "Q4_0") * 110 // 100
     export(tuned_config(adapter, base, tmp_path / "out", quant="Q4_0", fit=room))
     before, after = (found_in(tmp_path / place, "m-Q4_0.gguf") for place in ("plain", "out"))
     assert any(after[name]["type"] != before[name]["type"] for name in before)

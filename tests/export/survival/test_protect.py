@@ -9,7 +9,7 @@ import gguf
 import pytest
 from gguf import GGMLQuantizationType as Type
 from oracles import llama_logits
-from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config
+from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config, types_in
 
 from lorafold.errors import UsageError
 from lorafold.export import export, plan_export, verify
@@ -30,10 +30,6 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tuned_adapter(tmp_path_factory.mktemp("protect") / "adapter", MODULES, 5e-4)
-
-
-def types_in(path: Path) -> dict[str, str]:
-    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
 
 
 @pytest.mark.slow

@@ -129,6 +129,24 @@ def tuned_config(adapter: Path | str, base: Path, out: Path, **changes: Any) -> 
     return ExportConfig(str(adapter), out=out, **settings)
 
 
+def with_own_code(base: Path) -> Path:
+    """Let a base bring its own code, which nobody runs: its answers cannot be asked for."""
+    config = json.loads((base / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.Mine"}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+def size_of(out: Path, quant: str) -> int:
+    """Bytes of a GGUF that `tuned_config` names."""
+    return (out / f"m-{quant}.gguf").stat().st_size
+
+
+def types_in(path: Path) -> dict[str, str]:
+    """The type of each tensor of a GGUF."""
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
 def found_in(out: Path, model: str) -> dict[str, dict[str, Any]]:
     manifest = json.loads((out / "lorafold.json").read_text())
     return {each["tensor"]: each for each in manifest["survival"]["models"][model]["tensors"]}
