@@ -6,29 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hostile.words import Words, all_words, given
-
-
-def _outputs(out: Path) -> list[Path]:
-    return [out / "made", out / "report.html"]
-
-
-def _wrong(tmp_path: Path, every: int) -> tuple[Counter[str], list[str]]:
-    home, out = tmp_path / "files", tmp_path / "out"
-    home.mkdir()
-    out.mkdir()
-    seen, wrong = Counter[str](), []
-    for number, words in enumerate(all_words(home, out)):
-        if number % every == 0:
-            seen[words.name.partition(":")[0]] += 1
-            if problem := given(words, _outputs(out)):
-                wrong.append(f"{words.name}: {problem}")
-    return seen, wrong
+from hostile.words import Words, given, judged
 
 
 @pytest.mark.slow
 def test_every_command_ends_as_it_must(tmp_path: Path) -> None:
-    seen, wrong = _wrong(tmp_path, every=4)
+    seen, wrong = Counter[str](), []
+    for words, problem in judged(tmp_path, lambda number, _: number % 4 == 0):
+        seen[words.kind] += 1
+        if problem:
+            wrong.append(f"{words.name}: {problem}")
     assert seen.total() > 200 and len(seen) > 10
     assert wrong == []
 
@@ -40,3 +27,10 @@ def test_the_judge_tells_what_is_wrong(tmp_path: Path) -> None:
     assert "ended with 3, expected 4" in given(Words("", missing, 4), [])
     (tmp_path / "made").mkdir()
     assert given(Words("", missing, 3), [tmp_path / "made"]) == "left made"
+
+
+@pytest.mark.parametrize("code", [3, 4])
+def test_what_one_command_leaves_is_no_fault_of_the_next(code: int, tmp_path: Path) -> None:
+    words, report = Words("", ("inspect", str(tmp_path / "nothing")), code), tmp_path / "report.html"
+    report.touch()
+    assert given(words, [report]) and not report.exists()

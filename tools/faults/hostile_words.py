@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/support/material")]
 
-from hostile.words import all_words, given  # noqa: E402
+from hostile.words import judged  # noqa: E402
 from page import processor_seconds, write_figure, write_part  # noqa: E402
 
 FIGURE = "hostile inputs with the right exit code and one line"
@@ -32,19 +32,11 @@ def main() -> int:
     options = parser.parse_args()
     right, wrong = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as name:
-        home, out = Path(name) / "files", Path(name) / "out"
-        home.mkdir()
-        out.mkdir()
         os.environ |= {"HF_HUB_OFFLINE": "1", "LORAFOLD_CACHE": str(Path(name) / "cache")}
-        for words in all_words(home, out):
-            if options.only not in words.name:
-                continue
-            kind = words.name.partition(":")[0]
-            if problem := given(words, [out / "made", out / "report.html"]):
-                wrong[kind] += 1
+        for words, problem in judged(Path(name), lambda _, words: options.only in words.name):
+            (wrong if problem else right)[words.kind] += 1
+            if problem:
                 print(f"{words.name}: {problem}", flush=True)
-            else:
-                right[kind] += 1
     print(f"{right.total():,} of {right.total() + wrong.total():,} ended as they must")
     if options.page:
         rows = [f"| {kind} | {right[kind]:,} of {right[kind] + wrong[kind]:,} |" for kind in right | wrong]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,32 @@ class Words:
     arguments: tuple[str, ...]
     code: int
 
+    @property
+    def kind(self) -> str:
+        """What the fault is in."""
+        return self.name.partition(":")[0]
+
+
+def judged(place: Path, chosen: Callable[[int, Words], bool]) -> Iterator[tuple[Words, str]]:
+    """Give the command lines that are chosen, by number and content; each with what is wrong, or ""."""
+    home, out = place / "files", place / "out"
+    home.mkdir()
+    out.mkdir()
+    for number, words in enumerate(all_words(home, out)):
+        if chosen(number, words):
+            yield words, given(words, [out / "made", out / "report.html"])
+
 
 def given(words: Words, outputs: Sequence[Path]) -> str:
     """Run a command line in this process; what is wrong with how it ended, or ""."""
+    problem = _ended_wrong(words)
+    left = [path for path in outputs if path.exists()]
+    for path in left:  # whatever is wrong: the next command line is not to blame for it
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return problem or (f"left {', '.join(path.name for path in left)}" if left else "")
+
+
+def _ended_wrong(words: Words) -> str:
     from lorafold.cli import main
 
     said, told = io.StringIO(), io.StringIO()
@@ -55,17 +78,12 @@ def given(words: Words, outputs: Sequence[Path]) -> str:
             code = main(list(words.arguments))
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
-    for path in () if code == words.code else outputs:
-        shutil.rmtree(path, ignore_errors=True)
     lines = [line for line in told.getvalue().splitlines() if line.startswith("error: ")]
     if code != words.code:
         return f"ended with {code}, expected {words.code}: {' '.join(lines)[:300]}"
     if len(lines) != 1 or "Traceback" in told.getvalue() or "\x1b" in told.getvalue():
         return f"{len(lines)} lines say error: {told.getvalue()[:300]!r}"
-    left = [path for path in outputs if path.exists()]
-    for path in left:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return f"left {', '.join(path.name for path in left)}" if left else ""
+    return ""
 
 
 def _copies(
