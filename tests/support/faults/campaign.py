@@ -57,8 +57,8 @@ class Scenario:
     shares: int = 1
 
 
-def _parts(name: Path) -> list[Path]:
-    return [Path(part) for part in name.parts]
+def _is_hidden(name: Path, scenario: Scenario) -> bool:
+    return any(Path(part).match(kind) for part in name.parts for kind in scenario.hidden)
 
 
 def _sha256(path: Path, varies: bytes = b"") -> str:
@@ -76,9 +76,7 @@ def tree(work: Path, scenario: Scenario) -> Tree:
             found[output] = "folder"
         for path in files:
             name = path.relative_to(work)
-            if path.is_file() and not any(
-                part.match(kind) for part in _parts(name) for kind in scenario.hidden
-            ):
+            if path.is_file() and not _is_hidden(name, scenario):
                 found[name.as_posix()] = _sha256(path, scenario.varies)
     return found
 
@@ -152,13 +150,18 @@ class Campaign:
                 path.unlink() if path.is_file() or path.is_symlink() else shutil.rmtree(path)
         shutil.copytree(self._older, self.work, dirs_exist_ok=True)
 
-    def strike(self, fault: Fault, *, recover: bool = True) -> tuple[Outcome, list[str]]:
+    def strike(self, fault: Fault, *, recover: bool = True, memory: int = 0) -> tuple[Outcome, list[str]]:
         """Run the command once with a fault; what it did, and what is wrong with that.
 
         From every state of the work folder that a fault leaves, the command is run again, once.
+
+        Args:
+            fault: that strikes it.
+            recover: run it again.
+            memory: bytes of address space that it may take beyond what the warm process has; 0: no limit.
         """
         self.reset()
-        outcome = self.commands.run(list(self.scenario.argv), self.work, fault)
+        outcome = self.commands.run(list(self.scenario.argv), self.work, fault, memory=memory)
         wrong = list(self._wrong(fault, outcome))
         unfinished = tree(self.work, self.scenario) != self.new or (self.scenario.again and outcome.code != 0)
         if recover and not wrong and unfinished and self._is_unmet():
@@ -166,25 +169,15 @@ class Campaign:
         return outcome, wrong
 
     def starve(self, memory: int) -> tuple[Outcome, list[str]]:
-        """Run the command once with little memory, and then with enough; what it did, and what is wrong.
-
-        Args:
-            memory: bytes of address space that it may take beyond what the warm process has.
-        """
-        self.reset()
-        outcome = self.commands.run(list(self.scenario.argv), self.work, memory=memory)
-        wrong = list(self._wrong(Fault(), outcome))
-        if not wrong and tree(self.work, self.scenario) != self.new and self._is_unmet():
-            wrong = list(self._next_run())
-        return outcome, wrong
-
-    def _is_hidden(self, name: Path) -> bool:
-        return any(part.match(kind) for part in _parts(name) for kind in self.scenario.hidden)
+        """Run the command once with so little memory, and then with enough; as `strike` answers."""
+        return self.strike(Fault(), memory=memory)
 
     def _is_unmet(self) -> bool:
         """Whether the work folder is in a state from which no run was started yet; now one is."""
         files = {
-            name: digest if not self._is_hidden(Path(name)) else str((self.work / name).stat().st_size)
+            name: digest
+            if not _is_hidden(Path(name), self.scenario)
+            else str((self.work / name).stat().st_size)
             for name, digest in _whole(self.work, self.scenario.varies).items()
         }
         state = re.sub(r"\.\d+\.partial", ".partial", str(sorted(files.items())))

@@ -106,7 +106,7 @@ def _refused(loads: Callable[..., object], *given: object) -> bool:
     return False
 
 
-def _fallen_back(newest: Path) -> Callable[[], bool]:
+def _fallen_back(newest: Path) -> Callable[[Path], bool]:
     def notices(path: Path) -> bool:
         found, notes = newest_whole(newest.parent)
         return found != newest and f"{newest.name} is not whole" in notes[0]
