@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from oracles import REPOSITORY
+from tool_modules import tool
 
-REPOSITORY = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("page", REPOSITORY / "tools/faults/page.py")
-assert spec is not None and spec.loader is not None
-page = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(page)
+page = tool("faults/page.py")
 
 
 def test_a_part_and_a_figure_are_replaced_and_nothing_else(tmp_path: Path) -> None:
@@ -35,9 +32,11 @@ def test_a_part_and_a_figure_are_replaced_and_nothing_else(tmp_path: Path) -> No
 
 def test_what_the_tools_write_has_its_place_on_the_page() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
-    for tool in (REPOSITORY / "tools").rglob("*.py"):
+    for program in (REPOSITORY / "tools").rglob("*.py"):
         written = re.findall(
-            r'write_part\([^,]+, "([^"]+)"|^FIGURE = "([^"]+)"', tool.read_text(), re.MULTILINE
+            r'write_part\([^,]+, "([^"]+)"|^FIGURE = "([^"]+)"', program.read_text(), re.MULTILINE
         )
         for part, figure in written:
-            assert (f"<!-- part {part} -->" if part else f"| {figure} |") in text, f"{tool}: {part}{figure}"
+            assert (f"<!-- part {part} -->" if part else f"| {figure} |") in text, (
+                f"{program}: {part}{figure}"
+            )

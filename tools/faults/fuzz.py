@@ -40,7 +40,7 @@ from page import processor_seconds, write_figure, write_part  # noqa: E402
 
 HANG, GROWTH = 5.0, 1 << 30  # seconds, bytes
 _ROOM = 1 << 20  # longest input that the parent can see
-_FIGURE = "fuzz inputs a parser without traceback, crash, hang over 5 s or growth past 1 GB"
+FIGURE = "fuzz inputs a parser without traceback, crash, hang over 5 s or growth past 1 GB"
 _STAGES = ("lorafold", "export", "serve", "train")
 
 
@@ -306,7 +306,7 @@ def _write_page(page: Path, found: list[Figures], guided: bool) -> None:
     how = f"with{'' if guided else 'out'} atheris"
     spread = f"{min(inputs):,} to {max(inputs):,} a parser"
     measured = f"{spread}, {sum(inputs):,} over {len(found)} ({how}); {broken} finds"
-    write_figure(page, _FIGURE, measured, "python tools/faults/fuzz.py", processor_seconds())
+    write_figure(page, FIGURE, measured, "python tools/faults/fuzz.py", processor_seconds())
 
 
 def _has_atheris() -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from oracles import REPOSITORY, llama_cpp_source
+from oracles import llama_cpp_source
+from tool_modules import tool
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -32,24 +30,12 @@ SAMPLE = (
 DORA = ("FalconH1ForCausalLM", "Gemma3nForCausalLM", "GPT2LMHeadModel")
 
 
-def coverage() -> ModuleType:
-    """The tool."""
-    spec = importlib.util.spec_from_file_location("model_coverage", REPOSITORY / "tools/model_coverage.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
-
-
 def examined(names: tuple[str, ...], method: str, work: Path) -> dict[str, tuple[str, dict[str, str]]]:
     llama_cpp_source()  # skips if it cannot be had
-    tool = coverage()
-    servers = tool.Servers()
+    coverage = tool("model_coverage.py")
+    servers = coverage.Servers()
     try:
-        rows = [tool.examine(servers, name, work, method) for name in names]
+        rows = [coverage.examine(servers, name, work, method) for name in names]
     finally:
         servers.close()
     return {row.name: (row.onto, row.reasons) for row in rows}
@@ -69,8 +55,8 @@ def test_sample_of_classes_equals_the_converters_output_of_the_merged_model(
 def test_a_wrong_fold_is_called_wrong(tmp_path: Path) -> None:
     """The judge itself: the merged model of another adapter is not what the tool takes for equal."""
     llama_cpp_source()
-    tool = coverage()
-    servers = tool.Servers()
+    coverage = tool("model_coverage.py")
+    servers = coverage.Servers()
     try:
         for seed, folder in enumerate((tmp_path / "a", tmp_path / "b")):
             folder.mkdir()
