@@ -28,12 +28,12 @@ from typing import Any
 import bench_packed
 import numpy as np
 from bench_export import Run, print_machine, timed
+from bench_packed import Stored, write_safetensors
 from numpy.typing import NDArray
 from random_model import build_model
 
-from lorafold.safetensors_file import DTYPE_BITS, read_header
+from lorafold.safetensors_file import read_header
 
-Stored = tuple[str, tuple[int, ...], NDArray[Any]]
 LAYERS = 4
 GPT_OSS = {
     "architectures": ["GptOssForCausalLM"],
@@ -159,7 +159,7 @@ def _write(folder: Path, name: str, plain: Path) -> Path:
     packing = {} if base.settings is None else {"quantization_config": dict(base.settings)}
     (folder / "config.json").write_text(json.dumps(dict(config) | packing))
     tensors = _gpt_oss(base.settings is not None) if name.startswith("gpt-oss") else _qwen2(plain, base)
-    _write_safetensors(folder / "model.safetensors", list(tensors))
+    write_safetensors(folder / "model.safetensors", list(tensors))
     if name.startswith("gpt-oss"):
         _write_adapter(folder / "adapter", folder)
     return folder
@@ -237,7 +237,7 @@ def _write_adapter(folder: Path, base: Path) -> None:
             for part, shape in (("A", (8, cols)), ("B", (rows, 8))):
                 values = bench_packed.DICE.standard_normal(shape, np.float32) * np.float32(0.02)
                 tensors.append((f"{name}.lora_{part}.weight", ("F32", shape, values)))
-    _write_safetensors(folder / "adapter_model.safetensors", tensors)
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -247,20 +247,6 @@ def _write_adapter(folder: Path, base: Path) -> None:
         "target_modules": [module for module, _, _ in _ATTENTION],
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def _write_safetensors(path: Path, tensors: list[tuple[str, Stored]]) -> None:
-    header, offset = {}, 0
-    for name, (dtype, shape, _) in tensors:
-        size = int(np.prod(shape)) * DTYPE_BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, (_, _, values) in tensors:
-            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 if __name__ == "__main__":

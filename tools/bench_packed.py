@@ -15,7 +15,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from lorafold.export.gguf.writer import MAX_BLOCK_WEIGHTS
 from lorafold.packed.source import open_base
 from lorafold.safetensors_file import DTYPE_BITS
 
-Tensors = dict[str, tuple[str, tuple[int, ...], NDArray[Any]]]
+Stored = tuple[str, tuple[int, ...], NDArray[Any]]  # dtype, shape, and the numbers as they are stored
+Tensors = dict[str, Stored]
 DICE = np.random.default_rng(0)
 
 
@@ -147,22 +148,25 @@ CASES: tuple[Case, ...] = (
 
 def write(folder: Path, make: Callable[[int, int], Tensors], rows: int, cols: int, count: int) -> None:
     """A safetensors file with one tensor of the model after another."""
-    entries, parts, offset = {}, [], 0
-    for number in range(count):
-        for name, (dtype, shape, values) in make(rows, cols).items():
-            raw = values.tobytes()
-            entries[f"m{number}.{name}"] = {
-                "dtype": dtype,
-                "shape": list(shape),
-                "data_offsets": [offset, offset + len(raw)],
-            }
-            offset += len(raw)
-            parts.append(raw)
-    header = json.dumps(entries).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for raw in parts:
-            file.write(raw)
+    made = {
+        f"m{number}.{name}": stored for number in range(count) for name, stored in make(rows, cols).items()
+    }
+    write_safetensors(folder / "model.safetensors", list(made.items()))
+
+
+def write_safetensors(path: Path, tensors: Sequence[tuple[str, Stored]]) -> None:
+    """A safetensors file of tensors in any type, also of those that numpy has not."""
+    header, offset = {}, 0
+    for name, (dtype, shape, _) in tensors:
+        size = int(np.prod(shape)) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, (_, _, values) in tensors:
+            file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
 def main() -> None:
