@@ -11,6 +11,7 @@ from lorafold.errors import UsageError
 from lorafold.serve.answers import seeded
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engines.open import open_engines
+from lorafold.serve.origin import with_own_system
 from lorafold.serve.protocol import Cancel, Engine, Finished, Token
 
 
@@ -38,7 +39,7 @@ class Model:
             UsageError: a setting of the sampling is not known or out of range.
         """
         asked = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-        if self._system is not None and asked[0]["role"] != "system":
+        if self._system and asked[0]["role"] != "system":
             asked.insert(0, {"role": "system", "content": self._system})
         try:
             chosen = seeded(Sampling(**sampling))
@@ -74,6 +75,6 @@ def load(model: str | Path, **options: Any) -> Model:
         InputError: the model does not exist or is damaged.
         SystemFault: a package, the memory or a server is missing.
     """
-    config = ChatConfig(models=(str(model),), **options)
+    config, _ = with_own_system(ChatConfig(models=(str(model),), **options))
     (engine,) = open_engines(config)
     return Model(engine, config.system)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from lorafold.artifacts import read_manifest, system_of
 from lorafold.errors import LorafoldError
-from lorafold.serve.engines.open import pieces_of
+from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.serve.engines.open import is_served, pieces_of
 from lorafold.serve.engines.servers.fields import fields, rows, text
+
+_Config = TypeVar("_Config", ChatConfig, CompareConfig)
 
 
 def origin_of(source: str, digest: str) -> str:
@@ -33,6 +38,15 @@ def origin_of(source: str, digest: str) -> str:
     return f"exported from {made}; {proof if verdicts else 'not proven'}"
 
 
+def with_own_system(config: _Config) -> tuple[_Config, str]:
+    """A config with the system message of its models if the user gave none, and a note of it, or ""."""
+    found = system_message(config.models) if config.system is None else None
+    if found is None:
+        return config, ""
+    system, note = found
+    return replace(config, system=system), note
+
+
 def system_message(models: Sequence[str]) -> tuple[str, str] | None:
     """The system message under which models are asked if the user gives none, and a note that says so.
 
@@ -43,7 +57,7 @@ def system_message(models: Sequence[str]) -> tuple[str, str] | None:
         models: as the user names them.
     """
     for model in models:
-        if model.startswith(("http://", "https://", "ollama:")):
+        if is_served(model):
             continue
         for piece in map(Path, pieces_of(model)):
             place = piece.expanduser()

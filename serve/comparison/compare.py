@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from lorafold.artifacts import lock, system_faults, write_atomic
@@ -31,7 +31,7 @@ from lorafold.serve.config import CompareConfig, noise_note, sampling_of
 from lorafold.serve.conversation import Answer, utf8
 from lorafold.serve.engines.open import opened
 from lorafold.serve.lens import lens_of
-from lorafold.serve.origin import system_message
+from lorafold.serve.origin import with_own_system
 from lorafold.serve.protocol import Cancel, Engine
 from lorafold.serve.rows import AnswerRow, ModelCard, QuestionRow, card_of
 
@@ -65,9 +65,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         if path.exists() and not config.force:
             raise UsageError("the output exists", at=path, fix="pass --force to replace it")
     tools = () if config.tools is None else tools_in(config.tools)
-    found = system_message(config.models) if config.system is None else None
-    if found is not None:
-        config = replace(config, system=found[0])
+    config, note = with_own_system(config)
     prompts = read_prompts(config.prompts, config.system, config.limit, tools)
     with contextlib.ExitStack() as stack:
         # First: what cannot be opened must leave nothing behind.
@@ -80,8 +78,8 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
         cards = [card_of(engine) for engine in engines]
         journal = Journal(place, _identity(config, engines, cards, prompts), len(prompts), len(engines))
         result = _ask(config, engines, cards, prompts, journal, progress)
-        if found is not None:
-            result.notes.append(found[1])
+        if note:
+            result.notes.append(note)
         for path in config.out:
             write_atomic(path, utf8(RENDERERS[path.suffix.lower()](result)))
             result.saved.append(path)

@@ -18,6 +18,7 @@ from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.serve.protocol import About, Engine
 
 Config = ChatConfig | CompareConfig
+_WEB, _OLLAMA = ("http://", "https://"), "ollama:"
 _LATER_PART = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -59,6 +60,11 @@ def opened(config: Config, progress: Progress = silent) -> Iterator[list[Engine]
     finally:
         for engine in engines:
             engine.close()
+
+
+def is_served(model: str) -> bool:
+    """Whether a model is one that a server has loaded, and no file here."""
+    return model.startswith((*_WEB, _OLLAMA))
 
 
 def parts(model: str) -> list[str]:
@@ -149,11 +155,11 @@ class _Opener:
         self.shared: dict[Path, object] = {}
 
     def open(self, model: str) -> Engine:
-        if model.startswith(("http://", "https://")):
+        if model.startswith(_WEB):
             from lorafold.serve.engines.servers.openai import OpenAIEngine
 
             return OpenAIEngine(model, self.config.context)
-        if model.startswith("ollama:"):
+        if model.startswith(_OLLAMA):
             from lorafold.serve.engines.servers.ollama import OllamaEngine
 
             return OllamaEngine(model, self.config.context)
@@ -167,9 +173,7 @@ class _Opener:
     def _any_folder(self) -> bool:
         """Whether transformers is needed anyway; all models of a folder's kind then compute alike."""
         return self.config.load_in_4bit or any(
-            not model.startswith(("http://", "https://", "ollama:"))
-            and model != "demo"
-            and not pieces_of(model)[0].lower().endswith(".gguf")
+            not is_served(model) and model != "demo" and not pieces_of(model)[0].lower().endswith(".gguf")
             for model in self.config.models
         )
 

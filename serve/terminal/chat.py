@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from lorafold.serve.config import NOBODY_VOTES, ChatConfig, noise_note, sampling
 from lorafold.serve.conversation import Conversation, cleaned
 from lorafold.serve.engines.digests import Digests
 from lorafold.serve.engines.open import opened
-from lorafold.serve.origin import system_message
+from lorafold.serve.origin import with_own_system
 from lorafold.serve.protocol import Engine
 from lorafold.serve.terminal.talk import Talk, control_notes
 from lorafold.serve.terminal.tty import colored, interactive
@@ -45,18 +44,14 @@ def chat(config: ChatConfig) -> int:
     if by_hand:  # the line editor's import takes as long as a small model's loading
         threading.Thread(target=import_module, args=("lorafold.serve.terminal.editor",), daemon=True).start()
     bar = live_progress() if by_hand else contextlib.nullcontext(silent)
-    unasked = config.system is None and config.session is None
-    found = system_message(config.models) if unasked else None
+    # A session goes on under the message that it was saved with.
+    config, note = with_own_system(config) if config.session is None else (config, "")
     with contextlib.ExitStack() as stack:
         with bar as progress:
             engines = stack.enter_context(opened(config, progress))
-        if found is not None:
-            system, note = found
-            config = dataclasses.replace(config, system=system)
-            if not config.blind:  # the note names a model
-                about = engines[0].about
-                engines[0].about = dataclasses.replace(about, notes=(*about.notes, note))
         talk = _talk(config, engines, by_hand)
+        if note:
+            talk.notes.append(note)
         if by_hand:
             from lorafold.serve.terminal.repl import converse
 
@@ -93,8 +88,8 @@ def _scripted(talk: Talk, config: ChatConfig) -> int:
     for engine in talk.engines:
         for note in engine.about.notes:
             sys.stderr.write(f"note: {sanitize(f'{engine.about.name}: {note}')}\n")
-    if note := noise_note(talk.conversation.sampling):
-        sys.stderr.write(f"note: {note}\n")
+    for note in filter(None, (*talk.notes, noise_note(talk.conversation.sampling))):
+        sys.stderr.write(f"note: {sanitize(note)}\n")
     talk.digests.wait(1.0)  # headings and JSON name the weights; a large file's digest may come later
     failed = False
     for question in config.prompt or _piped():

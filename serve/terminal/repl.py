@@ -73,7 +73,7 @@ def _width() -> int:
 
 def _greet(state: ChatState, notes: Iterable[str]) -> None:
     list_models(state, wait=0.05)  # digests noted before; others come with the first answer
-    for note in (*notes, noise_note(state.talk.conversation.sampling)):
+    for note in (*notes, *state.talk.notes, noise_note(state.talk.conversation.sampling)):
         if note:
             state.tell(note, "yellow")
     if state.talk.blind:

@@ -48,6 +48,7 @@ class Talk:
         only: the models that answer; None: all.
         blind: names are hidden.
         last: the question that was asked last; None before the first.
+        notes: what the user should know of the whole conversation.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Talk:
         self.only: set[int] | None = None
         self.blind = False
         self.last: LastQuestion | None = None
+        self.notes: list[str] = []
 
     def asked(self) -> list[int]:
         """The models that answer now, from left to right."""

@@ -12,7 +12,9 @@ import tiny_chat
 
 from lorafold.artifacts import MANIFEST, sha256_file
 from lorafold.serve.comparison.compare import compare
-from lorafold.serve.config import ChatConfig, CompareConfig
+from lorafold.serve.config import ChatConfig, CompareConfig, Sampling
+from lorafold.serve.conversation import Conversation
+from lorafold.serve.loaded import load
 from lorafold.serve.origin import origin_of, system_message
 from lorafold.serve.terminal.chat import chat
 
@@ -87,6 +89,27 @@ def test_an_export_is_asked_under_its_own_system_message(
     assert asked(str(export), capsys, system="") == ("", plain)
     said, other = asked(str(export), capsys, system="Another.")
     assert PERSONA not in said and plain < other < own
+
+
+def test_from_python_too(export: Path) -> None:
+    note(export, config={"system": PERSONA})
+
+    def answer(**options: Any) -> str:
+        with load(export, **options) as model:
+            return model.ask("Hi", temperature=0, max_tokens=8)
+
+    assert answer() == answer(system=PERSONA) != answer(system="")
+    (export / MANIFEST).unlink()
+    assert answer() == answer(system="")
+
+
+def test_a_session_goes_on_under_its_own(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Conversation(["m.gguf"], Sampling()).save(tmp_path / "s.json")
+    _, plain = asked(str(export), capsys)
+    note(export, config={"system": PERSONA})
+    assert asked(str(export), capsys, session=tmp_path / "s.json") == ("", plain)
 
 
 def test_all_models_are_asked_under_the_message_of_one(export: Path, tmp_path: Path) -> None:
