@@ -226,7 +226,8 @@ def _next_steps(commands: list[str]) -> Lines:
 
 def _of_adapter(folder: Path) -> list[str]:
     given = shlex.quote(str(folder))
-    system = f" --system {shlex.quote(system_of(folder))}" if system_of(folder) else ""
+    own = system_of(folder)
+    system = f" --system {shlex.quote(own)}" if own else ""
     command = f"lorafold export {given} --out {_beside(folder, 'gguf')} --quant Q4_K_M{system}"
     try:
         base = base_of(folder).spec
