@@ -343,6 +343,19 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return damaged
 
 
+def read_whole(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder with every file as it says; None if there is no such folder.
+
+    Raises:
+        SystemFault: the system does not let a file be read.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except InputError:
+        return None
+    return manifest if manifest is not None and not damaged_files(folder, manifest) else None
+
+
 def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Hold the files of an adapter, a checkpoint or a base against its manifest.
 
@@ -350,9 +363,7 @@ def check_whole(folder: Path, manifest: Mapping[str, Any]) -> None:
         InputError: files are missing or changed; all are named.
         SystemFault: the system does not let one be read.
     """
-    with system_faults(folder):
-        damaged = damaged_files(folder, manifest)
-    if damaged:
+    if damaged := damaged_files(folder, manifest):
         problem = f"{', '.join(damaged)} changed since it was made (size or sha256)"
         raise InputError(problem, at=folder, fix="make it again, or copy it again from where it is whole")
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lorafold.artifacts import MANIFEST, damaged_files, read_manifest, system_faults, write_atomic
+from lorafold.artifacts import MANIFEST, read_manifest, read_whole, system_faults, write_atomic
 from lorafold.console import live_progress, print_lines, print_table, say
-from lorafold.errors import InputError, UsageError
+from lorafold.errors import UsageError
 from lorafold.interrupts import EXCEPTIONS
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
@@ -81,7 +81,7 @@ def run_demo(
         if force or not _trained(training):
             step("train", lambda: _train(training, progress))
         for source, folder, quants in ((str(adapter), tuned, QUANTS), (base, original, QUANTS[:1])):
-            if force or not _whole(folder) or _older(folder, adapter):
+            if force or not read_whole(folder) or _older(folder, adapter):
                 step(folder.name, partial(_export, source, folder, quants, questions, progress))
         config = CompareConfig(
             models=(str(_model(original)), str(_model(tuned))),
@@ -117,7 +117,7 @@ def _train(config: TrainConfig, progress: Progress) -> None:
 
 def _trained(config: TrainConfig) -> bool:
     """Whether the adapter is there, made of this base in as many steps."""
-    made_with = (_whole(config.output) or {}).get("config", {})
+    made_with = (read_whole(config.output) or {}).get("config", {})
     return all(made_with.get(name) == getattr(config, name) for name in ("base", "max_steps"))
 
 
@@ -130,15 +130,6 @@ def _export(source: str, out: Path, quants: tuple[str, ...], questions: Path, pr
     name = f"lighthouse-{out.name}"
     config = ExportConfig(source, out=out, quant=quants, name=name, chats=questions, report=True, force=True)
     export(config, named)
-
-
-def _whole(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder with every file as it says; None if there is no such folder."""
-    try:
-        manifest = read_manifest(folder)
-    except InputError:
-        return None
-    return manifest if manifest is not None and not damaged_files(folder, manifest) else None
 
 
 def _older(folder: Path, adapter: Path) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import damaged_files, new_folder, read_manifest, write_manifest
+from lorafold.artifacts import new_folder, read_whole, write_manifest
 from lorafold.errors import InputError, SystemFault, UnsafeInputError, UsageError
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import no_file
@@ -229,7 +229,7 @@ def demo_base(progress: Progress = silent) -> Base:
     could not be saved).
     """
     folder = cache_folder() / "demo-base-1"
-    if not _is_whole(folder):
+    if read_whole(folder) is None:  # a quarter of a second for its 270 MB
         progress("prepare the demo base", 0, 1)
         source = demo_gguf()
         with new_folder(folder, force=True) as staging:
@@ -237,15 +237,6 @@ def demo_base(progress: Progress = silent) -> Base:
             write_manifest(staging, "base", {"id": DEMO_ID, "source": DEMO_GGUF})
         progress("prepare the demo base", 1, 1)
     return Base(folder, DEMO_ID, spec="demo")
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache is there, every bit as it was made; a quarter of a second for 270 MB."""
-    try:
-        manifest = read_manifest(folder)
-    except InputError:
-        return False
-    return manifest is not None and not damaged_files(folder, manifest)
 
 
 def demo_gguf() -> Path:
