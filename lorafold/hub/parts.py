@@ -193,7 +193,7 @@ class HubParts:
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if urlsplit(opened.location).netloc == urlsplit(_endpoint()).netloc:
             headers |= build_hf_headers()  # the token is the hub's, no other host's
-        answer = get_session().get(opened.location, headers=headers, timeout=30)
+        answer = _get(get_session(), opened.location, headers)
         if answer.status_code == 206 and len(answer.content) != stop - start:
             raise ConnectionError("cut off")
         if answer.status_code in _PASSING:
@@ -233,6 +233,16 @@ class HubParts:
                     raise
                 time.sleep(_WAIT * 2**number)
         return ask()
+
+
+def _get(session: Any, address: str, headers: dict[str, str]) -> Any:
+    """The answer to a request for a part; what else comes is not read: it may be all of a huge file."""
+    if not callable(session.stream):  # huggingface_hub before 1.0 uses requests, which reads when asked to
+        return session.get(address, headers=headers, timeout=30, stream=True)
+    with session.stream("GET", address, headers=headers, timeout=30) as answer:
+        if answer.status_code == 206:
+            answer.read()
+    return answer
 
 
 def _endpoint() -> str:

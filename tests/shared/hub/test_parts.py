@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +126,19 @@ def test_a_server_without_ranges(hub: Hub) -> None:
     hub.whole = True
     with pytest.raises(SystemFault, match=r"hands out whole files alone.*download the file"):
         read(HubParts([FILE]), 100, 110)
+
+
+def test_a_whole_file_instead_of_a_part_is_not_read(hub: Hub) -> None:
+    hub.whole, size = True, 64_000_000
+    hub.models["org/x"]["a.gguf"] = bytes(size)
+    parts = HubParts([FILE])
+    tracemalloc.start()
+    try:
+        with pytest.raises(SystemFault, match="hands out whole files alone"):
+            read(parts, 100, 110)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size  # the server here makes a copy of its own
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_gone(hub: Hub) -> None:
