@@ -36,7 +36,7 @@ def weights_sha256(path: Path) -> str:
     if _state(path) == state and time.time_ns() - max(state[3:]) > RACY:
         # A full disk or a home that cannot be written only costs the time again.
         with _lock, contextlib.suppress(LorafoldError, OSError):
-            notes = {known: value for known, value in _notes().items() if known not in (key, "sha256")}
+            notes = {known: value for known, value in _notes().items() if known != key}
             kept = [*notes.items(), (key, [*state, digest])][-NOTED:]
             write_atomic(_file(), sealed(dict(kept), indent=1))
     return digest
@@ -58,7 +58,10 @@ def _notes() -> dict[str, object]:
         notes = json.loads(text)
     except (OSError, ValueError):
         return {}
-    return notes if isinstance(notes, dict) and not has_changed(text) else {}
+    if not isinstance(notes, dict) or has_changed(text):
+        return {}
+    notes.pop("sha256", None)  # its seal
+    return notes
 
 
 class Digests:
