@@ -295,9 +295,8 @@ class ChatTokenizer:
         cut = (self.tokenizer if first else self.inner).encode
         try:
             ids: list[int] = cut(text, add_special_tokens=False).ids
-        except (
-            Exception
-        ) as error:  # the library raises Exception itself: an unknown token that it does not have
+        # The library raises Exception itself: an unknown token that it does not have.
+        except Exception as error:
             problem = f"the tokenizer cannot cut {text[:60]!r} ({error})"
             raise InputError(problem, at="tokenizer.json", fix="download the tokenizer again") from error
         if len(text) <= SHORT and len(self._short) < SHORT_KEPT:

@@ -99,12 +99,8 @@ def _parse(path: Traversable | Path, name: str) -> NamedSettings:
     try:
         text = path.read_text(encoding="utf-8")
         loaded = yaml.safe_load(text)  # safe: builds no objects
-    except (
-        OSError,
-        ValueError,
-        yaml.YAMLError,
-        RecursionError,
-    ) as error:  # a date that is none, deep nesting
+    # A date that is none, no UTF-8; deep nesting.
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         problem = f"not readable as YAML ({' '.join(str(error).split())})"
         raise InputError(problem, at=name, fix="correct the file") from error
     if not isinstance(loaded, dict):
