@@ -94,6 +94,9 @@ def _waiting_once(kind: Any) -> Any:
     import torch
     from bitsandbytes.optim import optimizer
 
+    if not hasattr(optimizer, "sync_gpu"):  # before 0.47 it waited through torch.cuda itself
+        return kind
+
     class WaitingOnce(kind):  # type: ignore[misc]
         def step(self, closure: Any = None) -> Any:
             waits = optimizer.sync_gpu

@@ -210,6 +210,20 @@ def answering_model(base: Path, folder: Path, config: TrainConfig) -> Any:
     return PeftModel.from_pretrained(model, folder).eval()
 
 
+def test_bitsandbytes_before_it_had_a_wait_of_its_own(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.46, the oldest that is allowed, waits through torch.cuda: its classes are taken as they are."""
+    import bitsandbytes
+
+    from lorafold.train.optimizers import build_optimizer
+
+    monkeypatch.delattr(bitsandbytes.optim.optimizer, "sync_gpu")
+    chosen = dataclasses.replace(config, optim="paged_adamw_8bit")
+    built = build_optimizer(torch.nn.Linear(2, 2), chosen, torch.device("cuda"))
+    assert type(built) is bitsandbytes.optim.AdamW and built.is_paged
+
+
 @pytest.mark.parametrize(
     "optim",
     ["sgd", "adafactor", "paged_adamw_32bit", "adamw_bnb_8bit", "paged_adamw_8bit", "adamw_torch_fused"],
