@@ -155,11 +155,11 @@ def by_recipe(adapter: Path, work: Path, records: Records, options: argparse.Nam
             )
         for name, one in rows:
             other = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
-            share = f"{one['kl'] / plain['kl']:.2f}" if options.kl else ""
+            distance = f"{one['kl']:.4f} | {one['kl'] / plain['kl']:.2f}" if options.kl else " | "
             print(
                 f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {other} | "
                 f"{one['share']:.3f} | {one['worst']:.3f} | {one['off']} of {len(one['types'])} | "
-                f"{one['kl']:.4f} | {share} |",
+                f"{distance} |",
                 flush=True,
             )
 
