@@ -22,7 +22,6 @@ import resource
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,11 +31,13 @@ from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/support/material")]
+sys.path[:0] = [str(ROOT / "tests/support" / part) for part in (".", "material", "faults")]
 
 from hostile.mutate import mutate  # noqa: E402
 from hostile.outcome import read_or_refused  # noqa: E402
+from in_memory import memory_folder  # noqa: E402
 from page import processor_seconds, write_figure, write_part  # noqa: E402
+from warm import limit  # noqa: E402
 
 HANG, GROWTH = 5.0, 1 << 30  # seconds, bytes
 _ROOM = 1 << 20  # longest input that the parent can see
@@ -87,8 +88,7 @@ def work(name: str, place: Path, inputs: int, seconds: float, seed: int, guided:
         parse, seeds = target.open(place / "files"), list(target.seeds())
         for each in seeds:
             read_or_refused(parse, each)  # imports all that it needs
-    grown = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + GROWTH
-    resource.setrlimit(resource.RLIMIT_AS, (grown, resource.RLIM_INFINITY))
+    limit(GROWTH)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     board, dice, count, known = Board(place / "board"), random.Random(seed), 0, set[str]()
 
@@ -202,8 +202,7 @@ class Figures:
 def fuzz(name: str, inputs: int, seconds: float, guided: bool) -> Figures:
     """Fuzz one target, in as many children as die of it."""
     figures, began = Figures(name), time.monotonic()
-    home = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=home) as folder:
+    with memory_folder() as folder:
         seed = 0
         while figures.inputs < inputs and (left := seconds - (time.monotonic() - began)) > 0:
             place = Path(folder) / str(seed)

@@ -22,13 +22,13 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from in_memory import memory_folder
 from page import processor_seconds, write_figure, write_part
 from resume_train import fingerprint, in_child, make_config
 
@@ -150,7 +150,7 @@ def main() -> int:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+    with memory_folder() as name:
         # A checkpoint after every step: most moments lie in the writing of one.
         config = dataclasses.replace(make_config(Path(name)), save_steps=1, max_steps=10)
         train(config)  # here, so that all forks have what it loads

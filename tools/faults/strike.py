@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support/faul
 
 from campaign import Campaign, Scenario
 from faults import SIGNALS, Commands, shim
+from in_memory import memory_folder
 from page import read_part, write_figure, write_part
 from scenarios import SCENARIOS, inputs
 
@@ -121,8 +122,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
     options = parser.parse_args()
-    # In memory, if it can be: thousands of syncs would wear a disk and wait for it.
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
+    with memory_folder() as name:
         home = Path(name)
         library = shim(home)
         if library is None:
