@@ -32,6 +32,13 @@ def _removed(name: str) -> Make:
     return lambda folder: (folder / name).unlink()
 
 
+def _renamed(name: str, to: str) -> Make:
+    def rename(folder: Path) -> None:
+        (folder / name).rename(folder / to)
+
+    return rename
+
+
 def _changed(name: str, **values: Any) -> Make:
     def change(folder: Path) -> None:
         path = folder / name
@@ -120,10 +127,6 @@ def _linked_out(folder: Path) -> None:
     (folder / "model.safetensors").symlink_to(outside)
 
 
-def _only_pickles(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
 INDEXES: dict[str, tuple[Make, int]] = {
     "index: leads out": (_indexed({"a": "../model-1.safetensors"}), 4),
     "index: an absolute path": (_indexed({"a": "/etc/passwd"}), 4),
@@ -135,7 +138,7 @@ INDEXES: dict[str, tuple[Make, int]] = {
     "index: a zero byte": (_indexed({"a": "\0"}), 3),
     "index: a long name": (_indexed({"a": "x" * 300}), 3),
     "index: escapes": (_indexed({"a": "\x1b]52;c;eA==\x07"}), 3),
-    "weights: pickles alone": (_only_pickles, 4),
+    "weights: pickles alone": (_renamed("model.safetensors", "pytorch_model.bin"), 4),
     "weights: none": (_removed("model.safetensors"), 3),
 }
 
@@ -203,10 +206,7 @@ ADAPTERS: dict[str, tuple[Make, int]] = {
     "adapter: a pattern that is none": (_changed("adapter_config.json", target_modules="(((("), 3),
     "adapter: targets of numbers": (_changed("adapter_config.json", target_modules=[1]), 3),
     "adapter: ranks by a number": (_changed("adapter_config.json", rank_pattern={"q_proj": "x"}), 3),
-    "adapter: only pickles": (
-        lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin") and None,
-        4,
-    ),
+    "adapter: only pickles": (_renamed("adapter_model.safetensors", "adapter_model.bin"), 4),
 }
 
 _GGUF: dict[str, Any] = {
