@@ -71,6 +71,7 @@ def tensor(stored: Stored, module: str) -> Fp4:
     parts, doubled = [name, scales.name], scales.dtype == "F8_E4M3"
     if doubled:
         parts.append(stored.find(f"{module}.weight_global_scale", name, ("F32",), (1,)).name)
-    parts += [other for other in (f"{module}.input_global_scale",) if stored.has(other)]
+    if stored.has(of_inputs := f"{module}.input_global_scale"):
+        parts.append(of_inputs)
     info = stored.logical(name, f"{module}.weight", (rows, 2 * half))
     return Fp4(info, tuple(parts), width, doubled)
