@@ -21,6 +21,7 @@ from lorafold.export.modelfile.probe import Chat, Reference, find_reference, fin
 from lorafold.export.modelfile.proof import CLOCKS, random_chats
 from lorafold.export.ollama.rules import (
     GUESS_DISTANCE,
+    LLAMA_CHANGES,
     LLAMA_DATES,
     Refused,
     jinja_abilities,
@@ -147,8 +148,9 @@ def pinned(source: str, thinking: Thinking, *, ignores_system: bool = False) -> 
     """The template with everything pinned that llama.cpp and Ollama would set otherwise."""
     lines = [_READS_SYSTEM] * ignores_system
     lines += [f"{{% set {name} = {_UNSET} %}}" for name in LLAMA_DATES if name in source]
-    while (change := llama_change(source)) is not None:
-        source = _apart(source, change.present[-1])
+    for change in LLAMA_CHANGES:
+        if change.holds(source):
+            source = _apart(source, change.present[-1])
     if thinking.switches and thinking.unset_is_on:
         lines += [
             f"{{% set {name} = enable_thinking if enable_thinking is defined else {name} %}}"

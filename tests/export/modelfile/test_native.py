@@ -15,8 +15,10 @@ from lorafold.chat.sandbox import Refusal
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.export.modelfile.native import (
     EDGE_BLANKS,
+    Thinking,
     find_thinking,
     guarded,
+    pinned,
     prove_native,
     write_native,
     writes_tools,
@@ -141,6 +143,11 @@ def test_letters_are_taken_apart_in_texts_strings_and_comments() -> None:
     assert ChatTemplate(found.source, TOKENS, CONTROLS).render(
         chat, add_generation_prompt=True
     ) == template.render(chat, add_generation_prompt=True)
+
+
+def test_letters_that_are_code_stay() -> None:
+    source = "{# [SYSTEM_PROMPT] [TOOL_CALLS] #}{% for m in messages %}{{ m[ARGS] or m.content }}{% endfor %}"
+    assert pinned(source, Thinking((), False, False)) == source
 
 
 def test_a_thinking_template_without_the_letters_gets_them() -> None:
