@@ -6,7 +6,6 @@ llama.cpp omits: it would load a wrong vocabulary without a word and give other 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import add
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.errors import InputError
+from lorafold.export.vocab.cuts import pieces
+from lorafold.export.vocab.parts import library_tokenizer
 
 _MOST_TOKENS = 1 << 24  # far above any vocabulary, far below what would exhaust the memory
 
@@ -153,7 +154,6 @@ def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Merges) -> li
     Returns:
         The tokens' texts in the byte alphabet.
     """
-    from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
     model = tokenizer["model"]
@@ -161,25 +161,6 @@ def words_reached_only_whole(tokenizer: Mapping[str, Any], merges: Merges) -> li
     unreached = [text for text in model["vocab"] if len(bpe.tokenize(text)) != 1]
     if not unreached:
         return []
-    whole = Tokenizer.from_str(
-        json.dumps(
-            {
-                "version": "1.0",
-                "added_tokens": [],
-                "pre_tokenizer": tokenizer.get("pre_tokenizer"),
-                "decoder": {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": False,
-                    "use_regex": False,
-                },
-                "model": {"type": "BPE", "vocab": {}, "merges": []},
-            }
-        )
-    )
-    return [
-        text
-        for text in unreached
-        if [piece for piece, _ in whole.pre_tokenizer.pre_tokenize_str(whole.decoder.decode([text]))]
-        == [text]
-    ]
+    decoder = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    whole = library_tokenizer(pre_tokenizer=tokenizer.get("pre_tokenizer"), decoder=decoder)
+    return [text for text in unreached if pieces(whole.pre_tokenizer, whole.decoder.decode([text])) == [text]]

@@ -8,10 +8,10 @@ itself makes of the name is held against the tokenizer once more by the proof, o
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from lorafold.export.vocab.parts import library_tokenizer
 from lorafold.export.vocab.pre_table import TABLE
 from lorafold.export.vocab.probe import probe_texts
 
@@ -25,7 +25,7 @@ def steps_by_cuts(pre_tokenizer: Any) -> tuple[str, ...] | None:
         pre_tokenizer: as in a tokenizer.json; it maps bytes to letters.
     """
     try:
-        given = _built(pre_tokenizer)
+        given = library_tokenizer(pre_tokenizer=pre_tokenizer).pre_tokenizer
     except Exception:  # the library raises Exception itself; what it cannot read, it cannot cut with
         return None
     alike = [steps for steps in dict.fromkeys(row.steps for row in TABLE) if cuts_alike(given, _row(steps))]
@@ -53,12 +53,5 @@ def _row(steps: Sequence[str]) -> Any:
         {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False}
         for step in steps
     ]
-    return _built({"type": "Sequence", "pretokenizers": [*splits, _BYTES]})
-
-
-def _built(pre_tokenizer: Any) -> Any:
-    """The library's object; it reads one only as part of a tokenizer."""
-    from tokenizers import Tokenizer
-
-    whole = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": pre_tokenizer}
-    return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **whole})).pre_tokenizer
+    whole = {"type": "Sequence", "pretokenizers": [*splits, _BYTES]}
+    return library_tokenizer(pre_tokenizer=whole).pre_tokenizer

@@ -6,7 +6,6 @@ sources of llama.cpp (src/llama-vocab.cpp, src/unicode.cpp), and the report name
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from gguf import TokenType
 
 from lorafold.errors import InputError
 from lorafold.export.vocab.files import AddedToken
+from lorafold.export.vocab.parts import library_tokenizer
 from lorafold.export.vocab.special import END_OF_GENERATION
 from lorafold.export.vocab.token_rows import TokenRows
 
@@ -179,12 +179,8 @@ def found_elsewhere(tokenizer: Mapping[str, Any] | None, added: Iterable[AddedTo
 def _changed_by_normalizer(tokenizer: Mapping[str, Any] | None, texts: Collection[str]) -> frozenset[str]:
     if not texts or tokenizer is None or not tokenizer.get("normalizer"):
         return frozenset()
-    from tokenizers import Tokenizer
-
-    bare = {"version": "1.0", "added_tokens": [], "normalizer": tokenizer["normalizer"]}
-    bare["model"] = {"type": "BPE", "vocab": {}, "merges": []}
     try:
-        normalizer = Tokenizer.from_str(json.dumps(bare)).normalizer
+        normalizer = library_tokenizer(normalizer=tokenizer["normalizer"]).normalizer
     except Exception as error:  # the library raises Exception itself
         problem = f"the tokenizers library cannot read it ({' '.join(str(error).split())})"
         raise InputError(problem, at="tokenizer.json: normalizer", fix="download the file again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,21 @@ def leaves(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
                 yield from leaves(inner, key)
         else:
             yield part
+
+
+def library_tokenizer(**parts: Any) -> Any:
+    """A tokenizer of the tokenizers library that has these parts and no tokens: it reads a part only in one.
+
+    Args:
+        parts: as in a tokenizer.json.
+
+    Raises:
+        Exception: the library cannot read a part; it raises just that.
+    """
+    from tokenizers import Tokenizer
+
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **parts}))
 
 
 def brief(part: Any) -> str:
