@@ -90,8 +90,9 @@ def run(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> N
     wall, processor = (whole[i] / (copied[i] + folded[i]) for i in (0, 1))
     taken = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in steps.items())
     print(f"\nratio: wall {wall:.2f}, processor {processor:.2f}; the last run: {taken}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # before the search is made once more
     print(index_size(config))
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:,.0f} MB")
+    print(f"peak memory {peak:,.0f} MB")
 
 
 def index_size(config: object) -> str:
