@@ -20,7 +20,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _median(runs: list[Run]) -> Run:
     wall = statistics.median(run.seconds for run in runs)
     processor = statistics.median(run.processor for run in runs)
     peak = max(run.peak_mb for run in runs)
-    return Run(runs[0].name, wall, processor, peak, 0.0, runs[0].written_mb)
+    return replace(runs[0], seconds=wall, processor=processor, peak_mb=peak)
 
 
 def _export(name: str, folder: Path, adapter: Path, out: Path, options: argparse.Namespace) -> Run:
@@ -143,7 +143,7 @@ def _export(name: str, folder: Path, adapter: Path, out: Path, options: argparse
     run = timed(name, [*command, *BASES[name].options], out)
     shutil.rmtree(out)
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
-    return Run(name, run.seconds, run.processor, run.peak_mb, run.own_mb, stored)
+    return replace(run, written_mb=stored)
 
 
 def _write(folder: Path, name: str, plain: Path) -> Path:
