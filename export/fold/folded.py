@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -110,7 +111,7 @@ class Folded:
         }
         self._note_vocabulary()
 
-    @property
+    @cached_property
     def exact(self) -> Folded:
         """The same without a rounding on the way: itself, if it has none."""
         return self if self.rounding == "exact" else Folded(self.base, self._adapters)

@@ -2,7 +2,7 @@
 
     python tools/faults/hostile_words.py [--only GGUF] [--page docs/reliability.md]
 
-The table is tests/support/hostile/words.py. Exits 1 if a command ended otherwise.
+The files are those of tests/support/hostile/wrong_files.py. Exits 1 if a command ended otherwise.
 """
 
 from __future__ import annotations
