@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import tiny_chat
+from oracles import REPOSITORY
 
 from lorafold.artifacts import read_export
 from lorafold.errors import LorafoldError
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def started(out: Path, *more: str) -> subprocess.Popen[str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import tiny_chat
+from oracles import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 QUANTS = "Q4_K_M,Q8_0,Q5_1,F16"
 
 # What differs from machine to machine and from run to run; llvmlite's name of the host is numba's default.
