@@ -250,11 +250,13 @@ def verify(
         )
     if ollama is not None:
         check_name(Ollama(ollama), None)  # before minutes of other work
-    config = replace(config, chats=chats or config.chats, name=config.name or manifest.get("name"))
+    config = replace(config, chats=chats or config.chats)
     if base is not None:
         # Where no adapter was folded in, the base is what was converted.
         config = replace(config, base=base) if manifest.get("adapters") else replace(config, source=base)
     inputs = open_inputs(config, progress)
+    # The files keep their names if the folder that they were called after has moved.
+    inputs = replace(inputs, name=config.name or manifest.get("name") or inputs.name)
     output = plan_output(inputs, config, progress)
     proof = _prove(output, folder, progress)
     observed = _observe(output, folder, observing, progress)

@@ -23,6 +23,7 @@ from lorafold.export.gguf.rows import column_weights, read_block
 from lorafold.export.proof.check import Check
 from lorafold.export.quant import ggml
 from lorafold.export.survival.rows import TunedSource, is_changed
+from lorafold.gguf_file.read import read_gguf_header
 
 _Rows = NDArray[np.float32]
 
@@ -87,6 +88,17 @@ def check_tensors(
     """
     random = np.random.default_rng(seed)
     exact = ExactSource(source, rounding)
+    # Where an engine finds the tensors; the plan's header may be of another length if the base has moved.
+    placed = read_gguf_header(folder / file.name).tensors
+    strangers = [
+        typed.tensor.name
+        for typed in file.tensors
+        if typed.tensor.name not in placed
+        or placed[typed.tensor.name].nbytes != typed.tensor.rows * typed.row_bytes
+    ]
+    if strangers:
+        meaning = f"{', '.join(strangers)}: not in the file as planned"
+        return Check(f"tensors {file.name}", "failed", meaning)
     worst, worst_name, rows_seen, wrong, amounts = 0.0, "", 0, [], {}
     descriptor = os.open(folder / file.name, os.O_RDONLY)
     try:
@@ -94,7 +106,7 @@ def check_tensors(
             change = _Change() if is_changed(typed.tensor, source, source.base) else None
             for start, stop in _sample(typed, random):
                 wanted = read_block(exact, typed.tensor, start, stop)
-                got = _read(descriptor, len(file.header), typed, start, stop)
+                got = _read(descriptor, placed[typed.tensor.name].offset, typed, start, stop)
                 weights = column_weights(imatrix, typed.tensor, start)
                 reference = ggml.dequantize(
                     ggml.quantize(wanted, typed.type, weights), typed.type, typed.tensor.cols
@@ -164,10 +176,8 @@ def _sample(typed: TypedTensor, random: np.random.Generator) -> list[tuple[int, 
     return [(int(start), int(start) + size) for start in starts + matrices]
 
 
-def _read(descriptor: int, header: int, typed: TypedTensor, start: int, stop: int) -> NDArray[np.float32]:
-    data = os.pread(
-        descriptor, (stop - start) * typed.row_bytes, header + typed.offset + start * typed.row_bytes
-    )
+def _read(descriptor: int, offset: int, typed: TypedTensor, start: int, stop: int) -> NDArray[np.float32]:
+    data = os.pread(descriptor, (stop - start) * typed.row_bytes, offset + start * typed.row_bytes)
     rows = np.frombuffer(data, np.uint8).reshape(stop - start, typed.row_bytes)
     return ggml.dequantize(np.ascontiguousarray(rows), typed.type, typed.tensor.cols)
 

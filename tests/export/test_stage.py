@@ -393,3 +393,14 @@ def test_an_export_is_proven_with_a_base_that_has_moved(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         verify(tmp_path / "out")
     assert verify(tmp_path / "out", base=str(tmp_path / "there")).passed
+
+
+def test_an_export_of_a_base_is_proven_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    """The header is written after the folder's name, so it is of another length under another name."""
+    base = shutil.copytree(tiny_chat.folder(), tmp_path / "a-base-1")
+    export(config(str(base), tmp_path / "out"))
+    with open(tmp_path / "out" / "a-base-1-F32.gguf", "rb") as file:
+        assert b"A Base 1" in file.read(400)  # which is not the name of the file
+    assert verify(tmp_path / "out").passed
+    moved = base.rename(tmp_path / "a-name-that-is-longer-than-any-padding-of-a-header-could-be")
+    assert verify(tmp_path / "out", base=str(moved)).passed
