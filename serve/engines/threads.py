@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+from lorafold.machine import quota
+
 _T = TypeVar("_T")
 
 
@@ -156,7 +158,10 @@ class ModelThread:
 
 
 def thread_count(wanted: int) -> int:
-    """Threads to compute with: as asked for, else OMP_NUM_THREADS, else the cores (not hyperthreads)."""
+    """Threads to compute with: as asked for, else OMP_NUM_THREADS, else the cores (not hyperthreads).
+
+    A container's quota counts as that many cores.
+    """
     if wanted > 0:
         return wanted
     if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(given) > 0:
@@ -170,4 +175,4 @@ def thread_count(wanted: int) -> int:
             cores.add(siblings.read_text())
         except OSError:
             cores.add(str(cpu))
-    return max(1, len(cores))
+    return max(1, min(len(cores), quota() or len(cores)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,38 @@ def test_a_containers_limit_is_what_is_available(version: int, tmp_path: Path) -
     for folder in (inner, inner.parent):
         (folder / f"memory.{names[0]}").write_text("max\n" if version == 2 else "9223372036854771712\n")
     assert memory_available(tmp_path) == 20_480_000_000
+
+
+@pytest.fixture
+def one_core() -> Iterator[Path]:
+    """A real control group with the time of one core."""
+    first_version = Path("/sys/fs/cgroup/cpu")
+    group = (first_version if first_version.is_dir() else Path("/sys/fs/cgroup")) / f"lorafold-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no right to make a control group")
+    try:
+        if (group / "cpu.cfs_quota_us").exists():
+            (group / "cpu.cfs_quota_us").write_text("100000")
+        elif (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("100000 100000")
+        else:
+            pytest.skip("control groups do not limit processors here")
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.skipif(cores() < 2, reason="one core is no limit here")
+def test_a_quota_of_one_core_is_one_thread_everywhere(one_core: Path) -> None:
+    asks = (
+        "from lorafold.libraries.threads import share_processor as s; from lorafold.machine import cores; "
+        "from lorafold.serve.engines.threads import thread_count; import os; "
+        "print(cores(), thread_count(0), s(), os.environ['OMP_NUM_THREADS'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    joined = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(one_core / "cgroup.procs")]
+    command = [*joined, sys.executable, "-c", asks]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1", "None", "1"]
