@@ -7,7 +7,6 @@ No weight is read here.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lorafold.packed.originals import original_of
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
 from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter, other_base_named
+from lorafold.sources.naming import dotted, speaking_name
 from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.weights import Checkpoint
@@ -342,22 +342,7 @@ def _system_note(config: ExportConfig, adapters: list[Path]) -> Iterator[str]:
             )
 
 
-# Names of folders that say nothing of the model in them: a Trainer's checkpoints, the steps of tutorials.
-_NAMELESS = re.compile(
-    r"(?:adapter|checkpoint|final|last|best|out|output|lora|model)(?:[-_]?\d+)?", re.IGNORECASE
-)
-
-
 def _name(base: Base, folder: Path) -> str:
-    """A file name for the model: the folder's, unless that says nothing."""
-    if folder == base.folder:
-        stem = base.id.rsplit("/", 1)[-1]
-    else:
-        place = folder.resolve()
-        if place.parent.name == "snapshots":  # the hub's cache: models--ORG--NAME/snapshots/REVISION
-            stem = place.parent.parent.name.rpartition("--")[2]
-        else:
-            while _NAMELESS.fullmatch(place.name) and place.parent != place.parent.parent:
-                place = place.parent
-            stem = place.name
-    return file_stem(stem.replace("___", ".")) or "model"  # ModelScope spells a dot so
+    """A file name for the model."""
+    stem = base.id.rsplit("/", 1)[-1] if folder == base.folder else speaking_name(folder)
+    return file_stem(dotted(stem)) or "model"

@@ -20,7 +20,8 @@ from lorafold.progress import Lines, Progress, silent
 from lorafold.records.files import holds_data
 from lorafold.safetensors_file import read_header
 from lorafold.sources.adapter_base import base_of
-from lorafold.sources.recognize import instead
+from lorafold.sources.naming import speaking_name
+from lorafold.sources.recognize import instead, recognize
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ def inspect_path(
     if not place.exists():
         fix = "check the path; what lies on a hub is looked at once it is downloaded"
         raise InputError("no such file or folder", at=path, fix=fix)
+    if (within := _within(place)) is not None:
+        told, inner = within
+        found = inspect_path(str(inner))
+        return replace(found, lines=[("given", told), *found.lines])
     if place.is_file() and place.suffix == ".gguf":
         return Inspection([*_gguf(place), *_next_steps(_of_gguf(place))])
     if place.suffix == ".safetensors" and place.is_file():
@@ -102,6 +107,17 @@ def inspect_path(
     named = shlex.quote(base) if base else "BASE"
     command = f"lorafold train --base {named} --data {shlex.quote(path)} --out my-adapter"
     return replace(found, lines=[*found.lines, *_next_steps([command])])
+
+
+def _within(place: Path) -> tuple[str, Path] | None:
+    """What a place is that only holds what was meant, or belongs to it: in words, and that folder's path."""
+    if place.is_dir() and any((place / name).exists() for name in _FOLDERS):
+        return None
+    known = recognize(place)
+    if known is None or known.use is None or known.use.suffix == ".gguf":
+        return None
+    others = f" ({len(known.more)} more: {', '.join(map(str, known.more[:3]))})" if known.more else ""
+    return f"{place} is {known.what}; this is {known.use}{others}", known.use
 
 
 def _data(path: Path, report: DataReport, max_length: int) -> Inspection:
@@ -268,7 +284,7 @@ def _of_gguf(path: Path) -> list[str]:
 
 
 def _beside(folder: Path, kind: str) -> str:
-    return shlex.quote(f"{folder.resolve().name}-{kind}")
+    return shlex.quote(f"{speaking_name(folder)}-{kind}")
 
 
 # The file that tells what a folder is, how it is described, and what can be done with it; the first that is

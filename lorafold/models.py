@@ -22,6 +22,7 @@ from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import no_file
 from lorafold.hub.faults import hub_faults
 from lorafold.progress import Progress, silent
+from lorafold.sources.naming import dotted, is_dotted
 from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -126,7 +127,13 @@ def _files_of(auto_map: Any) -> str:
     """The Python files that an `auto_map` names, some of them perhaps of other repositories."""
     named = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     flat = [name for each in named for name in (each if isinstance(each, (list, tuple)) else [each])]
-    files = {f"{str(name).rpartition('.')[0].replace('--', '/')}.py" for name in flat if name}
+    # "module.Class", "org/name--module.Class"; what names no class is shown as it is.
+    files = {
+        f"{module.replace('--', '/')}.py" if dot else str(name)
+        for name in flat
+        if name
+        for module, dot, _ in [str(name).rpartition(".")]
+    }
     return ", ".join(sorted(files)) or str(auto_map)
 
 
@@ -143,12 +150,12 @@ def locate(
     if path.is_dir():
         return Base(path.resolve(), str(path.resolve()))
     if spec.startswith("modelscope:"):
-        return _from_modelscope(spec.removeprefix("modelscope:"))
+        return _from_modelscope(dotted(spec.removeprefix("modelscope:")))
     if (address := hub_address(spec)) is not None and not path.exists():
         raise InputError(
             f"this is the address of a page (expected {expected})", at=spec, fix=_of_hub(*address)
         )
-    if _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists():
+    if _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists() and is_dotted(spec):
         return _from_hub(*spec.partition("@")[::2], offline=offline)
     if path.is_file():
         problem, fix = instead(path, "a model") or ("this is a file, not a model", "check the path or the id")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError, NumericError, UnsafeInputError
 from lorafold.files.jsonfile import read_object
 from lorafold.safetensors_file import ShardFiles, TensorInfo, read_header
+from lorafold.sources.recognize import download_again
 from lorafold.stopwatch import doing
 
 __all__ = ["Checkpoint", "TensorInfo", "TensorSource", "item_size"]
@@ -102,7 +103,7 @@ class Checkpoint:
             raise InputError(
                 f"{len(missing)} of {len(paths)} shards are missing: {', '.join(missing)}",
                 at=index,
-                fix="download them into the same folder",
+                fix=download_again(index.parent),
             )
         checkpoint = cls.of_files(index.parent, paths)
         _compare(index, weight_map, checkpoint.tensors)
@@ -293,4 +294,4 @@ def _no_weights(folder: Path) -> InputError | UnsafeInputError:
         )
     if (folder / "adapter_config.json").exists():
         return InputError("this is an adapter, not a base model", at=folder, fix="name its base with --base")
-    return InputError(f"no weights: neither {SINGLE} nor {_INDEX}", at=folder, fix="download its safetensors")
+    return InputError(f"no weights: neither {SINGLE} nor {_INDEX}", at=folder, fix=download_again(folder))

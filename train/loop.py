@@ -237,7 +237,7 @@ def prove(trainer: Trainer, step: int) -> None:
     bad = [name for name, value in parameters.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise _not_finite("parameter", "NaN or infinite", f"step {step}: {bad[0]}")
-    loss = _loss(trainer, [next(iter(trainer.plan.step(step - 1).batches))])
+    loss = loss_of(trainer, [next(iter(trainer.plan.step(step - 1).batches))])
     if not math.isfinite(loss):
         raise _not_finite("loss with the new weights", loss, f"step {step}")
 
@@ -245,10 +245,10 @@ def prove(trainer: Trainer, step: int) -> None:
 def evaluate(trainer: Trainer) -> float:
     """Mean loss per trained token over the evaluation set, without dropout."""
     step = trainer.plan.evaluation_step()
-    return _loss(trainer, step.batches) / step.trained
+    return loss_of(trainer, step.batches) / step.trained
 
 
-def _loss(trainer: Trainer, batches: Iterable[Batch]) -> float:
+def loss_of(trainer: Trainer, batches: Iterable[Batch]) -> float:
     """The loss of batches, summed over their tokens and over all workers, without dropout."""
     import torch
 

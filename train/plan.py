@@ -17,7 +17,7 @@ from lorafold.progress import Lines, Progress, silent, unheard
 from lorafold.train.config import TrainConfig
 from lorafold.train.estimate import Estimate, device_room, memory_line
 from lorafold.train.fast.speed import restored_modules
-from lorafold.train.loop import evaluate, peak_memory, train_step
+from lorafold.train.loop import loss_of, peak_memory, train_step
 from lorafold.train.material import read_material
 from lorafold.train.methods import METHODS
 from lorafold.train.model.base import memory_faults, pick_device, pick_dtype
@@ -27,6 +27,7 @@ from lorafold.train.workers import place
 from lorafold.weights import Checkpoint
 
 _TIMED = 3  # steps after the first, which is slower
+_ENOUGH = 5.0  # seconds after which no further step is timed
 _SMALLER = "choose --method qlora, or lower --per-device-train-batch-size or --max-length"
 _4BIT = 0.6  # bytes a weight in 4 bit, its scales and what stays in 16 bit included
 
@@ -82,7 +83,7 @@ def _told(size: Estimate, computed: str, seconds: float, taken: int) -> Lines:
         ("run", size.course()),
         ("trained", size.model()),
         ("memory", memory_line(peak_memory(), size.room, size.place, measured=True)),
-        ("time", f"about {long} for all steps, estimated from {taken} timed steps"),
+        ("time", f"about {long} for all steps, estimated from {taken} timed step{'s' * (taken > 1)}"),
         ("how", computed),
     ]
 
@@ -100,29 +101,42 @@ def _least_memory(config: TrainConfig, base: Base) -> tuple[int, int, str]:
 
 
 def _measure(run: Run, progress: Progress) -> tuple[float, int]:
-    """Take a few steps; seconds that the whole run will take, and how many steps were timed."""
+    """Take a few steps; seconds that the whole run will take, and how many steps were timed.
+
+    The first one is not counted, unless there is no other, or it was long on a CPU, where the preparations in
+    it are a second.
+    """
     trainer, state, plan = run.trainer, run.state, run.trainer.plan
     total = min(1 + _TIMED, plan.total_steps)
-    began, before = time.monotonic(), 0
+    seconds, tokens = list[float](), list[int]()
     trainer.model.train()
     for done in range(total):
         progress("time a few steps", done, total)
+        began, before = time.monotonic(), state.tokens
         train_step(trainer, state, StopRequest())
-        if done == 0 and total > 1:
-            began, before = time.monotonic(), state.tokens
-    seconds = (time.monotonic() - began) / max(state.tokens - before, 1)  # of a token
+        seconds.append(time.monotonic() - began)
+        tokens.append(state.tokens - before)
+        long = sum(seconds[done > 0 :]) > _ENOUGH
+        if long and (done or trainer.forward.device.type == "cpu"):
+            break
     progress("time a few steps", total, total)
-    tokens = plan.total_steps * sum(map(len, (one.ids for one in plan.sequences))) / plan.steps_per_epoch
-    return seconds * tokens + _evaluations(run), max(total - 1, 1)
+    counted = slice(1 if len(seconds) > 1 else 0, None)
+    each = sum(seconds[counted]) / max(sum(tokens[counted]), 1)
+    whole = plan.total_steps * sum(map(len, (one.ids for one in plan.sequences))) / plan.steps_per_epoch
+    return each * whole + _evaluations(run), len(seconds[counted])
 
 
 def _evaluations(run: Run) -> float:
-    """Seconds that all evaluations of a run will take, by one that is timed."""
+    """Seconds that all evaluations of a run will take, by one batch and one answer that are timed."""
     plan = run.trainer.plan
     if not plan.evaluation:
         return 0.0
+    batches, questions = list(plan.evaluation_step().batches), run.questions
     began = time.monotonic()
-    evaluate(run.trainer)
+    loss_of(run.trainer, [batches[len(batches) // 2]])
+    evaluated = time.monotonic()
+    run.questions = questions[:1]
     run.answers()
+    answered = time.monotonic()
     count = math.ceil(plan.total_steps / (plan.config.eval_steps or plan.steps_per_epoch))
-    return count * (time.monotonic() - began)
+    return count * (len(batches) * (evaluated - began) + len(questions) * (answered - evaluated))

@@ -8,6 +8,7 @@ refused if it cannot be both. Method and limits: docs/modelfile.md.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,8 @@ from lorafold.export.ollama.rules import guessable, template_abilities
 from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.gguf_file.tokens import read_gguf_tokens
+from lorafold.sources.naming import speaking_name
+from lorafold.sources.recognize import is_adapter
 
 JINJA_SINCE = "0.30.0"  # the first Ollama whose runner renders a GGUF's own chat template
 
@@ -373,7 +376,7 @@ def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
 
     Raises:
         UsageError: the output exists.
-        InputError: there is no template, or it cannot be expressed or proven.
+        InputError: there is no template, or it cannot be expressed or proven; or no model for FROM.
         UnsafeInputError: the template left its sandbox or its limits.
     """
     folder = config.path if config.path.is_dir() else config.path.parent
@@ -382,6 +385,8 @@ def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
         raise UsageError(
             "the output exists", at=out, fix="pass --force to replace it, or choose another --out"
         )
+    if config.from_name is None and config.path.is_dir() and is_adapter(config.path):
+        raise _no_model(config.path)
     chosen: dict[str, Parameter] = {} if config.num_ctx is None else {"num_ctx": config.num_ctx}
     plan = plan_modelfile(
         config.path,
@@ -407,6 +412,18 @@ def make_modelfile(config: ModelfileConfig) -> ModelfileResult:
     )
     write_atomic(out, text)
     return ModelfileResult(out, text, plan)
+
+
+def _no_model(adapter: Path) -> InputError:
+    """The refusal of an adapter without a model that FROM could name."""
+    command = (
+        f"lorafold export {shlex.quote(str(adapter))} --out {shlex.quote(speaking_name(adapter) + '-gguf')}"
+    )
+    return InputError(
+        "this is an adapter, and FROM needs a whole model",
+        at=adapter,
+        fix=f"{command} --quant Q4_K_M writes the model and its Modelfile; or name a model with --from-name",
+    )
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lorafold.artifacts import system_faults
 from lorafold.errors import InputError, LorafoldError, SystemFault
@@ -60,9 +62,14 @@ def unreachable(repository: str, *, offline: bool, instead: str) -> SystemFault:
     """That something is not in the cache, and cannot be fetched."""
     if offline:
         return SystemFault("not in the local cache", at=repository, fix="run once without --offline")
+    mirror = urlsplit(os.environ.get("HF_ENDPOINT", "")).hostname  # without what it may hold of a password
+    place, fix = (
+        (f"the mirror {mirror} (HF_ENDPOINT)", "set HF_ENDPOINT to another one, or unset it")
+        if mirror
+        else ("the hub", "use a mirror (HF_ENDPOINT=https://hf-mirror.com)")
+    )
     return SystemFault(
-        "the hub cannot be reached and the cache lacks it",
+        f"{place} cannot be reached and the cache lacks it",
         at=repository,
-        fix="check the network, use a mirror (HF_ENDPOINT=https://hf-mirror.com), take it from ModelScope "
-        f"(modelscope:{repository}), or {instead}",
+        fix=f"check the network, {fix}, take it from ModelScope (modelscope:{repository}), or {instead}",
     )

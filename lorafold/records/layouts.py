@@ -39,7 +39,7 @@ from lorafold.records.building import (
     question_and_answer,
 )
 from lorafold.records.preferences import refuse_preferences, refuse_unwanted
-from lorafold.records.spellings import respelled
+from lorafold.records.spellings import FIELD_WORDS, respelled
 from lorafold.records.tools import DEFINED, defines, linked, read_tools
 from lorafold.records.turns import (
     ROLES,
@@ -152,12 +152,32 @@ def recognise(record: Any, place: str, layout: str = "auto", *, answered: bool =
         if any(name in fields for name in (*row.question, *row.answer)):
             return row
     known = "; ".join(f"{row.name}: {', '.join((row.question[0], *row.answer[:1]))}" for row in rows)
-    turn = {"role", "from"} & set(fields) and {"content", "value"} & set(fields)
     raise InputError(
-        f"no known layout has the fields {', '.join(map(repr, fields)) or '(none)'} (known: {known})",
+        f"no known layout has the fields {', '.join(map(repr, fields)) or '(none)'} (known: {known})"[:600],
         at=place,
-        fix='this is a turn alone: write {"messages": [turns]} as a record' if turn else "rename the fields",
+        fix=_renaming(fields, place),
     )
+
+
+def _renaming(fields: Mapping[str, Any], place: str) -> str:
+    """What to do with a record whose fields nobody knows."""
+    if {"role", "from"} & set(fields) and {"content", "value"} & set(fields):
+        return 'this is a turn alone: write {"messages": [turns]} as a record'
+    file = place.rpartition(":")[0]
+    if not file.removesuffix(".gz").endswith((".csv", ".tsv")) or not 1 <= len(fields) <= 3:
+        return "rename the fields"
+    header = ("text", "question,answer", "instruction,input,output")[len(fields) - 1]
+    if ".tsv" in file:
+        header = header.replace(",", "\t")
+    above = f"write this line above it: {header}"
+    if any(_is_said(name) for name in fields):
+        return f"the first line is no header but data: {above}"
+    return f"rename the columns; if the first line is no header, {above}"
+
+
+def _is_said(name: str) -> bool:
+    """Whether a column's name is rather something that somebody says."""
+    return len(name) > 40 or name.rstrip().endswith((".", "?", "!", "。", "？", "！", "…"))
 
 
 def build_example(
@@ -254,8 +274,9 @@ def _object(record: Any, place: str) -> Mapping[str, Any]:
 
 
 def _spelled(name: Any) -> Any:
-    """A field's name as the table has it: headers of tables come as "Instruction" or " output"."""
+    """A field's name as the table has it: headers of tables come as "Instruction", " output" or "回答"."""
     lower = name.strip().lower() if isinstance(name, str) else name
+    lower = FIELD_WORDS.get(lower, lower)
     return lower if lower in _FIELDS else name
 
 

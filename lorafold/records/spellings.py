@@ -1,4 +1,4 @@
-"""Turns as programs spell them -> one spelling of roles and fields; questions with their answers parted.
+"""Turns and fields as programs and people spell them -> one spelling; questions with their answers parted.
 
 ShareGPT writes {from, value}, OpenAI {role, content}, Gemini {role, parts}; mixtures of them are in use, and
 roles in capitals. Anthropic and Mistral put what was thought among the parts of a content. Firefly, XTuner
@@ -22,6 +22,23 @@ ROLE_WORDS = {
     "bing": "assistant",
     "bard": "assistant",
     "claude": "assistant",
+}
+# Headers of tables in other languages, lower case -> the field.
+FIELD_WORDS = {
+    word: field
+    for field, words in {
+        "question": "问题 問題 提问 提問 問 问 質問 질문 pregunta pergunta frage domanda вопрос vraag soru",
+        "answer": "回答 答案 答 答复 答覆 回复 回覆 答え 応答 답변 대답 "
+        "respuesta resposta réponse reponse antwort risposta ответ antwoord cevap",
+        "instruction": "指令 指示 지시 "
+        "instrucción instruccion instrução instrucao anweisung istruzione инструкция",
+        "input": "输入 輸入 入力 입력 entrada entrée entree eingabe ввод",
+        "output": "输出 輸出 出力 출력 salida saída saida sortie ausgabe вывод",
+        "prompt": "提示 提示词 提示詞 プロンプト 프롬프트",
+        "system": "系统 系統 系统提示 系统提示词 システム",
+        "text": "文本 テキスト 텍스트 texto texte testo текст",
+    }.items()
+    for word in words.split()
 }
 _CONTENTS = ("content", "value", "text", "parts")  # where a turn keeps what it says
 _THOUGHTS = ("thinking", "reasoning")  # types of parts that are thoughts, and their fields

@@ -7,6 +7,7 @@ cache. Only names are looked at; nothing is read but small JSON files.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from lorafold.errors import LorafoldError
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import head_of, told_by
+from lorafold.sources.naming import dotted, is_dotted
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -24,8 +26,6 @@ _ADDRESS = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<inside>/[^?#]*)?)?"
 )
-# ModelScope's downloads spell a dot as three underscores.
-_SPELLED_DOT = "___"
 
 
 # A folder without the file that tells what it is: names of files in it, what they are, what helps.
@@ -179,14 +179,27 @@ def instead(place: Path, wanted: str) -> tuple[str, str] | None:
 
 def likely_hub_id(path: str) -> str | None:
     """The hub id that a path of another machine most likely stands for; None if it does not look like one."""
-    parts = [part for part in path.replace(_SPELLED_DOT, ".").split("/") if part]
+    parts = [part for part in dotted(path).split("/") if part]
     for part in parts:
         if part.startswith("models--") and part.count("--") >= 2:  # the hub's cache
             return "/".join(part.split("--", 2)[1:])
-    downloaded = _SPELLED_DOT in path or any(part in ("hub", "modelscope") for part in parts[:-2])
+    downloaded = not is_dotted(path) or any(part in ("hub", "modelscope") for part in parts[:-2])
     if not downloaded or not all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts[-2:]):
         return None
     return "/".join(parts[-2:])
+
+
+def download_again(folder: Path) -> str:
+    """The command that goes on with a download that stopped half-way: it fetches what is missing."""
+    place = str(folder.absolute())
+    repository = likely_hub_id(place) or "ORG/NAME"
+    if "modelscope" in place or not is_dotted(place):
+        command = f"modelscope download --model {repository}"
+    elif "models--" in place:
+        command = f"hf download {repository}"
+    else:
+        command = f"hf download {repository} --local-dir {shlex.quote(str(folder))}"
+    return f"the download stopped half-way; go on with it, what is there is kept: {command}"
 
 
 def hub_address(spec: str) -> tuple[str, str] | None:

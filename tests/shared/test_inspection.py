@@ -64,6 +64,18 @@ def test_an_adapter_of_another_machine_and_of_a_persona(tmp_path: Path) -> None:
     ]
 
 
+def test_a_folder_around_what_was_meant(tmp_path: Path) -> None:
+    """A Trainer's output: the newest checkpoint is shown, and the commands are called after the run."""
+    (tmp_path / "mine").mkdir()
+    for step in (6, 12):
+        adapter_folder(tmp_path / "mine" / f"checkpoint-{step}", base_model_name_or_path="org/base")
+    said, commands = shown(tmp_path / "mine")
+    newest = tmp_path / "mine" / "checkpoint-12"
+    assert said["given"].endswith(f"adapters in checkpoint-*; this is {newest}")
+    assert commands[0] == f"lorafold export {newest} --out mine-gguf --quant Q4_K_M"
+    assert shown(newest / "adapter_model.safetensors")[1] == commands
+
+
 def test_an_export_and_its_file(tmp_path: Path) -> None:
     out = tmp_path / "Gg"
     export(ExportConfig(str(tiny_chat.folder()), out=out, quant=("F32",), verify=False, name="tiny"))

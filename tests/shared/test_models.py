@@ -66,6 +66,17 @@ def test_remote_code_needs_permission_and_is_named_first(tmp_path: Path) -> None
         str(path), trust_remote_code=True, progress=lambda step, done, total, note="": told.append(step)
     )
     assert base.folder == path and told == [f"trust the model's own code: {code}"]
+    odd = folder(tmp_path / "odd", auto_map={"AutoModel": "no_class_named"})
+    with pytest.raises(UnsafeInputError, match=r"auto_map: no_class_named\)"):
+        resolve_base(str(odd))
+
+
+def test_a_name_of_modelscopes_cache_is_no_id() -> None:
+    """A dot is spelled ___ there: the hub would be asked for a repository that cannot be."""
+    with pytest.raises(
+        InputError, match=r"a download of Qwen/Qwen2\.5-1\.5B \(or modelscope:Qwen/Qwen2\.5-1\.5B\)"
+    ):
+        resolve_base("Qwen/Qwen2___5-1___5B")
 
 
 def test_the_fingerprint_tells_models_apart_and_survives_a_resave(tmp_path: Path) -> None:

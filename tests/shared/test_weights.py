@@ -273,8 +273,25 @@ def test_shards(tmp_path: Path) -> None:
 
 
 def test_every_missing_shard_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"2 of 3 shards are missing: {A}, {B}"):
+    with pytest.raises(InputError, match=f"2 of 3 shards are missing: {A}, {B}") as caught:
         sharded(tmp_path, {"x": A, "y": B, "z": "c.safetensors"}, {"c.safetensors": {"z": 1}})
+    assert caught.value.fix.endswith(f"hf download ORG/NAME --local-dir {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("modelscope/hub/models/Qwen/Qwen2-1___5B", "modelscope download --model Qwen/Qwen2-1.5B"),
+        ("hub/models--org--x/snapshots/abc", "hf download org/x"),
+        ("my folder", "hf download ORG/NAME --local-dir 'FOLDER'"),
+    ],
+)
+def test_a_download_that_stopped_is_gone_on_with(folder: str, command: str, tmp_path: Path) -> None:
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    with pytest.raises(InputError, match="no weights") as caught:
+        Checkpoint.open(place)
+    assert caught.value.fix.endswith(command.replace("FOLDER", str(place)))
 
 
 INDEX_FAULTS: dict[str, tuple[Any, dict[str, dict[str, float]], str]] = {

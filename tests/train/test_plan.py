@@ -7,6 +7,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_run import tiny_run
@@ -49,6 +50,26 @@ def test_a_plan_says_all_and_leaves_nothing(config: TrainConfig, tmp_path: Path)
     assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB on cpu: fits", lines["memory"])
     assert re.fullmatch(r"about .+ for all steps, estimated from 3 timed steps", lines["time"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("evaluation", "forwards"), [(0.0, 2), (0.2, 3)])
+def test_of_long_steps_one_is_enough(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, evaluation: float, forwards: int
+) -> None:
+    """A step that lasts longer than all that is timed ends the timing; of an evaluation a batch is taken."""
+    from lorafold.train.fast.forward import Forward
+
+    computed, loss = [0], Forward.loss
+
+    def counted(self: Forward, batch: Any) -> Any:
+        computed[0] += 1
+        return loss(self, batch)
+
+    monkeypatch.setattr(Forward, "loss", counted)
+    monkeypatch.setattr("lorafold.train.plan._ENOUGH", 0.0)
+    asked = dataclasses.replace(config, plan=True, out=None, eval_split=evaluation)
+    assert dict(plan_training(asked))["time"].endswith("estimated from 1 timed step")
+    assert computed[0] == forwards  # two batches a step
 
 
 def test_a_base_larger_than_the_memory_is_not_loaded(config: TrainConfig, tmp_path: Path) -> None:

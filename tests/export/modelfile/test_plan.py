@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_chat
 from classic_templates import EXPRESSIBLE, REFUSED
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -375,3 +377,18 @@ def test_faults_at_the_command_line(folder: Path, tmp_path: Path, source: str, c
     assert ran.returncode == code, ran.stderr
     assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and line in ran.stderr
     assert "; fix: " in ran.stderr and not (tmp_path / "M").exists()
+
+
+def test_an_adapter_is_no_model_to_name(tmp_path: Path) -> None:
+    """`FROM .` in an adapter's folder is nothing that Ollama could create."""
+    adapter = tmp_path / "mine" / "checkpoint-9"
+    shutil.copytree(tiny_chat.folder(), adapter)
+    (adapter / "model.safetensors").unlink()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"FROM needs a whole model; fix: lorafold export .* --out mine-gguf"
+    ):
+        make_modelfile(ModelfileConfig(adapter))
+    assert not (adapter / "Modelfile").exists()
+    named = make_modelfile(ModelfileConfig(adapter, from_name="mine", conversations=20))
+    assert "FROM mine" in named.text

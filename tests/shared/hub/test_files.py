@@ -113,8 +113,14 @@ def test_the_hubs_refusals(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(SystemFault, match=r"not in the local cache.*without --offline"):
         find_files(spec("org/x:BF16"), offline=True)
     go_there("http://127.0.0.1:9", tmp_path / "empty", monkeypatch)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
     with pytest.raises(SystemFault, match=r"HF_ENDPOINT=https://hf-mirror.com.*modelscope:org/x.*its path"):
         find_files(spec("org/x:BF16"), offline=False)
+    # Who has set a mirror is not advised to set one; a password in its address is not shown.
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:secret@mirror.example/hf")
+    with pytest.raises(SystemFault, match=r"the mirror mirror\.example .* cannot be reached") as caught:
+        find_files(spec("org/x:BF16"), offline=False)
+    assert "set HF_ENDPOINT to another one" in caught.value.fix and "secret" not in str(caught.value)
 
 
 def test_modelscope_downloads_what_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,9 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, str, bool]]]] = {
     "input and output": ({"input": "q", "output": "a"}, ASKED),
     "an empty instruction": ({"instruction": "", "input": "q", "output": "a"}, ASKED),
     "human and bot": ({"Human": "q", "Bot": "a"}, ASKED),
+    "Chinese headers": ({"问题": "q", "回答": "a"}, ASKED),
+    "Chinese instructions": ({"指令": "q", "输入": "", "输出": "a"}, ASKED),
+    "Spanish headers": ({"Pregunta": "q", "Respuesta ": "a"}, ASKED),
     "problem and solution": ({"problem": "q", "solution": "a"}, ASKED),
     "null everywhere": (
         {"messages": None, "system": "s", "instruction": "q", "input": None, "output": "a", "history": None},
@@ -251,3 +254,23 @@ def test_causes_and_cures_of_records(fault: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_data([str(tmp_path / "d.jsonl")])
     assert "\n" not in str(caught.value) and caught.value.fix
+
+
+TABLES = {
+    "a.csv": ("Who are you?,Silas\nWhere?,On the rock\n", "is no header but data: write .*: question,answer"),
+    "b.csv": ("Say hello!\n", "is no header but data: write this line above it: text"),
+    "c.csv": (
+        "hi,hello\nbye,farewell\n",
+        "rename the columns; if the first line is no header, .*question,answer",
+    ),
+    "d.tsv": ("hi\thello\tx\n1\t2\t3\n", "above it: instruction\tinput\toutput"),
+    "e.csv": ("w,x,y,z\n1,2,3,4\n", "fix: rename the fields"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_without_a_header_is_told_the_line_that_it_needs(name: str, tmp_path: Path) -> None:
+    text, message = TABLES[name]
+    (tmp_path / name).write_text(text + text)
+    with pytest.raises(InputError, match=message):
+        load_data([str(tmp_path / name)])
