@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,7 +70,9 @@ class Found:
         return self.search.maps
 
 
-def find_sources(fold: Fold, base: TensorSource, model: BaseGguf, progress: Progress = silent) -> Found:
+def find_sources(
+    fold: Fold, base: TensorSource, model: BaseGguf, progress: Progress = silent, *, threads: int = 1
+) -> Found:
     """Find every row that the adapters change.
 
     Args:
@@ -77,6 +80,7 @@ def find_sources(fold: Fold, base: TensorSource, model: BaseGguf, progress: Prog
         base: the base alone.
         model: the GGUF.
         progress: told how far it is.
+        threads: how many layers are looked for at once.
 
     Raises:
         InputError: something that is touched is not in the file, or is there twice.
@@ -85,7 +89,7 @@ def find_sources(fold: Fold, base: TensorSource, model: BaseGguf, progress: Prog
     _check_sizes(fold, base, names)
     if not model.exact:
         _check_norms(base, model)
-    search = searched(base, model, names, progress)
+    search = searched(base, model, names, progress, threads=threads)
     added, notes = _settle_roles(search, fold)
     _check_found(search, names, notes)
     _check_once(search, names)
@@ -93,7 +97,12 @@ def find_sources(fold: Fold, base: TensorSource, model: BaseGguf, progress: Prog
 
 
 def searched(
-    base: TensorSource, model: BaseGguf, names: Sequence[str], progress: Progress = silent
+    base: TensorSource,
+    model: BaseGguf,
+    names: Sequence[str],
+    progress: Progress = silent,
+    *,
+    threads: int = 1,
 ) -> Search:
     """Look for tensors in a GGUF; what of them was not found is not asked here.
 
@@ -102,6 +111,7 @@ def searched(
         model: the GGUF.
         names: tensors of the checkpoint, and perhaps an output head that is tied to the embedding.
         progress: told how far it is.
+        threads: how many layers are looked for at once; of a file on a hub, one after the other.
     """
     assert isinstance(base, Checkpoint), "values are compared as they are stored"
     embedding = next((name for name in HEADS if name in base.tensors), None)
@@ -110,21 +120,25 @@ def searched(
     search = Search(base, model, origins, embedding, head)
     for name in names:
         search.covered[name] = np.zeros(search.info(name).rows, np.bool_)
+        search.row_strip(name)  # numbered here, so that the numbers do not depend on the threads
     groups = list(search.groups(names))
-    for number, (inside, tensors) in enumerate(groups):
-        progress("look for the base's rows", number, len(groups))
-        search.find_rows(inside, tensors)
+    with ThreadPoolExecutor(threads if model.hub is None else 1, thread_name_prefix="lorafold-find") as pool:
+        for number, _ in enumerate(pool.map(lambda group: search.find_rows(*group), groups)):
+            progress("look for the base's rows", number, 2 * len(groups))
+    for number, (inside, tensors) in enumerate(groups, len(groups)):
+        progress("look for the base's rows", number, 2 * len(groups))
         if search.uncovered(inside):
             search.find_columns(search.uncovered(inside), tensors)
             find_shuffled(search, inside, tensors)
             find_scaled(search, inside, tensors)
             find_vectors(search, inside, tensors)
             find_nearest(search, inside, tensors)
-    progress("look for the base's rows", len(groups), len(groups))
+    progress("look for the base's rows", 2 * len(groups), 2 * len(groups))
     if left := search.uncovered(names):
         everywhere = list(model.tensors.values())
         search.find_rows(left, everywhere)
         search.find_columns(search.uncovered(left), everywhere)
+    search.maps = {name: search.maps[name] for name in model.tensors if name in search.maps}
     return search
 
 

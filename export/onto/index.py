@@ -12,9 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
+
+from lorafold.export.onto.numbers import bit_floats
 
 SAMPLES = 32
 
@@ -31,11 +35,14 @@ def places(length: int) -> NDArray[np.int64]:
     return np.linspace(0, length - 1, SAMPLES).astype(np.int64)
 
 
-def fingerprints(samples: NDArray[np.float32]) -> Keys:
-    """Keys of lines, from their numbers at `places`: float32 (lines, at most SAMPLES)."""
-    bits = np.ascontiguousarray(samples).view(np.uint32).astype(np.uint64)
-    bits *= FACTORS[: bits.shape[1]]
-    return mixed(bits.sum(axis=1, dtype=np.uint64))
+def fingerprints(samples: NDArray[Any], type_: Type) -> Keys:
+    """Keys of lines, from their numbers at `places`: (lines, at most SAMPLES), as bits of a plain type."""
+    if type_ == Type.F16:
+        samples = bit_floats(np.ascontiguousarray(samples), type_).view(np.uint32)
+    sums: Keys = samples.astype(np.uint64) @ FACTORS[: samples.shape[1]]
+    if type_ == Type.BF16:  # the upper half of a float32's bits
+        sums <<= np.uint64(16)
+    return mixed(sums)
 
 
 def mixed(keys: Keys) -> Keys:
@@ -52,28 +59,37 @@ class Index:
     Attributes:
         keys: in order.
         numbers: the line of each key.
+        repeated: lines whose key is another one's too, in order; hardly any.
     """
 
     keys: Keys
     numbers: NDArray[np.uint32]
+    repeated: NDArray[np.uint32]
 
     @classmethod
     def of(cls, parts: Iterable[tuple[Keys, int]]) -> Index:
         """An index of strips, each given as the keys of its lines and the number of its first."""
         listed = list(parts)
         if not listed:
-            return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+            return cls(np.zeros(0, np.uint64), *np.zeros((2, 0), np.uint32))
         keys = np.concatenate([keys for keys, _ in listed])
         numbers = np.concatenate(
             [np.arange(first, first + len(keys), dtype=np.uint32) for keys, first in listed]
         )
         order = np.argsort(keys, kind="stable")  # equal keys stay in the order of their lines
-        return cls(keys[order], numbers[order])
+        keys, numbers = keys[order], numbers[order]
+        again = np.flatnonzero(keys[1:] == keys[:-1])
+        return cls(keys, numbers, np.unique(numbers[np.concatenate([again, again + 1])]))
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return self.keys.nbytes + self.numbers.nbytes
+        return self.keys.nbytes + self.numbers.nbytes + self.repeated.nbytes
+
+    def alone(self, start: int, stop: int) -> bool:
+        """Whether no line of [start, stop) has another line's key."""
+        low, high = np.searchsorted(self.repeated, (start, stop))
+        return bool(low == high)
 
     def find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where each key's lines stand in `numbers`: [low, high) for each."""

@@ -67,7 +67,8 @@ class LineTable:
     def __init__(self) -> None:
         self.strips: list[Strip] = []
         self.total = 0
-        self._firsts = np.zeros(0, np.int64)
+        self._firsts: list[int] = []
+        self._sorted = np.zeros(0, np.int64)
 
     def add(self, tensor: str, start: int, stop: int, cols: int, *, columns: bool) -> Strip:
         """Number the lines of one more strip."""
@@ -75,12 +76,14 @@ class LineTable:
         self.strips.append(strip)
         self.total += strip.count
         assert self.total < int(NONE)
-        self._firsts = np.append(self._firsts, strip.first)
+        self._firsts.append(strip.first)
         return strip
 
     def owners(self, numbers: Numbers) -> NDArray[np.int64]:
         """Index of the strip of each line."""
-        return np.searchsorted(self._firsts, numbers, side="right") - 1
+        if len(self._sorted) < len(self._firsts):
+            self._sorted = np.array(self._firsts)
+        return np.searchsorted(self._sorted, numbers, side="right") - 1
 
     def strips_of(self, numbers: Numbers) -> list[Strip]:
         """The strips that these lines belong to, each once; NONE belongs to none."""

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from lorafold.export.onto.index import Index, Keys, fingerprints, places
 from lorafold.export.onto.lines import NONE, LineTable, Numbers, Strip
 from lorafold.export.onto.model import BaseGguf, FileTensor
-from lorafold.export.onto.numbers import AS_BITS, bit_floats, file_bits, float_bits, rounding, widen
+from lorafold.export.onto.numbers import AS_BITS, file_bits, float_bits, rounding, widen
 from lorafold.export.onto.ties import Pairs, predicted
 from lorafold.weights import Checkpoint, TensorInfo
 
-BLOCK_NUMBERS = 1 << 19
+BLOCK_NUMBERS = 1 << 20
 """About so many numbers of the GGUF are compared at once; of strips of columns the larger number."""
 COLUMN_BLOCK_NUMBERS = 1 << 23
 
@@ -187,19 +187,19 @@ class Search:
                 self._find_in(tensor, indexes[key], columns=columns)
             else:
                 left.append((tensor, indexes[key], columns))
-        self.cover(strips)
+        self.cover(strips, tensors)
         for tensor, index, columns in left:
             if all(self.covered[strip.tensor][strip.start : strip.stop].all() for strip in strips):
                 break
             self._find_in(tensor, index, columns=columns)
-            self.cover(strips)
+            self.cover(strips, [tensor])
 
     def _shows(self, tensor: FileTensor, index: Index) -> bool:
         """Whether the first, the last, or the middle row of a tensor is one of the index."""
         at = places(tensor.cols)
         for row in dict.fromkeys((0, tensor.rows - 1, tensor.rows // 2)):
             bits = self.bits(tensor, row, row + 1, alone=True)
-            low, high = index.find(fingerprints(bit_floats(np.ascontiguousarray(bits[:, at]), tensor.type)))
+            low, high = index.find(fingerprints(bits[:, at], tensor.type))
             if high[0] > low[0]:
                 return True
         return False
@@ -209,17 +209,17 @@ class Search:
         dtype = self.info(strip.tensor).dtype
         at = places(strip.length)
 
-        def as_stored(stored: NDArray[Any]) -> NDArray[np.float32]:
-            return bit_floats(file_bits(np.ascontiguousarray(stored), dtype, type_), type_)
+        def as_stored(stored: NDArray[Any]) -> NDArray[Any]:
+            return file_bits(np.ascontiguousarray(stored), dtype, type_)
 
         if strip.columns:
             rows = [self.stored(strip.tensor, row, row + 1)[0] for row in (strip.start + at).tolist()]
-            return fingerprints(as_stored(np.stack(rows, axis=1)))
+            return fingerprints(as_stored(np.stack(rows, axis=1)), type_)
         step = max(BLOCK_NUMBERS // strip.cols, 1)
         return np.concatenate(
             [
                 fingerprints(
-                    as_stored(self.stored(strip.tensor, start, min(start + step, strip.stop))[:, at])
+                    as_stored(self.stored(strip.tensor, start, min(start + step, strip.stop))[:, at]), type_
                 )
                 for start in range(strip.start, strip.stop, step)
             ]
@@ -236,7 +236,13 @@ class Search:
             if not wide[start:stop].any():
                 continue
             bits = self.bits(tensor, start, stop)
-            low, high = index.find(fingerprints(bit_floats(np.ascontiguousarray(bits[:, at]), tensor.type)))
+            follows = None
+            if found is not None and wide[start:stop].all():
+                follows = self._next(found, start, stop, step, index)
+            if found is not None and follows is not None and self.same(tensor, bits, follows).all():
+                found[start:stop] = follows
+                continue
+            low, high = index.find(fingerprints(bits[:, at], tensor.type))
             counts = np.where(wide[start:stop], high - low, 0)
             one = np.flatnonzero(counts == 1)
             if one.size:
@@ -252,6 +258,21 @@ class Search:
             rows, low, high = (np.concatenate(part) for part in zip(*several, strict=True))
             self._settle(tensor, index, rows, low, high)
 
+    def _next(self, found: Numbers, start: int, stop: int, step: int, index: Index) -> Numbers | None:
+        """The lines behind those of the block before, to be compared; None if these are not in order.
+
+        Only lines that are no other's equal: then an equal row can be no other line either.
+        """
+        before = found[max(start - step, 0) : start]
+        whole = self.lines.as_rows(before) if before.size and before[-1] != NONE else None
+        if whole is None:
+            return None
+        first = int(before[-1]) + 1
+        strip = self.lines.strips[int(self.lines.owners(before[-1:])[0])]
+        last = first + stop - start
+        fits = last <= strip.first + strip.count and index.alone(first, last)
+        return np.arange(first, last, dtype=np.uint32) if fits else None
+
     def _lines(self, tensor: FileTensor) -> Numbers:
         """The lines of a GGUF tensor's rows, to be filled in."""
         if tensor.name not in self.maps:
@@ -264,11 +285,13 @@ class Search:
 
     def line_bits(self, tensor: FileTensor, numbers: Numbers) -> NDArray[Any]:
         """Lines as the GGUF would store them: (len(numbers), cols)."""
-        out = np.empty((len(numbers), tensor.cols), AS_BITS[tensor.type])
 
         def read(name: str, start: int, stop: int) -> NDArray[Any]:
             return file_bits(self.stored(name, start, stop), self.info(name).dtype, tensor.type)
 
+        if (whole := self.lines.as_rows(numbers)) is not None:
+            return read(*whole)
+        out = np.empty((len(numbers), tensor.cols), AS_BITS[tensor.type])
         self.lines.gather(read, numbers, out)
         return out
 
@@ -366,13 +389,24 @@ class Search:
         pairs = pairs.keep(expert == pairs.rows // matrix)
         return pairs
 
-    def cover(self, strips: Sequence[Strip]) -> None:
-        """Note which rows of the strips' tensors have been found."""
-        used = np.zeros(self.lines.total, np.bool_)
-        for found in self.maps.values():
-            used[found.lines[found.lines != NONE]] = True
+    def cover(self, strips: Sequence[Strip], tensors: Iterable[FileTensor] | None = None) -> None:
+        """Note which rows of the strips' tensors have been found.
+
+        Args:
+            strips: of the checkpoint.
+            tensors: of the GGUF, in which they may have been found; all of them if not given.
+        """
+        if not strips:
+            return
+        names = self.maps if tensors is None else [each.name for each in tensors if each.name in self.maps]
+        low = min(strip.first for strip in strips)
+        high = max(strip.first + strip.count for strip in strips)
+        used = np.zeros(high - low, np.bool_)
+        for name in names:
+            lines = self.maps[name].lines
+            used[lines[(lines >= low) & (lines < high)] - np.uint32(low)] = True
         for strip in strips:
-            own = used[strip.first : strip.first + strip.count]
+            own = used[strip.first - low : strip.first - low + strip.count]
             if not strip.columns:
                 self.covered[strip.tensor][strip.start : strip.stop] |= own
             elif own.all():

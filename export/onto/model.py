@@ -5,6 +5,7 @@ It lies on this disk, or on a hub: then its header and the rows that are wanted 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ class FileTensor:
     @property
     def rows(self) -> int:
         """Rows of the tensor seen as 2-D; a vector is one row."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1])
 
     @property
     def plain(self) -> bool:

@@ -212,7 +212,9 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     projector = open_projector(inputs, config, progress)
     elsewhere = projector.touched if projector else ()
     fold = PartOfFold(inputs.source, frozenset(inputs.source.touched).difference(elsewhere))
-    source = OntoSource(inputs.source, model, find_sources(fold, inputs.source.base, model, progress))
+    source = OntoSource(
+        inputs.source, model, find_sources(fold, inputs.source.base, model, progress, threads=config.workers)
+    )
     shapes = [(tensor.name, tensor.shape) for tensor in source.file_tensors()]
     imatrix = None if config.imatrix is None else read_imatrix(config.imatrix).weights(shapes)
     chats = held_out(inputs, config) if config.verify or config.modelfile else []

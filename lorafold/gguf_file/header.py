@@ -62,10 +62,11 @@ class GgufArray:
         """The elements of an array of strings, as they lie in the file (mostly UTF-8)."""
         assert self.type == STRING
         found, at, packed = [], 0, self.packed
-        for _ in range(self.count):
-            length = int.from_bytes(packed[at : at + 8], "little")
-            found.append(packed[at + 8 : at + 8 + length])
-            at += 8 + length
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(self.count):  # hot: a vocabulary has 150,000
+            end = at + 8 + unpack(packed, at)[0]
+            found.append(packed[at + 8 : end])
+            at = end
         return found
 
     def values(self) -> tuple[int | float | bool, ...]:

@@ -12,6 +12,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from onto_cases import Convert, Tensors, case, drawn, worst
 
+from lorafold.export.onto.find import find_sources
+from lorafold.export.onto.match import BLOCK_NUMBERS
+
 L = "model.layers.{}."
 
 
@@ -159,6 +162,39 @@ def test_an_index_takes_twelve_bytes_a_row_and_only_of_what_is_touched(tmp_path:
     found, _ = case(tmp_path, base, ["model.layers.1.x.proj"], as_they_are)
     search = found.find().search
     assert search.largest_index == 12 * 24
+
+
+@pytest.mark.parametrize("swapped", [20_000, 39_998])
+def test_a_block_is_not_what_the_block_before_makes_likely(tmp_path: Path, swapped: int) -> None:
+    """Three blocks in order but for two rows of the second or the last; a row of the last is there twice."""
+    name, rows = "model.layers.0.x.proj.weight", 40_000
+    assert rows * 64 > 2 * BLOCK_NUMBERS
+    order = np.arange(rows)
+    order[[swapped, swapped + 1]] = order[[swapped + 1, swapped]]
+    base = drawn({name: (rows, 64)})
+    base[name][35_000] = base[name][36_000]
+    found, wanted = case(
+        tmp_path, base, ["model.layers.0.x.proj"], lambda t: {"blk.0.a.weight": t[name][order]}
+    )
+    source = found.source()
+    assert np.array_equal(source.found.maps["blk.0.a.weight"].lines, order)
+    assert worst(source, wanted) <= 1e-6
+
+
+def test_threads_find_the_same_in_the_same_order(tmp_path: Path) -> None:
+    shapes = {f"model.layers.{layer}.{part}.weight": (24, 64) for layer in range(9) for part in "ab"}
+    base = drawn(shapes)
+    modules = [name.removesuffix(".weight") for name in shapes]
+
+    def convert(t: Tensors) -> Tensors:
+        layers = ((layer, part) for layer in range(9) for part in "ab")
+        return {f"blk.{n}.{p}.weight": interleaved(t[f"model.layers.{n}.{p}.weight"], 8) for n, p in layers}
+
+    found, wanted = case(tmp_path, base, modules, convert)
+    one, many = (find_sources(found.fold, found.fold.base, found.model, threads=n).search for n in (1, 4))
+    assert list(one.maps) == list(many.maps) == list(wanted)
+    assert all(np.array_equal(one.maps[name].lines, many.maps[name].lines) for name in wanted)
+    assert one.lines.strips == many.lines.strips
 
 
 def test_rows_in_the_middle_of_a_tensor_that_shows_none_at_its_ends(tmp_path: Path) -> None:
