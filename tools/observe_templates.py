@@ -160,7 +160,10 @@ def main() -> None:
             if asked.published and group != "Published":
                 continue
             base = tiny_model(Path(place) / "model", template.source)
-            row = observe(server, base, template, Path(place) / "out", asked.conversations)
+            try:
+                row = observe(server, base, template, Path(place) / "out", asked.conversations)
+            except LorafoldError as error:
+                row = {"way": f"failed: {error.problem[:200]}"}
             print(f"{template.origin[:48]:48} {row}", flush=True)
             rows["rows"][template.origin] = row
     write_atomic(asked.out, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")

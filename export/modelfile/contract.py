@@ -47,6 +47,8 @@ class PromptContract:
             it out), False where the template writes none or writes it itself.
         parameters: the other PARAMETERs.
         parser: PARSER, or None.
+        renderer: RENDERER, or None.
+        system: SYSTEM where the user gives no system text, or None.
     """
 
     template_source: str
@@ -57,6 +59,8 @@ class PromptContract:
     add_bos: bool
     parameters: Mapping[str, Parameter]
     parser: str | None = None
+    renderer: str | None = None
+    system: str | None = None
 
 
 def generation_parameters(settings: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -248,8 +248,8 @@ def prove_native(
         for number, seen in enumerate(llama_thinking(arrives)):
             clock = CLOCKS[number]
             wanted = reference.render(chats, variables, clock=clock)
-            found = _difference(chats, wanted, engine.render(reference, chats, seen, clock))
-            if found and not _difference(chats, wanted, alike.render(reference, chats, seen, clock)):
+            found = first_difference(chats, wanted, engine.render(reference, chats, seen, clock))
+            if found and not first_difference(chats, wanted, alike.render(reference, chats, seen, clock)):
                 found = EDGE_BLANKS
             if found and change is not None:
                 found = f"llama.cpp changes the contents: {change.says}"
@@ -257,9 +257,10 @@ def prove_native(
     return Native(carried, answers, tuple(refused), conversations)
 
 
-def _difference(
+def first_difference(
     chats: Sequence[Chat], wanted: Sequence[str | Refusal], found: Sequence[str | Refusal]
 ) -> str | None:
+    """Where the shortest chat is written otherwise, or None; what the template refuses is not compared."""
     for chat, right, here in sorted(
         zip(chats, wanted, found, strict=True), key=lambda row: len(str(row[0].messages()))
     ):

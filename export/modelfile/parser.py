@@ -49,6 +49,7 @@ class Modelfile:
         stops: PARAMETER stop, one each.
         parameters: the other PARAMETERs.
         parser: PARSER: who reads the answer, or None. With any, Ollama renders the prompt by the TEMPLATE.
+        renderer: RENDERER: a prompt that is built into Ollama, or None.
         requires: REQUIRES: the oldest Ollama version that can run this, or None. Ollama shows it and runs the
             model all the same.
         comments: lines at the top, without their `#`.
@@ -62,6 +63,7 @@ class Modelfile:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     parser: str | None = None
+    renderer: str | None = None
     requires: str | None = None
     comments: tuple[str, ...] = field(default=(), compare=False)
 
@@ -80,6 +82,8 @@ class Modelfile:
             lines.append(_command("ADAPTER", self.adapter))
         if self.requires is not None:
             lines.append(_command("REQUIRES", self.requires))
+        if self.renderer is not None:
+            lines.append(_command("RENDERER", self.renderer))
         if self.parser is not None:
             lines.append(_command("PARSER", self.parser))
         if self.template is not None:
@@ -155,7 +159,7 @@ def parse(text: str) -> Modelfile:
         text: the file.
 
     Returns:
-        What it says; MESSAGE, LICENSE, CAPABILITY, RENDERER and DRAFT are not kept.
+        What it says; MESSAGE, LICENSE, CAPABILITY and DRAFT are not kept.
 
     Raises:
         InputError: Ollama would refuse it.
@@ -184,6 +188,7 @@ def parse(text: str) -> Modelfile:
         stops=tuple(stops),
         parameters=parameters,
         parser=single.get("parser"),
+        renderer=single.get("renderer"),
         requires=single.get("requires"),
     )
 

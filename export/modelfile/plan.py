@@ -20,6 +20,7 @@ from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError, UsageError
 from lorafold.export.config import ModelfileConfig
+from lorafold.export.modelfile.built_in import best_built_in
 from lorafold.export.modelfile.chat_format import ChatFormat, derive
 from lorafold.export.modelfile.contract import (
     PromptContract,
@@ -37,7 +38,7 @@ from lorafold.export.modelfile.proof import PromptProof, prove
 from lorafold.export.modelfile.template import to_go
 from lorafold.export.modelfile.tools import ToolProof, prove_tools
 from lorafold.export.modelfile.way import Asked, Route, choose, thoughts
-from lorafold.export.ollama.rules import guessable, template_abilities
+from lorafold.export.ollama.rules import NEWEST, guessable, template_abilities
 from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.gguf_file.tokens import read_gguf_tokens
@@ -81,7 +82,9 @@ class ModelfilePlan:
     def paths(self) -> list[tuple[str, str]]:
         """Which way each Ollama version takes, and what the other way would do: (versions, way)."""
         written = self.contract.go_template
-        if written is None:
+        if self.route.way == "renderer":
+            older = "not tried; the architecture is newer than most of them"
+        elif written is None:
             older = "cannot run it: there is no TEMPLATE, and Jinja is not read"
         elif self.route.parser is not None:
             older = "the TEMPLATE, from 0.12 on: older ones do not know PARSER"
@@ -104,6 +107,7 @@ def plan_modelfile(
     writable: bool = False,
     system: str | None = None,
     answers: Sequence[str] = (),
+    architecture: str | None = None,
 ) -> ModelfilePlan:
     """Derive and prove the prompt of a model, and choose its way.
 
@@ -118,6 +122,7 @@ def plan_modelfile(
         writable: the GGUF is still to be written, and may carry another Jinja than the model's.
         system: the text that SYSTEM will hold.
         answers: what the model learnt to say: no stop may occur in it.
+        architecture: llama.cpp's name of it; None: by the source.
 
     Returns:
         The plan.
@@ -136,6 +141,8 @@ def plan_modelfile(
         raise derived.error
     form, notes = derived.form, list(derived.notes)
     native = _native(template, min(conversations, NATIVE_CONVERSATIONS), writable)
+    architecture = architecture or model.architecture
+    taken = NEWEST.renderers.get(architecture)
     route = choose(
         path,
         jinja=template.source,
@@ -143,9 +150,15 @@ def plan_modelfile(
         native=native,
         writable=writable,
         tools=writes_tools(template),
-        architecture=model.architecture,
+        architecture=architecture,
         plain_system=not system or expressible(system),
+        built_in=None if taken is None else best_built_in(template, taken, NATIVE_CONVERSATIONS),
     )
+    if route.way == "renderer" and not route.equal:
+        notes.append(
+            "Ollama 0.30 and later build another prompt than training, whatever the Modelfile says: run this "
+            "model with llama-server, LM Studio or Jan, which read the GGUF's Jinja"
+        )
     if route.template is None and not writable and guessable(route.jinja):
         notes.append(
             "without a TEMPLATE `ollama create` may take one of its own that this Jinja template resembles: "
@@ -162,6 +175,8 @@ def plan_modelfile(
         add_bos=model.adds_bos and starts_with_bos(template, form),
         parameters={**model.parameters, **(parameters or {})},
         parser=route.parser,
+        renderer=route.renderer,
+        system=route.system,
     )
     tools = prove_tools(template, native if writable else None)
     if not tools.proven and tools.lost != TOOL_PARTS:  # of a model that knows no tools nobody asks for them
@@ -312,17 +327,20 @@ def write_modelfile(
         parts=tuple(parts),
         adapter=adapter,
         parser=contract.parser,
+        renderer=contract.renderer,
         template=contract.go_template,
-        system=system or None,
+        system=system or contract.system,
         stops=contract.stops,
         parameters=contract.parameters,
         comments=(*comments, *(f"{versions}: {way}." for versions, way in plan.paths()[:2])),
     )
-    if system and not expressible(system) and plan.route.way == "jinja":
+    if system and not expressible(system) and plan.route.way != "template":
+        name = {"jinja": "Jinja"}.get(plan.route.way, plan.route.way)
+        choose_other = "choose --ollama-path template, or " if plan.route.way == "jinja" else "use "
         raise InputError(
-            "this system text cannot stand in a Modelfile, and the Jinja way has no other place for it",
+            f"this system text cannot stand in a Modelfile, and the {name} way has no other place for it",
             at="--system",
-            fix="choose --ollama-path template, or other characters",
+            fix=f"{choose_other}other characters",
         )
     if contract.go_template is None:
         modelfile = replace(modelfile, requires=JINJA_SINCE)

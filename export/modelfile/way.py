@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lorafold.chat.calls import listed
+from lorafold.export.modelfile.built_in import BuiltIn
 from lorafold.export.modelfile.native import STATES, Native, guarded, state_name
 from lorafold.export.modelfile.template import THOUGHTS
 from lorafold.export.ollama.rules import (
@@ -38,6 +39,8 @@ class Route:
         says: what the way does, in one sentence.
         other: what the other way would do, in one sentence; None where there is no other.
         equal: the settings of `think` under which the prompt is the training's.
+        renderer: RENDERER, or None.
+        system: SYSTEM where the user gives no system text, or None.
     """
 
     way: Way
@@ -47,6 +50,8 @@ class Route:
     says: str
     other: str | None
     equal: tuple[bool | None, ...]
+    renderer: str | None = None
+    system: str | None = None
 
 
 def choose(
@@ -59,6 +64,7 @@ def choose(
     tools: bool,
     architecture: str = "",
     plain_system: bool = True,
+    built_in: BuiltIn | None = None,
 ) -> Route:
     """Choose the way of a model's prompt.
 
@@ -71,9 +77,11 @@ def choose(
         tools: whether the chat template writes tools into the prompt.
         architecture: the GGUF's architecture, for those that Ollama has renderers of its own for.
         plain_system: whether the system text can stand in a Modelfile; if not it goes into the TEMPLATE.
+        built_in: the best of Ollama's renderers, for such an architecture.
     """
-    if select(jinja, template, architecture=architecture) == "renderer":
-        return _by_renderer(jinja, template, architecture)
+    if architecture in NEWEST.renderers:
+        carried = native.source if native is not None and writable else jinja
+        return _by_renderer(carried, template, architecture, built_in, tools)
     by_template = None if template is None else _by_template(jinja, template, tools)
     by_jinja = _by_jinja(jinja, template, native, writable, tools)
     if by_template is None:
@@ -117,13 +125,32 @@ def _by_jinja(jinja: str, template: str | None, native: Native | None, writable:
     return Route("jinja", carried, beside, None, says, None, equal)
 
 
-def _by_renderer(jinja: str, template: str | None, architecture: str) -> Route:
-    name = NEWEST.renderers[architecture]
-    says = (
-        f"Ollama's own renderer {name!r}, which it takes for every model of the architecture {architecture}: "
-        "what that writes is not known here"
+def _by_renderer(
+    jinja: str, template: str | None, architecture: str, built_in: BuiltIn | None, tools: bool
+) -> Route:
+    taken = NEWEST.renderers[architecture]
+    always = f"which it takes for every model of the architecture {architecture}"
+    if built_in is None or not built_in.equal:
+        why = "was not compared" if built_in is None else f"writes another prompt ({built_in.difference})"
+        says = f"Ollama's own renderer {taken!r}, {always}: it {why}, and no Modelfile keeps it out"
+        return Route("renderer", jinja, template, None, says, None, ())
+    renderer, reader = built_in.renderer, built_in.reader
+    says = f"Ollama's own renderer {renderer.name!r}: think {_listed(built_in.equal)} write the training's "
+    says += "prompt"
+    if built_in.difference is not None:
+        says += f"; another prompt for {built_in.difference}"
+    lost = [f"think {_listed(built_in.refused)}"] * bool(built_in.refused)
+    lost += ["tools"] * (tools and not reader.tools)
+    says += f"; Ollama refuses {' and '.join(lost)} (HTTP 400)" if lost else ""
+    says += "; what it writes of tools was not compared" if tools and reader.tools else ""
+    other = None
+    if built_in.refused and (own := renderer.readers[0]).thinking:
+        other = (
+            f"`PARSER {own.name}` in the Modelfile lets a request turn thinking on, but then unset is on too"
+        )
+    return Route(
+        "renderer", jinja, template, reader.name, says, other, built_in.equal, renderer.name, built_in.system
     )
-    return Route("renderer", jinja, template, None, says, None, ())
 
 
 def _listed(states: tuple[bool | None, ...]) -> str:

@@ -44,7 +44,8 @@ class Version:
         parser: the Modelfile's commands PARSER and RENDERER exist.
         jinja: a GGUF's own Jinja can be taken.
         adapter: `create` takes ADAPTER.
-        renderers: architectures that get this RENDERER and PARSER by themselves, whatever the Modelfile says.
+        renderers: architectures that get this RENDERER and PARSER where the Modelfile names none; a TEMPLATE
+            never counts there.
     """
 
     since: tuple[int, ...]
@@ -54,8 +55,9 @@ class Version:
     renderers: Mapping[str, str] = field(default_factory=dict)
 
 
+# By llama.cpp's names of architectures, and by those of config.json where they are others.
 _RENDERERS = {
-    "gemma4": "gemma4",
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), "gemma4"),
     "laguna": "laguna",
     **dict.fromkeys(("nemotron_h", "nemotron_h_moe", "nemotron_h_omni"), "nemotron-3-nano"),
 }

@@ -225,6 +225,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         chats,
         lambda: ChatTemplate.from_folder(inputs.tokenizer, inputs.template),
         named=tuple(named),
+        architecture=arch.find(inputs.config).gguf,
     )
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
     kept = KeptBlocks(tensors, inputs.source).types

@@ -96,7 +96,7 @@ def observe_ollama(
         files: the model's parts, name -> sha256 where it is known.
         template: the chat template of training.
         equal: the settings of `think` under which the prompts shall be the training's.
-        bos: the BOS that the engine puts before a prompt, or "".
+        bos: the BOS that the engine puts before a prompt, or ""; a renderer of Ollama's writes it itself.
         keep: the name to create; None: a throwaway name, which is removed again.
         questions: ordinary conversations whose tokens are counted.
         count: how many tokens training has for one.
@@ -110,13 +110,19 @@ def observe_ollama(
         LorafoldError: the server cannot be asked; nothing of ours is left on it then.
     """
     version = check_name(server, keep)
+    if not equal:
+        meaning = f"Ollama {version} builds another prompt, whatever the Modelfile says; nothing was created"
+        return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0})
     name = keep or f"lorafold-proof-{secrets.token_hex(4)}"
     read = parse(modelfile)
+    written = bos if read.renderer is not None else ""  # by the renderer; the server takes it off again
+    bos = bos.removeprefix(written)
+    system = None if read.system is None or not read.system.strip() else read.system
     with _created(
         server, name, created_fields(read), folder, files, kept=keep is not None, progress=progress
     ) as stays:
-        wrong, compared = _compare(server, name, template, read.system, equal, bos, progress)
-        asked = [] if wrong else [(count(chat), _count(server, name, chat)) for chat in questions]
+        wrong, compared = _compare(server, name, template, system, equal, bos, progress)
+        asked = [] if wrong else [(count(chat), _count(server, name, chat, written)) for chat in questions]
         counts = [(ours, theirs) for ours, theirs in asked if theirs is not None]
         different = sum(ours != theirs for ours, theirs in counts)
         passed = not wrong and not different
@@ -137,9 +143,9 @@ def observe_ollama(
     return Check("Ollama", "passed", meaning, figures)
 
 
-def _count(server: Ollama, name: str, chat: list[Message]) -> int | None:
+def _count(server: Ollama, name: str, chat: list[Message], bos: str) -> int | None:
     prompt = server.prompt(name, chat, None)
-    return None if isinstance(prompt, Refused) else server.count(name, prompt)
+    return None if isinstance(prompt, Refused) else server.count(name, prompt.removeprefix(bos))
 
 
 def created_fields(read: Modelfile) -> dict[str, Any]:
@@ -149,6 +155,7 @@ def created_fields(read: Modelfile) -> dict[str, Any]:
         "template": read.template,
         "system": read.system,
         "parser": read.parser,
+        "renderer": read.renderer,
         "requires": read.requires,
         "parameters": parameters,
     }

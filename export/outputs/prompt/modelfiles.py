@@ -188,6 +188,8 @@ def check_prompt(
     native = prompt.native
     if prompt.route.way == "jinja" and native is not None and native.difference is None:
         meaning += f"; so does the GGUF's Jinja with what llama.cpp gives it, on {native.conversations}"
+    if prompt.route.renderer is not None and prompt.route.equal:
+        meaning += f"; so does Ollama's renderer {prompt.route.renderer!r}, as far as it is known here"
     tools = prompt.tools
     if prompt.route.way == "jinja" and tools is not None and tools.proven:
         meaning += f", and on {tools.conversations - tools.refused} with tools, calls and results"

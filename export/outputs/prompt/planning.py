@@ -47,6 +47,7 @@ def plan_prompt(
     *,
     named: Sequence[str] = (),
     parameters: Mapping[str, Parameter] | None = None,
+    architecture: str | None = None,
 ) -> ModelfilePlan | None:
     """The Modelfile's plan; None for a model that needs none.
 
@@ -58,6 +59,7 @@ def plan_prompt(
         template: reads the chat template.
         named: names of further templates that the model has.
         parameters: see `plan_modelfile`.
+        architecture: see `plan_modelfile`.
 
     Raises:
         InputError: there is no template, or none that can be expressed.
@@ -81,6 +83,7 @@ def plan_prompt(
         path=config.ollama_path,
         writable=True,
         system=config.system,
+        architecture=architecture,
         answers=[message["content"] for chat in chats for message in chat if message["role"] == "assistant"],
     )
 

@@ -120,14 +120,6 @@ def test_a_model_that_was_tuned_to_think_may_be_asked_to(folder: Path) -> None:
     assert True not in plan.route.equal
 
 
-@pytest.mark.parametrize("architecture", ["gemma4", "laguna", "nemotron_h_moe"])
-def test_an_architecture_with_a_renderer_of_ollamas_own(folder: Path, architecture: str) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": architecture}))
-    plan = planned(folder, "google-gemma-4-31B-it")
-    assert plan.route.way == "renderer" and plan.route.equal == ()
-    assert "what that writes is not known here" in dict(plan.paths())["Ollama 0.30 and later"]
-
-
 def test_a_system_text_that_only_a_template_can_hold(folder: Path) -> None:
     awkward = "Be\u3000kind."
     assert planned(folder, "Qwen-Qwen3-0.6B", system="Be kind.").route.way == "jinja"

@@ -13,6 +13,7 @@ import pytest
 import tiny_chat
 from ollama_server import RECORDED, ollama_server
 
+from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.cli import main
 from lorafold.errors import InputError, LorafoldError, NumericError, SystemFault, UsageError
 from lorafold.export import ExportConfig, export, verify
@@ -21,7 +22,7 @@ from lorafold.export.manifest import config_of
 from lorafold.export.ollama.client import LlamaServer, Ollama
 from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.outputs.prompt.observing import observe_prompts
-from lorafold.export.proof.observed import Observing, check_name
+from lorafold.export.proof.observed import Observing, check_name, observe_ollama
 from lorafold.progress import silent
 
 
@@ -46,6 +47,27 @@ def observed(folder: Path, host: str | None, **servers: Any) -> Any:
         silent,
     )
     return check
+
+
+def test_a_prompt_that_no_modelfile_brings_about_is_not_created(exported: Path) -> None:
+    with ollama_server() as place:
+        check = observe_ollama(
+            Ollama(place.url),
+            exported,
+            (exported / "Modelfile").read_text(),
+            {"tiny-F32.gguf": None},
+            ChatTemplate.from_folder(tiny_chat.folder()),
+            equal=(),
+            bos="",
+            keep="mine",
+            questions=[],
+            count=len,
+            progress=silent,
+        )
+        assert (
+            check.verdict == "failed" and "whatever the Modelfile says; nothing was created" in check.meaning
+        )
+        assert not place.created and not place.models
 
 
 def test_a_throwaway_model_is_compared_and_removed(exported: Path) -> None:
