@@ -18,7 +18,7 @@ from lorafold.export.modelfile.proof import CLOCKS, random_chats
 from lorafold.export.ollama.renderers import RENDERERS, Reader, Renderer
 from lorafold.export.ollama.rules import Refused, think_of
 
-BLANK = " "
+BLANK_SYSTEM = " "
 """A system text that a renderer leaves out, and that keeps its own out."""
 
 
@@ -78,7 +78,7 @@ def find_built_in(template: ChatTemplate, taken: str, conversations: int) -> lis
     found = [
         _compare(chats, wanted, renderer, system)
         for renderer in RENDERERS[taken]
-        for system in ((None, BLANK) if renderer.own_system else (None,))
+        for system in ((None, BLANK_SYSTEM) if renderer.own_system else (None,))
     ]
     return sorted((way for ways in found for way in ways), key=_rank, reverse=True)
 

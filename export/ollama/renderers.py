@@ -29,7 +29,7 @@ class Reader:
     thinking: bool = False
 
 
-PLAIN = Reader(PASSTHROUGH)
+AS_IT_COMES = Reader(PASSTHROUGH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Renderer:
 
     name: str
     jinja: str
-    readers: tuple[Reader, ...] = (PLAIN,)
+    readers: tuple[Reader, ...] = (AS_IT_COMES,)
     own_system: bool = False
 
 
@@ -141,7 +141,7 @@ def _own(name: str) -> Reader:
     return Reader(name, tools=True, thinking=True)
 
 
-_GEMMA4_READERS = (_own("gemma4"), Reader("gemma4-no-thinking", tools=True), PLAIN)
+_GEMMA4_READERS = (_own("gemma4"), Reader("gemma4-no-thinking", tools=True), AS_IT_COMES)
 RENDERERS: dict[str, tuple[Renderer, ...]] = {
     "gemma4": (
         Renderer("gemma4-large", _HEAD + _GEMMA4_LARGE, _GEMMA4_READERS),
@@ -149,20 +149,20 @@ RENDERERS: dict[str, tuple[Renderer, ...]] = {
         *ANYBODYS,
     ),
     "laguna": (
-        Renderer("laguna", _HEAD + _LAGUNA, (_own("laguna"), PLAIN), own_system=True),
-        Renderer("poolside-v1", _HEAD + _POOLSIDE, (_own("poolside-v1"), PLAIN), own_system=True),
+        Renderer("laguna", _HEAD + _LAGUNA, (_own("laguna"), AS_IT_COMES), own_system=True),
+        Renderer("poolside-v1", _HEAD + _POOLSIDE, (_own("poolside-v1"), AS_IT_COMES), own_system=True),
         *ANYBODYS,
     ),
     "nemotron-3-nano": (
         Renderer(
             "nemotron-3-nano",
             _HEAD + _NEMOTRON.replace("USER", "m.content | trim(blanks)"),
-            (_own("nemotron-3-nano"), PLAIN),
+            (_own("nemotron-3-nano"), AS_IT_COMES),
         ),
         Renderer(
             "nemotron-3.5-nano",
             _HEAD + _NEMOTRON.replace("USER", "m.content"),
-            (_own("nemotron-3.5-nano"), PLAIN),
+            (_own("nemotron-3.5-nano"), AS_IT_COMES),
         ),
         *ANYBODYS,
     ),

@@ -10,7 +10,7 @@ from oracles import shared
 
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import InputError
-from lorafold.export.modelfile.built_in import BLANK, find_built_in
+from lorafold.export.modelfile.built_in import BLANK_SYSTEM, find_built_in
 from lorafold.export.modelfile.parser import parse
 from lorafold.export.modelfile.plan import ModelfilePlan, plan_modelfile, write_modelfile
 from lorafold.export.ollama.rules import select
@@ -44,7 +44,7 @@ def planned(folder: Path, kind: str, name: str, **options: object) -> ModelfileP
         ("gemma4", "google-gemma-4-31B-it", "gemma4-large", "gemma4-no-thinking", None),
         ("gemma4_text", "google-gemma-4-31B-it", "gemma4-large", "gemma4-no-thinking", None),
         # its own system text is kept out by a blank one
-        ("laguna", "poolside-Laguna-XS-2.1", "laguna", "passthrough", BLANK),
+        ("laguna", "poolside-Laguna-XS-2.1", "laguna", "passthrough", BLANK_SYSTEM),
         # trained on ChatML: a renderer of another family writes that
         ("gemma4", "chatml", "qwen3-vl-instruct", "passthrough", None),
         ("nemotron_h", "chatml", "qwen3-vl-instruct", "passthrough", None),
