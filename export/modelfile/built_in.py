@@ -1,6 +1,6 @@
 """The renderer of Ollama's that writes a model's prompt, for architectures that always get one.
 
-Each of `RENDERERS` is rendered with what Ollama gives it, under each PARSER and each setting of `think`, and
+Each of `BUILT_IN` is rendered with what Ollama gives it, under each PARSER and each setting of `think`, and
 compared with what transformers writes of the chat template.
 """
 
@@ -15,7 +15,7 @@ from lorafold.errors import InputError
 from lorafold.export.modelfile.native import STATES, find_thinking, first_difference, state_name
 from lorafold.export.modelfile.probe import Chat, find_reference
 from lorafold.export.modelfile.proof import CLOCKS, random_chats
-from lorafold.export.ollama.renderers import RENDERERS, Reader, Renderer
+from lorafold.export.ollama.renderers import BUILT_IN, Reader, Renderer
 from lorafold.export.ollama.rules import Refused, think_of
 
 BLANK_SYSTEM = " "
@@ -59,7 +59,7 @@ def find_built_in(template: ChatTemplate, taken: str, conversations: int) -> lis
 
     Args:
         template: the chat template, with the model's special tokens.
-        taken: the renderer that Ollama takes where none is named; a key of `RENDERERS`.
+        taken: the renderer that Ollama takes where none is named; a key of `BUILT_IN`.
         conversations: how many to compare.
 
     Raises:
@@ -77,14 +77,14 @@ def find_built_in(template: ChatTemplate, taken: str, conversations: int) -> lis
     }
     found = [
         _compare(chats, wanted, renderer, system)
-        for renderer in RENDERERS[taken]
+        for renderer in BUILT_IN[taken]
         for system in ((None, BLANK_SYSTEM) if renderer.own_system else (None,))
     ]
     return sorted((way for ways in found for way in ways), key=_rank, reverse=True)
 
 
 def _rank(way: BuiltIn) -> tuple[bool, int, bool]:
-    """No wrong prompt first, then the most right ones, then tools; else the order of `RENDERERS` decides."""
+    """No wrong prompt first, then the most right ones, then tools; else the order of `BUILT_IN` decides."""
     return way.difference is None, len(way.equal), way.reader.tools
 
 

@@ -142,7 +142,7 @@ def _own(name: str) -> Reader:
 
 
 _GEMMA4_READERS = (_own("gemma4"), Reader("gemma4-no-thinking", tools=True), AS_IT_COMES)
-RENDERERS: dict[str, tuple[Renderer, ...]] = {
+BUILT_IN: dict[str, tuple[Renderer, ...]] = {
     "gemma4": (
         Renderer("gemma4-large", _HEAD + _GEMMA4_LARGE, _GEMMA4_READERS),
         Renderer("gemma4-small", _HEAD + _GEMMA4, _GEMMA4_READERS),

@@ -10,13 +10,13 @@ import chats as material
 import pytest
 
 from lorafold.chat.sandbox import Job, render_many
-from lorafold.export.ollama.renderers import RENDERERS
+from lorafold.export.ollama.renderers import BUILT_IN
 from lorafold.export.ollama.rules import NEWEST
 
 RECORDED: dict[str, Any] = json.loads(
     Path(material.__file__).with_name("ollama_renderers.json").read_text(encoding="utf-8")
 )
-BY_NAME = {renderer.name: renderer for renderers in RENDERERS.values() for renderer in renderers}
+BY_NAME = {renderer.name: renderer for renderers in BUILT_IN.values() for renderer in renderers}
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -31,7 +31,7 @@ def test_what_a_renderer_writes(name: str) -> None:
 
 
 def test_every_architecture_with_a_renderer_has_its_rows() -> None:
-    assert set(NEWEST.renderers.values()) == set(RENDERERS)
+    assert set(NEWEST.renderers.values()) == set(BUILT_IN)
     assert set(RECORDED["prompts"]) == set(BY_NAME)
-    for renderers in RENDERERS.values():
+    for renderers in BUILT_IN.values():
         assert all(renderer.readers[-1].name == "passthrough" for renderer in renderers)
