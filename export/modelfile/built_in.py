@@ -15,7 +15,7 @@ from lorafold.errors import InputError
 from lorafold.export.modelfile.native import STATES, find_thinking, first_difference, state_name
 from lorafold.export.modelfile.probe import Chat, find_reference
 from lorafold.export.modelfile.proof import CLOCKS, random_chats
-from lorafold.export.ollama.renderers import BUILT_IN, Reader, Renderer
+from lorafold.export.ollama.renderers import BUILT_IN, AnswerParser, Renderer
 from lorafold.export.ollama.rules import Refused, think_of
 
 BLANK_SYSTEM = " "
@@ -36,7 +36,7 @@ class BuiltIn:
     """
 
     renderer: Renderer
-    reader: Reader
+    reader: AnswerParser
     system: str | None
     answers: Mapping[bool | None, str | None]
     refused: tuple[bool | None, ...]

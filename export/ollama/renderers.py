@@ -15,7 +15,7 @@ from lorafold.export.ollama.rules import PASSTHROUGH
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class AnswerParser:
     """A PARSER: who reads the answer, and what Ollama lets a request ask for with it.
 
     Attributes:
@@ -29,7 +29,7 @@ class Reader:
     thinking: bool = False
 
 
-AS_IT_COMES = Reader(PASSTHROUGH)
+AS_IT_COMES = AnswerParser(PASSTHROUGH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Renderer:
 
     name: str
     jinja: str
-    readers: tuple[Reader, ...] = (AS_IT_COMES,)
+    readers: tuple[AnswerParser, ...] = (AS_IT_COMES,)
     own_system: bool = False
 
 
@@ -137,11 +137,11 @@ ANYBODYS = (Renderer("qwen3-vl-instruct", _HEAD + _CHATML),)
 """For a model of one of these architectures that was trained on ChatML."""
 
 
-def _own(name: str) -> Reader:
-    return Reader(name, tools=True, thinking=True)
+def _own(name: str) -> AnswerParser:
+    return AnswerParser(name, tools=True, thinking=True)
 
 
-_GEMMA4_READERS = (_own("gemma4"), Reader("gemma4-no-thinking", tools=True), AS_IT_COMES)
+_GEMMA4_READERS = (_own("gemma4"), AnswerParser("gemma4-no-thinking", tools=True), AS_IT_COMES)
 BUILT_IN: dict[str, tuple[Renderer, ...]] = {
     "gemma4": (
         Renderer("gemma4-large", _HEAD + _GEMMA4_LARGE, _GEMMA4_READERS),
