@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,26 +16,51 @@ from lorafold.serve.engines.servers.fields import fields, rows, text
 _Config = TypeVar("_Config", ChatConfig, CompareConfig)
 
 
-def origin_of(source: str, digest: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a file was made of, and what became of its proof.
+
+    Attributes:
+        made: base and adapters ("org/base + tuned").
+        checks: how many of the proof were made or could not be made; 0 if the proof was left out.
+        passed: how many of them passed.
+    """
+
+    made: str
+    checks: int
+    passed: int
+
+    def __str__(self) -> str:
+        """As a sentence in English."""
+        if not self.checks:
+            proof = "not proven"
+        elif self.passed == self.checks:
+            proof = "proof passed"
+        else:
+            proof = f"{self.passed} of {self.checks} checks passed"
+        return f"exported from {self.made}; {proof}"
+
+
+def origin_of(source: str, digest: str) -> Origin | None:
     """What the manifest of an export says of the GGUF in it, if the file is still the one that was proven."""
     path = Path(pieces_of(source)[0]).expanduser()
     try:
         manifest = read_manifest(path.parent) or {}
     except LorafoldError:  # the answers are worth as much without it
-        return ""
+        return None
     noted = fields(fields(manifest.get("files")).get(path.name))
     if manifest.get("kind") != "export" or noted.get("sha256") != digest.split("+")[0]:
-        return ""
+        return None
     base = fields(manifest.get("base"))
     adapters = [Path(text(row.get("folder"))).name for row in rows(manifest.get("adapters"))]
-    # A note is no verdict.
+    # A note is no verdict, and what stands in the place of a proof that was left out is none either.
     verdicts = [
-        said for check in rows(manifest.get("proof")) if (said := text(check.get("verdict"))) != "note"
+        said
+        for check in rows(manifest.get("proof"))
+        if (said := text(check.get("verdict"))) != "note" and text(check.get("name")) != "proof"
     ]
-    passed = sum(verdict == "passed" for verdict in verdicts)
-    proof = "proof passed" if passed == len(verdicts) else f"{passed} of {len(verdicts)} checks passed"
     made = " + ".join(filter(None, [text(base.get("id")) or text(base.get("path")), *adapters]))
-    return f"exported from {made}; {proof if verdicts else 'not proven'}"
+    return Origin(made, len(verdicts), verdicts.count("passed"))
 
 
 def with_own_system(config: _Config) -> tuple[_Config, str]:

@@ -12,7 +12,7 @@ from lorafold.chat.sandbox import Message
 from lorafold.files.shapes import Shape, require_shape
 from lorafold.serve.conversation import Answer
 from lorafold.serve.lens import Lens
-from lorafold.serve.origin import origin_of
+from lorafold.serve.origin import Origin, origin_of
 from lorafold.serve.protocol import Engine
 
 NOT_ASKED = "not asked"  # the reason of an answer that a conversation did not ask for (`/only`)
@@ -28,7 +28,7 @@ class ModelCard:
         kind: the engine.
         quantization: or "" if it is not known.
         sha256: of the weights, base and adapters joined by a plus; "" if it is not known.
-        origin: what the file was exported from and what its proof said; "" if no manifest beside it tells.
+        origin: what the file was exported from and what its proof said; None if no manifest beside it tells.
     """
 
     name: str
@@ -36,14 +36,14 @@ class ModelCard:
     kind: str
     quantization: str
     sha256: str
-    origin: str = ""
+    origin: Origin | None = None
 
 
 def card_of(engine: Engine) -> ModelCard:
     """Which weights an engine answers with; reads them all for their digest."""
     about = engine.about
     digest = about.digest()
-    origin = origin_of(about.source, digest) if about.kind == "llama.cpp" else ""
+    origin = origin_of(about.source, digest) if about.kind == "llama.cpp" else None
     return ModelCard(about.name, about.source, about.kind, about.quantization, digest, origin)
 
 

@@ -61,17 +61,17 @@ def _cell(tensor: Mapping[str, Any], x: int, y: int) -> str:
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
-    """A bar for each label and value, with what is written at its end."""
+    """A bar for each label and value, the label above it, with what is written at its end."""
     most = max((value for _, value, _ in rows), default=0.0) or 1.0
-    height = 30 * len(rows)
-    parts = [f'<svg viewBox="0 0 640 {height}" role="img">']
+    height = 46 * len(rows)
+    parts = [f'<svg class="slim" viewBox="0 0 360 {height}" role="img">']
     for number, (label, value, text) in enumerate(rows):
-        y, length = number * 30, 270 * value / most
-        parts.append(f'<text x="212" y="{y + 19}" text-anchor="end">{escape(label)}</text>')
+        y, length = number * 46, 270 * value / most
+        parts.append(f'<text x="0" y="{y + 14}">{escape(label)}</text>')
         parts.append(
-            f'<rect class="bar" x="220" y="{y + 5}" width="{max(length, 2):.1f}" height="20" rx="4"/>'
+            f'<rect class="bar" x="0" y="{y + 20}" width="{max(length, 2):.1f}" height="18" rx="4"/>'
         )
-        parts.append(f'<text x="{228 + max(length, 2):.1f}" y="{y + 19}">{escape(text)}</text>')
+        parts.append(f'<text x="{8 + max(length, 2):.1f}" y="{y + 33}">{escape(text)}</text>')
     return "".join([*parts, "</svg>"])
 
 

@@ -97,6 +97,10 @@ function interval(share, n) {
   return [Math.max(0, centre - half), Math.min(1, centre + half)];
 }
 
+function origin({ made, checks, passed }) {
+  const proof = !checks ? "proof.none" : passed === checks ? "proof.passed" : "proof.some";
+  return say("origin", { made: visible(made), proof: say(proof, { passed, checks }) });
+}
 function heading() {
   const title = $("title");
   for (const id of ["title", "models"]) $(id).replaceChildren();
@@ -111,7 +115,7 @@ function heading() {
   models.forEach((model, i) => $("models").append(el("div", { class: "model", style: `--c:${color(i)}` },
     el("b", {}, `${letter(i)}  ${visible(model.name)}`),
     el("p", { class: "soft small" }, [model.kind, model.quantization].filter(Boolean).join(" · ")),
-    model.origin ? el("p", { class: "soft small" }, visible(model.origin)) : null,
+    model.origin ? el("p", { class: "soft small" }, origin(model.origin)) : null,
     model.sha256 ? el("p", { class: "mono soft", title: say("weights") }, "sha256 " + model.sha256.split("+").map(d => d.slice(0, 16)).join(" + ")) : null)));
 }
 

@@ -64,7 +64,12 @@ def title_of(names: Sequence[str]) -> str:
 
 
 def _model_line(letter: str, card: ModelCard) -> str:
-    facts = [card.kind, card.quantization, f"sha256 {card.sha256}" if card.sha256 else "", card.origin]
+    facts = [
+        card.kind,
+        card.quantization,
+        f"sha256 {card.sha256}" if card.sha256 else "",
+        str(card.origin or ""),
+    ]
     return f"- {letter} {_inline(card.name)}: " + ", ".join(_inline(fact) for fact in facts if fact)
 
 

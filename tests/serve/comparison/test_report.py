@@ -91,7 +91,7 @@ def visit(browser: Any, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         {"name": name, "source": name, "kind": "llama.cpp", "quantization": "Q8_0", "sha256": "ab" * 32}
         for name in ("base.gguf", "tuned.gguf")
     ]
-    cards[1]["origin"] = "exported from base + adapter; proof passed"
+    cards[1]["origin"] = {"made": "base + adapter", "checks": 9, "passed": 9}
     settings = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "seed": 0, "max_tokens": 64}
     path = folder / "report.html"
     made = {"prompts": "q.txt", "day": "2026-01-31", "lorafold": "1.2"}
@@ -384,7 +384,8 @@ def test_the_page_speaks_chinese(browser: Any, tmp_path: Path) -> None:
     )
     names = "A B English Markdown KL nat sha256 base gguf tuned llama cpp Q8_0 q txt lorafold token"
     known = set(names.split()) | {"abababababababab"}
-    data = json.dumps(SEVERAL) + "no more, exported from base + adapter; proof passed"
+    data = json.dumps(SEVERAL) + "no more, base + adapter"
+    assert "由 base + adapter 导出；验证通过" in texts(browser, ".model")[1]
     words = set(re.findall(r"[A-Za-z]\w*", said)) - known
     assert not [word for word in words if not re.search(rf"\b{word}\b", data)]
     click(browser, "#q0 .votes button")
