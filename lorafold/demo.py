@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lorafold.artifacts import MANIFEST, read_manifest, read_whole, system_faults, write_atomic
 from lorafold.console import live_progress, print_lines, print_table, say
-from lorafold.errors import UsageError
+from lorafold.errors import SystemFault, UsageError
 from lorafold.interrupts import EXCEPTIONS
 from lorafold.models import require, resolve_base
 from lorafold.progress import Progress
@@ -60,6 +60,9 @@ def run_demo(
         raise UsageError(f"expected at least 1, got {limit}", at="--limit")
     if out.exists() and not out.is_dir():
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another --out")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():  # said before the base is made
+        raise SystemFault("not a folder", at=above, fix="choose another --out")
     with system_faults(out):
         # An `adapter` of the user's own would be taken for the demo's, or replaced.
         if out.is_dir() and any(out.iterdir()) and not (out / _QUESTIONS).exists():

@@ -48,7 +48,15 @@ from lorafold.train.saved.curve import (
     rise_note,
     risen,
 )
-from lorafold.train.saved.result import CURVE, TrainResult, last_value, next_commands, what_it_holds
+from lorafold.train.saved.page import loss_page
+from lorafold.train.saved.result import (
+    CURVE,
+    LOSS_PAGE,
+    TrainResult,
+    last_value,
+    next_commands,
+    what_it_holds,
+)
 from lorafold.train.saved.resume import agreed_facts, find_checkpoint
 from lorafold.train.saved.unfinished import forget, tidy
 from lorafold.train.signals import StopRequest, stop_requests
@@ -352,6 +360,8 @@ class Run:
             facts = self.result_facts(records)
             card = model_card(config, facts, out.name, curve=curve, samples=last_value(records, "samples"))
             (staging / "README.md").write_text(card, encoding="utf-8")
+            if page := loss_page(records, out.name, facts):
+                (staging / LOSS_PAGE).write_text(page, encoding="utf-8")
             kind = "base" if method.peft is None else "adapter"
             write_manifest(staging, kind, facts)
         tidy(order.folder, out)

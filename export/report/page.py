@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from lorafold.console import sanitize
 from lorafold.export.report.picture import bars, curve, points, survival_map
 from lorafold.export.survival.share import distance, is_off
+from lorafold.pages.page import as_text, html_page
 
-STYLE = Path(__file__).with_name("page.css")
 _SURVIVAL = """\
 A fine-tune changes each weight by very little, often by less than one step of the file's number format.
 The picture shows, for each layer and each kind of weight, how much of that change is still there after
@@ -42,7 +41,7 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         made: files with their bytes.
         notes: what the user should know.
     """
-    name = _text(facts["name"])
+    name = as_text(facts["name"])
     body = [
         f"<header><h1>{name}</h1><p class='soft'>{_origin(facts)}</p></header>",
         *_tiles(facts, made),
@@ -55,19 +54,14 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         *_checks(facts["proof"]),
         *_notes(notes),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
+    return html_page(facts["name"], body)
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
     adapters = [Path(one["folder"]).name for one in facts["adapters"]]
     base = facts["base"].get("id") or facts["base"].get("path") or ""
     folded = f", with {', '.join(adapters)} folded in" if adapters else ", converted as it is"
-    return _text(f"{base}{folded}")
+    return as_text(f"{base}{folded}")
 
 
 def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterator[str]:
@@ -76,11 +70,11 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
     tone = {"passed": "good", "failed": "bad"}.get(verdict, "")
     models = facts["survival"]["models"]
     yield "<section class='tiles'>"
-    yield f"<div class='tile'><b class='{tone}'>{_text(verdict)}</b>is what the proof says</div>"
+    yield f"<div class='tile'><b class='{tone}'>{as_text(verdict)}</b>is what the proof says</div>"
     for model, whole in models.items():
         lost = [one for one in whole["tensors"] if is_off(one["share"], one["uncertainty"])]
         yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{whole['share']:.0%}</b>"
-        yield f"of what was trained is in {_text(model)}; {_worst(lost, whole)}</div>"
+        yield f"of what was trained is in {as_text(model)}; {_worst(lost, whole)}</div>"
     total = _size(sum(size for _, size in made))
     files = f"{len(made)} file" + ("s" if len(made) != 1 else "")
     yield f"<div class='tile'><b>{total}</b>in {files}</div></section>"
@@ -103,9 +97,9 @@ def _survival(survival: Mapping[str, Any]) -> Iterator[str]:
         yield f"({grid['tensors']} of {grid['of']} tensors). That is where a change is lost most easily.</p>"
     for model, whole in survival["models"].items():
         kinds = ", ".join(dict.fromkeys(one["type"] for one in whole["tensors"]))
-        yield f"<h3>{_text(model)}</h3><div class='panel'>{survival_map(whole['tensors'])}"
+        yield f"<h3>{as_text(model)}</h3><div class='panel'>{survival_map(whole['tensors'])}"
         yield "<p class='legend'>nothing is left <i></i> all is there; columns are layers</p>"
-        yield f"<p class='soft'>Types: {_text(kinds)}. "
+        yield f"<p class='soft'>Types: {as_text(kinds)}. "
         yield f"The rounding error is {whole['error']:.2g} times the change."
         yield f"{'' if whole['exact'] else ' Measured on some rows of each tensor.'}</p></div>"
 
@@ -122,15 +116,15 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"<h2>How close the answers are</h2><p>{_KL}</p><div class='panel'>{bars(rows)}</div>"
     for name in losses:
         if positions := found[name].get("KL by position"):
-            yield f"<h3>{_text(name)}, word by word</h3><div class='panel'>"
+            yield f"<h3>{as_text(name)}, word by word</h3><div class='panel'>"
             yield f"{curve(positions, 'token of the answer')}</div>"
         if answers := found[name].get("greedy answers"):
-            yield f"<h3>{_text(name)}, answer by answer</h3><p>{_GREEDY}</p><div class='panel'><table>"
+            yield f"<h3>{as_text(name)}, answer by answer</h3><p>{_GREEDY}</p><div class='panel'><table>"
             yield "<tr><th>both say</th><th>then base + adapter</th><th>then the file</th></tr>"
             for one in answers:
                 goes_on = [one["the reference goes on"], one["the file goes on"]]
                 cells = [one["both say"], *("" if each is None else f"{each} …" for each in goes_on)]
-                yield "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>"
+                yield "<tr>" + "".join(f"<td>{as_text(cell)}</td>" for cell in cells) + "</tr>"
             yield "</table></div>"
 
 
@@ -139,9 +133,9 @@ def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:
     for name, mixture in mixtures.items():
         tried = [(sanitize(one["name"]), one["size"] / 1e6, float(one["KL"])) for one in mixture["tried"]]
         if tried:
-            yield f"<h2>What was tried for {_text(name)}</h2><p>{_TRIED}</p><div class='panel'>"
+            yield f"<h2>What was tried for {as_text(name)}</h2><p>{_TRIED}</p><div class='panel'>"
             yield f"{points(tried, 'size in MB', 'mean KL in nats')}"
-            yield f"<p class='soft'>Measured on {_text(mixture['why'])}, on chats that nothing was learnt "
+            yield f"<p class='soft'>Measured on {as_text(mixture['why'])}, on chats that nothing was learnt "
             yield "from.</p></div>"
 
 
@@ -149,20 +143,15 @@ def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "<h2>What was checked</h2><div class='panel'><table>"
     for check in proof:
         tone = {"passed": "good", "failed": "bad"}.get(check["verdict"], "soft")
-        yield f"<tr><td class='{tone}'>{_text(check['verdict'])}</td>"
-        yield f"<td><b>{_text(check['name'])}</b>: {_text(check['meaning'])}</td></tr>"
+        yield f"<tr><td class='{tone}'>{as_text(check['verdict'])}</td>"
+        yield f"<td><b>{as_text(check['name'])}</b>: {as_text(check['meaning'])}</td></tr>"
     yield "</table></div>"
 
 
 def _notes(notes: Sequence[str]) -> Iterator[str]:
     if notes:
-        yield "<h2>To know</h2><ul>" + "".join(f"<li>{_text(note)}</li>" for note in notes) + "</ul>"
+        yield "<h2>To know</h2><ul>" + "".join(f"<li>{as_text(note)}</li>" for note in notes) + "</ul>"
 
 
 def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
-
-
-def _text(text: str) -> str:
-    """Text of a file or a user, as text alone."""
-    return escape(sanitize(text))

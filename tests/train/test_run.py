@@ -91,7 +91,14 @@ def test_the_adapter_folder(config: TrainConfig) -> None:
     assert manifest["base"]["id"] == str(Path(config.base).resolve()) and manifest["base"]["fingerprint"]
     assert {"torch", "peft", "transformers", "lorafold"} <= set(manifest["versions"])
     assert "im_start" in manifest["chat_template"]
-    wanted = {"adapter_model.safetensors", "adapter_config.json", "README.md", "metrics.jsonl", "loss.png"}
+    wanted = {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+        "metrics.jsonl",
+        "loss.png",
+        "loss.html",
+    }
     assert wanted <= {path.name for path in folder.iterdir()}
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not run_folder(folder).exists() and not list(folder.parent.glob(".out*"))

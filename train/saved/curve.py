@@ -114,13 +114,16 @@ def draw_png(records: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no step 3.2
     if "loss" in found:
-        axes.plot(*zip(*found["loss"], strict=True), color="#9db7d5", linewidth=0.8, label="loss")
+        alone = "o" if len(found["loss"]) == 1 else ""  # one point makes no line
+        axes.plot(*zip(*found["loss"], strict=True), alone, color="#9db7d5", linewidth=0.8, label="loss")
         axes.plot(*zip(*smooth(found["loss"]), strict=True), color="#1f4e8c", linewidth=1.6, label="smoothed")
     if "eval_loss" in found:
         axes.plot(*zip(*found["eval_loss"], strict=True), "o-", color="#c0392b", label="evaluation")

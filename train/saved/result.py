@@ -15,6 +15,7 @@ from lorafold.train.methods import METHODS
 from lorafold.train.saved.curve import curves, text_curve
 
 CURVE = "loss.png"
+LOSS_PAGE = "loss.html"  # the same, with the sample answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ class TrainResult:
         rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
         if self.stopped_by is None:
             rows.append(("adapter", f"{self.folder}: {self.holds}" if self.holds else str(self.folder)))
-            if (self.folder / CURVE).is_file():
-                rows.append(("loss curve", str(self.folder / CURVE)))
+            for name in (CURVE, LOSS_PAGE):
+                if (self.folder / name).is_file():
+                    rows.append(("loss curve" if name == CURVE else "", str(self.folder / name)))
             for number, command in enumerate(self.next):
                 rows.append(("next" if number == 0 else "", command))
         else:

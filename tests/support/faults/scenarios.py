@@ -77,7 +77,7 @@ SCENARIOS = (
         TRAIN,
         kept=("out.run",),
         resume=("--resume",),
-        hidden=("lorafold.json", "metrics.jsonl", "loss.png", "README.md", "checkpoint-*"),
+        hidden=("lorafold.json", "metrics.jsonl", "loss.png", "loss.html", "README.md", "checkpoint-*"),
         shares=3,
     ),
 )
