@@ -1,4 +1,4 @@
-"""The header's entries, taken over from the file: hyperparameters, tokenizer, template."""
+"""The header's entries, taken over from the file and held against the base: sizes, tokenizer, template."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUFValueType
 
+from lorafold.errors import InputError
 from lorafold.export.gguf.parts import KeyValue
 from lorafold.gguf_file.header import ARRAY, STRING, GgufArray, GgufHeader
+
+SAME_BASE = "give the GGUF that was made from this base, in the same revision (`--base` names the base)"
 
 # They tell of the old file: its parts, and how its tensors are aligned.
 _DROPPED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
@@ -19,6 +22,41 @@ QUANTIZATION_VERSION = "general.quantization_version"
 TEMPLATE = "tokenizer.chat_template"
 END_OF_TURN = "tokenizer.ggml.eot_token_id"
 ADD_BOS = "tokenizer.ggml.add_bos_token"
+
+# Key below the architecture -> what config.json calls it. So it is for every class of docs/coverage.md, but
+# that converters write one key-value head if all share it (latent attention), no heads for Mamba 2, and count
+# MTP layers as blocks.
+_SIZES = {
+    "embedding_length": ("hidden_size", "d_model", "n_embd"),
+    "attention.head_count": ("num_attention_heads", "n_head", "num_heads"),
+    "attention.head_count_kv": ("num_key_value_heads", "num_kv_heads"),
+    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
+    "expert_count": ("num_experts", "num_local_experts", "n_routed_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+}
+
+
+def check_sizes(header: GgufHeader, config: Mapping[str, Any]) -> None:
+    """Refuse a file whose sizes are not the base's: llama.cpp would cut its tensors in another way.
+
+    Args:
+        header: of the file.
+        config: the base's config.json.
+
+    Raises:
+        InputError: a size is another one, by its key.
+    """
+    text = config.get("text_config") or config
+    extra = header.number(f"{header.architecture}.nextn_predict_layers") or 0
+    for name, fields in _SIZES.items():
+        key = f"{header.architecture}.{name}"
+        size, wanted = header.number(key), next((text[f] for f in fields if text.get(f) is not None), None)
+        allowed = {wanted, 1} if name == "attention.head_count_kv" else {wanted}
+        allowed |= {wanted + extra} if name == "block_count" and isinstance(wanted, int) else set()
+        if size and isinstance(wanted, int) and size not in allowed:
+            raise InputError(
+                f"its {key} is {size:,}, and the base's is {wanted:,}", at=header.path, fix=SAME_BASE
+            )
 
 
 def entries(header: GgufHeader, changed: Mapping[str, str | bool | int]) -> tuple[KeyValue, ...]:

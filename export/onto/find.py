@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from lorafold.errors import InputError
 from lorafold.export.fold.names import HEADS
+from lorafold.export.onto.alike import check_alike
+from lorafold.export.onto.entries import SAME_BASE
 from lorafold.export.onto.lines import NONE
 from lorafold.export.onto.match import Search, TensorMap
 from lorafold.export.onto.model import BaseGguf, FileTensor
@@ -23,7 +25,6 @@ from lorafold.progress import Progress, silent
 from lorafold.weights import Checkpoint, TensorInfo, TensorSource
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-SAME_BASE = "give the GGUF that was made from this base, in the same revision (`--base` names the base)"
 # Parts of a multimodal model that a language model's GGUF does not hold.
 _TOWERS = ("visual.", "vision_", "vision.", "audio_", "projector", "patch_embed", "mtp.", "talker.")
 
@@ -93,6 +94,7 @@ def find_sources(
     added, notes = _settle_roles(search, fold)
     _check_found(search, names, notes)
     _check_once(search, names)
+    check_alike(search)
     return Found(search, added, tuple(notes))
 
 

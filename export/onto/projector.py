@@ -20,7 +20,8 @@ from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.plan import GgufModel, plan_files
 from lorafold.export.onto import entries
-from lorafold.export.onto.find import SAME_BASE, find_sources, searched
+from lorafold.export.onto.entries import SAME_BASE
+from lorafold.export.onto.find import find_sources, searched
 from lorafold.export.onto.lines import NONE
 from lorafold.export.onto.model import BaseGguf
 from lorafold.export.onto.source import OntoSource, check_types

@@ -209,6 +209,7 @@ def plan_onto_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     _check_inputs(inputs, config, config.onto)
     model = BaseGguf.open(config.onto, offline=config.offline, progress=progress)
     _check_types(model, config)
+    entries.check_sizes(model.header, inputs.config)
     projector = open_projector(inputs, config, progress)
     elsewhere = projector.touched if projector else ()
     fold = PartOfFold(inputs.source, frozenset(inputs.source.touched).difference(elsewhere))
