@@ -73,7 +73,8 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
     yield f"<div class='tile'><b class='{tone}'>{as_text(verdict)}</b>is what the proof says</div>"
     for model, whole in models.items():
         lost = [one for one in whole["tensors"] if is_off(one["share"], one["uncertainty"])]
-        yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{whole['share']:.0%}</b>"
+        share = whole["share"] if lost else min(whole["share"], 1.0)
+        yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{share:.0%}</b>"
         yield f"of what was trained is in {as_text(model)}; {_worst(lost, whole)}</div>"
     total = _size(sum(size for _, size in made))
     files = f"{len(made)} file" + ("s" if len(made) != 1 else "")

@@ -141,7 +141,9 @@ def sentence(whole: Whole, lost: Sequence[Survival], cure: str) -> str:
         cure: what helps.
     """
     doubt = "" if whole.exact else f" ± {2 * whole.uncertainty:.1%}, from sampled rows"
-    text = f"{percent(whole.share)} of the adapter's change is still there after rounding{doubt}; "
+    # A little too much is as right as a little too little, and no more than all can be left.
+    share = whole.share if lost else min(whole.share, 1.0)
+    text = f"{percent(share)} of the adapter's change is still there after rounding{doubt}; "
     text += f"the rounding error is {whole.error:.2g} times the change"
     if not lost:
         return text + (", which is noise in no direction" if whole.error > 1 else "")

@@ -13,7 +13,7 @@ from tiny_run import same_files, steady, tiny_run
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.records.layouts import Example
 from lorafold.train import TrainConfig, train
-from lorafold.train.model.answers import MOST_TOKENS, answer_all, choose_questions
+from lorafold.train.model.answers import EMPTY, MOST_TOKENS, SampleAnswer, answer_all, choose_questions
 from lorafold.train.saved.card import model_card
 
 
@@ -52,7 +52,7 @@ def test_an_answer_is_the_likeliest_token_each_time(config: TrainConfig) -> None
         Example(str(n), ({"role": "user", "content": text}, {"role": "assistant", "content": "yes"}))
         for n, text in enumerate(("Who?", "Where does the old keeper live in winter?"))
     ]
-    questions = choose_questions(examples, tokenizer, 3, 1024)
+    questions = choose_questions([examples[0], *examples], tokenizer, 3, 1024)  # the copy is not asked
     assert [question.text for question in questions] == [e.messages[0]["content"] for e in examples]
     found = answer_all(model, tokenizer, questions)
     assert model.training
@@ -90,3 +90,7 @@ def test_an_answer_cannot_change_the_card(config: TrainConfig) -> None:
     (line,) = [line for line in card.splitlines() if "script" in line]
     assert "<script" not in line.replace("\\<", "") and "\x1b" not in line
     assert line.replace("\\|", "").count("|") == 4 and "](" not in line
+
+
+def test_an_empty_answer_is_said() -> None:
+    assert SampleAnswer("Who?", "Silas", " ").line() == f"Who? → {EMPTY}"

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.libraries.causal_lm import quiet_transformers
 from lorafold.records.layouts import Example
 
+EMPTY = "(an empty answer)"  # shown where the model ends at once
 MOST_TOKENS = 40  # of an answer
 _SHOWN = 60  # characters of a question or an answer in one line
 
@@ -45,7 +47,7 @@ class SampleAnswer:
 
     def line(self) -> str:
         """Question and answer, shortened to one line."""
-        return f"{_short(self.question)} → {_short(self.answer)}"
+        return f"{_short(self.question)} → {_short(self.answer) or EMPTY}"
 
 
 def choose_questions(
@@ -59,13 +61,12 @@ def choose_questions(
         count: most questions.
         max_length: tokens that a prompt may have.
     """
-    chats = [
-        example.messages
-        for example in examples
-        if len(example.messages) > 1
-        and example.messages[-1]["role"] == "assistant"
-        and example.messages[-2]["role"] == "user"
-    ]
+    asked: dict[str, Sequence[Message]] = {}  # a question that stands there twice is asked once
+    for example in examples:
+        roles = [message["role"] for message in example.messages[-2:]]
+        if roles == ["user", "assistant"]:
+            asked.setdefault(example.messages[-2]["content"], example.messages)
+    chats = list(asked.values())
     step = max(len(chats) / max(count, 1), 1.0)
     chosen: list[Question] = []
     for messages in (chats[int(index * step)] for index in range(min(len(chats), count))):

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from lorafold.pages.page import as_text, html_page
+from lorafold.train.model.answers import EMPTY
 from lorafold.train.saved.curve import Points, curves, smooth
 
 _MOST = 600  # points of a line; of a longer one every n-th is drawn
@@ -94,7 +95,7 @@ def _answers(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     for question, answers in asked.items():
         yield f"<h3>{as_text(question)}</h3><div class='panel'><table>"
         for when, answer in answers:
-            yield f"<tr><td class='soft'>{when}</td><td>{as_text(answer)}</td></tr>"
+            yield f"<tr><td class='soft'>{when}</td><td>{as_text(answer) or EMPTY}</td></tr>"
         yield "</table></div>"
 
 

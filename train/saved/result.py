@@ -12,6 +12,7 @@ from typing import Any
 from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
+from lorafold.train.model.answers import EMPTY
 from lorafold.train.saved.curve import curves, text_curve
 
 CURVE = "loss.png"
@@ -63,7 +64,7 @@ class TrainResult:
         rows = [("note", note) for note in self.notes]
         for sample in last_value(self.records, "samples") or ():
             rows.append(("asked", _line(sample["question"])))
-            rows.append(("answered", _line(sample["answer"])))
+            rows.append(("answered", _line(sample["answer"]) or EMPTY))
         rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
         spent = f"{minutes}:{seconds:02}"
         rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
