@@ -6,6 +6,7 @@ largest forward pass, counted from the model's shape.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +98,18 @@ def estimate(trainer: Trainer, tokens: Tokenized, speed: Speed, workers: Workers
         per_step=config.per_device_train_batch_size * config.gradient_accumulation_steps * workers.count,
         epochs=plan.total_steps / plan.steps_per_epoch,
         trained=trained,
-        weights=sum(parameter.numel() for parameter in parameters.values()),
+        weights=sum(map(_weights, parameters.values())),
         place=device.type if workers.count == 1 else f"{workers.count} × {device.type}",
         needed=held + _STATE * trained + passed * _token_bytes(trainer, speed),
         room=room,
     )
+
+
+def _weights(parameter: Any) -> int:
+    """The weights that a parameter stands for; in 4 bits two of them share a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    shape = getattr(packed, "shape", None)
+    return math.prod(shape) if shape else int(parameter.numel())
 
 
 def device_room(device: Any) -> tuple[int, int]:

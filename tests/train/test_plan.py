@@ -52,6 +52,12 @@ def test_a_plan_says_all_and_leaves_nothing(config: TrainConfig, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_in_4_bit_count_as_weights(config: TrainConfig) -> None:
+    asked = dataclasses.replace(config, plan=True, out=None, max_steps=1)
+    plain, packed = (dict(plan_training(dataclasses.replace(asked, method=m))) for m in ("lora", "qlora"))
+    assert packed["trained"] == plain["trained"]
+
+
 @pytest.mark.parametrize(("evaluation", "forwards"), [(0.0, 2), (0.2, 3)])
 def test_of_long_steps_one_is_enough(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, evaluation: float, forwards: int

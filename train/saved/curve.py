@@ -80,9 +80,9 @@ def text_curve(points: Points, *, width: int = 60, height: int = 8) -> str:
         height: rows.
 
     Returns:
-        Lines without a trailing newline; empty for fewer than two points, which make no curve.
+        Lines without a trailing newline; empty for fewer than three points, which make no curve.
     """
-    if len(points) < 2:
+    if len(points) < 3:
         return ""
     columns = min(width, len(points))
     means = []
