@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -130,6 +131,7 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
     return ExportConfig(**{**saved, "force": True})
 
 
+@cache
 def saved_shape(config: type) -> dict[str, Shape]:
     """The form that the fields of a config have in JSON, by their annotations."""
     return {name: _in_json(hint) for name, hint in get_type_hints(config).items()}

@@ -187,6 +187,8 @@ def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> 
                 part = jobs[start : start + _BATCH]
                 _worker.send({"source": source, "jobs": [_plain(job) for job in part]})
                 answers.extend(_answer(_worker.receive(WALL_SECONDS), at) for _ in part)
+        except InputError:
+            raise  # a syntax error ends a request, and the worker waits for the next one
         except BaseException:
             _drop_worker()  # its pipes may hold answers nobody will read
             raise

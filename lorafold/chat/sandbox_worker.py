@@ -4,6 +4,7 @@ It reads requests from standard input: a line with a number of bytes, then as ma
 `{"source": str, "jobs": [{"messages", "variables", "clock"}]}`. It writes one JSON object a line to standard
 output, first `{"ready": true}`, then one per job:
 `{"text": str}` or `{"kind": "syntax"|"security"|"limit"|"raised"|"error", "problem": str, "line": int|null}`.
+A syntax error is said once for all jobs of a request.
 
 The environment is the one transformers gives a chat template (5.x, `utils/chat_template_utils.py`): immutable
 sandbox, trim_blocks, lstrip_blocks, loop controls, the `generation` tag, `tojson` without HTML escapes,
@@ -215,6 +216,8 @@ def main() -> None:
                 _send(json.dumps(answer))
             except MemoryError:
                 _send('{"kind": "limit", "problem": "MemoryError while rendering", "line": null}')
+            if answer.get("kind") == "syntax":
+                break
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from lorafold.files.signatures import HEAD_BYTES, another_file, no_file
 _HALF, _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
 _DEEPEST = 100
 """Lists and objects that may lie in each other; real files have about ten."""
+_CONTAINERS = frozenset((dict, list))
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _too_deep(value: Any) -> bool:
             part
             for node in level
             for part in (node.values() if isinstance(node, dict) else node)
-            if isinstance(part, (dict, list))
+            if type(part) in _CONTAINERS
         ]
         if not level:
             return False

@@ -106,7 +106,7 @@ def require_shape(value: Any, shape: Shape, at: Any) -> None:
     Raises:
         InputError: as `check_shape`.
     """
-    if wrong := _wrong(value, shape, ""):
+    if wrong := _wrong(value, shape):
         where, expected, got = wrong
         named = f'"{where[1:]}"' if where else "the whole"
         raise InputError(
@@ -116,35 +116,39 @@ def require_shape(value: Any, shape: Shape, at: Any) -> None:
         )
 
 
-def _wrong(value: Any, shape: Shape, where: str) -> tuple[str, Shape, Any] | None:
+def _wrong(value: Any, shape: Shape) -> tuple[str, Shape, Any] | None:
     """The first part that departs: its place, what was expected, what was found."""
     if isinstance(shape, type):
         fits = isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
-        return None if fits else (where, shape, value)
+        return None if fits else ("", shape, value)
     if isinstance(shape, tuple):
-        tried = [_wrong(value, each, where) for each in shape]
+        tried = [_wrong(value, each) for each in shape]
         # What departs deepest says most: an entry of a list, not that it is no text.
         deepest = None if None in tried else max(tried, key=lambda wrong: len(wrong[0]) if wrong else 0)
-        return (where, shape, value) if deepest and deepest[0] == where else deepest
+        return ("", shape, value) if deepest and not deepest[0] else deepest
     if not isinstance(value, list if isinstance(shape, list) else dict):
-        return where, shape, value
-    return next((wrong for part in _parts(value, shape, where) if (wrong := _wrong(*part))), None)
+        return "", shape, value
+    for at, entry, expected in _parts(value, shape):
+        if wrong := _wrong(entry, expected):
+            here = f"[{at}]" if isinstance(at, int) else f".{at}"
+            return here + wrong[0], *wrong[1:]
+    return None
 
 
-def _parts(value: Any, shape: Shape, where: str) -> Iterator[tuple[Any, Shape, str]]:
-    """What a list or an object holds, with the shape of each and its place."""
+def _parts(value: Any, shape: Shape) -> Iterator[tuple[str | int, Any, Shape]]:
+    """What a list or an object holds: index or key, the entry, its shape."""
     if isinstance(shape, Mapping):
         for key, expected in shape.items():
             if key.endswith("!"):
-                yield value.get(key[:-1]), expected, f"{where}.{key[:-1]}"
+                yield key[:-1], value.get(key[:-1]), expected
         for key, entry in value.items():
             found = shape[key] if key in shape else shape.get("*")
             if entry is not None and found is not None and f"{key}!" not in shape:
-                yield entry, found, f"{where}.{key}"
+                yield key, entry, found
     else:
         assert isinstance(shape, list)
         for index, entry in enumerate(value):
-            yield entry, shape[0], f"{where}[{index}]"
+            yield index, entry, shape[0]
 
 
 def _told(shape: Shape) -> str:

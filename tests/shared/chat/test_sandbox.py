@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chats import CHAT
 
+from lorafold.chat import sandbox
 from lorafold.chat.sandbox import Job, Refusal, render_many
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError, UnsafeInputError
@@ -18,6 +19,17 @@ def test_a_syntax_error_names_its_line() -> None:
     with pytest.raises(InputError, match=r"t\.jinja:3: .*syntax error") as caught:
         ChatTemplate("{% if a %}\nb\n{% endfor %}", origin="t.jinja").render(CHAT)
     assert caught.value.exit_code == 3
+
+
+def test_a_syntax_error_needs_no_new_worker() -> None:
+    """A new one takes a tenth of a second; what was asked at once is not answered later."""
+    assert render_many("{{ messages }}", [Job(["a"])]) == ["['a']"]
+    first = sandbox._worker
+    assert first is not None
+    with pytest.raises(InputError, match="syntax error"):
+        render_many("{% if %}", [Job([])] * 100)
+    assert render_many("{{ messages }}", [Job(["b"])]) == ["['b']"]
+    assert sandbox._worker is first
 
 
 @pytest.mark.parametrize(
