@@ -183,7 +183,9 @@ def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     raw = file.read(length)
     try:
         header = json.loads(raw.decode("utf-8"))
-        if raw.count(b'"data_offsets"') > len(header):  # a name given twice; the slow hook says which
+        if isinstance(header, dict) and raw.count(b'"data_offsets"') > len(
+            header
+        ):  # a name given twice; the slow hook says which
             header = json.loads(raw, object_pairs_hook=unique_keys)
     except RecursionError:
         raise InputError("header: JSON nested too deeply", at=path, fix=DOWNLOAD) from None
@@ -210,7 +212,7 @@ def _place(path: Path, header: dict[str, Any], data_start: int, size: int) -> di
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            if type(shape) is not list:
+            if type(shape) is not list or len(entry) != 3:
                 raise TypeError
             count = 1
             for dim in shape:
@@ -223,7 +225,7 @@ def _place(path: Path, header: dict[str, Any], data_start: int, size: int) -> di
             exact = whole and count * DTYPE_BITS[dtype] == (end - begin) * 8
         except (KeyError, TypeError, ValueError):
             exact = False
-        if not exact or len(entry) != 3:
+        if not exact:
             raise InputError(f"tensor {name!r}: {_wrong_entry(entry)}", at=path, fix=DOWNLOAD)
         spans.append((begin, end, name))
         tensors[name] = TensorInfo(name, dtype, tuple(shape), path, data_start + begin, end - begin)

@@ -76,8 +76,14 @@ def read_unigram(files: TokenizerFiles) -> Unigram | None:
         spaces = Spaces(
             each=spec.add_dummy_prefix, collapses=spec.remove_extra_whitespaces, maps=bool(spec.charsmap)
         )
-        (unknown,) = np.flatnonzero(pieces.types == TokenType.UNKNOWN)[:1]
-        found = Unigram(pieces, spaces, spec.charsmap, int(unknown), by_library=False)
+        unknown = np.flatnonzero(pieces.types == TokenType.UNKNOWN)
+        if not unknown.size:
+            raise InputError(
+                "no piece is the unknown one; llama.cpp needs a token for what no piece covers",
+                at=files.origin,
+                fix=_FIX,
+            )
+        found = Unigram(pieces, spaces, spec.charsmap, int(unknown[0]), by_library=False)
     _check_charsmap(found.charsmap, files.origin)
     _require_same(found, files.origin)
     return found

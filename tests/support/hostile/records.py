@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hostile.containers import archives, packed_texts, tables
 from hostile.targets import Parse, Target, dumped, one_file
 
 _ALPACA = {"instruction": "What is it?", "input": "", "output": "A lamp."}
@@ -56,6 +57,9 @@ ROWS = (
 
 def _lines(*rows: Any) -> bytes:
     return b"".join(dumped(row) + b"\n" for row in rows)
+
+
+_TEXTS = tuple(map(dumped, ROWS))
 
 
 def _named(names: Sequence[str], read: Callable[[Path], object]) -> Callable[[Path], Parse]:
@@ -318,24 +322,38 @@ RECORDS = (
             b"\1" + dumped({"data": [ROWS[1]]}),
         ],
         "lines",
+        chosen=True,
     ),
-    Target("data-table", _named(_TABLES, _load), _table_texts),
-    Target("data-parquet", one_file("data.parquet", _load), _table_seeds(_write_parquet), slow=True),
-    Target("data-arrow", one_file("data.arrow", _load), _table_seeds(_write_arrow), slow=True),
-    Target("data-archive", _named(_ARCHIVES, _load), _archive_seeds),
-    Target("data-packed", _named(_PACKED, _load), _packed_seeds),
+    Target("data-table", _named(_TABLES, _load), _table_texts, "text", chosen=True),
+    Target(
+        "data-parquet",
+        one_file("data.parquet", _load),
+        _table_seeds(_write_parquet),
+        slow=True,
+        made=tables(_write_parquet),
+    ),
+    Target(
+        "data-arrow",
+        one_file("data.arrow", _load),
+        _table_seeds(_write_arrow),
+        slow=True,
+        made=tables(_write_arrow),
+    ),
+    Target("data-archive", _named(_ARCHIVES, _load), _archive_seeds, chosen=True, made=archives(_TEXTS)),
+    Target("data-packed", _named(_PACKED, _load), _packed_seeds, chosen=True, made=packed_texts(_TEXTS)),
     Target(
         "prompts",
         _named(("q.txt", "q.jsonl", "q.json", "q.csv"), _ask),
         lambda: [b"\0Who?\nWhat?\n", b"\1" + _lines(*ROWS[:4]), b"\2" + dumped(["a", "b"]), b"\3prompt\nq\n"],
         "lines",
+        chosen=True,
     ),
     Target(
         "tools", one_file("tools.json", _tools_of), lambda: [dumped(_TOOLS["tools"]), dumped(_TOOLS)], "json"
     ),
     Target("session", _session, _session_seeds, "json"),
     Target("journal", _journal, _journal_seeds, "lines"),
-    Target("recipe", one_file("recipe.yaml", _recipe), _recipe_seeds),
-    Target("recipe-flags", one_file("recipe.yaml", _recipe_flags), _recipe_seeds, slow=True),
-    Target("modelfile", _modelfile, _modelfile_seeds),
+    Target("recipe", one_file("recipe.yaml", _recipe), _recipe_seeds, "yaml"),
+    Target("recipe-flags", one_file("recipe.yaml", _recipe_flags), _recipe_seeds, "yaml", slow=True),
+    Target("modelfile", _modelfile, _modelfile_seeds, "modelfile"),
 )

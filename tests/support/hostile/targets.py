@@ -8,6 +8,7 @@ hold data.
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hostile.mutate import mutate
 
 Parse = Callable[[bytes], object]
 
@@ -27,8 +30,10 @@ class Target:
         name: of the target, and of its folder in the corpus.
         open: makes a folder ready, and gives what reads one input.
         seeds: inputs that are read without complaint.
-        form: "json", "lines" or "bytes", as `mutate` takes it.
+        form: as `mutate` takes it.
         slow: one input takes more than a millisecond.
+        chosen: the first byte of an input only chooses the file's name.
+        made: makes an input from nothing, or from given ones, which no change of their bytes would reach.
     """
 
     name: str
@@ -36,6 +41,17 @@ class Target:
     seeds: Callable[[], Sequence[bytes]]
     form: str = "bytes"
     slow: bool = False
+    chosen: bool = False
+    made: Callable[[bytes, random.Random], bytes] | None = None
+
+    def changed(self, data: bytes, dice: random.Random, others: Sequence[bytes]) -> bytes:
+        """A changed copy of an input, of which others are further ones."""
+        if self.made is not None and dice.random() < 0.5:
+            return self.made(data, dice)
+        if not self.chosen or dice.random() < 0.03:
+            return mutate(data, self.form, dice, others)
+        other = dice.choice(others)[1:] if others else data[1:]
+        return data[:1] + mutate(data[1:], self.form, dice, (other,))
 
 
 def dumped(value: Any) -> bytes:
@@ -436,10 +452,10 @@ def _manifest_seeds() -> list[bytes]:
 
 
 WEIGHTS = (
-    Target("safetensors", one_file("model.safetensors", _safetensors), _safetensors_seeds),
+    Target("safetensors", one_file("model.safetensors", _safetensors), _safetensors_seeds, "safetensors"),
     Target("index", _index, _index_seeds, "json"),
-    Target("gguf", one_file("model.gguf", _gguf), _gguf_seeds),
-    Target("imatrix", one_file("imatrix.dat", _imatrix), _imatrix_seeds),
+    Target("gguf", one_file("model.gguf", _gguf), _gguf_seeds, "gguf"),
+    Target("imatrix", one_file("imatrix.dat", _imatrix), _imatrix_seeds, "gguf"),
     Target("adapter", _adapter, _adapter_seeds, "json"),
     Target("config", _config, _config_seeds, "json"),
     Target("manifest", _manifest, _manifest_seeds, "json"),
