@@ -125,7 +125,7 @@ def _readable(kind: str, name: str, fix: str) -> Iterator[None]:
 
     try:
         yield
-    # A text that is no UTF-8, a length below 0, a date beyond Python's, buffers that claim more than there is.
+    # A text that is no UTF-8, a length below 0, a date beyond Python, buffers that claim more than there is.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, SystemError, MemoryError) as error:
         reason = (str(error).splitlines() or ["it is empty, or claims more memory than there is"])[0]
         raise InputError(f"not a readable {kind} file ({reason})", at=name, fix=fix) from error

@@ -1,258 +1,122 @@
 """Give every parser changed files, by the million, and look for a traceback, a crash, a hang, or much memory.
 
-    python tools/faults/fuzz.py [--only gguf] [--inputs 1000000] [--seconds 60] [--jobs 2] [--keep FOLDER]
+    python tools/faults/fuzz.py [--only gguf,index] [--seconds 60] [--jobs 2] [--keep FOLDER]
+    python tools/faults/fuzz.py --minutes 600 --until 1000000 --jobs 2   # what `make fuzz` runs
 
 The parsers and the files that they read without complaint are tests/support/hostile/. With the package
-`atheris` (a tool for development, `pip install atheris`) inputs that reach new code are kept and changed
-further; without it the given files are changed in all ways that `mutate` knows. Each parser runs in a child:
-one that dies of a signal, works on one input for more than 5 seconds, or takes more than 1 GB beyond what it
-began with is found by it. What is found is kept in --keep; tests/support/hostile/corpus has what once broke.
-Exits 1 if anything was found.
+`atheris` (a tool for development, `pip install atheris`) a share of the time goes to inputs that reach new
+code; they are kept in --corpus, and all inputs are changed copies of what is there. Each parser runs in a
+child (fuzz_child.py): one that dies of a signal, works on one input for more than 5 seconds of processor
+time, or takes more than 1 GB beyond what it began with is found by it. What is found is kept in --keep;
+tests/support/hostile/corpus has what once broke. Counts add up over runs (fuzzed.py), for as long as the
+parser's code is the same. Exits 1 if anything was found.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib.util
 import json
-import mmap
 import os
-import random
-import resource
-import struct
+import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests/support" / part) for part in (".", "material", "faults")]
+import fuzzed
+from fuzz_child import Board
+from fuzzed import LEDGER, Standing
+from in_memory import memory_folder
+from page import processor_seconds, write_figure, write_part
 
-from hostile.mutate import mutate  # noqa: E402
-from hostile.outcome import read_or_refused  # noqa: E402
-from in_memory import memory_folder  # noqa: E402
-from page import processor_seconds, write_figure, write_part  # noqa: E402
-from warm import limit  # noqa: E402
-
-HANG, GROWTH = 5.0, 1 << 30  # seconds, bytes
-_ROOM = 1 << 20  # longest input that the parent can see
+CHILD = Path(__file__).with_name("fuzz_child.py")
+HANG, SILENCE = 5.0, 60.0  # seconds of one input: of processor time, by the clock
+AIM = 1_000_000
 FIGURE = "fuzz inputs a parser without traceback, crash, hang over 5 s or growth past 1 GB"
-_STAGES = ("lorafold", "export", "serve", "train")
-
-
-class Board:
-    """What parent and child both see: how many inputs were given, and the one that is being read.
-
-    | u64 inputs | u64 length | bytes |
-    """
-
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            path.write_bytes(bytes(16 + _ROOM))
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 0)
-
-    def show(self, count: int, data: bytes) -> None:
-        part = data[:_ROOM]
-        self._map[:16] = struct.pack("<QQ", count, len(part))
-        self._map[16 : 16 + len(part)] = part
-
-    def read(self) -> tuple[int, bytes]:
-        count, size = struct.unpack("<QQ", self._map[:16])
-        return count, self._map[16 : 16 + size]
-
-
-# The child
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line of ours, which tells finds apart."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in _STAGES)]
-    ours = [frame for frame in ours if "/tests/" not in frame.filename] or frames[-1:]
-    return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}"
-
-
-def work(name: str, place: Path, inputs: int, seconds: float, seed: int, guided: bool) -> None:
-    """Give a target changed inputs until it had enough; finds go to standard output as JSON lines."""
-    started = time.monotonic()
-    with _instrumented(guided):
-        from hostile.all_targets import TARGETS
-
-        target = TARGETS[name]
-        parse, seeds = target.open(place / "files"), list(target.seeds())
-        for each in seeds:
-            read_or_refused(parse, each)  # imports all that it needs
-    limit(GROWTH)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    board, dice, count, known = Board(place / "board"), random.Random(seed), 0, set[str]()
-
-    def one(data: bytes) -> None:
-        nonlocal count
-        count += 1
-        board.show(count, data)
-        try:
-            read_or_refused(parse, data)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            if (where := _where(error)) not in known:
-                known.add(where)
-                said = {"where": where, "said": str(error)[:200], "input": data[:_ROOM].hex()}
-                print(json.dumps(said), flush=True)
-
-    def enough() -> bool:
-        return count >= inputs or time.monotonic() - started > seconds
-
-    if guided:
-        _guided(one, enough, seeds, target.form, seed, place)
-        return
-    while not enough():
-        one(mutate(dice.choice(seeds), target.form, dice, seeds))
-
-
-@contextlib.contextmanager
-def _instrumented(guided: bool) -> Iterator[None]:
-    if not guided:
-        yield
-        return
-    import atheris
-
-    with atheris.instrument_imports(include=["lorafold"], enable_loader_override=False):
-        yield
-
-
-def _guided(
-    one: Callable[[bytes], None],
-    enough: Callable[[], bool],
-    seeds: list[bytes],
-    form: str,
-    seed: int,
-    place: Path,
-) -> None:
-    """libFuzzer's loop, which ends the process."""
-    import atheris
-
-    corpus = place / "corpus"
-    corpus.mkdir(exist_ok=True)
-    for data in seeds:
-        (corpus / sha256(data).hexdigest()[:16]).write_bytes(data)
-
-    def give(data: bytes) -> None:
-        one(data)
-        if enough():
-            os._exit(0)
-
-    def change(data: bytes, size: int, number: int) -> bytes:
-        dice = random.Random(number)
-        if form == "bytes" and dice.random() < 0.5:
-            return bytes(atheris.Mutate(data, size))
-        return mutate(data, form, dice, seeds)[:size]
-
-    longest = max(4096, 2 * max(map(len, seeds)))
-    words = [
-        "fuzz",
-        "-rss_limit_mb=0",
-        "-timeout=100000",
-        f"-artifact_prefix={place}/",
-        f"-max_len={longest}",
-        f"-seed={seed or 1}",
-        "-verbosity=0",
-        "-print_final_stats=0",
-        "-handle_segv=0",
-        "-handle_abrt=0",
-        "-handle_bus=0",
-        "-handle_fpe=0",
-        "-handle_ill=0",
-        str(corpus),
-    ]
-    atheris.Setup(words, give, custom_mutator=change, internal_libfuzzer=True)
-    atheris.Fuzz()
-
-
-# The parent
 
 
 @dataclass(slots=True)
 class Figures:
-    """What one parser went through.
+    """What one parser went through in one run.
 
     Attributes:
         inputs: how many it was given.
-        seconds: that this took.
+        guided: how many of them by coverage.
+        seconds: of processor time that this took.
+        modules: of the product that it ran.
         finds: where it broke → (what it said, the input).
     """
 
     name: str
     inputs: int = 0
+    guided: int = 0
     seconds: float = 0.0
+    modules: set[str] = field(default_factory=set)
     finds: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
-    def row(self) -> str:
-        rate = self.inputs / self.seconds if self.seconds else 0
-        minutes = 1e6 / rate / 60 if rate else 0
-        return f"| {self.name} | {self.inputs:,} | {rate:,.0f} | {len(self.finds)} | {minutes:,.0f} |"
+    def standing(self) -> Standing:
+        """As the ledger keeps it."""
+        code = fuzzed.digest(self.modules)
+        seconds, finds = round(self.seconds, 1), len(self.finds)
+        return Standing(sorted(self.modules), code, self.inputs, self.guided, 1, seconds, finds)
 
 
-def fuzz(name: str, inputs: int, seconds: float, guided: bool) -> Figures:
-    """Fuzz one target, in as many children as die of it."""
+def fuzz(name: str, inputs: int, seconds: float, guided: float, corpus: Path) -> Figures:
+    """Fuzz one parser, in as many children as die of it.
+
+    Args:
+        name: of the parser.
+        inputs: after which it is enough.
+        seconds: after which it is enough.
+        guided: share of the time that is guided by coverage.
+        corpus: folder of the inputs that reached new code.
+    """
     figures, began = Figures(name), time.monotonic()
+    corpus.mkdir(parents=True, exist_ok=True)
     with memory_folder() as folder:
-        seed = 0
-        while figures.inputs < inputs and (left := seconds - (time.monotonic() - began)) > 0:
-            place = Path(folder) / str(seed)
+        for number in range(200):
+            spent = time.monotonic() - began
+            if spent >= seconds or figures.inputs >= inputs:
+                break
+            by_coverage = spent < guided * seconds
+            left = guided * seconds - spent if by_coverage else seconds - spent
+            place = Path(folder) / str(number)
             (place / "files").mkdir(parents=True)
             before = figures.inputs
-            _child(figures, place, inputs - figures.inputs, left, seed, guided)
-            if figures.inputs == before:
-                raise SystemExit(f"error: the child of {name} did not begin")
-            seed += 1
-            if seed > 200:
-                break
-    figures.seconds = time.monotonic() - began
+            _child(figures, place, corpus, inputs - before, left, by_coverage)
+            if figures.inputs == before and not by_coverage:
+                raise SystemExit(f"error: the child of {name} did not begin within {left:.0f} s")
     return figures
 
 
-def _child(figures: Figures, place: Path, inputs: int, seconds: float, seed: int, guided: bool) -> None:
+def _child(
+    figures: Figures, place: Path, corpus: Path, inputs: int, seconds: float, by_coverage: bool
+) -> None:
     board = Board(place / "board")
-    words = [
-        sys.executable,
-        __file__,
-        "--child",
-        figures.name,
-        str(place),
-        str(inputs),
-        str(seconds),
-        str(seed),
-    ]
+    seed = int.from_bytes(os.urandom(4), "little")
+    words = [sys.executable, str(CHILD), figures.name, str(place / "files"), str(corpus)]
+    words += [str(inputs), str(seconds), str(seed), *["--guided"] * by_coverage]
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(place)}
     with (place / "said").open("wb") as said, (place / "errors").open("wb") as errors:
-        words += ["--guided"] * guided
         child = subprocess.Popen(words, stdout=said, stderr=errors, env=quiet, start_new_session=True)
-        seen, since = -1, time.monotonic()
-        why = ""
-        while child.poll() is None:
-            time.sleep(0.05)
-            count, _ = board.read()
-            if count != seen:
-                seen, since = count, time.monotonic()
-            elif count and time.monotonic() - since > HANG:
-                why = f"hang of over {HANG:g} s"
-                child.kill()
-                child.wait()
+        why, status, used = _watch(child.pid, board)
+        child.returncode = status
+    figures.seconds += used
     count, data = board.read()
     figures.inputs += count
+    figures.guided += count if by_coverage else 0
     for line in (place / "said").read_text().splitlines():
-        if line.startswith('{"where"'):
+        if line.startswith('{"modules"'):
+            figures.modules |= set(json.loads(line)["modules"])
+        elif line.startswith('{"where"'):
             found = json.loads(line)
             figures.finds.setdefault(found["where"], (found["said"], bytes.fromhex(found["input"])))
-    if not why and child.returncode:
-        why = f"ended with {child.returncode}"
+    if not why and status:
+        why = f"ended with {status}"
     if why and count:
         last = (place / "errors").read_text(errors="replace").strip().splitlines()[-1:]
         figures.finds.setdefault(f"{why} ({''.join(last)[:60]})", (" ".join(last)[:200], data))
@@ -260,58 +124,123 @@ def _child(figures: Figures, place: Path, inputs: int, seconds: float, seed: int
         raise SystemExit((place / "errors").read_text(errors="replace"))
 
 
+def _watch(pid: int, board: Board) -> tuple[str, int, float]:
+    """Wait for a child; why it had to be ended, its exit code, and the processor seconds that it took."""
+    seen, since, used = -1, time.monotonic(), 0.0
+    why = ""
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return why, os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+        count, _ = board.read()
+        if count != seen:
+            seen, since, used = count, time.monotonic(), _used(pid)
+        elif count and (_used(pid) - used > HANG or time.monotonic() - since > SILENCE):
+            why = f"hang of over {HANG:g} s"
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _used(pid: int) -> float:
+    """Processor seconds of a running process, where the system tells; else those of the clock."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.monotonic()
+
+
 def main() -> int:
-    if sys.argv[1:2] == ["--child"]:
-        name, place, inputs, seconds, seed, *rest = sys.argv[2:]
-        work(name, Path(place), int(inputs), float(seconds), int(seed), bool(rest))
-        return 0
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="", help="parsers whose name holds this")
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="for each parser")
-    parser.add_argument("--seconds", type=float, default=30, help="that each parser may take")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafold-fuzz"
+    parser.add_argument("--only", default="", help="parsers whose name holds one of these, with commas")
+    parser.add_argument("--seconds", type=float, default=60, help="of one turn of a parser")
+    parser.add_argument("--minutes", type=float, default=0, help="go on in turns; 0: one turn for each")
+    parser.add_argument(
+        "--until", type=int, default=AIM, help="inputs after which a parser has no more turns"
+    )
+    parser.add_argument("--guided", type=float, default=0.2, help="share of a turn guided by coverage")
     parser.add_argument("--jobs", type=int, default=1, help="parsers at once")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that broke something")
+    parser.add_argument("--corpus", type=Path, default=cache, help="folder for what reached new code")
+    parser.add_argument("--ledger", type=Path, default=LEDGER, help="file of the counts")
     parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
-    parser.add_argument("--unguided", action="store_true", help="without atheris, also if it is installed")
+    parser.add_argument("--count", action="store_true", help="only show the counts")
     options = parser.parse_args()
+    names = [name for name in _parsers() if any(part in name for part in options.only.split(","))]
+    broke = False if options.count else _turns(names, options)
+    standings = fuzzed.read(options.ledger)
+    rows = [_row(name, standings.get(name)) for name in names]
+    if options.page:
+        _write_page(options.page, rows, {name: standings.get(name) for name in names})
+    if options.count:
+        print("\n".join((_HEAD, *rows)))
+    return 1 if broke else 0
+
+
+def _parsers() -> list[str]:
     from hostile.all_targets import TARGETS
 
-    guided = not options.unguided and _has_atheris()
+    return list(TARGETS)
 
-    def run(name: str) -> Figures:
-        figures = fuzz(name, options.inputs, options.seconds, guided)
-        print(figures.row(), flush=True)
+
+def _turns(names: list[str], options: argparse.Namespace) -> bool:
+    """Give parsers their turns, the one that had least time first; whether one broke."""
+    end = time.monotonic() + 60 * options.minutes
+    guided = options.guided if importlib.util.find_spec("atheris") else 0.0
+
+    def turn(name: str) -> bool:
+        figures = fuzz(name, options.until, options.seconds, guided, options.corpus / name)
+        standing = fuzzed.add(options.ledger, name, figures.standing())
+        print(_row(name, standing), flush=True)
         for where, (said, data) in figures.finds.items():
             print(f"  FOUND {where}: {said}", flush=True)
             if options.keep:
                 kept = options.keep / name / sha256(data).hexdigest()[:12]
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(data)
-        return figures
+        return bool(figures.finds)
+
+    def waiting() -> list[str]:
+        standings = fuzzed.read(options.ledger)
+        left = [name for name in names if name not in standings or standings[name].inputs < options.until]
+        return sorted(left, key=lambda name: standings[name].seconds if name in standings else 0.0)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        found = list(pool.map(run, [name for name in TARGETS if options.only in name]))
-    if options.page:
-        _write_page(options.page, found, guided)
-    return 1 if any(figures.finds for figures in found) else 0
+        if not options.minutes:
+            return any(list(pool.map(turn, names)))
+        broke = False
+        while time.monotonic() < end and (next_ones := waiting()[: options.jobs]):
+            broke |= any(list(pool.map(turn, next_ones)))
+    return broke
 
 
-def _write_page(page: Path, found: list[Figures], guided: bool) -> None:
-    head = "| parser | inputs | a second | found | minutes for a million |\n|---|---|---|---|---|"
-    inputs, broken = [each.inputs for each in found], sum(len(each.finds) for each in found)
-    write_part(page, "fuzz", "\n".join([head, *(each.row() for each in found)]))
-    how = f"with{'' if guided else 'out'} atheris"
-    spread = f"{min(inputs):,} to {max(inputs):,} a parser"
-    measured = f"{spread}, {sum(inputs):,} over {len(found)} ({how}); {broken} finds"
-    write_figure(page, FIGURE, measured, "python tools/faults/fuzz.py", processor_seconds())
+_HEAD = """\
+| parser | inputs | by coverage | runs | a second | found | code |
+|---|---|---|---|---|---|---|"""
 
 
-def _has_atheris() -> bool:
-    import importlib.util
+def _row(name: str, row: Standing | None) -> str:
+    if row is None:
+        return f"| {name} | 0 | 0 | 0 | | 0 | |"
+    rate = f"{row.inputs / row.seconds:,.0f}" if row.seconds else ""
+    return f"| {name} | {row.inputs:,} | {row.guided:,} | {row.runs} | {rate} | {row.finds} | {row.code} |"
 
-    return importlib.util.find_spec("atheris") is not None
+
+def _write_page(page: Path, rows: list[str], standings: dict[str, Standing | None]) -> None:
+    write_part(page, "fuzz", "\n".join((_HEAD, *rows)))
+    inputs = [row.inputs if row else 0 for row in standings.values()]
+    finds = sum(row.finds for row in standings.values() if row)
+    there = sum(count >= AIM for count in inputs)
+    measured = (
+        f"{there} of {len(inputs)} parsers at {AIM:,}, the others from {min(inputs):,}; "
+        f"{sum(inputs):,} in all; {finds} finds"
+    )
+    seconds = sum(row.seconds for row in standings.values() if row)
+    write_figure(page, FIGURE, measured, "tools/faults/fuzz.py", max(seconds, processor_seconds()))
 
 
 if __name__ == "__main__":
