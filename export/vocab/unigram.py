@@ -32,6 +32,7 @@ from lorafold.export.vocab.files import AddedToken, TokenizerFiles
 from lorafold.export.vocab.model_file import UNIGRAM, Pieces, peek_model_file, read_model_file
 from lorafold.export.vocab.parts import BYTE_TOKEN, foreign, leaves, metaspace
 from lorafold.export.vocab.spm import Spaces
+from lorafold.tokenizer.charsmap import check_charsmap
 from lorafold.tokenizer.pieces import SPACE
 
 _FIX = "choose --format folder"
@@ -196,6 +197,7 @@ def _mapped(text: str, charsmap: bytes) -> str:
 
 
 def _check_charsmap(charsmap: bytes, at: Path) -> None:
+    check_charsmap(charsmap, at)
     try:
         _mapped("a", charsmap)
     except Exception as error:  # the tokenizers library raises Exception itself

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.errors import InputError
+from lorafold.tokenizer.charsmap import check_charsmap
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_MOST_TOKENS = 1 << 24  # the largest vocabularies have 300,000
 
 
 def load_tokenizer(path: Path, text: str | None = None, data: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -28,11 +33,14 @@ def load_tokenizer(path: Path, text: str | None = None, data: Mapping[str, Any] 
 
     try:
         text = path.read_text(encoding="utf-8") if text is None else text
-        model = (json.loads(text) if data is None else data).get("model")
+        read = json.loads(text) if data is None else data
+        model = read.get("model")
         if isinstance(model, dict) and isinstance(vocab := model.get("vocab"), dict):
             check_merges(
                 vocab, _pairs(model.get("merges")), path, model.get("continuing_subword_prefix") or ""
             )
+        for charsmap in _charsmaps(read.get("normalizer")):
+            check_charsmap(charsmap, path)
         tokenizer: Tokenizer = Tokenizer.from_str(text)
     except InputError:
         raise
@@ -40,6 +48,27 @@ def load_tokenizer(path: Path, text: str | None = None, data: Mapping[str, Any] 
         problem = f"not a tokenizer: {' '.join(str(error).split())}"
         raise InputError(problem, at=path, fix="download it again") from error
     return tokenizer
+
+
+def check_ids(vocab: Mapping[str, int], at: Path) -> None:
+    """See that tokens are numbered as tokens are: the library makes room for each number up to the last.
+
+    Raises:
+        InputError: a number is beyond any vocabulary.
+    """
+    if (last := max(vocab.values(), default=0)) >= _MOST_TOKENS:
+        problem = f"a token has the number {last:,}, and no vocabulary has {_MOST_TOKENS:,} tokens"
+        raise InputError(problem, at=at, fix="download the tokenizer's files again")
+
+
+def _charsmaps(normalizer: Any) -> Iterator[bytes]:
+    """The tables of characters in a normalizer; what is none the library refuses itself."""
+    if isinstance(normalizer, dict):
+        for part in normalizer.get("normalizers") or ():
+            yield from _charsmaps(part)
+        if isinstance(text := normalizer.get("precompiled_charsmap"), str):
+            with contextlib.suppress(ValueError):
+                yield base64.b64decode(text)
 
 
 def check_merges(

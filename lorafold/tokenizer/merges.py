@@ -16,7 +16,7 @@ from lorafold.chat.sources import CLASS_TOKENS, TOKEN_NAMES
 from lorafold.errors import InputError
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import another_file, head_of
-from lorafold.tokenizer.loading import check_merges
+from lorafold.tokenizer.loading import check_ids, check_merges
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -89,6 +89,7 @@ def _build(folder: Path, settings: Mapping[str, Any], kind: _Class) -> Tokenizer
 
     try:
         vocab, merges = BPE.read_file(str(folder / VOCAB), str(folder / MERGES))
+        check_ids(vocab, folder / VOCAB)
         check_merges(vocab, merges, folder / MERGES)
         tokenizer = Tokenizer(BPE(vocab, merges))
     except Exception as error:  # the library raises Exception itself

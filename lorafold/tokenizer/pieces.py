@@ -12,6 +12,7 @@ from typing import Any
 
 from lorafold.errors import InputError, LorafoldError
 from lorafold.files.signatures import another_file, head_of
+from lorafold.tokenizer.charsmap import check_charsmap
 from lorafold.tokenizer.protobuf import fields
 
 SPACE = "\u2581"
@@ -70,6 +71,7 @@ def _convert(source: Path) -> str:
     prefixed = processor.encode("a", out_type=str)[0].startswith(SPACE)
     # ModelProto { 3: normalizer_spec { 2: precompiled_charsmap } }
     charsmap = _setting(proto, 3, 2, b"") if unigram else b""
+    check_charsmap(charsmap, source)
     tokenizer.normalizer = normalizers.Sequence(
         [
             *([normalizers.Precompiled(charsmap)] if charsmap else []),

@@ -93,6 +93,8 @@ def _gguf(data: bytes) -> _Gguf | None:
             (dimensions,) = struct.unpack_from("<I", data, at)
             at += 4 + 8 * min(dimensions, 64) + 12
             found[1].append(data[start:at])
+        if at > len(data):
+            return None
         return _Gguf(data[4:8], tuple(found[0]), tuple(found[1]), data[at + -at % 32 :])
     except (struct.error, KeyError):
         return None
