@@ -1,7 +1,7 @@
 """What of a fine-tune survives in each type, before and after protection, on a base on a 4-bit grid.
 
     python tools/bench_fidelity.py [--steps 40] [--keep 0.9] [--quant Q4_K_M …] [--kl] [--fit]
-                                   [--data FILE] [--smooth 20] [--imatrix-data] [--work DIR]
+                                   [--data FILE] [--smooth 20] [--imatrix-data] [--work DIR] [--results FILE]
 
 The base is the demo's (SmolLM2-135M-Instruct, whose only embedded weights are 4-bit ones), the adapter a
 short training on the demo's data. `--data` takes other records, of which one in forty is held out;
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--smooth", type=int, default=0, help="steps of a full fine-tune of the base before")
     parser.add_argument("--types", action="store_true", help="put each type on every changed tensor first")
     parser.add_argument("--kl", action="store_true", help="export with the proof, and show the mean KL")
+    parser.add_argument("--results", type=Path, help="add the rows to this file, for draw_fidelity.py")
     parser.add_argument("--work", type=Path, help="keep the adapter here for a later run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
@@ -54,11 +55,12 @@ def main() -> None:
         )
         adapter = trained(work / f"adapter-{options.steps}", base, records, options.steps)
         name = options.data.name if options.data else "the demo's data"
-        where = f", on bf16 weights of {options.smooth} steps of full fine-tuning" if base else ""
-        print(f"SmolLM2-135M-Instruct{where}, adapter of {options.steps} steps on {name}\n")
+        smooth = f", on bf16 weights of {options.smooth} steps of full fine-tuning" if base else ""
+        where = f"{name}, {'bf16 weights' if base else '4-bit grid'}"
+        print(f"SmolLM2-135M-Instruct{smooth}, adapter of {options.steps} steps on {name}\n")
         if options.types:
             by_type(adapter, work / "out")
-        by_recipe(adapter, work, records, options)
+        by_recipe(adapter, work, records, where, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def by_type(adapter: Path, out: Path) -> None:
     print()
 
 
-def by_recipe(adapter: Path, work: Path, records: Records, options: argparse.Namespace) -> None:
+def by_recipe(adapter: Path, work: Path, records: Records, where: str, options: argparse.Namespace) -> None:
     """Each recipe as it is, protected, and fitted: what is in the written files."""
     print("| | bytes | more | other types | survives | worst tensor | off | mean KL | of plain |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -155,13 +157,25 @@ def by_recipe(adapter: Path, work: Path, records: Records, options: argparse.Nam
             )
         for name, one in rows:
             other = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
-            distance = f"{one['kl']:.4f} | {one['kl'] / plain['kl']:.2f}" if options.kl else " | "
+            distance = beside(one["kl"], plain["kl"])
             print(
                 f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {other} | "
                 f"{one['share']:.3f} | {one['worst']:.3f} | {one['off']} of {len(one['types'])} | "
                 f"{distance} |",
                 flush=True,
             )
+            if options.results is not None:
+                kept = {key: one[key] for key in ("bytes", "share", "worst", "off", "kl")}
+                line = {"base": where, "recipe": quant, "way": name.removeprefix(quant).strip(), **kept}
+                with options.results.open("a", encoding="utf-8") as results:
+                    results.write(json.dumps(line) + "\n")
+
+
+def beside(kl: float | None, plain: float | None) -> str:
+    """A mean KL, and its ratio to the plain recipe's; empty cells if there is none."""
+    if kl is None:
+        return " | "
+    return f"{kl:.4f} | {kl / plain:.2f}" if plain else f"{kl:.4f} | "
 
 
 def measured(
@@ -199,7 +213,7 @@ def measured(
         "worst": min(one.share for one in found),
         "off": sum(not is_kept(one.share, options.keep) for one in found),
         "types": {one.tensor: one.type for one in found},
-        "kl": kl[0] if kl else 0.0,
+        "kl": kl[0] if kl else None,
     }
 
 

@@ -39,14 +39,20 @@ def size_of(options: Options, types: Mapping[str, Type]) -> int:
     return sum(options[name][kind].size for name, kind in types.items())
 
 
-def least(options: Options) -> int:
-    """Bytes of the smallest choice."""
-    return sum(min(each.size for each in kinds.values()) for kinds in options.values())
+def smallest(options: Options) -> Types:
+    """The choice with the fewest bytes."""
+    return {
+        name: min(kinds, key=lambda kind: (kinds[kind].size, kinds[kind].loss))
+        for name, kinds in options.items()
+    }
 
 
-def most(options: Options) -> int:
-    """Bytes of the largest choice."""
-    return sum(max(each.size for each in kinds.values()) for kinds in options.values())
+def largest(options: Options) -> Types:
+    """The choice with the most bytes."""
+    return {
+        name: max(kinds, key=lambda kind: (kinds[kind].size, -kinds[kind].loss))
+        for name, kinds in options.items()
+    }
 
 
 def choose(options: Options, room: int) -> Types:
@@ -54,10 +60,10 @@ def choose(options: Options, room: int) -> Types:
 
     Args:
         options: by tensor and type; there is at least one for each.
-        room: bytes that may be taken; at least `least(options)`.
+        room: bytes that may be taken; if there are too few, the smallest choice is the answer.
     """
     low, high = math.log(_CHEAPEST), math.log(_DEAREST)
-    best = _at_price(options, math.inf)
+    best = smallest(options)
     for _ in range(_HALVINGS):
         price = math.exp((low + high) / 2)
         types = _at_price(options, price)
@@ -69,11 +75,9 @@ def choose(options: Options, room: int) -> Types:
 
 
 def _at_price(options: Options, price: float) -> Types:
-    """Of each tensor the type with the least loss and price; at an infinite price the smallest."""
+    """Of each tensor the type with the least loss and price."""
 
     def cost(option: Option) -> tuple[float, float]:
-        if math.isinf(price):
-            return float(option.size), option.loss
         return option.loss + price * option.size, float(option.size)
 
     return {name: min(kinds, key=lambda kind: cost(kinds[kind])) for name, kinds in options.items()}

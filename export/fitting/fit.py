@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,18 +12,28 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.errors import InputError, UsageError
-from lorafold.export.fitting.choose import Option, Options, choose, least, most
+from lorafold.export.fitting.choose import (
+    Option,
+    Options,
+    Types,
+    choose,
+    largest,
+    size_of,
+    smallest,
+)
+from lorafold.export.fitting.keepers import Keepers
 from lorafold.export.fitting.losses import Losses
 from lorafold.export.fitting.model import MeasuredModel
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.calibration import Calibration, calibration
 from lorafold.export.inputs import Inputs
+from lorafold.export.proof.reference.gradients import Product
 from lorafold.export.proof.sample import AskedChat
 from lorafold.export.quant.mixture import Importance, is_quantizable
 from lorafold.export.quant.recipes import block_width
-from lorafold.export.survival.ladder import bytes_of, bytes_together, fitting, measure
-from lorafold.export.survival.share import ENOUGH, distance, is_kept
-from lorafold.export.survival.survey import Survey, TypedModel
+from lorafold.export.survival.ladder import bytes_of, bytes_together, fitting
+from lorafold.export.survival.protect import raise_types
+from lorafold.export.survival.survey import TypedModel
 from lorafold.progress import Progress, silent
 
 _TOKENS = 1500  # that are measured; half as many test the result
@@ -53,7 +62,8 @@ class Fitted:
 
     Attributes:
         recipe: its name.
-        tried: the recipe, and what was chosen instead of it; empty if the model could not be asked.
+        tried: the recipe, and what was measured beside it; empty if the model could not be asked.
+        best: of the others what was taken, or would have been; None if none was measured.
         changed: how many tensors got another type, by (before, after).
         taken: whether the choice was better.
         why: what it rests on, or why nothing was chosen.
@@ -64,6 +74,7 @@ class Fitted:
 
     recipe: str
     tried: tuple[Tried, ...] = ()
+    best: Tried | None = None
     changed: Mapping[tuple[Type, Type], int] = field(default_factory=dict)
     taken: bool = False
     why: str = ""
@@ -117,24 +128,33 @@ class Fitting:
             The model with its types, and what was found.
 
         Raises:
-            UsageError: no mixture that keeps enough of the change is that small.
+            UsageError: no mixture that keeps enough of the change is that small, or as good as the recipe.
         """
         try:
             costs = self._costs(model, header, fixed)
         except InputError as error:
             return model, Fitted(recipe, why=error.problem)
-        if costs.least > size:
+        if (chosen := costs.chosen(size)) is None:
             raise UsageError(
                 f"no mixture that keeps enough of the adapter's change is as small as {size:,} bytes: the "
                 f"least is {costs.least:,}",
                 at="--fit",
                 fix="give at least that, or a smaller --keep-delta",
             )
-        chosen = costs.chosen(size)
-        tried = self._tried(costs, {recipe: model, f"{recipe}, fitted": chosen})
-        plain, better = (each.kl for each in tried)
-        taken = better < plain or self._keep is not None
-        return (chosen if taken else model), _fitted(recipe, tried, costs, chosen, taken, fixed)
+        models = {recipe: model, f"{recipe}, fitted": chosen}
+        keeps = {recipe} if costs.raised == list(model) else set()
+        if costs.raised is not None and not keeps and costs.size(costs.raised) <= size:
+            models[f"{recipe}, raised"] = costs.raised
+        tried = self._tried(costs, models)
+        plain = tried[0]
+        best = min(tried if costs.raised is None or keeps else tried[1:], key=lambda one: one.kl)
+        if best.kl > plain.kl:
+            assert self._keep is not None
+            _refuse_worse(self._keep, best, plain, size)
+        taken = best is not plain
+        return models[best.name], _fitted(
+            recipe, tried, best if taken else tried[1], costs, models[best.name], taken, fixed
+        )
 
     def within(
         self, recipe: str, model: TypedModel, most: float, header: int, fixed: Sequence[str] = ()
@@ -154,25 +174,31 @@ class Fitting:
         """
         costs = self._costs(model, header, fixed)
         low, high = costs.least, costs.most
-        best = costs.chosen(high)
-        tried = self._tried(costs, {recipe: model, "the largest": best})
-        nearest = tried[-1].kl
-        if nearest > most:
+        chosen = costs.chosen(high)
+        assert chosen is not None
+        tried = self._tried(costs, {recipe: model, "the largest": chosen})
+        best, nearest = chosen, tried[-1]
+        if nearest.kl > most:
             raise UsageError(
-                f"no mixture comes as near as {most:g} nats: the least is {nearest:.2g} in {high:,} bytes",
+                f"no mixture comes as near as {most:g} nats: the least is {nearest.kl:.2g} in {high:,} bytes",
                 at="--max-kl",
                 fix="give at least that" + (", or leave out --tensor-type" if fixed else ""),
             )
         for number in range(_STEPS):
             size = int(math.sqrt(low * high))
-            chosen = costs.chosen(size)
+            if (chosen := costs.chosen(size)) is None:
+                low = size
+                continue
             (one,) = self._tried(costs, {f"step {number + 1}": chosen})
             tried.append(one)
             if one.kl <= most:
-                best, high = chosen, min(size, one.size)
+                best, nearest, high = chosen, one, min(size, one.size)
             else:
                 low = size
-        return best, _fitted(recipe, tried, costs, best, True, fixed)
+        plain = tried[0]
+        if self._keep is None and plain.kl <= most and plain.size <= nearest.size:
+            return model, _fitted(recipe, tried, nearest, costs, model, False, fixed)
+        return best, _fitted(recipe, tried, nearest, costs, best, True, fixed)
 
     def _costs(self, model: TypedModel, header: int, fixed: Sequence[str]) -> _Costs:
         """What each type costs in each tensor.
@@ -185,21 +211,43 @@ class Fitting:
         options = self._options(measured, texts.measured, model, fixed)
         if not options:
             raise InputError("none of its tensors could be measured", fix="choose a type with --quant")
-        return _Costs(measured, texts, options, model, header)
+        source, threads = self._inputs.source, self._threads
+        asked = [item for item in model if item[0].name in options]
+        keepers = Keepers(asked, source, self._keep, self._imatrix, threads, self._progress)
+        raised = None
+        if self._keep is not None:
+            raised, _ = raise_types(
+                model,
+                source,
+                self._keep,
+                fixed=fixed,
+                imatrix=self._imatrix,
+                threads=threads,
+                progress=self._progress,
+            )
+        return _Costs(measured, texts, options, keepers, model, raised, header)
 
     def _options(
         self, measured: MeasuredModel, texts: Sequence[AskedChat], model: TypedModel, fixed: Sequence[str]
-    ) -> Options:
+    ) -> dict[str, dict[Type, Option]]:
         """What each type of each tensor costs."""
         now = {tensor.name: kind for tensor, kind in model}
-        asked = [(tensor, kind) for tensor, kind in model if block_width(kind) > 1]
-        kinds = self._allowed([item for item in asked if item[0].name not in fixed])
+        kinds = {
+            tensor.name: (tensor, _allowed(tensor, kind))
+            for tensor, kind in model
+            if block_width(kind) > 1 and tensor.name not in fixed
+        }
         losses = Losses(
             kinds, self._inputs.source, measured.exact, len(texts), self._imatrix, threads=self._threads
         )
-        self._progress("measure what types cost", 0, 1)
-        tokens = measured.gradients(texts, losses.watch)
-        self._progress("measure what types cost", 1, 1)
+
+        def watch(product: Product) -> None:
+            losses.watch(product)
+            self._progress("measure what types cost", min(losses.seen, len(kinds) - 1), len(kinds))
+
+        self._progress("measure what types cost", 0, len(kinds))
+        tokens = measured.gradients(texts, watch)
+        self._progress("measure what types cost", len(kinds), len(kinds))
         return {
             name: {
                 kind: Option(loss, bytes_of(kinds[name][0], kind))
@@ -209,48 +257,35 @@ class Fitting:
             for name, found in losses.found(tokens).items()
         }
 
-    def _allowed(self, asked: TypedModel) -> dict[str, tuple[MappedTensor, Sequence[Type]]]:
-        """The types that each tensor may have, by its name: of a changed one not those that lose the change.
-
-        A type may come very near to a base on a grid, and just therefore round the change away. What all
-        tensors lose together is more than the sum of what each loses.
-        """
-        changed = Survey({"": asked}, self._inputs.source, weights=0).measured
-        allowed: dict[str, tuple[MappedTensor, Sequence[Type]]] = {}
-
-        def kept(item: tuple[MappedTensor, Type]) -> list[Type]:
-            tensor, kind = item
-            kinds = [other for other in fitting(tensor) if other != Type.F32]
-            if kind not in kinds:
-                kinds.append(kind)
-            if tensor.name not in changed:
-                return kinds
-            border = math.inf if self._keep is None else self._keep
-            found = measure(tensor, kinds, self._inputs.source, border=border, imatrix=self._imatrix)
-            if not found:
-                return kinds
-            if self._keep is None:  # the recipe's own type is at hand, if it is the best of its size
-                most = max(1 - ENOUGH, distance(found[kind].share) if kind in found else 0.0)
-                return [each for each in kinds if each in found and distance(found[each].share) <= most]
-            enough = [each for each, one in found.items() if is_kept(one.share, self._keep)]
-            return enough or [min(found, key=lambda each: distance(found[each].share))]
-
-        with ThreadPoolExecutor(self._threads) as pool:
-            for number, (item, kinds) in enumerate(zip(asked, pool.map(kept, asked), strict=True)):
-                self._progress("measure what survives", number, len(asked))
-                if kinds:
-                    allowed[item[0].name] = (item[0], kinds)
-        return allowed
-
     def _tried(self, costs: _Costs, models: Mapping[str, TypedModel]) -> list[Tried]:
         """Measure mixtures on chats that nothing was learnt from."""
         tried: list[Tried] = []
         for name, model in models.items():
             self._progress("test the mixtures", len(tried), len(models))
             distance = costs.measured.distance(model, costs.texts.checked)
-            tried.append(Tried(name, costs.header + bytes_together(model), distance))
+            tried.append(Tried(name, costs.size(model), distance))
         self._progress("test the mixtures", len(models), len(models))
         return tried
+
+
+def _refuse_worse(keep: float, best: Tried, plain: Tried, size: int) -> None:
+    """Whoever asks for a size and a share must not get less than the recipe of that size gives.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"no mixture of {size:,} bytes that keeps {keep:.0%} of the adapter's change in each tensor is as "
+        f"good as {plain.name}: mean KL {best.kl:.2g} beside {plain.kl:.2g}",
+        at="--fit",
+        fix="leave out --fit or --keep-delta",
+    )
+
+
+def _allowed(tensor: MappedTensor, kind: Type) -> list[Type]:
+    """The types that a tensor may have: those whose blocks fit, and the recipe's."""
+    kinds = [other for other in fitting(tensor) if other != Type.F32]
+    return kinds if kind in kinds else [*kinds, kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,40 +295,76 @@ class _Costs:
     Attributes:
         measured: the model.
         texts: what it was measured on.
-        options: what the types cost, by tensor.
+        options: what the types cost, by tensor; those that turn out to lose the change are taken out.
+        keepers: tells which these are.
         model: the tensors with the recipe's types.
+        raised: the same with the types that `--keep-delta` alone raises; None without it.
         header: bytes of the header.
+        barred: what was taken out of the options.
+        settled: the tensors that have only what comes nearest to keeping enough.
     """
 
     measured: MeasuredModel
     texts: Calibration
-    options: Options
+    options: dict[str, dict[Type, Option]]
+    keepers: Keepers
     model: TypedModel
+    raised: TypedModel | None
     header: int
+    barred: dict[str, dict[Type, Option]] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
+
+    def size(self, model: TypedModel) -> int:
+        """Bytes of a mixture's file."""
+        return self.header + bytes_together(model)
 
     @property
     def rest(self) -> int:
         """Bytes of what has no choice."""
-        return self.header + bytes_together(item for item in self.model if item[0].name not in self.options)
+        rest = self.model if self.raised is None else self.raised
+        return self.size([item for item in rest if item[0].name not in self.options])
 
     @property
     def least(self) -> int:
-        """Bytes of the smallest mixture."""
-        return self.rest + least(self.options)
+        """Bytes of the smallest mixture that keeps enough of the change."""
+        return self.rest + size_of(self.options, self._settled(smallest))
 
     @property
     def most(self) -> int:
-        """Bytes of the largest mixture."""
-        return self.rest + most(self.options)
+        """Bytes of the largest mixture that keeps enough of the change."""
+        return self.rest + size_of(self.options, self._settled(largest))
 
-    def chosen(self, size: int) -> TypedModel:
-        """The best mixture of a size."""
-        types = choose(self.options, size - self.rest)
-        return [(tensor, types.get(tensor.name, kind)) for tensor, kind in self.model]
+    def chosen(self, size: int) -> TypedModel | None:
+        """The best mixture of a size; None if what keeps enough of the change is larger."""
+        types = self._settled(lambda options: choose(options, size - self.rest))
+        if self.rest + size_of(self.options, types) > size:
+            return None
+        rest = self.model if self.raised is None else self.raised
+        return [(tensor, types.get(tensor.name, kind)) for tensor, kind in rest]
+
+    def _settled(self, pick: Callable[[Options], Types]) -> Types:
+        """What is picked once nothing of it loses the change: only what is picked has to be measured."""
+        while True:
+            types = pick(self.options)
+            lost = [name for name in self.keepers.lost(types) if name not in self.settled]
+            if not lost:
+                return types
+            for name in lost:
+                self.barred.setdefault(name, {})[types[name]] = self.options[name].pop(types[name])
+                if not self.options[name]:  # none keeps enough
+                    kind = self.keepers.nearest(name)
+                    self.options[name][kind] = self.barred[name][kind]
+                    self.settled.add(name)
 
 
 def _fitted(
-    recipe: str, tried: Sequence[Tried], costs: _Costs, chosen: TypedModel, taken: bool, fixed: Sequence[str]
+    recipe: str,
+    tried: Sequence[Tried],
+    best: Tried,
+    costs: _Costs,
+    chosen: TypedModel,
+    taken: bool,
+    fixed: Sequence[str],
 ) -> Fitted:
     changed = Counter(
         (before, after)
@@ -305,7 +376,8 @@ def _fitted(
         block_width(kind) > 1 and tensor.name not in costs.options and tensor.name not in fixed
         for tensor, kind in costs.model
     )
-    return Fitted(recipe, tuple(tried), changed, taken, costs.texts.words, types if taken else {}, unmeasured)
+    words = costs.texts.words
+    return Fitted(recipe, tuple(tried), best, changed, taken, words, types if taken else {}, unmeasured)
 
 
 def calibration_texts(inputs: Inputs, data: Path | None, vocabulary: int) -> Calibration:

@@ -31,8 +31,8 @@ from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.rows import as_it_is, read_rows, sample_rows
 from lorafold.weights import TensorSource
 
-_WEIGHTS = 1 << 20  # of a tensor that are measured
-_AT_ONCE = 1 << 24  # numbers of the gradients that are held
+_WEIGHTS = 1 << 18  # of a tensor that are measured
+_AT_ONCE = 1 << 22  # numbers of the gradients that are held
 # Of an output head most rows are tokens that nobody would say: this share of all that comes back is measured.
 _ENERGY = 0.999
 
@@ -105,6 +105,11 @@ class Losses:
             self._sums[name] += self._tally(name, product, chosen).loss(share)
             self._seen.setdefault(name, set()).add(product.tensor)
 
+    @property
+    def seen(self) -> int:
+        """How many tensors were entered."""
+        return len(self._seen)
+
     def found(self, tokens: int) -> dict[str, dict[Type, float]]:
         """KL in nats by tensor and type, for those tensors of which every part was seen.
 
@@ -123,7 +128,9 @@ class Losses:
         places = np.arange(first, last)
         if len(places) * info.cols <= _WEIGHTS:
             return places, 1.0
-        energy = np.square(product.back[:, first:last]).sum(0, dtype=np.float64)
+        energy = np.zeros(len(places))
+        for token in product.back:  # (vocabulary,) of an output head; nothing is copied
+            energy += np.square(token[first:last])
         order = np.argsort(-energy, kind="stable")
         needed = int(np.searchsorted(np.cumsum(energy[order]), _ENERGY * energy.sum())) + 1
         if needed < len(places) // 2:

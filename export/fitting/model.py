@@ -16,6 +16,7 @@ from lorafold.export.proof.sample import AskedChat
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.survey import TypedModel
 from lorafold.libraries.causal_lm import REFUSALS, told
+from lorafold.machine import memory_available
 
 
 class MeasuredModel:
@@ -30,7 +31,7 @@ class MeasuredModel:
         vocabulary: how many tokens the model knows.
 
     Raises:
-        InputError: the model cannot be computed here.
+        InputError: the model cannot be computed here, or a layer does not fit into memory.
     """
 
     def __init__(self, inputs: Inputs, imatrix: Importance | None = None) -> None:
@@ -48,7 +49,13 @@ class MeasuredModel:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             self._model = GradientModel(config_of(inputs), self.exact.tensors, device)
         self.vocabulary = self._model.vocabulary
-        self._tuned: dict[int, Answers] = {}
+        needed, free = 2 * self._model.largest_layer, memory_available()
+        if free and needed > 0.7 * free:
+            raise InputError(
+                f"a layer takes {needed / 1e6:,.0f} MB on the way back, and {free / 1e6:,.0f} are free",
+                fix="close other programs, or leave out what asks the model",
+            )
+        self._tuned: tuple[Sequence[AskedChat], Answers] | None = None  # what was asked last
 
     def gradients(self, chats: Sequence[AskedChat], watch: Watch) -> int:
         """See `GradientModel.gradients`.
@@ -68,12 +75,10 @@ class MeasuredModel:
         """
         rounded = RoundedSource(place_tensors(list(model)), self._source, self.exact, self._imatrix)
         with _refusals():
-            if id(chats) not in self._tuned:
-                self._tuned = {
-                    id(chats): self._model.answers(self.exact, chats, self.vocabulary)[0]
-                }  # one at a time
+            if self._tuned is None or self._tuned[0] is not chats:
+                self._tuned = chats, self._model.answers(self.exact, chats, self.vocabulary)[0]
             (answers,) = self._model.answers(rounded, chats, self.vocabulary)
-        return PerToken(kl(self._tuned[id(chats)], answers)).mean
+        return PerToken(kl(self._tuned[1], answers)).mean
 
 
 @contextmanager

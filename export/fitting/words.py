@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorafold.export.fitting.fit import Fitted, Tried
+from lorafold.export.fitting.fit import Fitted
 
 _NAMED = 3
 
@@ -28,26 +28,19 @@ def describe_fitted(
     told = ", ".join(
         f"{count} from {before.name} to {after.name}" for (before, after), count in kinds[:_NAMED]
     )
-    plain, last = fitted.tried[0], fitted.tried[1]
+    plain, best = fitted.tried[0], fitted.best
+    assert best is not None
     on = f"on chats that nothing was learnt from ({fitted.why})"
     if fitted.unmeasured:
         on += f"; {fitted.unmeasured} tensors have the recipe's type, because their cost cannot be measured"
     if not fitted.taken:
         return "fit", (
             f"{model} is {fitted.recipe} as it is; {asked}; its mean KL is {plain.kl:.4f}, and the mixture "
-            f"that was predicted to be best has {last.kl:.4f}, {on}"
+            f"that was predicted to be best has {best.kl:.4f}, {on}"
         )
-    mine = last if most is None else _smallest(fitted, most)
     return "fit", (
         f"{model} is {fitted.recipe} with {sum(fitted.changed.values())} other types ({told}); {asked}; "
-        f"mean KL {mine.kl:.4f} beside {plain.kl:.4f} of {fitted.recipe} in {plain.size:,} bytes, {on}"
-    )
-
-
-def _smallest(fitted: Fitted, most: float) -> Tried:
-    return min(
-        (each for each in fitted.tried[1:] if each.kl <= most),
-        key=lambda each: each.size,
+        f"mean KL {best.kl:.4f} beside {plain.kl:.4f} of {fitted.recipe} in {plain.size:,} bytes, {on}"
     )
 
 

@@ -23,6 +23,7 @@ GENERAL_SHARE = 0.25
 _GENERAL = Path(__file__).with_name("general.jsonl")
 _LONGEST_PROMPT, _LONGEST_ANSWER = 256, 64  # tokens
 _MOST = 4000  # chats that are read of a file
+_WIDE = 0.9  # of the chats, by length, are asked: a batch is as wide as its longest one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
     general = list(_asked(_GENERAL, tokenizer))
     own, words = _own(inputs, data, tokenizer)
-    parts = [mixed(own[half::2], general[half::2], tokens // (1 + half)) for half in (0, 1)]
+    mine, others = _alike(own), _alike(general)
+    parts = [mixed(mine[half::2], others[half::2], tokens // (1 + half)) for half in (0, 1)]
     return Calibration(parts[0], parts[1], words)
 
 
@@ -64,6 +66,12 @@ def mixed(own: Sequence[AskedChat], general: Sequence[AskedChat], tokens: int) -
         return _spread(general, tokens)
     shares = ((own, 1 - GENERAL_SHARE), (general, GENERAL_SHARE))
     return [each for chats, share in shares for each in _spread(chats, int(tokens * share))]
+
+
+def _alike(chats: Sequence[AskedChat]) -> Sequence[AskedChat]:
+    """Without the few longest."""
+    lengths = sorted(len(each.ids) for each in chats)
+    return [each for each in chats if len(each.ids) <= lengths[int(_WIDE * (len(chats) - 1))]]
 
 
 def _spread(chats: Sequence[AskedChat], tokens: int) -> list[AskedChat]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lorafold.export.proof.reference.layers import LayeredModel, product
 from lorafold.export.proof.sample import AskedChat
 from lorafold.libraries.causal_lm import quiet_transformers
+from lorafold.machine import return_free_memory
 from lorafold.weights import TensorInfo, TensorSource
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Product:
 
 
 Watch = Callable[[Product], None]
+_TOKENS_AT_ONCE = 64  # whose probabilities are made at once
 
 
 class GradientModel(LayeredModel):
@@ -67,11 +69,18 @@ class GradientModel(LayeredModel):
         super().__init__(config, tensors, device)
         self._watch: Watch | None = None
         self._owners: torch.Tensor | None = None  # the conversation of each token, -1 where it was filled up
+        self._entered: tuple[torch.Tensor, torch.Tensor] | None = None  # what enters the head, and its logits
         for path, module in self._model.named_modules():
             if type(module) is torch.nn.Linear and module is not self._head:
                 module.forward = partial(self._linear, path, module, module.forward)
         for layer in _layers(self._model):
             layer.forward = partial(self._layer, layer, layer.forward)
+
+    @property
+    def largest_layer(self) -> int:
+        """Bytes of the largest layer's weights, which are in place together on the way back."""
+        layers = [[each.numel() for each in layer.parameters()] for layer in _layers(self._model)]
+        return 4 * max(map(sum, layers), default=0)
 
     def gradients(
         self, source: TensorSource, conversations: Sequence[AskedChat], watch: Watch, seed: int = 0
@@ -106,14 +115,45 @@ class GradientModel(LayeredModel):
                     logits = self._model(input_ids=ids.to(self.blank.device), use_cache=False).logits
                     if self._head is None:
                         logits = logits.flatten(0, 1)[self._asked]
-                    said = torch.log_softmax(logits.reshape(len(places), -1).float(), -1)
-                    drawn = torch.multinomial(said.detach().exp().cpu(), 1, generator=dice)
-                    said.gather(1, drawn.to(said.device)).sum().backward()
+                    self._go_back(logits.reshape(len(places), -1), dice)
             finally:
-                self._watch = self._owners = None
+                self._watch = self._owners = self._entered = None
                 for hook in looked:
                     hook.remove()
         return len(places)
+
+    def _go_back(self, logits: torch.Tensor, dice: torch.Generator) -> None:
+        """From the logits (tokens, vocabulary) to where the tokens come in."""
+        import torch
+
+        entered = self._entered
+        if entered is None:
+            logits.backward(_drawn(logits.detach().float().clone(), dice).to(logits.dtype))
+            return
+        hidden, own = entered
+        # What a model does to its head's product (Gemma's bound, Granite's scale) is autograd's business.
+        with torch.no_grad():
+            untouched = logits.data_ptr() == own.data_ptr() and logits.numel() == own.numel()
+            back = _drawn(logits.detach() if untouched else logits.detach().float().clone(), dice)
+        if not untouched:
+            logits.backward(back.to(logits.dtype))
+            assert own.grad is not None
+            back = own.grad.reshape(back.shape[0], -1)
+        coming = self._back_through_head(hidden.detach(), back)
+        self._entered = None
+        del logits, own, back, entered
+        hidden.backward(coming)
+
+    def _back_through_head(self, hidden: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        """The gradient at what enters the head, block by block of its rows; the product is shown."""
+        import torch
+
+        assert self._head is not None
+        self._seen(self._tensor_of(self._head), hidden, back)
+        coming = torch.zeros_like(hidden)
+        for (start, stop), weights in self.head_blocks():
+            coming += product(back[:, start:stop], weights.t())
+        return coming
 
     def _layer(self, layer: torch.nn.Module, forward: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """A layer's `forward`: nothing is kept of it, and its weights come once more on the way back."""
@@ -133,6 +173,7 @@ class GradientModel(LayeredModel):
                 return forward(*args, **named)
             finally:
                 self.blank.empty(own.names)
+                return_free_memory()
 
         return checkpoint(computed, *args, use_reentrant=False, preserve_rng_state=False, **named)
 
@@ -150,20 +191,18 @@ class GradientModel(LayeredModel):
         return result if module.bias is None else result + module.bias
 
     def _multiply_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head's `forward`: autograd sees its result as something new, since nothing of the size of the
+        vocabulary is to be kept twice.
+        """
         import torch
 
         if self._watch is None:
             return super()._multiply_head(hidden)
-        assert self._head is not None and self._asked is not None and self._source is not None
-        name = self._tensor_of(self._head)
-        asked = hidden.reshape(-1, hidden.shape[-1])[self._asked]
-        rows = self._head.weight.shape[0]
-        weight = torch.from_numpy(self._source.rows(name, 0, rows)).to(self.blank.device)
-        logits: torch.Tensor = _watched().apply(asked, weight, partial(self._seen, name))
-        if self._head.bias is not None:
-            bias = self._source.rows(self._tensor_of(self._head, "bias"), 0, 1)[0]
-            logits = logits + torch.from_numpy(bias).to(self.blank.device)
-        return logits[None]
+        with torch.no_grad():
+            logits = super()._multiply_head(hidden)
+        logits.requires_grad_()
+        self._entered = hidden.reshape(-1, hidden.shape[-1])[self._asked], logits
+        return logits
 
     def _seen(self, name: str, entering: torch.Tensor, back: torch.Tensor) -> None:
         """Show a product, without the tokens that only fill up."""
@@ -175,13 +214,15 @@ class GradientModel(LayeredModel):
                 return  # an expert, which sees some of the tokens
             owners = owners[self._asked.cpu()]
         real = owners >= 0
+        if not bool(real.all()):
+            entering, back, owners = entering[real], back[real], owners[real]
         self._watch(
             Product(
                 name,
                 np.arange(back.shape[-1]),
-                entering[real].float().cpu().numpy(),
-                back[real].float().cpu().numpy(),
-                owners[real].numpy(),
+                entering.float().cpu().numpy(),
+                back.float().cpu().numpy(),
+                owners.numpy(),
             )
         )
 
@@ -207,6 +248,23 @@ class GradientModel(LayeredModel):
         chosen[np.arange(len(places)), places] = scale
         coming = back.flatten(0, -2).cpu()[real].float().numpy()
         self._watch(Product(self._tensor_of(module), rows, coming, chosen, self._owners[real].numpy()))
+
+
+def _drawn(logits: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
+    """The gradient of Σ log p(y) of drawn tokens y at the logits, in their place: 1 at y, less p everywhere.
+
+    Args:
+        logits: float32 (tokens, vocabulary).
+        dice: draws the tokens, on the CPU.
+    """
+    import torch
+
+    for part in logits.split(_TOKENS_AT_ONCE):
+        part.sub_(part.amax(-1, keepdim=True)).exp_()
+        part.div_(part.sum(-1, keepdim=True))
+        drawn = torch.multinomial(part.cpu(), 1, generator=dice).to(part.device)
+        part.neg_().scatter_add_(1, drawn, torch.ones_like(drawn, dtype=part.dtype))
+    return logits
 
 
 def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:

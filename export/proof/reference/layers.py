@@ -247,18 +247,27 @@ class LayeredModel:
         if hidden.shape[:-1].numel() <= int(self._asked.max()):
             raise ValueError("the output head is not asked at every token")
         asked = hidden.reshape(-1, hidden.shape[-1])[self._asked]  # (tokens, width)
-        tensor, device = self._tensor_of(head), self.blank.device
-        rows, cols = head.weight.shape
-        step = max(_HEAD_WEIGHTS // cols, 1)
-        logits = torch.empty(len(asked), rows, device=device)
-        blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
-        for (start, stop), weights in _ahead(lambda block: source.rows(tensor, *block), blocks):
-            logits[:, start:stop] = product(asked, torch.from_numpy(weights).to(device))
+        logits = torch.empty(len(asked), head.weight.shape[0], device=self.blank.device)
+        for (start, stop), weights in self.head_blocks():
+            logits[:, start:stop] = product(asked, weights)
         if head.bias is not None:
             bias = source.rows(self._tensor_of(head, "bias"), 0, 1)[0]
-            logits += torch.from_numpy(bias).to(device)
+            logits += torch.from_numpy(bias).to(self.blank.device)
         return_free_memory()
         return logits[None]
+
+    def head_blocks(self) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        """The output head's weights: first row, one past the last, and these rows."""
+        import torch
+
+        source, head = self._source, self._head
+        assert source is not None and head is not None
+        rows, cols = head.weight.shape
+        step = max(_HEAD_WEIGHTS // cols, 1)
+        read = partial(source.rows, self._tensor_of(head))
+        blocks = ((start, min(start + step, rows)) for start in range(0, rows, step))
+        for block, weights in _ahead(lambda block: read(*block), blocks):
+            yield block, torch.from_numpy(weights).to(self.blank.device)
 
     # What a file's types do to what enters a product.
 

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Type
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafold.export.fitting.choose import Option, choose, least, most, size_of
+from lorafold.export.fitting.choose import Option, choose, largest, size_of, smallest
 
 KINDS = (Type.Q3_K, Type.Q4_K, Type.Q6_K)
 
@@ -57,7 +57,7 @@ def test_it_fits_and_is_near_the_best_of_all(
 ) -> None:
     """Against every combination: no worse than the best of one tensor's largest step less room."""
     given_ = options(losses, sizes[: len(losses)])
-    room = least(given_) + more
+    room = size_of(given_, smallest(given_)) + more
     types = choose(given_, room)
     assert size_of(given_, types) <= room
 
@@ -70,5 +70,5 @@ def test_it_fits_and_is_near_the_best_of_all(
     ]
     reachable = [loss(each) for each in combinations if size_of(given_, each) <= room - step]
     assert not reachable or loss(types) <= min(reachable) + 1e-6
-    if room >= most(given_):
+    if room >= size_of(given_, largest(given_)):
         assert loss(types) == pytest.approx(min(map(loss, combinations)))

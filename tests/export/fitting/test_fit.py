@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import numpy as np
 import pytest
 from oracles import llama_logits
 from tuned_models import (
+    HIDDEN,
     MODULES,
+    SHAPES,
     found_in,
     on_a_grid,
     size_of,
@@ -131,6 +135,45 @@ def test_the_change_is_kept_too(adapter: Path, tmp_path: Path) -> None:
     both = {"keep_delta": 0.9, "quant": "Q4_K_M"}
     export(tuned_config(adapter, base, tmp_path / "out", fit=size_of(tmp_path / "plain", "Q4_K_M"), **both))
     assert all(0.9 <= one["share"] <= 1.1 for one in found_in(tmp_path / "out", "m-Q4_K_M.gguf").values())
+
+
+@pytest.mark.slow
+def test_what_keeps_the_change_is_not_worse_than_the_recipe(tmp_path: Path) -> None:
+    """A base on the grid of Q4_1: that type rounds almost nothing, any other of its size much more."""
+    base = tuned_base(tmp_path / "base", on_a_grid)
+    adapter = tuned_adapter(tmp_path / "adapter", MODULES, 2.5e-4)
+    alike: dict[str, Any] = {"quant": "Q4_1", "tensor_type": ("token_embd=Q8_0",)}
+    export(tuned_config(adapter, base, tmp_path / "plain", **alike))
+    size = size_of(tmp_path / "plain", "Q4_1")
+    with pytest.raises(UsageError) as caught:
+        plan_export(tuned_config(adapter, base, tmp_path / "out", fit=size, keep_delta=0.9, **alike))
+    told = re.fullmatch(
+        rf"--fit: no mixture of {size:,} bytes that keeps 90% of the adapter's change in each tensor is as "
+        r"good as Q4_1: mean KL (\S+) beside (\S+); fix: leave out --fit or --keep-delta",
+        str(caught.value),
+    )
+    assert told and float(told[1]) > float(told[2])
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_near_enough_and_smaller_stays(
+    base: Path, adapter: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafold.export.fitting.fit._STEPS", 0)  # nothing but the largest is found
+    export(tuned_config(adapter, base, tmp_path / "out", max_kl=10.0, quant="Q4_K_M"))
+    assert not mixture(tmp_path / "out")["taken"]
+    assert types_in(tmp_path / "out/m-Q4_K_M.gguf") == types_in(plain / "m-Q4_K_M.gguf")
+
+
+def test_a_layer_that_does_not_fit_into_memory(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafold.export.fitting.model.memory_available", lambda: 1_000_000)
+    lines = plan_export(tuned_config(adapter, base, tmp_path / "out", fit="700KB"))
+    said = [text for label, text in lines if label == "fit"]
+    layer = 4 * (sum(math.prod(shape) for shape in SHAPES.values()) + 2 * HIDDEN)
+    assert f"only raised, by the rounding error alone: a layer takes {2 * layer / 1e6:.0f} MB" in said[0]
+    assert said[1].startswith("m-IQ4_XS.gguf is IQ4_XS with ")
 
 
 @pytest.mark.slow

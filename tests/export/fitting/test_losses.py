@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gguf
@@ -25,11 +26,27 @@ CHATS = [AskedChat([5, 9, 20, 33, 40, 41], 2), AskedChat([7, 8, 90, 12], 1)]
 PLACES = [(0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "granite": {  # it scales what its output head gives
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        "logits_scaling": 0.25,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.1,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def inputs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Inputs:
     folder = tmp_path_factory.mktemp("losses")
     adapter = tuned_adapter(folder / "adapter", MODULES, 5e-3)
-    return open_inputs(tuned_config(adapter, tuned_base(folder / "base"), folder / "out"))
+    base = tuned_base(folder / "base")
+    config = json.loads((base / "config.json").read_text()) | FAMILIES[request.param]
+    (base / "config.json").write_text(json.dumps(config))
+    return open_inputs(tuned_config(adapter, base, folder / "out"))
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +110,22 @@ def test_embedding_and_tied_head_count_both(inputs: Inputs) -> None:
     assert found["token_embd.weight"][Type.Q4_0] > found["token_embd.weight"][Type.Q8_0] > 0
 
 
+def test_chats_are_told_apart_by_what_they_are(inputs: Inputs) -> None:
+    """Not by an address, which the next list may have as well."""
+    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+    model = [(tensor, Type.Q4_0 if len(tensor.shape) == 2 else Type.F32) for tensor in tensors]
+    asked = MeasuredModel(inputs)
+    held: list[Any] = []
+    first = CHATS[:1]
+    address = id(first)
+    asked.distance(model, first)
+    del first
+    while id(second := CHATS[1:]) != address and len(held) < 10_000:
+        held.append(second)
+    assert asked.distance(model, second) == MeasuredModel(inputs).distance(model, CHATS[1:])
+
+
+@pytest.mark.parametrize("inputs", ["llama"], indirect=True)
 def test_a_part_of_the_rows_tells_about_all(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = predicted(inputs)
     monkeypatch.setattr("lorafold.export.fitting.losses._WEIGHTS", 1 << 14)  # a quarter of most tensors

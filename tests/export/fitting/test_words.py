@@ -14,7 +14,7 @@ def test_what_has_no_choice_is_counted() -> None:
     changed = {(Type.Q4_K, Type.Q5_K): 3}
     told = [
         describe_fitted(
-            "m.gguf", Fitted("Q4_K_M", TRIED, changed, True, "20 chats", {}, count), 990, 1000, None
+            "m.gguf", Fitted("Q4_K_M", TRIED, TRIED[1], changed, True, "20 chats", {}, count), 990, 1000, None
         )
         for count in (0, 2)
     ]
