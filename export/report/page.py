@@ -14,8 +14,9 @@ from lorafold.pages.page import as_text, html_page
 _SURVIVAL = """\
 A fine-tune changes each weight by very little, often by less than one step of the file's number format.
 The picture shows, for each layer and each kind of weight, how much of that change is still there after
-the numbers were rounded. Where it is low, what was trained is lost. The rounding error itself may be
-many times larger: it points in no direction, so it disturbs little."""
+the numbers were rounded. Where it is low, what was trained is lost. Above 100% it overshoots: a weight that
+the change moves over the middle between two steps goes a whole step. The rounding error itself may be many
+times larger: it points in no direction, so it disturbs little."""
 _KL = """\
 At each word the model gives every possible next word a probability. KL says how far the file's
 probabilities are from those of the base with the adapter, before anything was rounded: 0 means the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ _NAMED = 3
 _READ = """\
 How to read it: an adapter changes a weight by little, often by less than the steps of a quantized type. The
 share says how much of that change is still there after rounding, along its own direction: 100% is all of it.
+Above 100% it overshoots: a weight that the change moves over the middle between two steps goes a whole step.
 The rounding error may be many times larger and still do little harm, since it points in no direction."""
 
 
@@ -146,12 +147,22 @@ def sentence(whole: Whole, lost: Sequence[Survival], cure: str) -> str:
     text = f"{percent(share)} of the adapter's change is still there after rounding{doubt}; "
     text += f"the rounding error is {whole.error:.2g} times the change"
     if not lost:
-        return text + (", which is noise in no direction" if whole.error > 1 else "")
+        return (
+            text + (", which is noise in no direction" if whole.error > 1 else "") + _overshoot([whole.share])
+        )
     worst = ", ".join(f"{one.tensor} {percent(one.share)} in {one.type}" for one in lost[:_NAMED])
     of = f"{len(lost)} of {whole.count} tensors keep less than {ENOUGH:.0%}"
     if any(one.share > 1 for one in lost):
         of += f" or more than {2 - ENOUGH:.0%}"
-    return f"{text}; {of} (worst: {worst}), so the answers lose part of what was trained; fix: {cure}"
+    over = _overshoot([whole.share, *(one.share for one in lost[:_NAMED])])
+    return f"{text}; {of} (worst: {worst}){over}, so the answers lose part of what was trained; fix: {cure}"
+
+
+def _overshoot(told: Iterable[float]) -> str:
+    """What a share above 100% means, if one of those that are told is."""
+    if not any(percent(share) != percent(1.0) and share > 1 for share in told):
+        return ""
+    return " (above 100%: a weight that crosses the middle between two steps goes a whole step)"
 
 
 def describe_grid(grid: Grid | None, safe: Mapping[Type, float]) -> Lines:

@@ -22,8 +22,9 @@ from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.output import plan_output
 from lorafold.export.survival.ladder import measure
 from lorafold.export.survival.rows import read_rows, sample_rows
-from lorafold.export.survival.share import Survival, Tally, together
+from lorafold.export.survival.share import Survival, Tally, Whole, together
 from lorafold.export.survival.survey import Survey
+from lorafold.export.survival.words import sentence
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,16 @@ def test_a_tensor_that_does_not_change_has_no_share() -> None:
     same = np.ones((1, 4), np.float32)
     tally.add(slice(0, 1), same, same, same, same)
     assert tally.survival("t", "F32", of=1) is None and together([]) is None
+
+
+def test_more_than_all_of_a_change_is_explained() -> None:
+    wholes = {share: Whole(share, 0.0, 0.5, 2, True) for share in (1.04, 1.0, 0.97)}
+    told = {share: sentence(whole, [], "…") for share, whole in wholes.items()}
+    meaning = "(above 100%: a weight that crosses the middle between two steps goes a whole step)"
+    assert [meaning in each for each in told.values()] == [True, False, False]
+    assert told[1.04].startswith("104% of the adapter's change is still there after rounding; ")
+    off = Survival("blk.0.ffn_down.weight", "Q4_K", 1.3, 0.0, 2.0, 8, 8, 1.0)
+    assert meaning in sentence(wholes[0.97], [off], "…")
 
 
 def test_several_tensors_count_by_their_change() -> None:
