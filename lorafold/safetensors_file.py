@@ -105,6 +105,28 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         ) from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself beside its tensors.
+
+    Args:
+        path: a file whose header `read_header` has checked.
+
+    Raises:
+        InputError: the header is damaged.
+        SystemFault: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file, _no_collection():
+            size = file.seek(0, 2)
+            file.seek(0)
+            header, _ = _parse(path, file, size)
+    except OSError as error:
+        raise SystemFault(
+            f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
+        ) from None
+    return header.get("__metadata__") or {}
+
+
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """Pause the garbage collector: it would walk the growing header again and again, half of the time."""

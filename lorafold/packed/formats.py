@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorafold.packed import awq, bnb, compressed, fp8, gptq, mlx, mxfp4
+from lorafold.packed import awq, bnb, compressed, fp8, gptq, mlx, mxfp4, torchao
 from lorafold.packed.stored import PackedTensor, Stored
 
 Plan = Callable[[Stored, Mapping[str, Any]], Iterator[PackedTensor]]
@@ -37,6 +37,13 @@ def _bnb(settings: Mapping[str, Any]) -> str:
     return f"bitsandbytes, {str(settings.get('bnb_4bit_quant_type', '4 bits')).upper()}"
 
 
+def _torchao(settings: Mapping[str, Any]) -> str:
+    kind = settings.get("quant_type")
+    kind = kind.get("default") if isinstance(kind, Mapping) else kind
+    kind = kind.get("_type") if isinstance(kind, Mapping) else kind
+    return f"torchao, {kind}" if isinstance(kind, str) else "torchao"
+
+
 FORMATS: dict[str, Format] = {
     "bitsandbytes": Format(bnb.plan, _bnb, "quant_state and absmax, or SCB"),
     "fp8": Format(fp8.plan, lambda settings: "FP8", "weight_scale_inv or weight_scale"),
@@ -49,6 +56,7 @@ FORMATS: dict[str, Format] = {
         lambda settings: f"compressed-tensors, {settings.get('format', 'mixed')}",
         "weight_scale and weight_shape",
     ),
+    "torchao": Format(torchao.plan, _torchao, "qdata, scale and the file's metadata"),
     "mlx": Format(mlx.plan, _bits("MLX"), "scales and biases"),
 }
 """By `quant_method`; MLX, which writes none, under its own name."""

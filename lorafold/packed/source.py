@@ -34,6 +34,8 @@ BESIDE = (
     ".qzeros",
     ".absmax",
     ".SCB",
+    "._weight_scale",
+    "._weight_zero_point",
 )
 """Ends of names that only stand beside a packed weight."""
 _DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")

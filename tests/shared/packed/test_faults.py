@@ -41,6 +41,9 @@ NVFP4 = {
 }
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 MLX = {"bits": 4, "group_size": 32}
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
+METADATA = "__metadata__"
+"""What a file says beside its tensors."""
 
 
 def nf4(nested: bool = False) -> Tensors:
@@ -120,11 +123,46 @@ def mlx() -> Tensors:
     return {"a.weight": np.zeros((8, 8), np.uint32), "a.scales": scales, "a.biases": scales.copy()}
 
 
+def torchao(kind: str = "Int8Tensor", block: Any = (1, 64), **changes: Any) -> Tensors:
+    """A weight (8, 64) with what the file's metadata says of it."""
+    parts = ["zero_point", "qdata", "scale"]
+    told = {"_type": kind, "_data": {"block_size": block}, "_tensor_data_names": parts}
+    return {
+        "a._weight_qdata": np.ones((8, 64), np.int8),
+        "a._weight_scale": np.ones((8, 1), np.float32),
+        "a._weight_zero_point": np.zeros((8, 1), np.int8),
+        METADATA: {"a.weight": json.dumps(told)},
+        **changes,
+    }
+
+
+def torchao_fp8() -> Tensors:
+    import torch
+
+    told = {"_type": "Float8Tensor", "_data": {"block_size": [1, 64]}}
+    return {
+        "a._weight_qdata": torch.ones(8, 64).to(torch.float8_e4m3fn),
+        "a._weight_scale": np.ones((8, 1), np.float32),
+        METADATA: {"a.weight": json.dumps(told)},
+    }
+
+
+def torchao_int4(width: int = 32) -> Tensors:
+    told = {"_type": "Int4Tensor", "_data": {"block_size": [1, width], "shape": [8, 64]}}
+    return {
+        "a._weight_qdata": np.zeros((8, 32), np.int8),
+        "a._weight_scale": np.ones((2, 8), np.float32),
+        "a._weight_zero_point": np.zeros((2, 8), np.float32),
+        METADATA: {"a.weight": json.dumps(told)},
+    }
+
+
 def opened(folder: Path, settings: Any, tensors: Tensors) -> PackedCheckpoint:
     import torch
 
     key = "quantization" if settings.get("quant_method") is None else "quantization_config"
-    packed_folder(folder, settings, {**tensors, "norm.weight": torch.ones(64)}, key)
+    stored = {name: value for name, value in tensors.items() if name != METADATA}
+    packed_folder(folder, settings, {**stored, "norm.weight": torch.ones(64)}, key, tensors.get(METADATA))
     base = open_base(folder, json.loads((folder / "config.json").read_text()))
     assert isinstance(base, PackedCheckpoint)
     return base
@@ -141,6 +179,9 @@ WHOLE: dict[str, tuple[Any, Callable[[], Tensors]]] = {
     "int4": (INT4, int4),
     "nvfp4": (NVFP4, nvfp4),
     "mlx": (MLX, mlx),
+    "torchao": (TORCHAO, torchao),
+    "torchao fp8": (TORCHAO, torchao_fp8),
+    "torchao int4": (TORCHAO, torchao_int4),
 }
 OPTIONAL = ("a.g_idx",)
 
@@ -271,6 +312,42 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         MLX | {"group_size": 64},
         mlx(),
         r"'a.scales' is F16 \[8, 2\], expected .* \[8, 1\]",
+    ),
+    "torchao without its metadata": (
+        TORCHAO,
+        torchao(**{METADATA: {"b.weight": "{}"}}),
+        "its metadata does not say what 'a.weight' is",
+    ),
+    "torchao with damaged metadata": (
+        TORCHAO,
+        torchao(**{METADATA: {"a.weight": "[1"}}),
+        "its metadata of 'a.weight' makes no sense",
+    ),
+    "torchao's layout of a GPU": (
+        TORCHAO,
+        torchao("Int4TilePackedTo4dTensor"),
+        "'a.weight' is a Int4TilePackedTo4dTensor of torchao, which cannot be read; these can: Int8Tensor, ",
+    ),
+    "torchao in blocks that do not fit": (
+        TORCHAO,
+        torchao(block=[1, 32]),
+        r"'a._weight_scale' has shape \[8, 1\], which blocks of \[1, 32\] .* do not make of \[8, 64\]",
+    ),
+    "torchao in blocks that are no numbers": (TORCHAO, torchao(block=["a", -1]), "which blocks of .* do not"),
+    "torchao with other zero points": (
+        TORCHAO,
+        torchao(**{"a._weight_zero_point": np.zeros((8, 2), np.int8)}),
+        r"'a._weight_zero_point' is I8 \[8, 2\], expected .* \[8, 1\]",
+    ),
+    "torchao with scaled activations": (
+        TORCHAO,
+        torchao(**{"a._weight_act_pre_scale": np.ones(64, np.float32)}),
+        "'a.weight' belongs to activations that are scaled first",
+    ),
+    "torchao's int4 in groups that do not fit": (
+        TORCHAO,
+        torchao_int4(48),
+        r"has shape \[8, 32\], expected two dimensions and blocks of \[1, 48\]",
     ),
     "packed numbers that belong to nothing": (
         NF4,

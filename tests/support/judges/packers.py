@@ -24,6 +24,7 @@ VERSIONS = {
     "mlx": ("mlx[cpu]==0.32.4",),
     "auto-gptq": ("auto-gptq==0.7.1",),
     "autoawq": ("autoawq==0.2.9",),
+    "torchao": ("torchao==0.18.0", "fbgemm-gpu-genai==1.9.0"),
 }
 SOURCES = ("autoawq",)
 """Those that come as a source archive: it is unpacked, not built."""
@@ -40,6 +41,58 @@ def write(case, key, settings, packed, unpacked, save):
 """
 
 SCRIPTS = {
+    "torchao": """
+import importlib.util, os, sys, types
+import torch
+from safetensors.torch import save_file
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+from torchao.quantization import (
+    Float8WeightOnlyConfig, Int4Tensor, Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerAxis, PerGroup,
+    PerRow, PerTensor, quantize_,
+)
+from torchao.quantization.quant_primitives import MappingType
+torch.manual_seed(0)
+def save_case(case, kinds, unpacked):
+    packed, metadata = flatten_tensor_state_dict(kinds)
+    save = lambda tensors, path: save_file(tensors, path, metadata if tensors is packed else None)
+    write(case, "quantization_config", {"quant_method": "torchao"}, packed, unpacked, save)
+CONFIGS = {
+    "int8-row": Int8WeightOnlyConfig(version=2),
+    "int8-tensor": Int8WeightOnlyConfig(granularity=PerTensor(), version=2),
+    "int4-group": IntxWeightOnlyConfig(torch.int4, PerGroup(32)),
+    "int3-group-shifted": IntxWeightOnlyConfig(torch.int3, PerGroup(64), MappingType.ASYMMETRIC),
+    "int8-axis-shifted": IntxWeightOnlyConfig(torch.int8, PerAxis(0), MappingType.ASYMMETRIC),
+    "fp8-row": Float8WeightOnlyConfig(granularity=PerRow()),
+    "fp8-tensor": Float8WeightOnlyConfig(granularity=PerTensor()),
+}
+for case, config in CONFIGS.items():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = torch.nn.Sequential(torch.nn.Linear(128, 37), torch.nn.Linear(64, 48)).to(dtype)
+        quantize_(model, config)
+        kinds = {name: value.data if name.endswith("bias") else value for name, value in
+                 model.state_dict().items()}
+        unpacked = {name: value.dequantize() if hasattr(value, "qdata") else value
+                    for name, value in kinds.items()}
+        save_case(f"{case}-{str(dtype).rpartition('.')[2]}", kinds, unpacked)
+
+# Int4Tensor is unpacked by kernels alone. Weights on a grid of 16 steps a group are packed without a loss by
+# the module of FBGEMM that packs them.
+stand_in = types.ModuleType("fp8_gemm")
+stand_in.quantize_fp8_row = None
+sys.modules["fbgemm_gpu.experimental.gemm.triton_gemm.fp8_gemm"] = stand_in
+for folder in map(__import__("pathlib").Path, os.environ["PYTHONPATH"].split(os.pathsep)):
+    (path,) = folder.glob("fbgemm_gpu/experimental/gen_ai/quantize.py")
+spec = importlib.util.spec_from_file_location("fbgemm_quantize", path)
+fbgemm = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fbgemm)
+codes = torch.randint(0, 16, (48, 4, 32))
+codes[..., 0], codes[..., 1] = 0, 15
+step = 2.0 ** torch.randint(-8, -4, (48, 4, 1))
+weight = ((codes - torch.randint(2, 14, (48, 4, 1))) * step).reshape(48, 128).to(torch.bfloat16)
+q, scale, zero = fbgemm.int4_row_quantize_zp(weight, 32)
+kind = Int4Tensor(fbgemm.pack_int4(q), scale.bfloat16(), zero.bfloat16(), [1, 32], weight.shape)
+save_case("int4-cutlass", {"a.weight": kind}, {"a.weight": weight})
+""",
     "mlx": """
 import mlx.core as mx
 mx.random.seed(0)

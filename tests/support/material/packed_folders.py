@@ -46,7 +46,11 @@ def bnb_model(kind: str) -> Path:
 
 
 def packed_folder(
-    folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any], key: str = "quantization_config"
+    folder: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    key: str = "quantization_config",
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """A folder with a configuration and numpy or torch tensors; no model that could run."""
     import torch
@@ -60,5 +64,6 @@ def packed_folder(
             for name, value in tensors.items()
         },
         folder / "model.safetensors",
+        metadata,
     )
     return folder
