@@ -46,6 +46,10 @@ _KERNELS: dict[Type, tuple[str, str, bool]] = {
 }
 
 _INFINITE_IN_F16 = 65520.0  # the smallest magnitude that rounds to infinity
+# A block's scale is F16, and its largest value is so many times that, or is stored as it is (the least value
+# of Q4_1 and Q5_1). All others have scales of scales, and at least 15 times.
+_STEPS = {Type.Q4_0: 8, Type.Q5_0: 16, Type.Q8_0: 127, Type.Q4_1: 1, Type.Q5_1: 1}
+_UNBOUNDED = (Type.F32, Type.BF16, Type.MXFP4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ def quantize(
         block: (rows, cols) float32, C-contiguous.
         type: what to write.
         weights: (cols,) float32, the importance of each column, or None.
-        at: the tensor, for error messages.
+        at: the tensor, for error messages. What goes into a file has one: then a value that makes a scale
+            infinite is refused, of which ggml writes NaN or zeros.
         first_row: the row of the tensor at which the block begins, for error messages.
 
     Returns:
@@ -93,7 +98,8 @@ def quantize(
 
     Raises:
         InputError: a type that cannot be written, does not divide the width, or needs weights.
-        NumericError: a value is NaN or infinite, or too large for F16 or for a search of ggml's.
+        NumericError: a value is NaN or infinite, or too large for F16, for the type's scales, or for a search
+            of ggml's.
         SystemFault: ggml's library is missing.
     """
     try:
@@ -133,21 +139,32 @@ def kernel_report() -> list[KernelState]:
 
 def _check_values(block: NDArray[np.float32], type: Type, at: str | None, first_row: int) -> None:
     low, high = block.min(), block.max()  # NaN if there is one
-    limit = _INFINITE_IN_F16 if type == Type.F16 else np.inf
+    limit = _INFINITE_IN_F16 if type == Type.F16 else _limit(type) if at is not None else np.inf
     if high < limit and low > -limit:
         return
     row, col = (int(i) for i in np.argwhere(~(np.abs(block) < limit))[0])
     value = block[row, col]
     place = f"{at or 'tensor'}, row {first_row + row}, column {col}"
     if np.isfinite(value):
+        if type == Type.F16:
+            raise NumericError(
+                f"{value:g} does not fit F16", at=place, fix="choose BF16, F32 or a quantized type"
+            )
         raise NumericError(
-            f"{value:g} does not fit F16", at=place, fix="choose BF16, F32 or a quantized type"
+            f"{value:g} does not fit {type.name}, whose scales are F16",
+            at=place,
+            fix="check the base's files and the adapter, or choose BF16",
         )
     raise NumericError(
         f"the value is {value}",
         at=place,
         fix="check the base's files and the adapter; a training run that diverged leaves NaN behind",
     )
+
+
+def _limit(type: Type) -> float:
+    """From which size on a value makes an infinite scale: scales are F16."""
+    return np.inf if type in _UNBOUNDED else _INFINITE_IN_F16 * _STEPS.get(type, 8)
 
 
 def _run(

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError
+from lorafold.packed.bnb import STATE
 from lorafold.packed.formats import FORMATS, Format, method_of, without_packing
-from lorafold.packed.mxfp4 import Mxfp4
+from lorafold.packed.mxfp4 import BYTES, LARGEST, Mxfp4
 from lorafold.packed.originals import original_of
 from lorafold.packed.stored import DOWNLOAD_AGAIN, PackedTensor, Stored
 from lorafold.safetensors_file import TensorInfo
@@ -38,6 +39,14 @@ BESIDE = (
     "._weight_zero_point",
 )
 """Ends of names that only stand beside a packed weight."""
+_MARKS = {
+    STATE: "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    "._weight_qdata": "torchao",
+}
+"""Who packed, by parts of names that no plain checkpoint has."""
 _DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")
 """Scales of a packed key-value cache, which says nothing of the weights."""
 
@@ -78,30 +87,40 @@ class PackedCheckpoint:
         if start == stop:
             return np.empty((0, info.cols), np.float32)
         with doing("unpack"):
-            block = self.packed[name].rows(self._stored, start, stop)
+            with np.errstate(invalid="ignore", over="ignore"):  # it is told below, with its place
+                block = self.packed[name].rows(self._stored, start, stop)
             if not (math.isfinite(block.max()) and math.isfinite(block.min())):
-                row = start + int(np.argmin(np.isfinite(block).all(axis=1)))
-                raise NumericError(
-                    f"NaN or infinity in tensor {name!r}, row {row}, once it is unpacked",
-                    at=info.file,
-                    fix="use a checkpoint with finite weights",
-                )
+                raise _not_finite(info, start + int(np.argmin(np.isfinite(block).all(axis=1))))
             return block
 
     def repacked(self, name: str, start: int, stop: int, step: int = 1) -> NDArray[np.uint8]:
         """Lines of a tensor in MXFP4 as GGUF has them; see `Mxfp4.repacked`.
 
         Raises:
+            NumericError: an exponent that makes a NaN or an infinity.
             SystemFault: as `rows`.
         """
         tensor = self.packed[name]
         assert isinstance(tensor, Mxfp4), name
         with doing("unpack"):
-            return tensor.repacked(self._stored, start, stop, step)
+            lines = tensor.repacked(self._stored, start, stop, step)
+        exponents = lines.reshape(len(lines), -1, 1 + BYTES)[..., 0]
+        if exponents.max(initial=0) > LARGEST:
+            row = start + step * int(np.argmax((exponents > LARGEST).any(axis=1)))
+            raise _not_finite(self.tensors[name], row)
+        return lines
 
     def close(self) -> None:
         """Close the files. A later `rows` opens them again."""
         self._stored.checkpoint.close()
+
+
+def _not_finite(info: TensorInfo, row: int) -> NumericError:
+    return NumericError(
+        f"NaN or infinity in tensor {info.name!r}, row {row}, once it is unpacked",
+        at=info.file,
+        fix="use a checkpoint with finite weights",
+    )
 
 
 def open_base(folder: Path, config: Mapping[str, Any], id_: str = "") -> Checkpoint | PackedCheckpoint:
@@ -120,7 +139,9 @@ def open_base(folder: Path, config: Mapping[str, Any], id_: str = "") -> Checkpo
             `Checkpoint.open` raises.
     """
     if (found := method_of(config)) is None:
-        return Checkpoint.open(folder)
+        plain = Checkpoint.open(folder)
+        _refuse_unsaid(plain)
+        return plain
     key, method, settings = found
     at = f"{folder / 'config.json'}: {key}"
     if (format_ := FORMATS.get(method)) is None:
@@ -150,6 +171,19 @@ def open_base(folder: Path, config: Mapping[str, Any], id_: str = "") -> Checkpo
         packed,
         stored,
     )
+
+
+def _refuse_unsaid(checkpoint: Checkpoint) -> None:
+    """Refuse packed weights of which config.json says nothing."""
+    for name, info in checkpoint.tensors.items():
+        packer = next((by for mark, by in _MARKS.items() if mark in name), None)
+        if packer is not None:
+            raise InputError(
+                f"{name!r} in {info.file.name} belongs to weights that {packer} packed, of which "
+                "quantization_config says nothing",
+                at=checkpoint.folder / "config.json",
+                fix="download the config.json that belongs to these weights",
+            )
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

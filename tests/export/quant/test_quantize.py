@@ -22,6 +22,7 @@ import lorafold
 from lorafold.errors import InputError, NumericError
 from lorafold.export.quant import ggml
 from lorafold.export.quant import quantize as kernels
+from lorafold.export.survival.ladder import LADDER
 
 # A kernel that is not in numba's cache takes seconds to compile: the common mixtures are in the quick suite.
 QUICK = {(Type.F16, False), (Type.Q8_0, False), (Type.Q4_K, False), (Type.Q6_K, False), (Type.Q4_K, True)}
@@ -233,6 +234,21 @@ def test_what_does_not_fit_f16_is_refused() -> None:
     block[0, 3] = -65520
     with pytest.raises(NumericError, match=r"row 0, column 3: -65520 does not fit F16; fix: choose BF16"):
         kernels.quantize(block, Type.F16)
+
+
+@pytest.mark.parametrize("type", [kind for kind in LADDER if kind not in (Type.F16, Type.F32)])
+def test_what_makes_a_scale_infinite_is_refused(type: Type) -> None:
+    """Just below the border all that ggml writes is finite; far above it Q4_0 is infinite and Q6_K zero."""
+    dice = np.random.default_rng(0)
+    block = dice.uniform(-1, 1, (4, 256)).astype(np.float32)
+    block[0, 0], block[1, 0], block[2:] = 1, -1, np.abs(block[2:]) * np.float32(-0.5)
+    block *= np.float32(0.99 * kernels._limit(type))
+    found = ggml.dequantize(kernels.quantize(block, type, at="t"), type, 256)
+    assert np.isfinite(found).all() and np.abs(found - block).max() < 0.4 * np.abs(block).max()
+    block[3, 7] = 1e30
+    with pytest.raises(NumericError, match=rf"t, row 13, column 7: 1e\+30 does not fit {type.name}, whose"):
+        kernels.quantize(block, type, at="t", first_row=10)
+    kernels.quantize(block, type)  # its bytes are ggml's all the same
 
 
 def test_refusals_name_the_tensor() -> None:

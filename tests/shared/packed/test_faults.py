@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,16 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         gptq() | {"a.weight": np.zeros((32, 64), np.float32)},
         "tensor 'a.weight' is there both packed and plain",
     ),
+    "a block size that is no number": (
+        NF4,
+        nf4()
+        | {
+            "a.weight.quant_state.bitsandbytes__nf4": np.frombuffer(
+                b'{"quant_type": "nf4", "blocksize": 1e999, "shape": [4, 64]}', np.uint8
+            ).copy()
+        },
+        "is no quant_state of bitsandbytes .OverflowError",
+    ),
     "a method that is not read": (
         {"quant_method": "aqlm"},
         {},
@@ -413,6 +424,34 @@ def test_a_scale_that_is_no_number(tmp_path: Path) -> None:
     base = opened(tmp_path, AWQ, awq() | {"a.scales": scales, "a.qweight": np.ones((64, 4), np.int32)})
     with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'a.weight', row 5"):
         base.rows("a.weight", 0, 32)
+
+
+@pytest.mark.parametrize("exponent", [253, 255])
+def test_an_exponent_that_makes_no_number(exponent: int, tmp_path: Path) -> None:
+    """In rows, and in the blocks that go into a file as they are."""
+    tensors = mxfp4()
+    tensors["e.down_proj_blocks"][1, 3] = 0x77
+    tensors["e.down_proj_scales"][1, 3, 2] = exponent
+    base = opened(tmp_path, {"quant_method": "mxfp4"}, tensors)
+    assert base.repacked("e.down_proj", 0, 11).shape == (11, 3 * 17)
+    for read, rows in ((base.rows, 2 * 96), (base.repacked, 2 * 8)):
+        with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'e\.down_proj', row"):
+            read("e.down_proj", 0, rows)
+
+
+def test_a_scale_that_is_infinite_is_an_error_and_no_warning(tmp_path: Path) -> None:
+    base = opened(tmp_path, NF4, nf4() | {"a.weight.absmax": np.full(4, np.inf, np.float32)})
+    with warnings.catch_warnings(), pytest.raises(NumericError, match=r"in tensor 'a\.weight', row 0"):
+        warnings.simplefilter("error")
+        base.rows("a.weight", 0, 4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WHOLE if kind not in ("fp8", "mxfp4", "mlx")])
+def test_packed_weights_of_which_config_says_nothing(kind: str, tmp_path: Path) -> None:
+    settings, make = WHOLE[kind]
+    opened(tmp_path, settings, make())
+    with pytest.raises(InputError, match="packed, of which quantization_config says nothing; fix: download"):
+        open_base(tmp_path, {"model_type": "llama"})
 
 
 def test_a_scale_of_scales_that_is_zero(tmp_path: Path) -> None:
