@@ -20,7 +20,7 @@ from lorafold.safetensors_file import TensorInfo
 
 BLOCKS, SCALES = "_blocks", "_scales"
 WEIGHTS, BYTES = 32, 16
-LARGEST = 252
+LARGEST_EXPONENT = 252
 """The largest exponent, plus 127, at which every number is finite in float32; 255 is NaN."""
 _PAIRS = pair_table(FP4, "low")
 

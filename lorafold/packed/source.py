@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lorafold.errors import InputError, NumericError
 from lorafold.packed.bnb import STATE
 from lorafold.packed.formats import FORMATS, Format, method_of, without_packing
-from lorafold.packed.mxfp4 import BYTES, LARGEST, Mxfp4
+from lorafold.packed.mxfp4 import BYTES, LARGEST_EXPONENT, Mxfp4
 from lorafold.packed.originals import original_of
 from lorafold.packed.stored import DOWNLOAD_AGAIN, PackedTensor, Stored
 from lorafold.safetensors_file import TensorInfo
@@ -105,8 +105,8 @@ class PackedCheckpoint:
         with doing("unpack"):
             lines = tensor.repacked(self._stored, start, stop, step)
         exponents = lines.reshape(len(lines), -1, 1 + BYTES)[..., 0]
-        if exponents.max(initial=0) > LARGEST:
-            row = start + step * int(np.argmax((exponents > LARGEST).any(axis=1)))
+        if exponents.max(initial=0) > LARGEST_EXPONENT:
+            row = start + step * int(np.argmax((exponents > LARGEST_EXPONENT).any(axis=1)))
             raise _not_finite(self.tensors[name], row)
         return lines
 

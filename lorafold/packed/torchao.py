@@ -38,7 +38,7 @@ _ACTIVATIONS = ("act_quant_scale", "act_quant_zero_point")
 
 
 @dataclass(frozen=True, slots=True)
-class Integers:
+class BlockedIntegers:
     """A tensor of 8-bit integers.
 
     Attributes:
@@ -72,7 +72,7 @@ class Integers:
 
 
 @dataclass(frozen=True, slots=True)
-class Int4:
+class GroupedInt4:
     """A tensor of 4-bit integers.
 
     Attributes:
@@ -186,7 +186,7 @@ def _integers(stored: Stored, prefix: str, own: str, data: Mapping[str, Any]) ->
         needed.append("zero_point")
     grid = info.shape[-2] // block[0], info.shape[-1] // block[1]
     logical = stored.logical(info.name, own, info.shape, _dtype(data))
-    return Integers(logical, _parts(stored, prefix, *needed), grid, block, shifted)
+    return BlockedIntegers(logical, _parts(stored, prefix, *needed), grid, block, shifted)
 
 
 def _float8(stored: Stored, prefix: str, own: str, data: Mapping[str, Any]) -> PackedTensor:
@@ -213,7 +213,7 @@ def _int4(stored: Stored, prefix: str, own: str, data: Mapping[str, Any]) -> Pac
     scales = stored.find(f"{prefix}scale", own, FLOATS, (cols // width, rows))
     stored.find(f"{prefix}zero_point", own, FLOATS, scales.shape)
     logical = stored.logical(info.name, own, (rows, cols), scales.dtype if scales.dtype != "F32" else None)
-    return Int4(logical, (info.name, scales.name, f"{prefix}zero_point"), width)
+    return GroupedInt4(logical, (info.name, scales.name, f"{prefix}zero_point"), width)
 
 
 _KINDS: dict[str, Callable[[Stored, str, str, Mapping[str, Any]], PackedTensor]] = {
