@@ -1,4 +1,7 @@
-"""Where the weights of a GGUF stand in the checkpoint: for a proof that rounds these as the file does."""
+"""Where the weights of a GGUF stand in the checkpoint.
+
+A proof asks: it rounds these as the file does, and holds what the adapter leaves alone against the base.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from lorafold.errors import InputError
 from lorafold.export.gguf.header import TypedTensor
 from lorafold.export.gguf.parts import MappedTensor, RowRange
+from lorafold.export.onto.alike import check_alike
+from lorafold.export.onto.entries import SAME_BASE
 from lorafold.export.onto.find import searched
 from lorafold.export.onto.lines import NONE, runs
 from lorafold.export.onto.match import Search, TensorMap
@@ -31,6 +37,35 @@ class Places:
         others = [n for n, info in base.tensors.items() if n not in touched and len(info.shape) > 1]
         plain = [name for name in others if item_size(base.tensors[name]) > 0]
         self._others = searched(base, model, plain) if model.exact else None
+
+    def check_left_alone(self) -> int | None:
+        """Hold the matrices that the adapter leaves alone against the base, as far as that can be told.
+
+        What is nowhere in the base was computed by the converter, and rows of zeros are padding.
+
+        Returns:
+            How many matrices were found; None for a quantized file, which holds other numbers.
+
+        Raises:
+            InputError: some rows of a matrix are the base's and others are not, or one layer differs from the
+                others in place or order.
+        """
+        if (others := self._others) is None:
+            return None
+        check_alike(others)
+        for name, found in others.maps.items():
+            lines = found.lines.copy()
+            if (touched := self._source.found.maps.get(name)) is not None:
+                lines = np.minimum(lines, touched.lines)  # NONE is the largest
+            strange = np.flatnonzero(lines == NONE) if name not in others.twice else ()
+            for row in map(int, strange):
+                if others.model.values(name, row, row + 1, alone=True).any():
+                    raise InputError(
+                        f"row {row:,} of {name} is not the base's, as other rows of it are",
+                        at=others.model.header.path,
+                        fix=SAME_BASE,
+                    )
+        return len(others.maps)
 
     def of(self, typed: TypedTensor) -> TypedTensor | None:
         """The tensor as rows of the checkpoint; None if it holds them without rounding, or is no matrix."""

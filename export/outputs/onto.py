@@ -40,7 +40,7 @@ from lorafold.export.outputs.prompt.planning import ask_tokens, held_out, plan_p
 from lorafold.export.outputs.surviving import MeasuredTypes, exact_of, models_in, survey_of
 from lorafold.export.outputs.tensor_list import PlannedTensor, tensors_of
 from lorafold.export.proof.check import Check
-from lorafold.export.proof.copied import check_copy
+from lorafold.export.proof.copied import check_copy, check_left_alone
 from lorafold.export.proof.llama import vocabulary
 from lorafold.export.proof.logits import WrittenModel
 from lorafold.export.proof.tokens import check_tokenizer, reference_of
@@ -158,11 +158,13 @@ class OntoOutput:
         if (beside := self.projector) is not None:
             checks += check_copy(folder, beside.file, beside.source, rounding=self.config.rounding)
         progress("prove the tensors", len(files), len(files))
+        places = self._places(folder)
+        checks += check_left_alone(places)
         return checks + prove_answers(
             folder,
             self.plan,
             self.projector,
-            self._written(folder),
+            self._written(folder, places),
             asked,
             self.prompt,
             inputs,
@@ -171,12 +173,14 @@ class OntoOutput:
             progress,
         )
 
-    def _written(self, folder: Path) -> list[WrittenModel]:
-        """The models with the checkpoint's names for what they hold, as far as it is found."""
+    def _places(self, folder: Path) -> Places:
         model = self.source.model
         if model.hub is not None and not self._retyped:  # what was left alone is in the result as it was
             model = BaseGguf.open(folder / self.plan.files[0].name)
-        places = Places(self.source, model)
+        return Places(self.source, model)
+
+    def _written(self, folder: Path, places: Places) -> list[WrittenModel]:
+        """The models with the checkpoint's names for what they hold, as far as it is found."""
         written = []
         for file in self._models():
             tensors = (places.of(typed) for typed in tensors_of_model(self.plan.files, file))

@@ -8,9 +8,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from lorafold.errors import InputError
 from lorafold.export.gguf.header import GgufFile, TypedTensor
+from lorafold.export.onto.places import Places
 from lorafold.export.onto.source import OntoSource
-from lorafold.export.proof.check import Check
+from lorafold.export.proof.check import AGAIN, Check
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.quant.mixture import Importance
 
@@ -38,6 +40,26 @@ def check_copy(
     if folded.tensors:
         checks.append(check_tensors(folder, folded, source, rounding=rounding, imatrix=imatrix))
     return checks
+
+
+def check_left_alone(places: Places) -> list[Check]:
+    """Whether what the adapter leaves alone is the base's; no check for a quantized file, which cannot tell.
+
+    Args:
+        places: of the file's weights in the base.
+    """
+    try:
+        count = places.check_left_alone()
+    except InputError as error:
+        return [
+            Check(
+                "left alone", "failed", f"{Path(str(error.at)).name}: {error.problem}", fix=error.fix or AGAIN
+            )
+        ]
+    if count is None:
+        return []
+    meaning = f"{count} matrices that the adapter leaves alone are the base's, number by number"
+    return [Check("left alone", "passed", meaning, {"tensors": count})]
 
 
 def _check_kept(folder: Path, file: GgufFile, kept: Sequence[TypedTensor], source: OntoSource) -> Check:

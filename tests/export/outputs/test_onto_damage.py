@@ -11,6 +11,7 @@ import pytest
 import tiny_chat
 
 from lorafold.cli import main
+from lorafold.errors import NumericError
 from lorafold.export import ExportConfig, export
 from lorafold.gguf_file.header import GgufHeader
 from lorafold.gguf_file.read import read_gguf_header
@@ -43,16 +44,6 @@ def one_bit(data: bytearray, header: GgufHeader) -> None:
 def equal_rows(data: bytearray, header: GgufHeader) -> None:
     rows = rows_of(data, header, "blk.1.ffn_down.weight")
     rows[4] = rows[3]
-
-
-def swapped_in_a_block(data: bytearray, header: GgufHeader) -> None:
-    a, b = (rows_of(data, header, f"blk.0.attn_{name}.weight") for name in ("q", "output"))
-    a[:], b[:] = b.copy(), a.copy()
-
-
-def swapped_blocks(data: bytearray, header: GgufHeader) -> None:
-    a, b = (rows_of(data, header, f"blk.{block}.attn_v.weight") for block in (0, 1))
-    a[:], b[:] = b.copy(), a.copy()
 
 
 def permuted_rows(data: bytearray, header: GgufHeader) -> None:
@@ -108,14 +99,36 @@ def entry(name: str, part: str, value: int) -> Damage:
     return change
 
 
+def touched_up(name: str) -> Damage:
+    """The lowest bit of one number."""
+
+    def change(data: bytearray, header: GgufHeader) -> None:
+        rows_of(data, header, name)[3, 10] ^= 1
+
+    return change
+
+
+def swapped(one: str, other: str) -> Damage:
+    """Two tensors of one shape."""
+
+    def change(data: bytearray, header: GgufHeader) -> None:
+        a, b = (rows_of(data, header, name) for name in (one, other))
+        a[:], b[:] = b.copy(), a.copy()
+
+    return change
+
+
 CASES: list[tuple[Damage, str]] = [
     (
         one_bit,
         "1 of 6 tensors that the adapter changes are not in it, the first is model.layers.0.self_attn.v_p",
     ),
     (equal_rows, "model.layers.1.mlp.down_proj.weight"),
-    (swapped_in_a_block, "model.layers.0.self_attn.q_proj.weight is in it as blk.*.attn_output.weight"),
-    (swapped_blocks, ".self_attn.v_proj.weight"),
+    (
+        swapped("blk.0.attn_q.weight", "blk.0.attn_output.weight"),
+        "model.layers.0.self_attn.q_proj.weight is in it as blk.*.attn_output.weight",
+    ),
+    (swapped("blk.0.attn_v.weight", "blk.1.attn_v.weight"), ".self_attn.v_proj.weight"),
     (permuted_rows, "another order than those of blk."),
     (swapped_rows, "another order than those of blk."),
     (field("llama.attention.head_count", 8), "llama.attention.head_count is 8, and the base's is 4"),
@@ -130,6 +143,10 @@ CASES: list[tuple[Damage, str]] = [
     (entry("blk.0.attn_v.weight", "rows", 1 << 40), "blk.0.attn_v.weight"),
     (entry("blk.0.attn_v.weight", "type", 99), "tensor blk.0.attn_v.weight has type 99"),
 ]
+
+
+def config(out: Path, onto: Path) -> ExportConfig:
+    return ExportConfig(str(tiny_chat.adapter()), base=str(tiny_chat.folder()), out=out, onto=str(onto))
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, onto: Path) -> str:
@@ -161,3 +178,24 @@ def test_damage_is_named(
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(data)
     assert words in refused(capsys, tmp_path / "out", broken)
+
+
+LEFT_ALONE: list[tuple[str, Damage]] = [
+    ("row 3 of token_embd.weight", touched_up("token_embd.weight")),
+    ("row 3 of blk.1.attn_k.weight", touched_up("blk.1.attn_k.weight")),
+    ("blk.*.ffn_", swapped("blk.1.ffn_gate.weight", "blk.1.ffn_up.weight")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "damage"), LEFT_ALONE, ids=["embedding", "bit", "swapped"])
+def test_the_proof_names_damage_of_what_is_left_alone(
+    bases: Path, tmp_path: Path, words: str, damage: Damage
+) -> None:
+    sound = bases / "base-BF16.gguf"
+    data = bytearray(sound.read_bytes())
+    damage(data, read_gguf_header(sound))
+    (tmp_path / "broken.gguf").write_bytes(data)
+    with pytest.raises(NumericError, match=r"left alone: broken\.gguf") as caught:
+        export(config(tmp_path / "out", tmp_path / "broken.gguf"))
+    assert words in str(caught.value) and not (tmp_path / "out").exists()
