@@ -7,10 +7,12 @@ stays but the figures at each token.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,11 @@ from lorafold.export.proof.measured import Answers, Parting, PerToken, agreement
 from lorafold.export.proof.reference.answers import OpensReference, ProofReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, ChatTokens
 from lorafold.export.quant.mixture import Importance
-from lorafold.machine import return_free_memory
+from lorafold.machine import idle_cores, return_free_memory
 from lorafold.probabilities import log_softmax
 
 _BESIDE = 500_000_000  # bytes of a file beside which torch and transformers may be in memory, about 300 MB
+_SWITCH = 0.0005  # seconds after which a thread that computes in Python lets another one go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,11 @@ class Figures:
         )
 
 
+def _left(threads: int, going_on: Callable[[], bool]) -> int:
+    """Threads beside one that may be at work."""
+    return max(1, threads - going_on())
+
+
 class Asking:
     """Asks files and reference.
 
@@ -168,8 +176,10 @@ class Asking:
 
         return_free_memory()  # of the tokenizers that were compared before
         kept = self._kept.find(prompts) if self._kept else None
-        with self._importing():
-            conversations, ours = self._files(prompts if kept is None else kept.asked, step)
+        threads = idle_cores()
+        with self._importing() as going_on:
+            free = partial(_left, threads, going_on)
+            conversations, ours = self._files(prompts if kept is None else kept.asked, free, step)
         if kept is not None and kept.tuned[0].shape[1] != self._width:
             kept = None
         self.reused |= kept is not None
@@ -191,44 +201,64 @@ class Asking:
         return None
 
     @contextmanager
-    def _importing(self) -> Iterator[None]:
-        """Meanwhile import what computes the reference: seconds of one core, while llama.cpp has the other.
+    def _importing(self) -> Iterator[Callable[[], bool]]:
+        """Meanwhile import what computes the reference: seconds of one core, while llama.cpp has the others.
 
-        Not beside a large file, which is mapped into memory as a whole.
+        Not beside a large file, so that memory is not taken by both.
+
+        Yields:
+            Whether that is still going on.
         """
         largest = max(sum(tensor.nbytes for tensor in model.tensors) for model in self._models)
         if self._reference is not None or not self._ways or largest > _BESIDE:
-            yield
+            yield lambda: False
             return
         thread = threading.Thread(target=self._ways[0].prepare, args=(self._inputs,))
+        interval = sys.getswitchinterval()
+        # An import holds the interpreter; the few lines between two tokens should not wait 5 ms for each.
+        sys.setswitchinterval(_SWITCH)
         thread.start()
         try:
-            yield
+            yield thread.is_alive
         finally:
             thread.join()
+            sys.setswitchinterval(interval)
 
     def _files(
-        self, prompts: Sequence[ChatTokens], step: Callable[[], None]
+        self, prompts: Sequence[ChatTokens], threads: Callable[[], int], step: Callable[[], None]
     ) -> tuple[list[AskedChat], list[Answers]]:
-        """The conversations with their answers, and what each file says to them."""
+        """The conversations with their answers, and what each file says to them.
+
+        Args:
+            prompts: what is asked.
+            threads: says how many threads are free.
+            step: called after each file.
+        """
         context = max(prompt.tokens for prompt in prompts)
         first, *others = self._models
-        with runner(first.path, context) as judge:
+        with runner(first.path, context, threads()) as judge:
             self._width = judge.width
-            conversations, said = self._answered(prompts, judge)
+            conversations, said = self._answered(prompts, judge, threads)
         step()
         ours = [said]
         for model in others:
-            with runner(model.path, context) as judge:
-                read = (judge.logits(each.ids[:-1], each.start - 1) for each in conversations)
-                ours.append([log_softmax(logits[:, : self._width]) for logits in read])
+            answers = []
+            with runner(model.path, context, threads()) as judge:
+                for each in conversations:
+                    judge.use(threads())
+                    logits = judge.logits(each.ids[:-1], each.start - 1)
+                    answers.append(log_softmax(logits[:, : self._width]))
+            ours.append(answers)
             step()
         return conversations, ours
 
-    def _answered(self, prompts: Sequence[ChatTokens], judge: Runner) -> tuple[list[AskedChat], Answers]:
+    def _answered(
+        self, prompts: Sequence[ChatTokens], judge: Runner, threads: Callable[[], int]
+    ) -> tuple[list[AskedChat], Answers]:
         """Answer what has no answer yet; what the file says to all of it."""
         conversations, said = [], []
         for prompt in prompts:
+            judge.use(threads())
             answer = prompt.answer
             if answer:
                 logits = judge.logits([*prompt.ids, *answer[:-1]], len(prompt.ids) - 1)

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import SystemFault
+from lorafold.gguf_file.header import parts_of
 from lorafold.libraries.llama import FLASH_ATTENTION_OFF, complaint, library, load_weights, piece_of
 from lorafold.libraries.llama import tokenize as ids_of
+from lorafold.libraries.mapping import held_small
 from lorafold.machine import idle_cores
 
 GGML_TYPE_F32 = 0  # ggml_type
+_MOST_MAPPED = 560_000_000  # bytes of a file that are in memory at once, about
 
 
 class Vocabulary:
@@ -86,6 +89,10 @@ class Runner:
         self._path = path
         self.width = int(self._c.llama_vocab_n_tokens(self._c.llama_model_get_vocab(model)))
 
+    def use(self, threads: int) -> None:
+        """Compute on so many threads from now on."""
+        self._c.llama_set_n_threads(self._context, threads, threads)
+
     def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Logits after each token from the number `first` on: float32 (len(ids) - first, vocabulary)."""
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
@@ -130,11 +137,18 @@ class Runner:
 
 
 @contextlib.contextmanager
-def runner(gguf: Path, context: int) -> Iterator[Runner]:
-    """Load a model for conversations of at most `context` tokens."""
-    c, threads = library(), idle_cores()
-    model = load_weights(gguf, as_stored=True)
-    try:
+def runner(gguf: Path, context: int, threads: int | None = None) -> Iterator[Runner]:
+    """Load a model.
+
+    Args:
+        gguf: the file, of a split model the first.
+        context: the most tokens of a conversation.
+        threads: how many compute; as many as cores are idle if not given.
+    """
+    c, threads = library(), threads or idle_cores()
+    # With a GPU the weights are there, and llama.cpp unmaps parts of the file as it likes.
+    most = 0 if c.llama_supports_gpu_offload() else _MOST_MAPPED
+    with held_small(parts_of(gguf), most), _loaded(gguf) as model:
         parameters = c.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
         parameters.n_threads = parameters.n_threads_batch = threads
@@ -152,5 +166,12 @@ def runner(gguf: Path, context: int) -> Iterator[Runner]:
             yield Runner(model, pointer, gguf)
         finally:
             c.llama_free(pointer)
+
+
+@contextlib.contextmanager
+def _loaded(gguf: Path) -> Iterator[Any]:
+    model = load_weights(gguf, as_stored=True)
+    try:
+        yield model
     finally:
-        c.llama_model_free(model)
+        library().llama_model_free(model)

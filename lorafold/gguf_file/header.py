@@ -160,8 +160,7 @@ class GgufHeader:
         if match is None or int(match[2]) != count or count > 99_999:
             problem = f"one of {count} parts, but not named NAME-00001-of-{count:05}.gguf"
             raise InputError(problem, at=self.path, fix="give the parts back their names")
-        stem = self.path.name[: match.start()]
-        return [f"{stem}-{i:05}-of-{count:05}.gguf" for i in range(1, count + 1)]
+        return [part.name for part in parts_of(self.path)]
 
     def shards(self) -> list[Path]:
         """All files of a split model, this one included, in order; the file alone if it is not split.
@@ -175,3 +174,12 @@ class GgufHeader:
                 f"parts of the model are missing: {', '.join(missing)}", at=self.path, fix="download them"
             )
         return paths
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a split model, in order, as the name of one of them says; else the file alone."""
+    match = _SHARD.search(path.name)
+    if match is None:
+        return [path]
+    stem, count = path.name[: match.start()], int(match[2])
+    return [path.with_name(f"{stem}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]

@@ -8,7 +8,6 @@ one that is rounded as a file is. Everything is float32. No weight is read befor
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import tempfile
@@ -17,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lorafold.export.proof.reference.loaded_as import loaded_as
 from lorafold.libraries.causal_lm import automatic_class, quiet_transformers
 from lorafold.machine import cores
@@ -24,6 +25,9 @@ from lorafold.weights import STORED, TensorInfo, TensorSource
 
 if TYPE_CHECKING:
     import torch
+
+
+_BLOCK = 1 << 19  # weights that one thread reads at once
 
 
 class BlankModel:
@@ -101,12 +105,10 @@ class BlankModel:
         # The largest first, so that no thread is left alone with one.
         largest = sorted(chosen, key=lambda tensor: (-source.tensors[tensor].nbytes, tensor))
         whole = {tensor: name for tensor in largest if (name := self._whole(tensor)) is not None}
-        with ThreadPoolExecutor(cores()) as pool:
-            read = functools.partial(_read, source)
-            for name, values in zip(whole.values(), pool.map(read, whole), strict=True):
-                if values.shape != self._blank[name].shape:
-                    raise ValueError(f"{name} is {tuple(values.shape)}")
-                self.put(name, values.to(self.device))
+        for name, values in zip(whole.values(), _read_all(source, whole), strict=True):
+            if values.shape != self._blank[name].shape:
+                raise ValueError(f"{name} is {tuple(values.shape)}")
+            self.put(name, values.to(self.device))
         if parts := chosen - whole.keys():
             self._convert({tensor: _Unread(source, tensor) for tensor in parts})
         self._share(wanted)
@@ -177,6 +179,33 @@ class _Unread:
 
     def __getitem__(self, _: object) -> torch.Tensor:
         return _read(self._source, self._name)
+
+
+def _read_all(source: TensorSource, names: Collection[str]) -> list[torch.Tensor]:
+    """Whole tensors, float32.
+
+    They are read block by block, so that no thread waits for one that has the largest tensor, and that what
+    is needed on the way to a block's values stays in the processor's caches.
+    """
+    import torch
+
+    filled = {name: np.empty(source.tensors[name].shape, np.float32) for name in names}
+    undivided = getattr(source, "undivided", ())
+
+    def copy(name: str, start: int, stop: int) -> None:
+        info = source.tensors[name]
+        filled[name].reshape(info.rows, info.cols)[start:stop] = source.rows(name, start, stop)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        waiting = []
+        for name in names:
+            info = source.tensors[name]
+            step = info.rows if name in undivided else max(_BLOCK // max(info.cols, 1), 1)
+            for start in range(0, info.rows, step or 1):
+                waiting.append(pool.submit(copy, name, start, min(start + step, info.rows)))
+        for each in waiting:
+            each.result()
+    return [torch.from_numpy(values) for values in filled.values()]
 
 
 def _read(source: TensorSource, name: str) -> torch.Tensor:

@@ -213,7 +213,6 @@ class LayeredModel:
 
     def _go(self, gate: Gate, module: torch.nn.Module, arguments: object, result: object) -> None:
         self.blank.empty(gate.names)
-        return_free_memory()  # threads that read leave theirs in heaps of their own
 
     def _tensor_of(self, module: torch.nn.Module, own: str = "weight") -> str:
         """The checkpoint's tensor that is a parameter of an embedding or of the head."""

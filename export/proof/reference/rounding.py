@@ -194,17 +194,18 @@ def _round(
     """Add a type's error on some rows to a parameter."""
     part = piece.rows
     wanted = exact.rows(part.source, part.start, part.stop)
-    columns, error = _error(piece, wanted, None if source is exact else source, imatrix)
+    columns, written = _written(piece, wanted, None if source is exact else source, imatrix)
+    error = written - wanted[:, columns]
     # A file may have more tokens than the model, or the reverse.
     matrix = values.reshape(-1, values.shape[-1])
     stop = min(part.stop, len(matrix))
     matrix[part.start : stop, columns] += error[: stop - part.start]
 
 
-def _error(
+def _written(
     piece: _Piece, wanted: NDArray[np.float32], source: RowSource | None, imatrix: Importance | None
 ) -> tuple[Any, NDArray[np.float32]]:
-    """The error that a type makes on rows of the checkpoint, and at which columns.
+    """Rows of the checkpoint as a type leaves them, and at which columns.
 
     Args:
         piece: which rows.
@@ -215,10 +216,12 @@ def _error(
     part, tensor = piece.rows, piece.typed.tensor
     rows = wanted if source is None else source.rows(part.source, part.start, part.stop)
     columns = column_numbers(tensor.columns) if tensor.columns else slice(None)
-    rows = rows[:, columns] * np.float32(part.scale)
+    scale = np.float32(part.scale)
+    rows = rows[:, columns] if scale == 1 else rows[:, columns] * scale
     rows = np.ascontiguousarray(rows.T if tensor.transpose else rows)
     written = _there_and_back(rows, piece.typed.type, column_weights(imatrix, tensor, piece.first))
-    return columns, (written.T if tensor.transpose else written) / np.float32(part.scale) - wanted[:, columns]
+    written = written.T if tensor.transpose else written
+    return columns, written if scale == 1 else written / scale
 
 
 class RoundedSource:
@@ -233,6 +236,7 @@ class RoundedSource:
     Attributes:
         types: the type in the file of each tensor that it rounds.
         weights: how many weights of each tensor it rounds.
+        undivided: tensors that are rounded as a whole, whatever rows are asked for.
     """
 
     def __init__(
@@ -245,6 +249,7 @@ class RoundedSource:
         self.tensors = exact.tensors
         self.types: dict[str, Type] = {}
         self.weights: dict[str, int] = {}
+        self.undivided: set[str] = set()
         self._exact = exact
         self._source = None if source is exact else source
         self._imatrix = imatrix
@@ -254,6 +259,8 @@ class RoundedSource:
             self.types.setdefault(name, piece.typed.type)
             self.weights[name] = self.weights.get(name, 0) + piece.weights
             self._pieces.setdefault(name, []).extend(piece.blocks())
+            if piece.typed.tensor.transpose:
+                self.undivided.add(name)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) as the file has them, in the checkpoint's order; see `TensorSource.rows`."""
@@ -269,9 +276,13 @@ class RoundedSource:
             begin, end = piece.rows.start, piece.rows.stop
             inside = start <= begin and end <= stop
             same = wanted[begin - start : end - start] if inside else self._exact.rows(name, begin, end)
-            columns, error = _error(piece, same, self._source, self._imatrix)
+            columns, written = _written(piece, same, self._source, self._imatrix)
             first, last = max(begin, start), min(end, stop)
-            rounded[first - start : last - start, columns] += error[first - begin : last - begin]
+            place = slice(first - start, last - start), columns
+            if apart:
+                rounded[place] = written[first - begin : last - begin]
+            else:  # in two tensors of the file, whose errors add up
+                rounded[place] += (written - same[:, columns])[first - begin : last - begin]
         return rounded
 
 

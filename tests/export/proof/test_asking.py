@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_chat
 
@@ -12,6 +14,7 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.export import ExportConfig
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.gguf import plan_gguf_output
+from lorafold.export.proof import llama
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import runner, vocabulary
 from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
@@ -98,6 +101,21 @@ def test_greedy_answers_are_those_of_peft_and_llama_cpp(tmp_path: Path) -> None:
     assert found.figures["chats that part"] == len(parted)
     assert found.figures["earliest differing token"] == (min(parted) + 1 if parted else None)
     assert ("no greedy answer of 6 differs" in found.meaning) == (not parted)
+
+
+def test_a_file_of_which_little_is_in_memory_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks(tmp_path)
+    (path,) = (tmp_path / "written").glob("*.gguf")
+    said = []
+    for most in (0, mmap.PAGESIZE):
+        monkeypatch.setattr(llama, "_MOST_MAPPED", most)
+        with runner(path, 128) as judge:
+            said.append([judge.answer(list(range(first, first + 9)), 16, frozenset()) for first in range(3)])
+    assert all(
+        one[0] == other[0] and np.array_equal(one[1], other[1]) for one, other in zip(*said, strict=True)
+    )
 
 
 def test_no_time_is_no_second_round(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import pytest
 import tiny_chat
 from gguf import GGMLQuantizationType as Type
 from peft_models import resized_adapter
-from tiny_base import tiny_base
+from tiny_base import tiny_base, tiny_tokenizer
 from tiny_families import FAMILIES, RESAVED, tiny_family
 
 from lorafold.export import ExportConfig
 from lorafold.export.inputs import open_inputs
 from lorafold.export.outputs.gguf import plan_gguf_output
 from lorafold.export.proof.measured import Answers
+from lorafold.export.proof.reference import blank
 from lorafold.export.proof.reference.answers import LayeredReference, WholeReference
 from lorafold.export.proof.reference.layers import LayeredModel
 from lorafold.export.proof.reference.rounding import rounded_activations
@@ -94,6 +95,33 @@ def test_layers_that_are_too_large_come_in_parts(family: str, tmp_path: Path) ->
     assert largest_difference(ours, wanted) < 1e-5
     whole = LayeredModel(config, source.tensors)
     assert model.largest < whole.largest and len(model.gates) > len(whole.gates)
+
+
+def test_what_a_type_leaves_is_the_same_in_small_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-2's weights are transposed in a file, so that their rounding needs whole columns."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"n_embd": 64, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    settings = transformers.GPT2Config(**shape, **ends, vocab_size=tiny_tokenizer(tmp_path / "model"))
+    transformers.GPT2LMHeadModel(settings).save_pretrained(tmp_path / "model")
+    config = ExportConfig(str(tmp_path / "model"), out=tmp_path / "out", quant=("Q8_0",))
+    inputs = open_inputs(config)
+    (file,) = plan_gguf_output(inputs, config).plan.files
+    width = int(inputs.config["vocab_size"])
+    asked = conversations(width)
+    found = []
+    for block in (1, 1 << 19):
+        monkeypatch.setattr(blank, "_BLOCK", block)
+        reference = LayeredReference(inputs, width, None)
+        tuned, _ = reference.answers(asked)
+        found.append((tuned, reference.rounded(file.tensors, asked, tuned)))
+    (few, one), (many, other) = found
+    assert largest_difference(few, many) == 0.0
+    assert one.weights_only is not None and other.weights_only is not None
+    assert largest_difference(one.weights_only, other.weights_only) == 0.0
+    assert largest_difference(one.weights_only, few) > 1e-4, "rounding does something"
 
 
 def test_a_model_with_a_tensor_missing_is_refused(tmp_path: Path) -> None:
