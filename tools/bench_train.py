@@ -6,7 +6,7 @@
 The tutorials' way is transformers' Trainer with peft: padded batches of 10, gradient checkpointing, SDPA.
 Ours is the loop of `lorafold train` with what it chooses by itself; the ways between switch on one piece
 after the other. All see the same examples in the same steps from the same adapter. The model is random, of a
-published Qwen2 shape. Tokens are counted without padding.
+published shape. Tokens are counted without padding.
 
 The limit of a card is its bf16 rate over 4 floating-point operations a weight and token (forward, and
 backward through frozen weights).
@@ -26,7 +26,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from train_ways import PROJECTIONS, SHAPES, WAYS, Run, Task, build_model, our_way, peer_way, tutorial_way
+from train_ways import (
+    FAMILIES,
+    PROJECTIONS,
+    SHAPES,
+    WAYS,
+    Run,
+    Task,
+    build_model,
+    our_way,
+    peer_way,
+    tutorial_way,
+)
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.models import Base, resolve_base
@@ -46,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a Qwen2 tokenizer's folder")
     parser.add_argument("--template", help="name of a chat template, where the tokenizer brings none")
     parser.add_argument("--shape", choices=SHAPES, default="1.5B")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen2")
     parser.add_argument("--ways", default="tutorial,tutorial-kept,packed,varlen,liger,ours,ours-large")
     parser.add_argument("--steps", type=int, default=20, help="measured steps, after the warm-up")
     parser.add_argument("--warm", type=int, default=4, help="steps before, in which kernels are compiled")
@@ -64,7 +76,7 @@ def main() -> None:
     ):
         folder = options.model or Path(scratch) / "model"
         if workers.first and not folder.exists():
-            build_model(folder, options.shape, options.tokenizer)
+            build_model(folder, options.shape, options.tokenizer, options.family)
         workers.wait()
         if options.card:
             torch.zeros(1, device="cuda")  # this process's context is there when the rest is measured
@@ -94,7 +106,7 @@ def main() -> None:
             config.max_length,
         )
         if workers.first:
-            print_machine(tokens.summary(), options.shape, workers)
+            print_machine(tokens.summary(), f"{options.family} {options.shape}", workers)
         runs = []
         for way in options.ways.split(","):
             label, fields = WAYS[way]
@@ -158,7 +170,7 @@ def print_machine(summary: str, shape: str, workers: Workers) -> None:
         f"{workers.count} × {name}; torch {torch.__version__}, transformers {transformers.__version__}, ",
         end="",
     )
-    print(f"peft {peft.__version__}; Qwen2 shape {shape}; {summary}", flush=True)
+    print(f"peft {peft.__version__}; shape {shape}; {summary}", flush=True)
 
 
 def print_table(runs: list[Run], matrices: int, count: int) -> None:

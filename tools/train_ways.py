@@ -34,9 +34,16 @@ from lorafold.train.workers import Workers
 # hidden size, layers, heads, key-value heads, feed-forward size, tied head, vocabulary
 SHAPES = {
     "tiny": (256, 2, 4, 2, 512, True, 151_936),
+    "6-layers": (1536, 6, 12, 2, 8960, True, 151_936),  # of 1.5B
     "0.5B": (896, 24, 14, 2, 4864, True, 151_936),
     "1.5B": (1536, 28, 12, 2, 8960, True, 151_936),
     "7B": (4096, 30, 32, 32, 11008, False, 102_400),  # DeepSeek-LLM-7B's, in Qwen2's layout
+}
+# Architectures of these shapes: transformers' config classes, and what is not as it is by default.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2Config", {}),
+    # Three of four layers keep a state.
+    "qwen3.5": ("Qwen3_5TextConfig", {"linear_num_key_heads": 16, "linear_num_value_heads": 16}),
 }
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PLAIN: dict[str, Any] = {"use_liger_kernel": False, "fused_kernels": False, "gradient_checkpointing": False}
@@ -67,6 +74,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours-large": ("ours, 250 examples a step", LARGE),
     "ours-8k": ("ours, 250 examples a step, packs of 8,192", LARGE | {"packing_length": 8192}),
     "ours-16k": ("ours, 250 examples a step, packs of 16,384", LARGE | {"packing_length": 16_384}),
+    "ours-rows": ("ours, the same steps, one example a row", {"packing": False}),
     "ours-compiled": ("compiled by torch, 250 examples a step", LARGE | {"torch_compile": True}),
     "no-graphs": ("ours without CUDA graphs, 250 examples a step", LARGE | {"cuda_graphs": False}),
     "no-liger": ("ours without Liger, 250 examples a step", LARGE | {"use_liger_kernel": False}),
@@ -84,7 +92,11 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         QLORA | {"gradient_checkpointing": None, "optim": "auto", "gradient_accumulation_steps": 62},
     ),
     "unsloth": ("Unsloth, the same steps", {"gradient_checkpointing": False}),
-    "unsloth-large": ("Unsloth, 250 examples a step", LARGE | {"gradient_checkpointing": False}),
+    "unsloth-large": (
+        "Unsloth, one batch of 250 examples a step",
+        {"gradient_checkpointing": False, "per_device_train_batch_size": 250}
+        | {"gradient_accumulation_steps": 1},
+    ),
     "unsloth-packed": (
         "Unsloth, packed to 16,384",
         {"gradient_checkpointing": False, "packing_length": 16_384},
@@ -134,12 +146,13 @@ class Run:
     fault: str = ""
 
 
-def build_model(folder: Path, shape: str, tokenizer: Path) -> None:
+def build_model(folder: Path, shape: str, tokenizer: Path, family: str = "qwen2") -> None:
     """A random model of a shape, made on the GPU, with a real tokenizer."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    import transformers
 
+    kind, more = FAMILIES[family]
     hidden, layers, heads, pairs, inner, tied, vocabulary = SHAPES[shape]
-    config = Qwen2Config(
+    config = getattr(transformers, kind)(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -148,10 +161,11 @@ def build_model(folder: Path, shape: str, tokenizer: Path) -> None:
         tie_word_embeddings=tied,
         vocab_size=vocabulary,
         max_position_embeddings=4096,
+        **more,
     )
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     for path in tokenizer.iterdir():
         if path.is_file():

@@ -4,8 +4,8 @@ Both tell each process its place in the same environment variables. Every worker
 the same steps, so what is exchanged is little: the gradients of the adapter, summed, and a few figures. Only
 the first worker shows progress, writes files, and answers for the run.
 
-The base's weights are copied to every GPU, or with `--fsdp` sharded: torch's `fully_shard` collects a layer's
-weights when they are needed. The adapter is small and stays whole on every worker, so checkpoints and
+The base's weights are copied to every GPU, or with `--fsdp` sharded: a layer's weights are collected when
+they are needed (`fast/sharded.py`). The adapter is small and stays whole on every worker, so checkpoints and
 resuming are the same in all cases.
 """
 
@@ -113,42 +113,15 @@ class Workers:
         Raises:
             UsageError: there is one worker, or the weights themselves are trained.
         """
-        import torch
-        from torch.distributed.fsdp import fully_shard
+        from lorafold.train.fast.sharded import ShardedLayers
 
         if self.count == 1:
             problem = "there is only one worker"
             raise UsageError(problem, at="--fsdp", fix="start it with torchrun")
-        mesh = torch.distributed.device_mesh.init_device_mesh(device.type, (self.count,))
-        causal = model.get_base_model()
-        decoder = causal.base_model
-        for layer in decoder.layers:
-            _plain_parameters(layer)
-            kept = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-            fully_shard(layer, mesh=mesh, ignored_params=kept)
-        # The decoder as their common root, with nothing of its own, lets a layer be fetched ahead of time.
-        fully_shard(decoder, mesh=mesh, ignored_params=set(decoder.parameters()))
-        for parameter in model.parameters():
-            if not isinstance(parameter, torch.distributed.tensor.DTensor):
-                parameter.data = parameter.data.to(device)
-        for buffer in model.buffers():
-            buffer.data = buffer.data.to(device)
-
-
-def _plain_parameters(layer: Any) -> None:
-    """Hold 4-bit weights as plain tensors: bitsandbytes' own type cannot be sharded.
-
-    Their bytes are labelled bfloat16, as with bitsandbytes' own `quant_storage`, since torch 2.11 shards
-    floating-point weights only. The code that reads them takes the layer's `quant_state`.
-    """
-    import torch
-
-    for module in layer.modules():
-        weight: Any = module._parameters.get("weight")  # its own: peft's layers also show their base's
-        if getattr(weight, "quant_state", None) is not None:
-            module.quant_state = weight.quant_state
-            plain = weight.data.as_subclass(torch.Tensor).flatten().view(torch.bfloat16)[:, None]
-            module.weight = torch.nn.Parameter(plain, requires_grad=False)
+        ShardedLayers(model.get_base_model().base_model, self.rank, self.count, device)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type != device.type:
+                tensor.data = tensor.data.to(device)
 
 
 def place() -> Workers:
@@ -206,6 +179,9 @@ def _take_gpu(workers: Workers) -> None:
         problem = f"worker {workers.local_rank} has no GPU, this machine has {count}"
         raise UsageError(problem, at="--nproc-per-node", fix=f"pass {count}, one worker for each GPU")
     torch.cuda.set_device(workers.local_rank)
+    # NCCL would register the buffers of a captured collective, for which all workers meet. They do not: each
+    # captures a size when it comes to one.
+    os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
 
 
 def _own_memory(error: BaseException) -> bool:

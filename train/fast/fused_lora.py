@@ -82,7 +82,7 @@ def _share_room(bases: list[Any]) -> None:
 
 def _packed(base: Any) -> Any:
     """How the weight of a 4-bit layer is packed; None for another layer."""
-    return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
+    return getattr(base.weight, "quant_state", None)
 
 
 def drops_elsewhere(decoder: Any) -> bool:

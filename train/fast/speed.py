@@ -230,7 +230,7 @@ def graphs_possible(config: TrainConfig, speed: Speed, model: Any, dtype: torch.
         speed.attention == VARLEN
         and speed.direct
         and bool(speed.fused)
-        and not (config.torch_compile or config.fsdp or config.device_map)
+        and not (config.torch_compile or config.device_map)
         and dtype == torch.bfloat16
         # Gradient checkpointing may be switched on later, for want of memory.
         and not drops_elsewhere(causal_model(model).base_model)

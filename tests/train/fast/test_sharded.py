@@ -1,0 +1,111 @@
+"""Layers whose weights come into two rooms in turn compute what whole ones do.
+
+Several workers do so in `test_workers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_base import tiny_base
+
+from lorafold.chat.tokenizer import Encoded
+from lorafold.train.fast.check import Measured, measure
+from lorafold.train.fast.forward import Forward
+from lorafold.train.fast.sharded import ShardedLayers
+from lorafold.train.tokens.collate import make_batch
+
+CPU = torch.device("cpu")
+SEQUENCES = [Encoded([3 + i, 7, 11 * i + 1, 5, 9], [False, False, True, True, True]) for i in range(4)]
+BATCH = make_batch(SEQUENCES, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process alone: all of a layer is its part, and the rooms are shared all the same."""
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def model(folder: Path, layers: int, **lora: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_base(folder, family="Qwen2", num_hidden_layers=layers) if not folder.exists() else folder
+    torch.manual_seed(0)
+    settings = LoraConfig(
+        r=4, target_modules=["q_proj", "o_proj", "down_proj"], task_type="CAUSAL_LM", **lora
+    )
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings)
+
+
+def sharded(folder: Path, layers: int, **lora: Any) -> Any:
+    found = model(folder, layers, **lora)
+    ShardedLayers(found.get_base_model().base_model, 0, 1, CPU)
+    return found
+
+
+def measured(of: Any) -> Measured:
+    return measure(Forward(of, CPU), BATCH)
+
+
+def equal(one: Measured, other: Measured) -> None:
+    assert one.loss == other.loss
+    assert torch.equal(one.gradient, other.gradient)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_loss_and_gradient_are_the_same(
+    layers: int, checkpointing: bool, lora: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, parts = model(tmp_path / "base", layers, **lora), sharded(tmp_path / "base", layers, **lora)
+    if checkpointing:
+        parts.get_base_model().gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    for _ in range(2):  # the second pass finds the rooms as the first has left them
+        equal(measured(parts), measured(whole))
+    with torch.no_grad():  # a pass that does not turn leaves them otherwise
+        assert torch.equal(parts(BATCH.input_ids).logits, whole(BATCH.input_ids).logits)
+    equal(measured(parts), measured(whole))
+
+
+def test_an_adapter_on_the_last_layers_only(tmp_path: Path) -> None:
+    lora = {"layers_to_transform": [3, 4]}
+    equal(measured(sharded(tmp_path / "base", 5, **lora)), measured(model(tmp_path / "base", 5, **lora)))
+
+
+def test_two_rooms_are_all_that_is_held(tmp_path: Path) -> None:
+    parts = sharded(tmp_path / "base", 6)
+    layers = parts.get_base_model().base_model.layers
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in layers.parameters()
+        if not value.requires_grad
+    }
+    one = sum(value.nbytes for value in layers[0].parameters() if not value.requires_grad)
+    assert len(held) == 2 and sum(held.values()) < 2.1 * one
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_packed_weights(bits: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    base = tiny_base(tmp_path / "base", family="Qwen2", num_hidden_layers=3)
+    settings = BitsAndBytesConfig(**{bits: True})
+    whole, parts = (
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, device_map="cpu").eval()
+        for _ in range(2)
+    )
+    ShardedLayers(parts.requires_grad_(False).base_model, 0, 1, CPU)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(parts(BATCH.input_ids).logits, whole(BATCH.input_ids).logits)
