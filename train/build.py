@@ -18,6 +18,7 @@ from lorafold.train.fast import memory
 from lorafold.train.fast.allocator import free_bytes, growing_segments, round_blocks, spare_some
 from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
+from lorafold.train.fast.sharded import shard
 from lorafold.train.fast.speed import Speed, apply, choose, graphs_possible, unpacked
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, linear_names
@@ -105,7 +106,7 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
             if method.mutates_base:
                 initial.update(initial_adapter(model))
         if config.fsdp:
-            workers.shard(model, device)
+            shard(model, workers, device)
         return model
 
     model = load()

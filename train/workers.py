@@ -103,26 +103,6 @@ class Workers:
         sums = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
         torch._foreach_copy_(gradients, sums)  # in their places, which CUDA graphs add to
 
-    def shard(self, model: Any, device: torch.device) -> None:
-        """Shard the frozen weights of each decoder layer across the workers, in place.
-
-        Args:
-            model: a causal language model with peft's adapter; trained parameters stay whole.
-            device: of this worker; what is not sharded moves there.
-
-        Raises:
-            UsageError: there is one worker, or the weights themselves are trained.
-        """
-        from lorafold.train.fast.sharded import ShardedLayers
-
-        if self.count == 1:
-            problem = "there is only one worker"
-            raise UsageError(problem, at="--fsdp", fix="start it with torchrun")
-        ShardedLayers(model.get_base_model().base_model, self.rank, self.count, device)
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.device.type != device.type:
-                tensor.data = tensor.data.to(device)
-
 
 def place() -> Workers:
     """This process's place, as torchrun and accelerate tell it."""

@@ -20,7 +20,31 @@ from typing import Any
 
 import torch
 
+from lorafold.errors import UsageError
+from lorafold.train.fast.forward import causal_model
+from lorafold.train.workers import Workers
+
 _ALIGNED = 256  # bytes: kernels read weights in wide pieces
+
+
+def shard(model: Any, workers: Workers, device: torch.device) -> None:
+    """Share the frozen weights of each decoder layer out among the workers, in place.
+
+    Args:
+        model: a causal language model with peft's adapter; trained parameters stay whole.
+        workers: the place of this one.
+        device: of this worker; what is not shared out moves there.
+
+    Raises:
+        UsageError: there is one worker.
+    """
+    if workers.count == 1:
+        problem = "there is only one worker"
+        raise UsageError(problem, at="--fsdp", fix="start it with torchrun")
+    ShardedLayers(causal_model(model).base_model, workers, device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != device.type:
+            tensor.data = tensor.data.to(device)
 
 
 class ShardedLayers:
@@ -31,26 +55,25 @@ class ShardedLayers:
 
     Args:
         decoder: of a transformers model, with `layers`; changed in place.
-        rank: number of this worker.
-        count: number of workers.
+        workers: the place of this one.
         device: of this worker.
     """
 
-    def __init__(self, decoder: Any, rank: int, count: int, device: torch.device) -> None:
+    def __init__(self, decoder: Any, workers: Workers, device: torch.device) -> None:
         layers = list(decoder.layers)
         owners = Counter(id(value) for layer in layers for value in layer.parameters())
         frozen = [
             [value for value in layer.parameters() if not value.requires_grad and owners[id(value)] == 1]
             for layer in layers
         ]
-        sizes = [_aligned(sum(map(_room_of, values)), count * _ALIGNED) for values in frozen]
+        sizes = [_aligned(sum(map(_room_of, values)), workers.count * _ALIGNED) for values in frozen]
         rooms = [
             torch.empty(max(sizes[parity::2], default=0), dtype=torch.uint8, device=device)
             for parity in (0, 1)
         ]
         self._places = [rooms[number % 2][:size] for number, size in enumerate(sizes)]
         self._parts = [
-            _keep_part(values, place, rank, count) for values, place in zip(frozen, self._places, strict=True)
+            _keep_part(values, place, workers) for values, place in zip(frozen, self._places, strict=True)
         ]
         self._there = [-1, -1]  # the layer whose weights are in a room, or on their way
         self._arriving: list[torch.cuda.Event | None] = [None, None]
@@ -111,7 +134,7 @@ class ShardedLayers:
         self._arriving[number % 2] = self._stream.record_event()
 
 
-def _keep_part(values: Sequence[Any], place: torch.Tensor, rank: int, count: int) -> torch.Tensor:
+def _keep_part(values: Sequence[Any], place: torch.Tensor, workers: Workers) -> torch.Tensor:
     """Move the weights of a layer into their room, and return the bytes of this worker's part of them."""
     whole = torch.zeros(place.shape, dtype=torch.uint8)
     start = 0
@@ -121,7 +144,7 @@ def _keep_part(values: Sequence[Any], place: torch.Tensor, rank: int, count: int
         whole[start:end] = own.contiguous().flatten().view(torch.uint8).cpu()
         value.data = place[start:end].view(own.dtype).view(own.shape)
         start += _room_of(value)
-    return whole.view(count, -1)[rank].to(place.device, copy=True)
+    return whole.view(workers.count, -1)[workers.rank].to(place.device, copy=True)
 
 
 def _gather(whole: torch.Tensor, part: torch.Tensor) -> None:

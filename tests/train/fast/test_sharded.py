@@ -18,6 +18,7 @@ from lorafold.train.fast.check import Measured, measure
 from lorafold.train.fast.forward import Forward
 from lorafold.train.fast.sharded import ShardedLayers
 from lorafold.train.tokens.collate import make_batch
+from lorafold.train.workers import Workers
 
 CPU = torch.device("cpu")
 SEQUENCES = [Encoded([3 + i, 7, 11 * i + 1, 5, 9], [False, False, True, True, True]) for i in range(4)]
@@ -47,7 +48,7 @@ def model(folder: Path, layers: int, **lora: Any) -> Any:
 
 def sharded(folder: Path, layers: int, **lora: Any) -> Any:
     found = model(folder, layers, **lora)
-    ShardedLayers(found.get_base_model().base_model, 0, 1, CPU)
+    ShardedLayers(found.get_base_model().base_model, Workers(), CPU)
     return found
 
 
@@ -105,7 +106,7 @@ def test_packed_weights(bits: str, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, device_map="cpu").eval()
         for _ in range(2)
     )
-    ShardedLayers(parts.requires_grad_(False).base_model, 0, 1, CPU)
+    ShardedLayers(parts.requires_grad_(False).base_model, Workers(), CPU)
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(parts(BATCH.input_ids).logits, whole(BATCH.input_ids).logits)

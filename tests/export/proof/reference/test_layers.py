@@ -59,6 +59,18 @@ def largest_difference(ours: Answers, theirs: Answers) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+@pytest.mark.parametrize("family", QUICK)
+def test_a_gpu_computes_the_same(family: str, tmp_path: Path) -> None:
+    folder = tiny_family(family, tmp_path / family)
+    config = json.loads((folder / "config.json").read_text())
+    source = Checkpoint.open(folder)
+    asked = conversations(config["vocab_size"])
+    wanted = as_a_whole(folder, asked)
+    (ours,) = LayeredModel(config, source.tensors, "cuda").answers(source, asked, wanted[0].shape[1])
+    assert largest_difference(ours, wanted) < 1e-4
+
+
 @pytest.mark.parametrize(
     "family",
     [
