@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check quick reliability setup clean
+.PHONY: demo test check quick reliability setup dist clean
 
 ## The main job on an embedded model: train, fold, quantize, prove, compare.
 demo: $(VENV)/.demo
@@ -31,6 +31,13 @@ reliability: $(VENV)/.dev
 	$(BIN)/python tools/faults/fuzz.py --seconds 20 --jobs 2 --page docs/reliability.md
 	$(BIN)/python tools/faults/hostile_words.py --page docs/reliability.md
 	$(BIN)/python tools/faults/split_texts.py --page docs/reliability.md
+
+## What a release uploads: source distribution and wheel in dist/, checked as PyPI checks them.
+dist: $(VENV)/bin/python
+	rm -rf dist build
+	$(BIN)/pip install -q build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

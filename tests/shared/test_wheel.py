@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def test_it_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> Non
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == wanted
     assert {Path(name).suffix for name in held} >= {".py", ".css", ".html", ".js", ".jsonl", ".typed"}
+
+
+def test_a_source_distribution_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """It carries no symlinks, by which setuptools would find three quarters of the packages."""
+    packed = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    clone = wheel.parent / "clone"
+    subprocess.run([sys.executable, "-c", packed], cwd=clone, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as members:
+        members.extractall(tmp_path, filter="data")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = archive.name.removesuffix(".tar.gz")
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(tmp_path / source)], check=True)
+    (again,) = tmp_path.glob("*.whl")
+    assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_it_exports_and_inspects_without_torch(wheel: Path, tmp_path: Path) -> None:
