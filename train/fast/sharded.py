@@ -143,6 +143,8 @@ def _keep_part(values: Sequence[Any], place: torch.Tensor, workers: Workers) -> 
         end = start + own.nbytes
         whole[start:end] = own.contiguous().flatten().view(torch.uint8).cpu()
         value.data = place[start:end].view(own.dtype).view(own.shape)
+        if getattr(value, "CB", None) is not None:  # by which bitsandbytes' 8-bit layers compute
+            value.CB = value.data
         start += _room_of(value)
     return whole.view(workers.count, -1)[workers.rank].to(place.device, copy=True)
 

@@ -102,11 +102,16 @@ def test_packed_weights(bits: str, tmp_path: Path) -> None:
 
     base = tiny_base(tmp_path / "base", family="Qwen2", num_hidden_layers=3)
     settings = BitsAndBytesConfig(**{bits: True})
+    # In evaluation mode bitsandbytes would pack 4-bit weights for the CPU, in places of their own.
     whole, parts = (
-        AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, device_map="cpu").eval()
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=settings, device_map="cpu").train()
         for _ in range(2)
     )
     ShardedLayers(parts.requires_grad_(False).base_model, Workers(), CPU)
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(parts(BATCH.input_ids).logits, whole(BATCH.input_ids).logits)
+    layers = [each for each in parts.base_model.layers.modules() if isinstance(each, torch.nn.Linear)]
+    # An 8-bit layer computes with what its state shows, a 4-bit one with its weight.
+    read = [each.state.CB if hasattr(each, "state") else each.weight for each in layers]
+    assert len({weight.untyped_storage().data_ptr() for weight in read}) == 2
