@@ -92,7 +92,8 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         )
     if config.fold_into != "original":  # there, the base that was given has been compared
         for adapter, _ in adapters:
-            check_base(adapter.folder, base)
+            if _packed_base(adapter.folder, base) is None:
+                check_base(adapter.folder, base)
     weights = open_base(base.folder, base.config(), base.id)
     _check_fold(config, base, weights)
     source = Folded(
@@ -187,7 +188,12 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
     spec = named.spec if named else _narrowed(config.base or "", adapter)
     at = named.at if named else "--base"
     try:
-        found = locate(spec, offline=config.offline, progress=progress)
+        try:
+            found = locate(spec, offline=config.offline, progress=progress)
+        except (InputError, SystemFault):
+            if (instead := _instead_of(spec, config, progress)) is not None:
+                return instead
+            raise
         if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
             raise on_an_adapter(spec, adapter, at)
         base = resolve_base(
@@ -209,6 +215,29 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         ) from error
 
 
+def _instead_of(spec: str, config: ExportConfig, progress: Progress) -> Base | None:
+    """The 16-bit original of a packed base that is not here: if it is asked for, or is at hand itself."""
+    original = original_of(spec.partition("@")[0], Path(spec))
+    if original is None or config.fold_into == "quantized":
+        return None
+    offline = config.offline or config.fold_into == "auto"
+    try:
+        return resolve_base(
+            original, offline=offline, trust_remote_code=config.trust_remote_code, progress=progress
+        )
+    except (InputError, SystemFault):
+        return None
+
+
+def _packed_base(folder: Path, base: Base) -> str | None:
+    """The packed base that an adapter names, if another base is its 16-bit original by its name."""
+    try:
+        named = base_of(folder).spec.partition("@")[0]
+    except InputError:
+        return None
+    return named if original_of(named, Path(named)) == base.id else None
+
+
 def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base:
     """The 16-bit original of a packed base; the base itself if it is not packed.
 
@@ -224,9 +253,13 @@ def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base
             at="--fold-into",
             fix="pass the 16-bit original with --base, or use --fold-into quantized",
         )
-    return resolve_base(
-        original, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-    )
+    try:
+        return resolve_base(
+            original, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+        )
+    except (InputError, SystemFault) as error:
+        fix = f"{error.fix}; or fold into {base.id}, which is here: --fold-into quantized"
+        raise type(error)(error.problem, at=error.at, fix=fix) from error
 
 
 def _narrowed(asked: str, adapter: Path) -> str:
@@ -291,7 +324,13 @@ def _original(base: Base) -> str:
 def _base_notes(base: Base, adapters: list[Path]) -> Iterator[str]:
     """That the first adapter names another model; later ones may name an adapter before them."""
     for folder in adapters:
-        if (named := other_base_named(folder, base)) is not None:
+        if (packed := _packed_base(folder, base)) is not None:
+            yield (
+                f"the adapter was trained on {packed} and is folded into {base.id}, its 16-bit original, "
+                "which is nearer to the model; but what the adapter learned to make up for the packing is "
+                f"too much there; to fold into what it was trained on, have {packed} at hand"
+            )
+        elif (named := other_base_named(folder, base)) is not None:
             yield (
                 f"{folder.name} names {named} as its base, and is folded into {base.id}: that is right only "
                 "if both have the same weights"

@@ -100,7 +100,7 @@ def trained(out: Path, base: str | Path | None, records: Records, steps: int) ->
     if not (out / "lorafold.json").exists():
         settings: dict[str, Any] = {"data": (str(records.train),), "max_steps": steps, "resume": False}
         if base == "demo":
-            settings |= {"method": "full", "learning_rate": 1e-4}
+            settings |= {"method": "full", "learning_rate": 1e-3}
         elif base is not None:
             settings |= {"base": str(base)}
         train(replace(demo_config(out), **settings), silent, lambda _: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import tiny_chat
 from adapter_folders import adapter_folder, lora
 from packed_folders import BNB, bnb_model, packed_folder
+from tiny_hub import COMMIT, go_there
 
 from lorafold.cli import main
-from lorafold.errors import InputError
+from lorafold.errors import InputError, SystemFault
 from lorafold.export import ExportConfig, export
 from lorafold.export.inputs import open_inputs
 from lorafold.export.proof.reference.whole import why_no_reference
@@ -174,6 +176,50 @@ def test_fold_into(tmp_path: Path) -> None:
     assert isinstance(opened.source.base, PackedCheckpoint)
     with pytest.raises(InputError, match=r"neither its name nor its model card says .*--fold-into quantized"):
         open_inputs(ExportConfig(str(packed), out=out, fold_into="original"))
+
+
+PACKED, ORIGINAL = "unsloth/Tiny-bnb-4bit", "unsloth/Tiny"
+
+
+@pytest.mark.parametrize(
+    ("here", "into", "taken", "told"),
+    [
+        ("both", "auto", PACKED, f"pass its 16-bit original with --base {ORIGINAL}"),
+        ("both", "quantized", PACKED, f"pass its 16-bit original with --base {ORIGINAL}"),
+        ("both", "original", ORIGINAL, f"was trained on {PACKED} and is folded into {ORIGINAL}, its 16-bit"),
+        ("packed", "auto", PACKED, f"the adapter is folded into the unpacked weights of {PACKED}"),
+        ("packed", "original", None, f"or fold into {PACKED}, which is here: --fold-into quantized"),
+        ("original", "auto", ORIGINAL, "what the adapter learned to make up for the packing"),
+        ("original", "original", ORIGINAL, f"was trained on {PACKED} and is folded into {ORIGINAL}, its"),
+        ("original", "quantized", None, f"base_model_name_or_path: the base '{PACKED}' was not found"),
+        ("none", "auto", None, f"base_model_name_or_path: the base '{PACKED}' was not found"),
+    ],
+)
+def test_which_base_of_those_at_hand(
+    here: str, into: Any, taken: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gptq_copy(tmp_path / "packed")
+    for id_, folder in ((PACKED, packed), (ORIGINAL, tiny_chat.folder())):
+        if here == "both" or here == ("packed" if id_ == PACKED else "original"):
+            kept = tmp_path / "cache" / f"models--{id_.replace('/', '--')}"
+            shutil.copytree(folder, kept / "snapshots" / COMMIT)
+            (kept / "refs").mkdir()
+            (kept / "refs/main").write_text(COMMIT)
+    go_there("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    adapter = an_adapter(tmp_path / "adapter", PACKED)
+    made_on = {"kind": "adapter", "lorafold": "0", "files": {}, "base": {"fingerprint": fingerprint(packed)}}
+    (adapter / "lorafold.json").write_text(json.dumps(made_on))
+    config = ExportConfig(str(adapter), out=tmp_path / "out", fold_into=into, offline=True)
+    if taken is None:
+        with pytest.raises((InputError, SystemFault)) as caught:
+            open_inputs(config)
+        assert told in str(caught.value)
+        return
+    inputs = open_inputs(config)
+    assert inputs.base.id == taken
+    assert told in inputs.notes[0]
+    if taken == ORIGINAL:  # as the note of the packed one proposes it
+        assert open_inputs(replace(config, fold_into="auto", base=ORIGINAL)).notes[0] == inputs.notes[0]
 
 
 def test_the_original_of_the_card_is_folded_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def predicted(inputs: Inputs) -> dict[str, dict[Type, float]]:
 
 
 def test_they_are_the_squares_of_autograd_and_gguf_py(inputs: Inputs, whole: Any) -> None:
-    """½ · Σ over conversations of ⟨gradient, error⟩², for each token; errors as gguf-py rounds."""
+    """½ · Σ over rows and conversations of ⟨gradient, error⟩², for each token; errors as gguf-py rounds."""
     found = predicted(inputs)
     longest = max(len(chat.ids) for chat in CHATS)
     ids = torch.tensor([chat.ids + [0] * (longest - len(chat.ids)) for chat in CHATS])
@@ -100,7 +100,8 @@ def test_they_are_the_squares_of_autograd_and_gguf_py(inputs: Inputs, whole: Any
                 mine = [number for number, place in enumerate(PLACES) if place[0] == row]
                 total = asked[mine, drawn[mine]].sum()
                 (gradient,) = torch.autograd.grad(total, weights, retain_graph=True)
-                squares += float((gradient.numpy().astype(np.float64) * (rounded - values)).sum()) ** 2
+                parts = (gradient.numpy().astype(np.float64) * (rounded - values)).sum(1)
+                squares += float(np.square(parts).sum())
             assert found[tensor][kind] == pytest.approx(squares / 2 / len(PLACES), rel=2e-3), (tensor, kind)
 
 
