@@ -36,7 +36,7 @@ from lorafold.export.survival.protect import raise_types
 from lorafold.export.survival.survey import TypedModel
 from lorafold.progress import Progress, silent
 
-_TOKENS = 1500  # that are measured; half as many test the result
+_TOKENS = 750  # that are measured, and as many that test the result
 _LOGITS = 40_000_000  # that are held at once
 _STEPS = 6  # of the search for the smallest mixture: to about a hundredth of its size
 

@@ -47,7 +47,7 @@ def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
     Args:
         inputs: the model.
         data: the user's chats, or None.
-        tokens: about how many are measured; half as many are checked.
+        tokens: about how many are in each part.
 
     Raises:
         InputError: the file is missing or malformed, or the tokenizer has no chat template.
@@ -56,7 +56,7 @@ def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
     general = list(_asked(_GENERAL, tokenizer))
     own, words = _own(inputs, data, tokenizer)
     mine, others = _alike(own), _alike(general)
-    parts = [mixed(mine[half::2], others[half::2], tokens // (1 + half)) for half in (0, 1)]
+    parts = [mixed(mine[half::2], others[half::2], tokens) for half in (0, 1)]
     return Calibration(parts[0], parts[1], words)
 
 
