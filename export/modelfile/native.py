@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from lorafold.chat.llama_dialect import readable, unreadable
 from lorafold.chat.sandbox import Job, Refusal, render_many
 from lorafold.chat.template import ChatTemplate, prepared
 from lorafold.export.modelfile.probe import Chat, Reference, find_reference, find_switches, folded
@@ -91,6 +92,10 @@ class Native:
     refused: tuple[bool | None, ...]
     conversations: int
 
+    def without(self, reason: str) -> Native:
+        """It with a reason why no prompt comes about at all."""
+        return replace(self, answers=dict.fromkeys(self.answers, reason))
+
     @property
     def difference(self) -> str | None:
         """Why a prompt differs, or None where all are equal."""
@@ -139,8 +144,9 @@ def write_native(template: ChatTemplate, conversations: int = 100) -> Native:
     """
     reference = find_reference(template, {})
     thinking = find_thinking(reference)
-    found = prove_native(template, template.source, reference, thinking, conversations)
-    written = pinned(template.source, thinking, ignores_system=reference.system == "ignored")
+    source = readable(template.source)
+    found = prove_native(template, source, reference, thinking, conversations)
+    written = pinned(source, thinking, ignores_system=reference.system == "ignored")
     return prove_native(template, written, reference, thinking, conversations) if found.difference else found
 
 
@@ -231,7 +237,7 @@ def prove_native(
 ) -> Native:
     """Compare a GGUF's Jinja, with what llama.cpp and Ollama give it, with the template in transformers."""
     thinks = "thinking" in jinja_abilities(carried)
-    change = llama_change(carried)
+    change, missing = llama_change(carried), unreadable(carried)
     answers: dict[bool | None, str | None] = {}
     refused: list[bool | None] = []
     chats = list(random_chats(conversations, seed=1))
@@ -244,7 +250,7 @@ def prove_native(
         if state is True and not thinking.switches:
             continue  # a template without a switch has nothing to answer
         variables = {} if state is None else dict.fromkeys(thinking.switches, state)
-        answers[state] = None
+        answers[state] = None if missing is None else f"llama.cpp cannot read the Jinja: {missing}"
         for number, seen in enumerate(llama_thinking(arrives)):
             clock = CLOCKS[number]
             wanted = reference.render(chats, variables, clock=clock)
@@ -314,4 +320,4 @@ class _Engine:
         if self.change is not None:
             said = [[self.change.change(message) for message in messages] for messages in said]
         jobs = [Job(messages, seen, clock) for messages in said]
-        return render_many(self.source, jobs, self.origin)
+        return render_many(self.source, jobs, self.origin, "llama")

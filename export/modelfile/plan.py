@@ -141,6 +141,9 @@ def plan_modelfile(
         raise derived.error
     form, notes = derived.form, list(derived.notes)
     native = _native(template, min(conversations, NATIVE_CONVERSATIONS), writable)
+    tools = prove_tools(template, native if writable else None)
+    if native is not None and tools.unreadable:
+        native = native.without(f"llama.cpp cannot run the Jinja: {tools.difference}")
     architecture = architecture or model.architecture
     taken = NEWEST.renderers.get(architecture)
     route = choose(
@@ -178,7 +181,6 @@ def plan_modelfile(
         renderer=route.renderer,
         system=route.system,
     )
-    tools = prove_tools(template, native if writable else None)
     if not tools.proven and tools.lost != TOOL_PARTS:  # of a model that knows no tools nobody asks for them
         notes.append(f"tools: {tools.says}")
     return ModelfilePlan(

@@ -19,7 +19,8 @@ from typing import Any
 
 from lorafold.chat.calls import TOOL_PARTS, listed
 from lorafold.chat.dialogue import Dialogue, Tool, ToolCall
-from lorafold.chat.sandbox import Message, Refusal
+from lorafold.chat.llama_dialect import LACKS
+from lorafold.chat.sandbox import Job, Message, Refusal, render_many
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import LorafoldError
 from lorafold.export.modelfile.native import Native, as_llama_trims, llama_dates, shown_difference
@@ -60,6 +61,11 @@ class ToolProof:
     def proven(self) -> bool:
         """Whether all of it is written as in training."""
         return not self.lost and self.difference is None
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether llama.cpp lacks what the template needs for tools: then it does not load the model."""
+        return self.difference is not None and LACKS in self.difference
 
     @property
     def says(self) -> str:
@@ -143,9 +149,9 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
     except LorafoldError as error:
         return ToolProof(TOOL_PARTS, 0, difference=error.problem)
     written = zip(TOOL_PARTS, (form.definitions, form.calls, form.results), strict=True)
-    if lost := tuple(name for name, kept in written if not kept):
-        return ToolProof(lost, 0)
     carried = template.source if native is None else native.source
+    if lost := tuple(name for name, kept in written if not kept):
+        return ToolProof(lost, 0, difference=_missing(template, carried))
     arrives = think_of("thinking" in jinja_abilities(carried), None)
     assert not isinstance(arrives, Refused)
     chats = list(random_tool_chats(conversations))
@@ -166,6 +172,14 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
     return ToolProof((), conversations, refused)
 
 
+def _missing(template: ChatTemplate, carried: str) -> str | None:
+    """What llama.cpp lacks, for a template that does not write all of tools."""
+    asked = Dialogue([{"role": "user", "content": "Hello"}], next(random_tool_chats(1)).tools)
+    variables = {**template.tokens, "tools": list(asked.tools), "add_generation_prompt": True}
+    (text,) = render_many(carried, [Job(list(asked), variables)], template.origin, "llama")
+    return text.problem if isinstance(text, Refusal) and LACKS in text.problem else None
+
+
 def _as_llama_changes(chat: Dialogue, carried: str) -> Dialogue:
     change = llama_change(carried)
     return chat if change is None else Dialogue(map(change.change, chat), chat.tools)
@@ -181,6 +195,7 @@ def _engine(template: ChatTemplate, carried: str, clock: str) -> ChatTemplate:
         template.origin,
         clock,
         as_llama_trims(template.tool_use) if template.tool_use else "",
+        "llama",
     )
 
 

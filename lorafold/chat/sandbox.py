@@ -158,13 +158,16 @@ def start_worker() -> None:
             _worker = _Worker()
 
 
-def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> list[str | Refusal]:
+def render_many(
+    source: str, jobs: Sequence[Job], at: str = "chat template", dialect: str = ""
+) -> list[str | Refusal]:
     """Render conversations with one template.
 
     Args:
         source: the Jinja template.
         jobs: what to render.
         at: where the template came from, for messages.
+        dialect: "llama": as llama.cpp renders it; "": as transformers does.
 
     Returns:
         A text per job, or the template's own refusal of that conversation.
@@ -185,7 +188,7 @@ def render_many(source: str, jobs: Sequence[Job], at: str = "chat template") -> 
                     _worker = _Worker()
                 _worker.await_ready()
                 part = jobs[start : start + _BATCH]
-                _worker.send({"source": source, "jobs": [_plain(job) for job in part]})
+                _worker.send({"source": source, "dialect": dialect, "jobs": [_plain(job) for job in part]})
                 answers.extend(_answer(_worker.receive(WALL_SECONDS), at) for _ in part)
         except InputError:
             raise  # a syntax error ends a request, and the worker waits for the next one

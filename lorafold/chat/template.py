@@ -37,6 +37,7 @@ class ChatTemplate:
         origin: where the template came from, for messages.
         clock: None for the present, or an ISO 8601 moment that `strftime_now` shall show.
         tool_use: the Jinja text for conversations with tools, where a model has another one for them.
+        dialect: "llama": rendered as llama.cpp does; "": as transformers does.
     """
 
     source: str
@@ -45,6 +46,7 @@ class ChatTemplate:
     origin: str = "chat template"
     clock: str | None = None
     tool_use: str = ""
+    dialect: str = ""
     _layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of `layout.layout_of`
 
     @classmethod
@@ -214,11 +216,11 @@ class ChatTemplate:
     def _rendered(self, jobs: Sequence[Job]) -> list[str | Refusal]:
         """Renderings, each by the template that transformers takes for it."""
         if not self.tool_use:
-            return render_many(self.source, jobs, self.origin)
+            return render_many(self.source, jobs, self.origin, self.dialect)
         answers: dict[int, str | Refusal] = {}
         for source in (self.source, self.tool_use):
             chosen = [at for at, job in enumerate(jobs) if self._source_of(job) == source]
-            found = render_many(source, [jobs[at] for at in chosen], self.origin)
+            found = render_many(source, [jobs[at] for at in chosen], self.origin, self.dialect)
             answers.update(zip(chosen, found, strict=True))
         return [answers[at] for at in range(len(jobs))]
 
