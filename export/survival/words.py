@@ -142,14 +142,11 @@ def sentence(whole: Whole, lost: Sequence[Survival], cure: str) -> str:
         cure: what helps.
     """
     doubt = "" if whole.exact else f" ± {2 * whole.uncertainty:.1%}, from sampled rows"
-    # A little too much is as right as a little too little, and no more than all can be left.
-    share = whole.share if lost else min(whole.share, 1.0)
-    text = f"{percent(share)} of the adapter's change is still there after rounding{doubt}; "
+    text = f"{percent(whole.share)} of the adapter's change is still there after rounding{doubt}; "
     text += f"the rounding error is {whole.error:.2g} times the change"
     if not lost:
-        return (
-            text + (", which is noise in no direction" if whole.error > 1 else "") + _overshoot([whole.share])
-        )
+        noise = ", which is noise in no direction" if whole.error > 1 else ""
+        return text + noise + _overshoot([whole.share])
     worst = ", ".join(f"{one.tensor} {percent(one.share)} in {one.type}" for one in lost[:_NAMED])
     of = f"{len(lost)} of {whole.count} tensors keep less than {ENOUGH:.0%}"
     if any(one.share > 1 for one in lost):
