@@ -6,6 +6,7 @@ was. If a check fails, what was written is kept beside it, under a name that say
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from lorafold.export.outputs.prompt.observing import observe_prompts
 from lorafold.export.outputs.tensor_list import tensor_listing, tensor_summary
 from lorafold.export.proof.check import AGAIN, Check, Proof
 from lorafold.export.proof.observed import Observing, check_name
+from lorafold.export.proof.sample import estimated_seconds
 from lorafold.export.survival.ladder import safest
 from lorafold.export.survival.share import Survival
 from lorafold.export.survival.survey import PLANNED
@@ -194,11 +196,25 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
         ("base", inputs.base.id),
         *(("adapter", f"{adapter.folder} × {weight:g}") for adapter, weight in inputs.adapters),
         *output.describe(),
+        *_besides(output, config),
         ("disk", f"{output.size:,} bytes needed, {free:,} free"),
         *(("note", note) for note in output.notes),
         *_survival(output, config, progress),
         *(tensor_listing if config.tensors else tensor_summary)(output.tensors()),
     ]
+
+
+def _besides(output: Output, config: ExportConfig) -> Lines:
+    """What an export takes besides the writing."""
+    if not isinstance(output, GgufOutput | OntoOutput):
+        return []
+    told = ["the first export of a type on a machine compiles its kernel, some 10 s each"]
+    if config.verify and output.chats:
+        models = [file for file in output.plan.files if file.first]
+        weights = sum(math.prod(info.shape) for info in output.inputs.source.tensors.values())
+        seconds = estimated_seconds(weights, len(models), config.workers, config.proof_minutes)
+        told.append(f"the proof takes about {seconds:,.0f} s and a gigabyte more (--no-verify leaves it out)")
+    return [("besides", "; ".join(told))]
 
 
 def _survival(output: Output, config: ExportConfig, progress: Progress) -> Lines:

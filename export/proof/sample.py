@@ -17,6 +17,8 @@ ANSWER_TOKENS = 32  # of an answer that count
 CONTEXT = 512  # tokens of prompt and answer
 LEAST_TOKENS = 256  # prompts and answers together
 _LEAST_WORK = 1.2e11  # weights times tokens: a few seconds of two cores for each time through the model
+_RATE = 3.5e10  # weights times tokens in a second of one core (Zen 5); llama.cpp's share is in it
+_BEFORE = 4.0  # seconds in which libraries are loaded, tokens and tensors compared
 FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
 
 
@@ -90,6 +92,21 @@ def _tokens(chat: Sequence[Message], tokenizer: ChatTokenizer) -> ChatTokens | N
 def tokens_for(weights: int) -> int:
     """How many tokens a model of so many weights is asked by default."""
     return max(LEAST_TOKENS, int(_LEAST_WORK / max(weights, 1)))
+
+
+def estimated_seconds(weights: int, files: int, threads: int, minutes: float = 0.0) -> float:
+    """A guess at the wall time of a proof.
+
+    Each weight is multiplied with each token once for the base and for base + adapter, and twice for a file.
+
+    Args:
+        weights: of the model.
+        files: models that are written.
+        threads: cores.
+        minutes: how long may be asked; 0: not long.
+    """
+    least = _BEFORE + weights * tokens_for(weights) * (2 + 2 * files) / (_RATE * threads)
+    return max(least, 60 * minutes)
 
 
 def rounds(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -81,6 +81,15 @@ def test_the_list_is_what_the_files_hold(format: str, adapter: str, tmp_path: Pa
     assert re.fullmatch(
         r"(about [\d,]+ s|less than a second) on \d threads?, without the proof", said["time"]
     )
+    assert ("besides" in said) == ("folder" not in format and "adapter" not in format)
+
+
+def test_a_plan_says_what_is_not_in_its_time(adapter: str, tmp_path: Path) -> None:
+    """Kernels that are compiled, and the proof if there is to be one."""
+    said = dict(plan_export(config(adapter, tmp_path / "out", plan=True, verify=True)))["besides"]
+    assert re.search(r"compiles its kernel, .+; the proof takes about [\d,]+ s and a gigabyte more", said)
+    left_out = dict(plan_export(config(adapter, tmp_path / "out", plan=True, verify=False)))["besides"]
+    assert "compiles" in left_out and "the proof" not in left_out
 
 
 @pytest.mark.parametrize("format", FORMATS)
