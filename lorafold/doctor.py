@@ -165,7 +165,11 @@ def _gpus() -> list[str]:
 def _parts(gpus: list[str]) -> Iterator[tuple[str, str, str]]:
     yield "lorafold", __version__, f"Python {platform.python_version()}, {platform.system()}"
     units = "; llama.cpp's kernels for matrix units are left out" if has_matrix_units() else ""
-    yield "processor", f"{processor()}, {cores()} cores", f"export and chat use all of them{units}"
+    yield (
+        "processor",
+        f"{processor()}, {cores()} core{'s' * (cores() > 1)}",
+        f"export and chat use all of them{units}",
+    )
     yield "memory", f"{memory_available() / 1e9:.1f} GB available", "export needs about 0.3 GB for any model"
     cache = cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
