@@ -13,6 +13,7 @@ adapter changes, as far as its blocks fit.
 `--kl` exports with the proof on the held-out questions, and shows each file's mean KL from base + adapter.
 `--fit` writes each recipe once more with the types that are chosen for its own size, calibrated on chats of
 the training; with `--imatrix-data` that and the plain recipe also with an importance matrix of these chats.
+`--results` adds the rows to a file, and `--draw` makes a picture of what several runs added.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+
+COLOURS = {"": "#8a8f98", "--keep-delta": "#3b76c4", "--fit": "#d08a2c"}
+WORDS = {"": "as the recipe has it", "--keep-delta": "--keep-delta 0.9", "--fit": "--fit, in its size"}
 
 
 def main() -> None:
@@ -38,9 +43,15 @@ def main() -> None:
     parser.add_argument("--smooth", type=int, default=0, help="steps of a full fine-tune of the base before")
     parser.add_argument("--types", action="store_true", help="put each type on every changed tensor first")
     parser.add_argument("--kl", action="store_true", help="export with the proof, and show the mean KL")
-    parser.add_argument("--results", type=Path, help="add the rows to this file, for draw_fidelity.py")
+    parser.add_argument("--results", type=Path, help="add the rows to this file")
+    parser.add_argument("--draw", type=Path, help="only draw what stands in --results, as a picture")
     parser.add_argument("--work", type=Path, help="keep the adapter here for a later run")
     options = parser.parse_args()
+    if options.draw is not None:
+        if options.results is None:
+            parser.error("--draw needs --results, the file that runs added to")
+        draw([json.loads(line) for line in options.results.read_text("utf-8").splitlines()], options.draw)
+        return
     with tempfile.TemporaryDirectory(prefix="lorafold-bench-") as scratch:
         if options.data is not None and not options.data.is_file():
             print(f"skipped: {options.data} is not here")
@@ -215,6 +226,46 @@ def measured(
         "types": {one.tensor: one.type for one in found},
         "kl": kl[0] if kl else None,
     }
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """A picture of rows: base, recipe, way, mean KL."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row["kl"] is not None and "imatrix" not in row["way"]]
+    bases = list(dict.fromkeys(row["base"] for row in rows))
+    figure, areas = pyplot.subplots(
+        1, len(bases), figsize=(3.6 * len(bases), 3.4), sharey=True, squeeze=False
+    )
+    for area, base in zip(areas[0], bases, strict=True):
+        recipes = list(dict.fromkeys(row["recipe"] for row in rows if row["base"] == base))
+        for at, recipe in enumerate(recipes):
+            found = {
+                kind_of(row["way"]): row["kl"]
+                for row in rows
+                if (row["base"], row["recipe"]) == (base, recipe)
+            }
+            for number, (way, colour) in enumerate(COLOURS.items()):
+                if way in found:
+                    place = at + 0.28 * (number - 1)
+                    area.bar(place, found[way], 0.26, color=colour, label=WORDS[way] if not at else None)
+                    told = f"{found[way] / found['']:.2f}" if way else ""
+                    area.text(place, found[way], told, ha="center", va="bottom", fontsize=8)
+        area.set_xticks(range(len(recipes)), recipes)
+        area.set_title(base, fontsize=9)
+        area.spines[["top", "right"]].set_visible(False)
+    areas[0][0].set_ylabel("mean KL from base + adapter, nats")
+    areas[0][0].legend(frameon=False, fontsize=8, loc="upper left")
+    figure.tight_layout()
+    figure.savefig(out, dpi=130)
+
+
+def kind_of(way: str) -> str:
+    """The option that a way is called after."""
+    return way.split(",")[0].split(" ")[0]
 
 
 if __name__ == "__main__":
