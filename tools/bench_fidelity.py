@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 COLOURS = {"": "#8a8f98", "--keep-delta": "#3b76c4", "--fit": "#d08a2c"}
 WORDS = {"": "as the recipe has it", "--keep-delta": "--keep-delta 0.9", "--fit": "--fit, in its size"}
 
