@@ -313,6 +313,8 @@ def _prove(output: Output, folder: Path, progress: Progress) -> Proof:
     try:
         return Proof(tuple(output.prove(folder, progress)))
     except InputError as error:  # llama.cpp does not take the file
+        if isinstance(error.__cause__, OSError):  # it could not be read at all
+            return Proof((Check("proof", "not checked", f"it stopped: {error.problem}"),))
         return Proof((Check("proof", "failed", f"it stopped: {error.problem}", fix=error.fix or AGAIN),))
     except SystemFault as error:
         return Proof((Check("proof", "not checked", f"it stopped: {error.problem}"),))

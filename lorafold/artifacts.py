@@ -175,7 +175,7 @@ _LOCAL = "choose an --out on a local disk"
 _UNABLE = ("the file system cannot do this (a network or FUSE file system?)", _LOCAL)
 _GONE = ("the network file system does not answer", "mount it again, or choose an --out on a local disk")
 # What the operating system may refuse a user, by errno(3).
-_CURES = {
+CURES = {
     errno.ENOSPC: ("the disk is full", "free space or choose an --out on another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free space or choose an --out on another disk"),
     errno.EFBIG: (
@@ -201,6 +201,7 @@ _CURES = {
     errno.EMFILE: ("too many files are open", "raise the limit, `ulimit -n 4096`"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
 }
+"""What the operating system refuses, by its number: in our words, with a cure."""
 
 
 def system_fault(error: OSError, at: Path | str | None = None) -> SystemFault | None:
@@ -210,9 +211,9 @@ def system_fault(error: OSError, at: Path | str | None = None) -> SystemFault | 
         error: as it was raised.
         at: the file that was worked on, if the error names none.
     """
-    if error.errno not in _CURES:
+    if error.errno not in CURES:
         return None
-    problem, fix = _CURES[error.errno]
+    problem, fix = CURES[error.errno]
     # Of a copy or a rename the second name is the one that was to be written.
     return SystemFault(problem, at=error.filename2 or error.filename or at, fix=fix)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
 from lorafold.adapters.foreign import BUFFERS
+from lorafold.adapters.patterns import LAYER, try_patterns
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
@@ -182,6 +183,8 @@ def check_complete(
         InputError: a targeted layer has no tensors, or a module to save was not saved.
     """
     config, types = adapter.config, model_types(names.config)
+    inside = (name.removesuffix(".weight") for name, _, _ in names.in_model(prefixes))
+    try_patterns(config.patterns, inside, config.path)
     for adapted in adapter.modules:
         _check_target(adapter, adapted, ("lora_embedding_A",))
     present = {renamed(module.module, types) for module in adapter.modules}
@@ -297,7 +300,7 @@ def _is_targeted(config: AdapterConfig, module: str) -> bool:
     if isinstance(config.target_modules, str) or config.layers_to_transform is None:
         return True
     patterns = config.layers_pattern or (r"[^.]*",)
-    found = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+    found = (re.match(LAYER.format(pattern), module) for pattern in patterns)
     match = next((match for match in found if match), None)
     return match is not None and int(match[1]) in config.layers_to_transform
 

@@ -33,6 +33,7 @@ from lorafold.adapters.fields import (
     SINCE_0_14,
     USED,
 )
+from lorafold.adapters.patterns import ENDED, ENDS, FIELDS
 from lorafold.errors import InputError
 from lorafold.files.jsonfile import read_object
 
@@ -163,7 +164,12 @@ class AdapterConfig:
     def _shared_pattern(self, module: str) -> str:
         """The one pattern that PEFT up to 0.13 found for a module; its own name if none matched."""
         patterns = (*self.rank_pattern, *self.alpha_pattern)
-        return next((pattern for pattern in patterns if re.match(rf".*\.{pattern}$", module)), module)
+        return next((pattern for pattern in patterns if re.match(ENDED.format(pattern), module)), module)
+
+    @property
+    def patterns(self) -> dict[str, Any]:
+        """The fields that hold regular expressions, or names that PEFT takes for some."""
+        return {name: getattr(self, name) for name in FIELDS if hasattr(self, name)}
 
     @property
     def rounds_product(self) -> bool:
@@ -182,7 +188,7 @@ def _has_one_pattern(raw: Mapping[str, Any]) -> bool | None:
 def _first_match(patterns: Mapping[str, float], module: str, default: float) -> float:
     """PEFT's rule: the first pattern, in the file's order, that matches the end of the module's name."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(ENDS.format(pattern), module):
             return value
     return default
 
@@ -398,8 +404,8 @@ class _Fields:
         for pattern, entry in value.items():
             self._number(name, entry, least, whole)
             try:
-                re.compile(pattern)
-            except re.error:
+                re.compile(ENDS.format(pattern))
+            except (re.error, RecursionError, OverflowError):
                 raise self.wrong(name, f"regular expressions; {pattern!r} is not one") from None
         return value
 

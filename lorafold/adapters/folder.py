@@ -16,7 +16,7 @@ written it (`mlx`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from lorafold.adapters.config import CONFIG, AdapterConfig, read_adapter_config
 from lorafold.adapters.foreign import BUFFERS
 from lorafold.adapters.missing import why_no_weights
 from lorafold.adapters.mlx import MlxFactors
+from lorafold.adapters.patterns import try_patterns
 from lorafold.errors import InputError
 from lorafold.weights import Checkpoint, TensorSource
 
@@ -161,9 +162,19 @@ class Adapter:
             raise why_no_weights(folder)
         source = Checkpoint.of_files(folder, [path])
         modules, saved, buffers = _sort_keys(config, source)
+        try_patterns(config.patterns, _spellings(modules), config.path)
         shapes = ((m.module, source.tensors[m.parts["lora_A"]].shape) for m in modules if "lora_A" in m.parts)
         config = config.told_by_ranks({module: shape[0] for module, shape in shapes if len(shape) == 2})
         return cls(folder, config, source, modules, saved, buffers)
+
+
+def _spellings(modules: tuple[ModuleTensors, ...]) -> Iterator[str]:
+    """Every name that a pattern may be asked about for what an adapter holds."""
+    for module in modules:
+        yield module.module
+        for key in module.parts.values():
+            yield key
+            yield key.removeprefix(PEFT_PREFIX)
 
 
 def _sort_keys(

@@ -7,12 +7,14 @@ llama-cpp-python binds llama.h by ctypes; the names `llama_*` below are that hea
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lorafold.artifacts import CURES, system_fault
 from lorafold.errors import InputError, SystemFault
 from lorafold.gguf_file.checks import check_model
 from lorafold.gguf_file.header import GgufHeader
@@ -64,6 +66,13 @@ def complaint() -> str:
     return re.sub(r"^\w+: ", "", told)
 
 
+def _refused_by_system(path: Path) -> SystemFault | None:
+    """What the system answered when llama.cpp opened a file: its words stand behind the name."""
+    said = [behind for line in _said for _, name, behind in [line.partition(str(path))] if name]
+    refused = (n for n in CURES if any(os.strerror(n) in behind for behind in said))
+    return next((system_fault(OSError(n, os.strerror(n)), path) for n in refused), None)
+
+
 def look(path: Path, expected: str) -> GgufHeader:
     """Read and check the header of a file that llama.cpp is about to load.
 
@@ -101,6 +110,7 @@ def load_weights(path: Path, vocab_only: bool = False, *, as_stored: bool = Fals
 
     Raises:
         InputError: llama.cpp refuses the file.
+        SystemFault: the system does not let it be read.
     """
     binding = library()
     parameters = binding.llama_model_default_params()
@@ -111,6 +121,8 @@ def load_weights(path: Path, vocab_only: bool = False, *, as_stored: bool = Fals
     parameters.use_extra_bufts = not (as_stored or has_matrix_units())
     pointer = binding.llama_model_load_from_file(str(path).encode(), parameters)
     if not pointer:
+        if fault := _refused_by_system(path):
+            raise fault
         raise InputError(
             f"llama.cpp cannot load this model: {complaint()}",
             at=path,

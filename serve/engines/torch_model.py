@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.adapters.config import CONFIG
+from lorafold.adapters.patterns import try_patterns
 from lorafold.chat.layout import shared_prefix
 from lorafold.errors import InputError, NumericError, SystemFault
+from lorafold.files.jsonfile import read_if_there
 from lorafold.libraries.causal_lm import (
     REFUSALS,
     check_headers,
@@ -119,6 +122,9 @@ def _with_adapters(model: Any, adapters: Sequence[Path], vocabulary: int) -> Any
     require("peft", extra="train")
     from peft import PeftModel
 
+    for adapter in adapters:
+        path = adapter / CONFIG
+        try_patterns(read_if_there(path) or {}, (name for name, _ in model.named_modules()), path)
     if vocabulary > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(vocabulary)
     peft = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")

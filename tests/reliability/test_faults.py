@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from campaign import Campaign, Scenario
-from faults import ELSEWHERE, Commands, Fault, shim
+from faults import ELSEWHERE, Commands, Fault, calls, shim
 from scenarios import SCENARIOS, inputs
 
 Started = Callable[..., Campaign]
@@ -20,7 +20,7 @@ OUTPUTS = (
     "export, two types in parts",
     "export, merged folder",
     "export, adapter",
-    "export, report and --keep-delta",
+    "export, report, record and --keep-delta",
     "export, proof and its cache",
     "compare",
 )
@@ -75,6 +75,24 @@ def test_an_output_is_the_old_one_or_the_new_one(started: Started, name: str) ->
     assert len(campaign.calls) > 50
     wrong = [(str(fault), campaign.strike(fault)[1]) for fault in campaign.points(every=71)]
     wrong += list(campaign.lose_power(every=80))
+    assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.slow
+def test_a_proof_that_cannot_read_says_so_and_keeps_the_export(started: Started) -> None:
+    """It is neither a proof that failed nor a model that llama.cpp does not know."""
+    campaign = started(NAMES["export, proof and its cache"])
+    entries = [call for call in calls(campaign.log) if call.kind == "call"]
+    opened = [
+        (number, call.path.endswith("Modelfile"))
+        for number, call in enumerate(entries, start=1)
+        if call.second in ("open", "read") and call.path.endswith((".partial/Modelfile", ".gguf"))
+    ]
+    written = max(number for number, call in enumerate(entries, start=1) if call.path.endswith(".lock"))
+    faults = [Fault("EIO", number) for number, modelfile in opened if modelfile]
+    faults += [Fault("EACCES", n) for n, _ in opened if n < written and entries[n - 1].second == "open"]
+    assert len(faults) > 4
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in faults]
     assert not [entry for entry in wrong if entry[1]]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import queue
 import shutil
 import sys
 import tempfile
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/support/faul
 from campaign import Campaign, Scenario
 from faults import SIGNALS, Commands, shim
 from in_memory import memory_folder
-from page import read_part, write_figure, write_part
+from page import processor_seconds, write_figure, write_part
 from scenarios import SCENARIOS, inputs
 
 FIGURE = "injected fault points, over all commands, survived"
@@ -65,11 +66,11 @@ class Figures:
         )
 
 
-def strike(scenario: Scenario, share: int, library: Path, home: Path, every: int) -> Figures:
-    """A share of a scenario's faults; the first share has the losses of power too."""
+def strike(scenario: Scenario, share: int, library: Path, home: Path, every: int, core: int) -> Figures:
+    """A share of a scenario's faults, on one core; the first share has the losses of power too."""
     figures = Figures(scenario.name)
     place = Path(tempfile.mkdtemp(dir=home))
-    with Commands(library, place / "own", scenario.imports) as commands:
+    with Commands(library, place / "own", scenario.imports, core) as commands:
         campaign = Campaign(commands, scenario, home / "inputs", place / "work")
         figures.calls = len(campaign.calls)
         for fault in itertools.islice(campaign.points(every=every), share, None, scenario.shares):
@@ -77,10 +78,10 @@ def strike(scenario: Scenario, share: int, library: Path, home: Path, every: int
             figures.signals += fault.what in SIGNALS
             figures.errors += fault.what not in SIGNALS
             figures.lost += [f"{fault}, {outcome.kind} {Path(outcome.path).name}: {each}" for each in wrong]
-        for name, wrong in () if share else campaign.lose_power(every=4):
+        for name, wrong in () if share else campaign.lose_power(every=4 * scenario.sparse):
             figures.disks += 1
             figures.lost += [f"{name}: {each}" for each in wrong]
-        figures.seconds = commands.processor
+    figures.seconds = commands.processor
     shutil.rmtree(place)
     return figures
 
@@ -101,16 +102,11 @@ COLUMNS = ("command", "calls", "errors", "signals", "disks after a power loss", 
 
 
 def rewrite(page: Path, done: Sequence[Figures], command: str) -> None:
-    """Put rows into the page; the rows of commands that were not struck this time stay."""
-    rows = {row.split(" | ")[0]: row for row in read_part(page, "strikes").splitlines() if " of " in row}
-    rows |= {each.row().split(" | ")[0]: each.row() for each in done}
+    """Put one run of all commands into the page."""
     head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    names = [f"| {scenario.name}" for scenario in SCENARIOS]
-    write_part(page, "strikes", "\n".join([*head, *(rows[name] for name in names if name in rows)]))
-    cells = [row.replace(",", "").strip("| ").split(" | ") for row in rows.values()]
-    whole, struck = (sum(int(row[-2].split(" of ")[which]) for row in cells) for which in (0, 1))
-    shown = f"{struck:,}, {whole / struck:.2%}"
-    write_figure(page, FIGURE, shown, command, sum(float(row[-1]) for row in cells))
+    write_part(page, "strikes", "\n".join([*head, *(each.row() for each in done)]))
+    struck, lost = sum(each.struck for each in done), sum(len(each.lost) for each in done)
+    write_figure(page, FIGURE, f"{struck:,}, {(struck - lost) / struck:.2%}", command, processor_seconds())
 
 
 def main() -> int:
@@ -120,8 +116,12 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="strike every n-th call only")
     parser.add_argument("--only", default="", help="the scenario of this name, or all that hold it")
     parser.add_argument("--page", type=Path, help="rewrite the figures of this page")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at once")
+    cores = len(os.sched_getaffinity(0))
+    # Two on each core: a command that waits (for a child, for a look at the machine's load) costs no time.
+    parser.add_argument("--jobs", type=int, default=2 * cores, help="processes at once")
     options = parser.parse_args()
+    if options.page and options.only:
+        parser.error("--page takes the figures of all commands, in one run")
     with memory_folder() as name:
         home = Path(name)
         library = shim(home)
@@ -132,8 +132,14 @@ def main() -> int:
         exactly = [scenario for scenario in SCENARIOS if options.only == scenario.name]
         chosen = exactly or [scenario for scenario in SCENARIOS if options.only in scenario.name]
 
+        free = queue.SimpleQueue[int]()
+        for job in range(options.jobs):
+            free.put(job)
+
         def run(task: tuple[Scenario, int]) -> Figures:
-            figures = strike(*task, library, home, options.every)
+            job = free.get()
+            figures = strike(*task, library, home, options.every, job)
+            free.put(job)
             print(figures.row(), *(f"  LOST {line}" for line in figures.lost), sep="\n", flush=True)
             return figures
 
@@ -142,7 +148,7 @@ def main() -> int:
             done = list(pool.map(run, sorted(tasks, key=lambda task: -task[0].shares)))
     all_figures = [together([each for each in done if each.scenario == one.name]) for one in chosen]
     struck, lost = sum(each.struck for each in all_figures), sum(len(each.lost) for each in all_figures)
-    print(f"{struck:,} faults, {lost} lost something")
+    print(f"{struck:,} faults, {lost} lost something; {processor_seconds():.0f} s of processor time")
     if options.page:
         every = f" --every {options.every}" if options.every > 1 else ""
         rewrite(options.page, all_figures, f"tools/faults/strike.py{every}")

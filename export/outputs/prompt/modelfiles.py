@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorafold.artifacts import write_atomic
+from lorafold.artifacts import system_faults, write_atomic
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
 from lorafold.export.gguf.header import GgufFile, TypedTensor
@@ -164,11 +164,17 @@ def check_prompt(
     system: str | None,
     projector: Projector | None = None,
 ) -> Check:
-    """What Ollama and llama.cpp will build prompts with, read back from what was written."""
+    """What Ollama and llama.cpp will build prompts with, read back from what was written.
+
+    Raises:
+        SystemFault: the system does not let it be read.
+    """
     wrong = []
     for name, text in modelfiles(prompt, models, system, projector).items():
         try:
-            same = parse_modelfile((folder / name).read_text(encoding="utf-8")) == parse_modelfile(text)
+            with system_faults(folder / name):
+                written = (folder / name).read_text(encoding="utf-8")
+            same = parse_modelfile(written) == parse_modelfile(text)
         except (OSError, ValueError, InputError):
             same = False
         wrong += [] if same else [name]

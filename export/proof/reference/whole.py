@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.adapters.patterns import try_patterns
 from lorafold.errors import InputError
 from lorafold.export.fold.folded import vocabulary_size
 from lorafold.export.fold.for_peft import differs_for_peft, empty_products, write_for_peft
@@ -127,6 +128,8 @@ def with_adapter(model: torch.nn.Module, inputs: Inputs) -> torch.nn.Module:
     with _refusals(folder), tempfile.TemporaryDirectory() as rewritten:
         from peft import PeftModel
 
+        config = inputs.adapters[0][0].config
+        try_patterns(config.patterns, (name for name, _ in model.named_modules()), config.path)
         if differs_for_peft(plan):
             write_for_peft(plan, Path(rewritten))
             tuned: torch.nn.Module = PeftModel.from_pretrained(model, rewritten)

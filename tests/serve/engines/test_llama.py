@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny_chat
 
-from lorafold.errors import InputError
+from lorafold.errors import InputError, SystemFault
+from lorafold.libraries.llama import load_weights
 from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.config import ChatConfig, Sampling
 from lorafold.serve.engines.llama import LlamaEngine
@@ -254,6 +255,14 @@ def test_the_embedded_model_is_answered_as_it_came() -> None:
 def test_files_that_cannot_be_loaded(make: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said), opened(ChatConfig(models=(str(make(tmp_path)),))):
         pass
+
+
+def test_what_the_system_refuses_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    """llama.cpp tells of it in words, behind the name."""
+    (tmp_path / "a.gguf").symlink_to("b.gguf")
+    (tmp_path / "b.gguf").symlink_to("a.gguf")
+    with pytest.raises(SystemFault, match="its symbolic links lead in a circle"):
+        load_weights(tmp_path / "a.gguf")
 
 
 def _write(path: Path, content: bytes) -> Path:

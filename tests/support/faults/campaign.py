@@ -17,6 +17,8 @@ from pathlib import Path
 from faults import ERRORS, SIGNALS, Commands, Fault, Outcome, calls
 from power import KINDS, Disk, moments
 
+from lorafold.artifacts import MANIFEST, read_whole
+
 # Exit codes of what the system refuses: the environment, or an input that cannot be read.
 REFUSED = (3, 5)
 SIGNALLED = {"SIGKILL": (-9,), "SIGINT": (130,), "SIGTERM": (143,)}
@@ -37,9 +39,12 @@ class Scenario:
         before: an older state of the outputs is there and is replaced.
         again: the command may be run over its own output, and is after every failure.
         imports: what the warm process loads.
-        hidden: patterns of names inside outputs that differ between equal runs, or after an interruption.
+        hidden: patterns of names inside outputs that differ between equal runs, or after an interruption; of
+            a manifest among them it counts whether its folder is as it says.
         varies: what differs in the files of equal runs (times), as a regular expression.
+        begun: the command goes on with what one left that was killed after this share of its calls.
         sparse: only every n-th call is struck, of a command that takes long.
+        reads: of those calls that change nothing every n-th: other commands read the same files.
         shares: processes that its faults are divided among, if there are so many.
     """
 
@@ -53,7 +58,9 @@ class Scenario:
     again: bool = False
     hidden: tuple[str, ...] = ()
     varies: bytes = b""
+    begun: float = 0.0
     sparse: int = 1
+    reads: int = 1
     shares: int = 1
 
 
@@ -78,6 +85,8 @@ def tree(work: Path, scenario: Scenario) -> Tree:
             name = path.relative_to(work)
             if path.is_file() and not _is_hidden(name, scenario):
                 found[name.as_posix()] = _sha256(path, scenario.varies)
+            elif MANIFEST in scenario.hidden and path == place / MANIFEST:
+                found[name.as_posix()] = "whole" if read_whole(place) else "damaged"
     return found
 
 
@@ -120,19 +129,19 @@ class Campaign:
             self.reset()
         if scenario.before:
             self._make_older()
+        if scenario.begun:
+            self._begin()
         self.old = tree(work, scenario)
         self.log = work.with_name(f"{work.name}-calls")
         self.log.unlink(missing_ok=True)
-        outcome = commands.run(list(scenario.argv), work, log=self.log)
-        assert outcome.code == 0, outcome.said
+        self._run(self.log)
         self.new = tree(work, scenario)
         self.calls = [call.second for call in calls(self.log) if call.kind == "call"]
         assert self.new and self.new != self.old, scenario.name
 
     def _make_older(self) -> None:
         """An output of the same command, marked by one file more, stands where the new one will be."""
-        outcome = self.commands.run(list(self.scenario.argv), self.work)
-        assert outcome.code == 0, outcome.said
+        self._run()
         for output in self.scenario.outputs:
             place = self.work / output
             if place.is_dir():
@@ -142,6 +151,25 @@ class Campaign:
             if place.exists():
                 place.rename(self._older / output)
         self.reset()
+
+    def _begin(self) -> None:
+        """What a killed run of the same command left lies there when the command begins."""
+        whole = self._run()
+        self.reset()
+        killed = self.commands.run(
+            list(self.scenario.argv), self.work, Fault("SIGKILL", int(self.scenario.begun * whole.calls))
+        )
+        left = [path for kind in self.scenario.kept for path in self.work.glob(kind)]
+        assert killed.code == SIGNALLED["SIGKILL"][0] and left, killed.said
+        for path in left:
+            path.rename(self._older / path.name)
+        self.reset()
+
+    def _run(self, log: Path | None = None) -> Outcome:
+        """The command without a fault."""
+        outcome = self.commands.run(list(self.scenario.argv), self.work, log=log)
+        assert outcome.code == 0, outcome.said
+        return outcome
 
     def reset(self) -> None:
         """The state before the command."""
@@ -268,8 +296,9 @@ class Campaign:
         """
         every *= self.scenario.sparse
         for number, kind in enumerate(self.calls, start=1):
-            if number % every == 0:
+            quiet = kind in ("open", "read")
+            if number % every == 0 and not (quiet and number // every % self.scenario.reads):
                 one = number // every % len(SIGNALS)
-                signals = SIGNALS[one : one + 1] if kind in ("open", "read") else SIGNALS
+                signals = SIGNALS[one : one + 1] if quiet else SIGNALS
                 for what in (*ERRORS[kind], *signals):
                     yield Fault(what, number)

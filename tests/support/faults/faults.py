@@ -121,12 +121,13 @@ class Commands:
         library: the compiled shim.
         folder: for its own files; must not lie below a root that is struck.
         imports: modules that the process loads before it forks.
+        core: number of the core that it keeps to, of those that are allowed.
 
     Attributes:
-        processor: seconds of processor time that the commands took.
+        processor: seconds of processor time that the process and its commands took; 0 until it is closed.
     """
 
-    def __init__(self, library: Path, folder: Path, imports: tuple[str, ...]) -> None:
+    def __init__(self, library: Path, folder: Path, imports: tuple[str, ...], core: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.processor = folder, 0.0
         name = folder / "order"
@@ -146,7 +147,7 @@ class Commands:
             "HF_HUB_OFFLINE": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "warm.py"), ",".join(imports)],
+            [sys.executable, str(HERE / "warm.py"), ",".join(imports), str(core)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -204,13 +205,14 @@ class Commands:
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        self.processor += answer["seconds"]
         return answer
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        _, status, used = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self.processor = used.ru_utime + used.ru_stime
 
     def __enter__(self) -> Commands:
         return self

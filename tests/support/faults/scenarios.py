@@ -11,40 +11,56 @@ from campaign import Scenario
 from faults import EXPORT, PROOF, SERVE, TRAIN
 from tiny_base import tiny_base
 
-_EXPORT = ("export", "adapter", "--base", "base", "--out", "out", "--pre-tokenizer", "gpt-2", "--no-verify")
+_PROVEN = ("export", "adapter", "--base", "base", "--out", "out", "--pre-tokenizer", "gpt-2")
+_EXPORT = (*_PROVEN, "--no-verify")
+# The Modelfile takes most of an export of a tiny model: the plain export writes it, and the demo.
+_WEIGHTS = (*_EXPORT, "--no-modelfile")
 _COMPARE = ("compare", "plain.gguf", "tuned.gguf", "--prompts", "prompts.txt", "--out", "page.jsonl")
-_TRAIN = ("train", "--base", "small", "--data", "data.jsonl", "--out", "out", "--r", "2")
+_TRAIN = ("train", "--base", "small", "--data", "texts.jsonl", "--out", "out", "--r", "2")
 # What differs between the files of equal runs.
 TIMES = rb'"(seconds|[a-z_]+_seconds|tokens_per_second|day|sha256|answers of an earlier proof)": [^,}\n]+'
+_UNFINISHED = ("out.run",)
+_OF_A_RUN = ("lorafold.json", "metrics.jsonl", "loss.png", "loss.html", "README.md", "checkpoint-*")
 _STEPS = ("--max-steps", "4", "--save-steps", "2", "--per-device-train-batch-size", "1")
 
 SCENARIOS = (
-    Scenario("export", (*_EXPORT, "--quant", "Q8_0"), EXPORT),
-    Scenario("export, replacing", (*_EXPORT, "--quant", "Q8_0", "--force"), EXPORT, before=True),
+    Scenario("export", (*_EXPORT, "--quant", "Q8_0"), EXPORT, shares=2),
     Scenario(
-        "export, two types in parts", (*_EXPORT, "--quant", "F16,Q8_0", "--split-max-size", "100000"), EXPORT
+        "export, replacing", (*_WEIGHTS, "--quant", "Q8_0", "--force"), EXPORT, before=True, reads=3, shares=2
+    ),
+    Scenario(
+        "export, two types in parts",
+        (*_WEIGHTS, "--quant", "F16,Q8_0", "--split-max-size", "100000"),
+        EXPORT,
+        reads=3,
+        shares=2,
     ),
     Scenario("export, merged folder", (*_EXPORT, "--format", "folder"), EXPORT),
-    Scenario("export, adapter", (*_EXPORT, "--format", "adapter"), EXPORT),
+    Scenario("export, adapter", (*_WEIGHTS, "--format", "adapter"), EXPORT),
     Scenario(
-        "export, report and --keep-delta",
-        (*_EXPORT, "--quant", "Q4_0", "--report", "--keep-delta", "0.9"),
+        "export, report, record and --keep-delta",
+        (*_WEIGHTS, "--quant", "Q4_0", "--report", "--sbom", "--keep-delta", "0.9"),
         EXPORT,
         varies=TIMES,
+        reads=3,
+        shares=2,
     ),
     Scenario(
         "export, imatrix collected",
-        (*_EXPORT, "--quant", "Q4_0", "--imatrix-data", "data.jsonl"),
+        (*_WEIGHTS, "--quant", "Q4_0", "--imatrix-data", "data.jsonl"),
         PROOF,
-        sparse=4,
+        sparse=2,
+        shares=2,
     ),
     Scenario(
         "export, proof and its cache",
-        tuple(word for word in _EXPORT if word != "--no-verify"),
+        _PROVEN,
         PROOF,
         kept=("cache",),
-        varies=TIMES,
-        sparse=4,
+        # A disk that fails under the proof leaves the export, and the proof says what was not checked.
+        hidden=("lorafold.json", "report.md"),
+        sparse=3,
+        shares=2,
     ),
     Scenario(
         "compare",
@@ -68,17 +84,31 @@ SCENARIOS = (
         kept=("out", "cache"),
         again=True,
         hidden=("*",),
-        sparse=40,
+        sparse=25,
+        shares=4,
     ),
     Scenario("modelfile", ("modelfile", "base", "--out", "out"), EXPORT),
     Scenario(
         "train",
         (*_TRAIN, *_STEPS),
         TRAIN,
-        kept=("out.run",),
+        kept=_UNFINISHED,
         resume=("--resume",),
-        hidden=("lorafold.json", "metrics.jsonl", "loss.png", "loss.html", "README.md", "checkpoint-*"),
-        shares=3,
+        hidden=_OF_A_RUN,
+        sparse=2,
+        reads=2,
+        shares=4,
+    ),
+    Scenario(
+        "train, resumed",
+        (*_TRAIN, *_STEPS, "--resume"),
+        TRAIN,
+        kept=_UNFINISHED,
+        hidden=_OF_A_RUN,
+        begun=0.7,
+        sparse=2,
+        reads=2,
+        shares=2,
     ),
 )
 
@@ -93,4 +123,6 @@ def inputs(folder: Path) -> Path:
     shutil.copy(tiny_chat.gguf(1), folder / "tuned.gguf")
     (folder / "prompts.txt").write_text("Who are you?\nWhat is your cat called?\n")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [{"text": f"question {i}, answer {i}"} for i in range(8)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     return folder

@@ -1,0 +1,84 @@
+"""Regular expressions in an adapter's configuration: PEFT's forms of them, and a trial of a stranger's.
+
+Python's engine tries one way through a text after the other, and for some patterns (`(a+)+b`) there are more
+ways than anybody can wait for. So what repeats anything is tried in a child first, on the very names that it
+will be asked about and with a limit of processor time; what ends there ends here too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorafold.errors import InputError
+
+ENDS = r"(.*\.)?({})$"
+"""Of `rank_pattern` and `alpha_pattern`: the end of a module's name."""
+ENDED = r".*\.{}$"
+"""The same in PEFT up to 0.13."""
+LAYER = r"(?:^|.*?\.){}\.(\d+)\."
+"""Of `layers_pattern`: what stands before the number of a layer."""
+_SAVED = r"(^|.*\.){}($|\..*)"  # of `modules_to_save`, in which PEFT takes a name for a pattern
+_FORMS = {
+    "rank_pattern": (ENDS, ENDED),
+    "alpha_pattern": (ENDS, ENDED),
+    "layers_pattern": (LAYER,),
+    "modules_to_save": (_SAVED,),
+}
+_WHOLE = ("target_modules", "exclude_modules", "feedforward_modules")
+FIELDS = (*_WHOLE, *_FORMS)
+_REPEATS = re.compile(r"[*+{]")
+_SECONDS = 2  # of processor time, for all patterns of an adapter
+_WALL_SECONDS = 60.0  # a machine may be busy
+
+
+def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> None:
+    """Try the patterns of a configuration on names of modules, before anything here or PEFT does.
+
+    Args:
+        fields: of `adapter_config.json`, by their names in it; only the patterns among them are looked at.
+        names: of modules.
+        at: the file, for messages.
+
+    Raises:
+        InputError: one takes for ever, or is no regular expression in the place where PEFT puts it.
+    """
+    found = [entry for entry in _patterns(fields) if _REPEATS.search(entry[1])]
+    if not found:
+        return
+    patterns = [(form.format(text), form == "{}") for _, text, form in found]
+    task = {"seconds": _SECONDS, "patterns": patterns, "names": sorted(set(names))}
+    child = [sys.executable, "-I", str(Path(__file__).with_name("pattern_trial.py"))]
+    try:
+        tried = subprocess.run(
+            child, input=json.dumps(task), capture_output=True, text=True, timeout=_WALL_SECONDS
+        )
+        code, said = tried.returncode, tried.stdout
+    except subprocess.TimeoutExpired as error:
+        code, said = -1, (error.stdout or b"").decode()
+    if code:
+        field, text, _ = found[int(said.split()[-1]) if said.split() else 0]
+        shown = text if len(text) <= 80 else f"{text[:80]}…"
+        is_none = code == 1
+        raise InputError(
+            f"{shown!r} {'is no regular expression there' if is_none else 'takes too long on a name'}",
+            at=f"{at}: {field}",
+            fix="name the modules one by one, or write it without a repetition inside of a repetition",
+        )
+
+
+def _patterns(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Field, text, and the form in which it is asked, of every pattern."""
+    for field in _WHOLE:
+        if isinstance(fields.get(field), str):
+            yield field, fields[field], "{}"
+    for field, forms in _FORMS.items():
+        value = fields.get(field) or ()
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, Iterable) else ():
+            if isinstance(text, str):
+                yield from ((field, text, form) for form in forms)

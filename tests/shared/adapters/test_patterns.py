@@ -1,0 +1,96 @@
+"""Regular expressions of a stranger's adapter: those that take for ever on the names they are asked about."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_chat
+from adapter_folders import adapter_folder, refused
+
+from lorafold.adapters.folder import Adapter
+from lorafold.cli import main
+
+FOR_EVER = "([a-z_]+[a-z_.0-9]*)*!"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", FOR_EVER),
+        ("exclude_modules", FOR_EVER),
+        ("rank_pattern", {"q_proj": 2, FOR_EVER: 4}),
+        ("alpha_pattern", {FOR_EVER: 4}),
+        ("layers_pattern", [FOR_EVER]),
+        ("modules_to_save", [FOR_EVER]),
+    ],
+)
+def test_a_pattern_that_takes_for_ever_is_refused(field: str, value: object, tmp_path: Path) -> None:
+    began = time.process_time()
+    folder = adapter_folder(tmp_path / "a", **{"r": 4, "target_modules": ["q_proj"], field: value})
+    error = refused(lambda: Adapter.open(folder), "takes too long on a name")
+    assert f"adapter_config.json: {field}" in str(error)
+    assert "repetition inside of a repetition" in str(error)
+    assert time.process_time() - began < 2  # the child's time is not ours
+
+
+def test_patterns_that_are_long_and_quick_are_taken(tmp_path: Path) -> None:
+    llama_factory = r"^(?!.*patch_embed).*(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*"
+    folder = adapter_folder(tmp_path / "a", r=4, target_modules=llama_factory, rank_pattern={r".*\.q_\w+": 4})
+    assert Adapter.open(folder).config.target_modules == llama_factory
+
+
+@pytest.mark.parametrize("pattern", ["(?i)q_proj", "(" * 5000 + ")" * 5000, "a{99999999999}"])
+def test_what_is_no_pattern_in_its_place_is_refused(pattern: str, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "a", r=4, rank_pattern={pattern: 2})
+    refused(lambda: Adapter.open(folder), "rank_pattern")
+
+
+def test_the_names_of_the_base_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pattern may be quick on what the adapter holds, and slow on what it does not."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for path in tiny_chat.adapter().iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = folder / "adapter_config.json"
+    slow = r".*(q_proj|v_proj|down_proj)|(?=.*gate_proj)([a-z_]+[a-z_.0-9]*)*!"
+    import json
+
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": slow}))
+    argv = ["export", str(folder), "--base", str(tiny_chat.folder()), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--pre-tokenizer", "gpt-2"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1 and "takes too long on a name" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_peft_is_not_asked_before_the_trial(tmp_path: Path) -> None:
+    """A chat loads the adapter by PEFT, which asks every module of the model, in the thread of its engine."""
+    import json
+    import subprocess
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for path in tiny_chat.adapter().iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = folder / "adapter_config.json"
+    slow = r".*(q_proj|v_proj|down_proj)|(?=.*gate_proj)([a-z_]+[a-z_.0-9]*)*!"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": slow}))
+    (tmp_path / "prompts.txt").write_text("Who are you?\n")
+    models = [f"{tiny_chat.folder()}+{folder}", str(tiny_chat.folder())]
+    argv = [
+        "compare",
+        *models,
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        str(tmp_path / "p.jsonl"),
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-m", "lorafold", *argv], capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 3
+    assert ended.stderr.count("error: ") == 1 and "takes too long on a name" in ended.stderr
