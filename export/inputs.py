@@ -19,6 +19,7 @@ from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
+from lorafold.files.home import expanded
 from lorafold.files.signatures import no_file
 from lorafold.models import Base, locate, resolve_base
 from lorafold.packed.formats import method_of
@@ -171,7 +172,7 @@ def _locate_adapter(spec: str, config: ExportConfig, progress: Progress) -> Path
 
     What is none of these comes back as a path: it may be a base, or nothing.
     """
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_file() and (found := recognize(path)) is not None and found.use is not None:
         return found.use
     if path.exists() or spec == "demo":
@@ -204,7 +205,7 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
         check_base(adapter, base)
         return _original_base(base, config, progress)
     except (InputError, SystemFault) as error:
-        here = str(Path(spec).expanduser().resolve())
+        here = str(expanded(spec).resolve())
         if named is None or error.at not in (spec, spec.partition("@")[0], here):
             raise
         is_there = error.at == here and Path(here).is_dir()

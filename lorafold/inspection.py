@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lorafold.adapters.folder import Adapter
 from lorafold.artifacts import read_manifest, system_of
 from lorafold.errors import InputError
+from lorafold.files.home import expanded
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_base, read_config
 from lorafold.packed.source import PackedCheckpoint, open_base
@@ -65,7 +66,7 @@ def inspect_path(
     Raises:
         InputError: there is no such thing, or nothing known is in it.
     """
-    place = demo_base().folder if path == "demo" else Path(path).expanduser()
+    place = demo_base().folder if path == "demo" else expanded(path)
     if not place.exists():
         fix = "check the path; what lies on a hub is looked at once it is downloaded"
         raise InputError("no such file or folder", at=path, fix=fix)
@@ -249,7 +250,7 @@ def _of_adapter(folder: Path) -> list[str]:
         base = base_of(folder).spec
     except InputError:
         return [f"{command} --base BASE"]
-    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+    if base.startswith((".", "/", "~")) and not expanded(base).exists():
         # A folder of the machine that it was trained on.
         return [f"{command} --base BASE", f"lorafold chat BASE+{given}{system}"]
     return [command, f"lorafold chat {shlex.quote(base + '+' + str(folder))}{system}"]

@@ -18,6 +18,7 @@ from typing import Any
 
 from lorafold.artifacts import new_folder, read_whole, write_manifest
 from lorafold.errors import InputError, SystemFault, UnsafeInputError, UsageError
+from lorafold.files.home import expanded
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import no_file
 from lorafold.hub.faults import hub_faults
@@ -146,7 +147,7 @@ def locate(
     """
     if spec == "demo":
         return demo_base(progress)
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         return Base(path.resolve(), str(path.resolve()))
     if spec.startswith("modelscope:"):

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from lorafold.artifacts import read_manifest, system_of
 from lorafold.errors import LorafoldError
+from lorafold.files.home import expanded
 from lorafold.serve.config import ChatConfig, CompareConfig
 from lorafold.serve.engines.open import is_served, pieces_of
 from lorafold.serve.engines.servers.fields import fields, rows, text
@@ -43,7 +44,7 @@ class Origin:
 
 def origin_of(source: str, digest: str) -> Origin | None:
     """What the manifest of an export says of the GGUF in it, if the file is still the one that was proven."""
-    path = Path(pieces_of(source)[0]).expanduser()
+    path = expanded(pieces_of(source)[0])
     try:
         manifest = read_manifest(path.parent) or {}
     except LorafoldError:  # the answers are worth as much without it
@@ -85,7 +86,7 @@ def system_message(models: Sequence[str]) -> tuple[str, str] | None:
         if is_served(model):
             continue
         for piece in map(Path, pieces_of(model)):
-            place = piece.expanduser()
+            place = expanded(piece)
             folder = place if place.is_dir() else place.parent if place.is_file() else None
             try:
                 text = system_of(folder) if folder is not None else ""

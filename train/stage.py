@@ -13,6 +13,7 @@ from typing import Any
 
 from lorafold.artifacts import check_output, lock, system_faults
 from lorafold.errors import UsageError
+from lorafold.files.home import expanded
 from lorafold.files.renames import restore_folder
 from lorafold.machine import require_address_space
 from lorafold.models import Base, require, resolve_base
@@ -71,7 +72,7 @@ def train(
                 tidy(run, out)
             workers.wait()
             return _already_done(config, out, manifest)
-        sources = [Path(source).expanduser() for source in (*config.data, *config.eval_data)]
+        sources = [expanded(source) for source in (*config.data, *config.eval_data)]
         check_output(config.output, inputs=[base.folder, *sources], force=config.force)
         with system_faults(run):
             run.parent.mkdir(parents=True, exist_ok=True)

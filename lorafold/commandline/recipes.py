@@ -12,6 +12,7 @@ from typing import Any
 from cyclopts.config import Dict
 
 from lorafold.errors import InputError, UnsafeInputError, UsageError
+from lorafold.files.home import expanded
 
 _MOST_VALUES = 100_000
 FIX = "`lorafold recipes` lists the known ones; a file of your own is given by its path"
@@ -58,7 +59,7 @@ def read_recipe(name: str) -> NamedSettings:
     """
     if not name:
         raise UsageError("--recipe needs a name or a file", fix=FIX)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return _parse(path, str(path))
     if (found := _folder() / f"{path.name.removesuffix('.yaml')}.yaml").is_file():

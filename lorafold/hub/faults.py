@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lorafold.artifacts import system_faults
-from lorafold.errors import InputError, LorafoldError, SystemFault
+from lorafold.errors import InputError, SystemFault
+from lorafold.hub.pace import keep_pace
 
 _CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 """Packages that huggingface_hub connects with; they share no class of errors."""
@@ -28,10 +29,12 @@ def hub_faults(
 
     Raises:
         InputError: there is no such repository, or it is closed to this user.
-        SystemFault: the network, the hub, or the disk failed.
+        SystemFault: the network, the hub, or the disk failed, or the hub sends next to nothing.
     """
     from huggingface_hub import errors as hub
 
+    if not offline:
+        keep_pace()
     try:
         with system_faults(Path(repository)):
             yield
@@ -43,8 +46,6 @@ def hub_faults(
         raise InputError("the hub has no such repository or revision", at=repository, fix=fix) from error
     except hub.LocalEntryNotFoundError as error:
         raise unreachable(repository, offline=offline, instead=instead) from error
-    except LorafoldError:
-        raise
     except (hub.HfHubHTTPError, OSError) as error:
         problem = f"the download failed ({type(error).__name__})"
         raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error

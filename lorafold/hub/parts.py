@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +61,10 @@ class _Part:
     bytes: Future[memoryview] = field(default_factory=Future)
 
 
+class _Closed(Exception):
+    """Nobody waits for these bytes any more."""
+
+
 class HubParts:
     """Reads parts of a repository's files; several threads may.
 
@@ -78,6 +81,7 @@ class HubParts:
         self._lock = threading.Lock()
         self._parts: OrderedDict[tuple[Path, int], _Part] = OrderedDict()
         self._opened: dict[Path, _Opened] = {}
+        self._closed = threading.Event()
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="lorafold-hub")
         for number, file in enumerate(files):
             progress("ask the hub for the files", number, len(files))
@@ -119,7 +123,8 @@ class HubParts:
             self._ahead.submit(self._part, path, part.stop, stop)
 
     def close(self) -> None:
-        """Forget the parts that are held, and fetch no more."""
+        """Forget the parts that are held, and fetch no more: what is on its way ahead is given up."""
+        self._closed.set()
         self._ahead.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._parts.clear()
@@ -167,10 +172,10 @@ class HubParts:
         """Bytes [start, stop), as one request."""
         file = opened.file
         with hub_faults(file.repository, instead=OTHERWISE):
-            answer = self._patiently(lambda: self._ask(opened, start, stop))
+            answer, content = self._patiently(lambda: self._ask(opened, start, stop))
             if answer.status_code in (401, 403):  # a signed address has run out
                 self._refresh(opened)
-                answer = self._patiently(lambda: self._ask(opened, start, stop))
+                answer, content = self._patiently(lambda: self._ask(opened, start, stop))
         if answer.status_code == 416:
             raise _changed(file, f"{opened.size:,} bytes", "a shorter file")
         if answer.status_code == 200:
@@ -184,21 +189,34 @@ class HubParts:
         self._compare(opened, answer, start, stop)
         with self._lock:
             self.fetched += stop - start
-        return memoryview(answer.content)
+        return memoryview(content)
 
-    def _ask(self, opened: _Opened, start: int, stop: int) -> Any:
+    def _ask(self, opened: _Opened, start: int, stop: int) -> tuple[Any, bytes]:
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if urlsplit(opened.location).netloc == urlsplit(_endpoint()).netloc:
             headers |= build_hf_headers()  # the token is the hub's, no other host's
-        answer = _get(get_session(), opened.location, headers)
-        if answer.status_code == 206 and len(answer.content) != stop - start:
+        answer, content = self._get(get_session(), opened.location, headers)
+        if answer.status_code == 206 and len(content) != stop - start:
             raise ConnectionError("cut off")
         if answer.status_code in _PASSING:
             raise ConnectionError(f"HTTP {answer.status_code}")
-        return answer
+        return answer, content
+
+    def _get(self, session: Any, address: str, headers: dict[str, str]) -> tuple[Any, bytes]:
+        """The answer to a request for a part, and its bytes; what else comes may be all of a huge file."""
+        if not callable(session.stream):  # huggingface_hub before 1.0 uses requests, which reads when asked
+            answer = session.get(address, headers=headers, timeout=30, stream=True)
+            return answer, answer.content if answer.status_code == 206 else b""
+        content = bytearray()
+        with session.stream("GET", address, headers=headers, timeout=30) as answer:
+            for piece in answer.iter_bytes() if answer.status_code == 206 else ():
+                if self._closed.is_set():
+                    raise _Closed
+                content += piece
+        return answer, bytes(content)
 
     def _refresh(self, opened: _Opened) -> None:
         """Ask for a new address of the same content."""
@@ -229,20 +247,9 @@ class HubParts:
             try:
                 return ask()
             except Exception as error:
-                if not _passes(error):
+                if not _passes(error) or self._closed.wait(_WAIT * 2**number):
                     raise
-                time.sleep(_WAIT * 2**number)
         return ask()
-
-
-def _get(session: Any, address: str, headers: dict[str, str]) -> Any:
-    """The answer to a request for a part; what else comes is not read: it may be all of a huge file."""
-    if not callable(session.stream):  # huggingface_hub before 1.0 uses requests, which reads when asked to
-        return session.get(address, headers=headers, timeout=30, stream=True)
-    with session.stream("GET", address, headers=headers, timeout=30) as answer:
-        if answer.status_code == 206:
-            answer.read()
-    return answer
 
 
 def _endpoint() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
+from lorafold.files.home import expanded
 from lorafold.records.contents import content_of
 from lorafold.records.hub import is_hub_id, is_saved, read_hub, read_saved
 from lorafold.records.jsontext import Placed, read_json
@@ -73,7 +74,7 @@ def read_parts(spec: str, reading: Reading, note: Callable[[str], None]) -> Iter
         UnsafeInputError: it would run code or leave its folder.
         SystemFault: the hub cannot be reached, or a package is not installed.
     """
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     kind, packed = kind_of(path.name)
     try:
         if path.is_dir() and is_saved(path):

@@ -10,6 +10,7 @@ from typing import Any
 from lorafold.adapters.config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError, LorafoldError
+from lorafold.files.home import expanded
 from lorafold.files.jsonfile import read_object
 from lorafold.models import Base, fingerprint
 from lorafold.sources.recognize import ADAPTER, is_adapter, likely_hub_id
@@ -74,7 +75,7 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
         )
     if not _may_be_a_path(named):
         raise InputError(f"{named!r} is neither a path nor an id", at=at, fix=fix)
-    path = Path(named).expanduser()
+    path = expanded(named)
     if path.is_dir() and is_adapter(path):
         raise on_an_adapter(named, folder, at)
     if isinstance(revision, str) and revision and _HUB_ID.fullmatch(named) and not path.exists():
@@ -94,7 +95,7 @@ def on_an_adapter(named: str, folder: Path, at: str) -> InputError:
     That one may stand on another adapter in its turn: the cure names all of them, the first one first.
     """
     order = [named, str(folder)]
-    while (below := _named_by(Path(order[0]).expanduser())) and below not in order:
+    while (below := _named_by(expanded(order[0]))) and below not in order:
         order.insert(0, below)
     others = " ".join(f"--adapter {path}" for path in order[1:])
     how_many = "both" if len(order) == 2 else "all"
@@ -111,7 +112,7 @@ def _named_by(adapter: Path) -> str | None:
         named = read_object(adapter / ADAPTER).get(_NAMED)
     except LorafoldError:
         return None
-    return named if isinstance(named, str) and named and is_adapter(Path(named).expanduser()) else None
+    return named if isinstance(named, str) and named and is_adapter(expanded(named)) else None
 
 
 def other_base_named(folder: Path, base: Base) -> str | None:
@@ -126,7 +127,7 @@ def other_base_named(folder: Path, base: Base) -> str | None:
         return None
     asked = base.id.removeprefix("modelscope:")
     ids = [spec if _HUB_ID.fullmatch(spec) else likely_hub_id(spec) for spec in (named, asked)]
-    if None in ids or Path(named).expanduser().exists():
+    if None in ids or expanded(named).exists():
         return None
     names = {_PACKED.sub("", str(spec).rpartition("/")[2].lower()) for spec in ids}
     return named if len(names) > 1 else None

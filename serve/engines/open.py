@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lorafold.errors import InputError, UsageError
+from lorafold.files.home import expanded
 from lorafold.gguf_file.read import read_gguf_header
 from lorafold.models import demo_gguf
 from lorafold.progress import Progress, silent
@@ -73,14 +74,14 @@ def parts(model: str) -> list[str]:
     Raises:
         UsageError: a part is empty.
     """
-    if Path(model).expanduser().exists():
+    if expanded(model).exists():
         return [model]
     found: list[str] = []
     for piece in model.split("+"):
         # A plus inside an existing name belongs to the name: the shortest joins that exist win.
-        if found and not Path(found[-1]).expanduser().exists():
+        if found and not expanded(found[-1]).exists():
             joined = f"{found[-1]}+{piece}"
-            if Path(joined).expanduser().exists():
+            if expanded(joined).exists():
                 found[-1] = joined
                 continue
         found.append(piece)
@@ -112,7 +113,7 @@ def model_file(folder: Path) -> Path | None:
 def pieces_of(model: str) -> list[str]:
     """The parts of a model (see `parts`), an export folder replaced by the GGUF in it."""
     base, *adapters = parts(model)
-    return [str(model_file(Path(base).expanduser()) or base), *adapters]
+    return [str(model_file(expanded(base)) or base), *adapters]
 
 
 def told_apart(abouts: Sequence[About]) -> list[str]:
@@ -142,7 +143,7 @@ def _places(about: About) -> tuple[tuple[str, ...], ...]:
     """Where a model's parts lie, as the parts of a path."""
     if about.kind in ("ollama", "openai"):
         return ((urlsplit(about.source).netloc or about.kind, about.name),)
-    paths = [Path(piece).expanduser() for piece in parts(about.source)]
+    paths = [expanded(piece) for piece in parts(about.source)]
     return tuple(Path(os.path.abspath(path)).parts[1:] if path.exists() else path.parts for path in paths)
 
 
@@ -181,7 +182,7 @@ class _Opener:
         from lorafold.serve.engines.llama import LlamaEngine
         from lorafold.serve.engines.llama_model import LlamaModel
 
-        paths = [Path(piece).expanduser() for piece in pieces]
+        paths = [expanded(piece) for piece in pieces]
         for path in paths[1:]:
             if path.is_dir():
                 raise InputError(

@@ -17,6 +17,7 @@ from lorafold.chat.dialogue import tools_of
 from lorafold.chat.sources import find_template
 from lorafold.chat.tokenizer import ChatTokenizer, Message
 from lorafold.errors import InputError
+from lorafold.files.home import expanded
 from lorafold.files.jsonfile import read_object
 from lorafold.models import require, resolve_base
 from lorafold.probabilities import log_softmax
@@ -54,8 +55,8 @@ def open_transformers(
         SystemFault: transformers, peft or memory is missing.
     """
     require("torch", "transformers", extra="train")
-    first = Path(pieces[0]).expanduser()
-    adapters = [Path(piece).expanduser() for piece in pieces[1:]]
+    first = expanded(pieces[0])
+    adapters = [expanded(piece) for piece in pieces[1:]]
     spec = pieces[0]
     if (first / "adapter_config.json").is_file():
         spec, adapters = base_of(first, f"write BASE+{first}").spec, [first, *adapters]

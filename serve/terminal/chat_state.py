@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorafold.console import Row
 from lorafold.errors import UsageError
+from lorafold.files.home import expanded
 from lorafold.serve.conversation import Turn, model_with
 from lorafold.serve.terminal.panes import wrapped
 from lorafold.serve.terminal.talk import Talk
@@ -106,4 +107,4 @@ def named_file(argument: str, command: str) -> Path:
     """
     if not argument:
         raise UsageError("no file given", fix=f"/{command} FILE")
-    return Path(argument).expanduser()
+    return expanded(argument)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.console import Row, print_rows
 from lorafold.errors import LorafoldError
+from lorafold.files.home import expanded
 from lorafold.serve.config import ChatConfig, noise_note
 from lorafold.serve.conversation import LETTERS, cleaned
 from lorafold.serve.terminal.chat_state import ChatState, tell_kept
@@ -191,6 +192,6 @@ def history_file() -> Path | None:
     """Where questions are remembered: `$LORAFOLD_HISTORY` (nowhere if empty), or below `$XDG_STATE_HOME`."""
     given = os.environ.get("LORAFOLD_HISTORY")
     if given is not None:
-        return Path(given).expanduser() if given else None
+        return expanded(given) if given else None
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "lorafold" / "chat-history"

@@ -134,6 +134,21 @@ def test_a_training_run_goes_on_to_the_same_adapter(started: Started) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_is_resumed_may_be_struck_again(started: Started) -> None:
+    """Each file of the checkpoint too: torch opens its tensors by itself, and names the errno in words."""
+    campaign = started(NAMES["train, resumed"])
+    entries = [call for call in calls(campaign.log) if call.kind == "call"]
+    tensors = [
+        Fault("EIO", number)
+        for number, call in enumerate(entries, start=1)
+        if call.second == "open" and "/checkpoint-" in call.path and call.path.endswith(".safetensors")
+    ]
+    assert len(tensors) > 3
+    wrong = [(str(fault), campaign.strike(fault)[1]) for fault in [*tensors, *campaign.points(every=61)]]
+    assert not [entry for entry in wrong if entry[1]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [None, "mutants.no_fsync", "mutants.renamed_first", "mutants.swallowed"])
 def test_a_worse_commit_would_be_found(started: Started, mutant: str | None) -> None:
     """The judge is judged: it catches each mutant of the commit, and finds nothing in the commit as it is."""

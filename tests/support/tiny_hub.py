@@ -9,8 +9,10 @@ signed addresses, as those of large files do on the real hub.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ class Hub:
         models: the same.
         gated: ids that answer 403.
         broken: ids whose data files end in the middle.
+        pause: seconds between one byte of a file and the next; 0: all at once.
         seen: requests, as "METHOD path".
         address: of the server.
         far: a file's address leads to another host, by `localhost` instead of 127.0.0.1.
@@ -52,6 +55,7 @@ class Hub:
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
+    pause: float = 0.0
     seen: list[str] = field(default_factory=list)
     address: str = ""
     far: bool = False
@@ -164,7 +168,14 @@ def serve(hub: Hub) -> Iterator[Hub]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if cut else body)
+                self.send(body[: len(body) // 2] if cut else body, hub.pause * ("/resolve/" in path))
+
+        def send(self, body: bytes, pause: float) -> None:
+            with contextlib.suppress(ConnectionError):  # the reader has gone
+                for start in range(len(body)) if pause else ():
+                    self.wfile.write(body[start : start + 1])
+                    time.sleep(pause)
+                self.wfile.write(b"" if pause else body)
 
         do_GET = do_HEAD = respond  # noqa: N815 - the base class's names
 

@@ -17,7 +17,8 @@ from lorafold.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust's std::io::Error ends
+# What safetensors and Rust's std::io::Error say, and torch's "unable to open file <NAME> … : REASON (5)".
+_OS_ERROR = re.compile(r"\((?:os error )?(\d+)\)(?: at path .*)?$", re.DOTALL)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -34,9 +35,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
         save_file(data, path)
     except SafetensorError as error:
-        if found := _OS_ERROR.search(str(error)):
-            raise OSError(int(found[1]), str(error), str(path)) from error
-        raise
+        raise _system_error(error, path) or error from error
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -44,6 +43,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         InputError: it is missing or damaged.
+        OSError: the system does not let it be read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -56,7 +56,15 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
             at=path,
             fix="remove it; an older checkpoint is used then",
         ) from error
+    except RuntimeError as error:  # torch opens it once more
+        raise _system_error(error, path) or error from error
     return tensors
+
+
+def _system_error(error: Exception, path: Path) -> OSError | None:
+    """What the system refused, if that is what a library's text says."""
+    found = _OS_ERROR.search(str(error))
+    return None if found is None else OSError(int(found[1]), str(error), str(path))
 
 
 def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:

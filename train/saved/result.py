@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
+from lorafold.files.home import expanded
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.model.answers import EMPTY
@@ -103,7 +104,7 @@ def next_commands(config: TrainConfig, folder: Path) -> tuple[str, ...]:
     # What was trained under a system message is asked under it.
     system = f" --system {shlex.quote(config.system)}" if config.system else ""
     export = f"lorafold export {named} --out {shlex.quote(f'{folder}-gguf')}{system}"
-    base = Path(config.base).expanduser()
+    base = expanded(config.base)
     spec = str(base) if base.is_dir() else config.base
     # An adapter's folder alone names its base too; a + in a path would be taken for the sign between two.
     alone = method.peft is None or "+" in f"{spec}{folder}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tiny_hub import Answer, Hub, go_there, serve
 
 from lorafold.errors import InputError, SystemFault
+from lorafold.hub import pace
 from lorafold.models import resolve_base
 
 TOKEN = "hf_plantedtokenofatest0123456789"
@@ -98,6 +100,15 @@ def test_a_lie_is_one_line_and_leaves_nothing(lie: str, liar: Liar, tmp_path: Pa
 def test_a_hub_that_is_down_is_asked_again_and_then_said(lie: str, liar: Liar, tmp_path: Path) -> None:
     liar.lie = lie
     _refused("org/model", tmp_path)
+
+
+def test_a_byte_now_and_then_is_given_up(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's limit counts from one byte to the next, and would wait for years."""
+    monkeypatch.setattr(pace, "SECONDS", 0.3)
+    liar.pause = 0.02
+    began = time.monotonic()
+    assert "the server sends too slowly" in _refused("org/model", tmp_path)
+    assert time.monotonic() - began < 20
 
 
 def test_a_certificate_that_is_none(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

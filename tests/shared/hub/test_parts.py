@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,19 @@ def test_nothing_is_read_that_was_not_asked_for(hub: Hub) -> None:
         assert read(parts, start, start + 500, 6000 - start - 500) == CONTENT[start : start + 500]
     assert hub.ranges[1:] == [("a.gguf", 2000, 6000)]  # one request for what was announced
     assert parts.fetched == hub.bytes_of("a.gguf") == 4100
+
+
+def test_what_is_read_ahead_is_given_up_at_the_end(hub: Hub) -> None:
+    """Otherwise the program would wait at its end for megabytes that nobody reads."""
+    parts = HubParts([FILE])
+    read(parts, 0, 10)
+    with ThreadPoolExecutor(1) as aside:
+        hub.pause = 0.01
+        ahead = aside.submit(read, parts, 10, 100_000)
+        while len(hub.ranges) < 2:
+            time.sleep(0.01)
+        parts.close()
+        assert ahead.exception(timeout=20) is not None
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
