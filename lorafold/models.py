@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorafold.artifacts import new_folder, read_whole, write_manifest
+from lorafold.artifacts import new_folder, read_whole, system_faults, write_manifest
 from lorafold.errors import InputError, SystemFault, UnsafeInputError, UsageError
 from lorafold.files.home import expanded
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import no_file
 from lorafold.hub.faults import hub_faults
+from lorafold.libraries.system_errors import system_errors
 from lorafold.progress import Progress, silent
 from lorafold.sources.naming import dotted, is_dotted
 from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id
@@ -241,7 +242,8 @@ def demo_base(progress: Progress = silent) -> Base:
         progress("prepare the demo base", 0, 1)
         source = demo_gguf()
         with new_folder(folder, force=True) as staging:
-            _unpack_demo(source, staging)
+            with system_faults(folder), system_errors(folder):
+                _unpack_demo(source, staging)
             write_manifest(staging, "base", {"id": DEMO_ID, "source": DEMO_GGUF})
         progress("prepare the demo base", 1, 1)
     return Base(folder, DEMO_ID, spec="demo")

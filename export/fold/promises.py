@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from lorafold.adapters.config import SAVE_AGAIN, AdapterConfig
 from lorafold.adapters.folder import PEFT_PREFIX, Adapter, ModuleTensors
 from lorafold.adapters.foreign import BUFFERS
-from lorafold.adapters.patterns import LAYER, try_patterns
+from lorafold.adapters.patterns import BEFORE_NUMBER, try_patterns
 from lorafold.errors import InputError
 from lorafold.export.fold.conversions import model_types, renamed
 from lorafold.export.fold.names import OTHER_BASE, BaseNames, matches, same_rows
@@ -300,7 +300,7 @@ def _is_targeted(config: AdapterConfig, module: str) -> bool:
     if isinstance(config.target_modules, str) or config.layers_to_transform is None:
         return True
     patterns = config.layers_pattern or (r"[^.]*",)
-    found = (re.match(LAYER.format(pattern), module) for pattern in patterns)
+    found = (re.match(BEFORE_NUMBER.format(pattern), module) for pattern in patterns)
     match = next((match for match in found if match), None)
     return match is not None and int(match[1]) in config.layers_to_transform
 

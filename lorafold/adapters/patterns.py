@@ -21,13 +21,13 @@ ENDS = r"(.*\.)?({})$"
 """Of `rank_pattern` and `alpha_pattern`: the end of a module's name."""
 ENDED = r".*\.{}$"
 """The same in PEFT up to 0.13."""
-LAYER = r"(?:^|.*?\.){}\.(\d+)\."
+BEFORE_NUMBER = r"(?:^|.*?\.){}\.(\d+)\."
 """Of `layers_pattern`: what stands before the number of a layer."""
 _SAVED = r"(^|.*\.){}($|\..*)"  # of `modules_to_save`, in which PEFT takes a name for a pattern
 _FORMS = {
     "rank_pattern": (ENDS, ENDED),
     "alpha_pattern": (ENDS, ENDED),
-    "layers_pattern": (LAYER,),
+    "layers_pattern": (BEFORE_NUMBER,),
     "modules_to_save": (_SAVED,),
 }
 _WHOLE = ("target_modules", "exclude_modules", "feedforward_modules")

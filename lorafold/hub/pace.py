@@ -9,7 +9,7 @@ from typing import Any
 
 from lorafold.errors import SystemFault
 
-SECONDS = 60.0
+WATCHED = 60.0
 SLOWEST = 512
 """Bytes a second that a server must send on average of so many seconds."""
 
@@ -59,7 +59,7 @@ def at_a_pace(pieces: Iterator[bytes], server: str) -> Iterator[bytes]:
     for piece in pieces:
         came += len(piece)
         passed = time.monotonic() - began
-        if passed > SECONDS:
+        if passed > WATCHED:
             if came < SLOWEST * passed:
                 raise SystemFault(
                     f"the server sends too slowly ({came:,} bytes in {passed:.0f} s)",

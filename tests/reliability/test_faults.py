@@ -23,6 +23,7 @@ OUTPUTS = (
     "export, report, record and --keep-delta",
     "export, proof and its cache",
     "compare",
+    "demo, its base unpacked",
 )
 NAMES = {scenario.name: scenario for scenario in SCENARIOS}
 

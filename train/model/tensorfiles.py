@@ -7,18 +7,16 @@ numbers, because a dict is written as a list of pairs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafold.artifacts import system_faults
 from lorafold.errors import InputError
+from lorafold.libraries.system_errors import system_errors
 
 if TYPE_CHECKING:
     import torch
-
-# What safetensors and Rust's std::io::Error say, and torch's "unable to open file <NAME> … : REASON (5)".
-_OS_ERROR = re.compile(r"\((?:os error )?(\d+)\)(?: at path .*)?$", re.DOTALL)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -27,15 +25,12 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         OSError: with the errno of what went wrong, which the library hides in a text.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Clones, because safetensors refuses tensors that share memory, as tied weights do.
     data = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
+    with system_errors(path):
         save_file(data, path)
-    except SafetensorError as error:
-        raise _system_error(error, path) or error from error
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -43,28 +38,21 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         InputError: it is missing or damaged.
-        OSError: the system does not let it be read.
+        SystemFault: the system does not let it be read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
+        with system_faults(path), system_errors(path):  # torch opens it too, and raises a RuntimeError
+            tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"not readable as safetensors ({error})",
             at=path,
             fix="remove it; an older checkpoint is used then",
         ) from error
-    except RuntimeError as error:  # torch opens it once more
-        raise _system_error(error, path) or error from error
     return tensors
-
-
-def _system_error(error: Exception, path: Path) -> OSError | None:
-    """What the system refused, if that is what a library's text says."""
-    found = _OS_ERROR.search(str(error))
-    return None if found is None else OSError(int(found[1]), str(error), str(path))
 
 
 def flatten_state(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:

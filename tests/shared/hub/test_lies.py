@@ -104,7 +104,7 @@ def test_a_hub_that_is_down_is_asked_again_and_then_said(lie: str, liar: Liar, t
 
 def test_a_byte_now_and_then_is_given_up(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client's limit counts from one byte to the next, and would wait for years."""
-    monkeypatch.setattr(pace, "SECONDS", 0.3)
+    monkeypatch.setattr(pace, "WATCHED", 0.3)
     liar.pause = 0.02
     began = time.monotonic()
     assert "the server sends too slowly" in _refused("org/model", tmp_path)

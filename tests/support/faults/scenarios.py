@@ -11,6 +11,8 @@ from campaign import Scenario
 from faults import EXPORT, PROOF, SERVE, TRAIN
 from tiny_base import tiny_base
 
+from lorafold.models import DEMO_GGUF, DEMO_PACKAGE
+
 _PROVEN = ("export", "adapter", "--base", "base", "--out", "out", "--pre-tokenizer", "gpt-2")
 _EXPORT = (*_PROVEN, "--no-verify")
 # The Modelfile takes most of an export of a tiny model: the plain export writes it, and the demo.
@@ -87,6 +89,15 @@ SCENARIOS = (
         sparse=25,
         shares=4,
     ),
+    Scenario(
+        "demo, its base unpacked",
+        ("sessions:unpack_demo_base",),
+        (*TRAIN, *SERVE, "sessions"),
+        outputs=("cache/demo-base-1",),
+        kept=("cache",),
+        reads=4,
+        shares=2,
+    ),
     Scenario("modelfile", ("modelfile", "base", "--out", "out"), EXPORT),
     Scenario(
         "train",
@@ -121,6 +132,10 @@ def inputs(folder: Path) -> Path:
     rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)]
     shutil.copy(tiny_chat.gguf(0), folder / "plain.gguf")
     shutil.copy(tiny_chat.gguf(1), folder / "tuned.gguf")
+    package = folder / "packages" / DEMO_PACKAGE
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(tiny_chat.gguf(0), package / DEMO_GGUF)
     (folder / "prompts.txt").write_text("Who are you?\nWhat is your cat called?\n")
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = [{"text": f"question {i}, answer {i}"} for i in range(8)]

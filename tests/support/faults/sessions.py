@@ -1,10 +1,11 @@
-"""What a conversation at the terminal writes, by the functions that its commands call: questions, /save."""
+"""What is struck through functions instead of a command line: a conversation's files, and the demo's base."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from lorafold.cli import main
 from lorafold.errors import LorafoldError
 from lorafold.interrupts import EXCEPTIONS, signals_raise
 from lorafold.serve.conversation import Answer, Conversation, Sampling, Turn
@@ -29,3 +30,9 @@ def ask_and_save() -> int:
     except tuple(EXCEPTIONS.values()) as error:
         return 128 + next(number for number, kind in EXCEPTIONS.items() if isinstance(error, kind))
     return 0
+
+
+def unpack_demo_base() -> int:
+    """`lorafold inspect demo`, which unpacks the base into the cache, with a tiny model in the package."""
+    sys.path.insert(0, str(Path("packages").resolve()))
+    return main(["inspect", "demo"])
