@@ -188,7 +188,7 @@ def _parsers() -> list[str]:
 
 
 def _turns(names: list[str], options: argparse.Namespace) -> bool:
-    """Give parsers their turns, the one that had least time first; whether one broke."""
+    """Give parsers their turns: each one, then those that need least time to the aim; whether one broke."""
     end = time.monotonic() + 60 * options.minutes
     guided = options.guided if importlib.util.find_spec("atheris") else 0.0
 
@@ -207,7 +207,7 @@ def _turns(names: list[str], options: argparse.Namespace) -> bool:
     def waiting() -> list[str]:
         standings = fuzzed.read(options.ledger)
         left = [name for name in names if name not in standings or standings[name].inputs < options.until]
-        return sorted(left, key=lambda name: standings[name].seconds if name in standings else 0.0)
+        return sorted(left, key=lambda name: _left(standings.get(name), options.until))
 
     with ThreadPoolExecutor(options.jobs) as pool:
         if not options.minutes:
@@ -216,6 +216,11 @@ def _turns(names: list[str], options: argparse.Namespace) -> bool:
         while time.monotonic() < end and (next_ones := waiting()[: options.jobs]):
             broke |= any(list(pool.map(turn, next_ones)))
     return broke
+
+
+def _left(row: Standing | None, until: int) -> float:
+    """Processor seconds that a parser still needs, at the rate that it has had; none if that is not known."""
+    return row.seconds * (until - row.inputs) / row.inputs if row and row.inputs else 0.0
 
 
 _HEAD = """\
