@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check quick reliability setup dist clean
+.PHONY: demo test check quick reliability fuzz setup dist clean
 
 ## The main job on an embedded model: train, fold, quantize, prove, compare.
 demo: $(VENV)/.demo
@@ -28,7 +28,7 @@ reliability: $(VENV)/.dev
 	$(BIN)/python tools/faults/strike.py --page docs/reliability.md
 	$(BIN)/python tools/faults/kill_train.py --kills 1000 --page docs/reliability.md
 	$(BIN)/python tools/faults/flip_bits.py --page docs/reliability.md
-	$(BIN)/python tools/faults/fuzz.py --seconds 20 --jobs 2 --page docs/reliability.md
+	$(BIN)/python tools/faults/fuzz.py --seconds 20 --jobs 2 --page docs/reliability.md  # make fuzz: the long run
 	$(BIN)/python tools/faults/hostile_words.py --page docs/reliability.md
 	$(BIN)/python tools/faults/split_texts.py --page docs/reliability.md
 
@@ -38,6 +38,10 @@ dist: $(VENV)/bin/python
 	$(BIN)/pip install -q build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+## A million changed files for each parser, in turns, or as many as ten hours give; counts add up over runs.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tools/faults/fuzz.py --minutes 600 --jobs 2 --page docs/reliability.md
 
 quick: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lorafold.chat.calls import arguments_of
@@ -76,10 +76,10 @@ def _gemma(text: str) -> _Found:
     name, brace, rest = text.partition("{")
     if not brace or not name.strip():
         return []
-    said: list[str] = []
+    said: dict[str, str] = {}
 
     def keep(match: re.Match[str]) -> str:
-        said.append(match[1])
+        said[f"\0{len(said)}"] = match[1]
         return f'"\\u0000{len(said) - 1}"'
 
     plain = re.sub(f"(?:{_GEMMA_QUOTES})(.*?)(?:{_GEMMA_QUOTES})", keep, rest, flags=re.DOTALL)
@@ -88,9 +88,9 @@ def _gemma(text: str) -> _Found:
     return [(name.strip(), _put_back(value, said))] if isinstance(value, dict) else []
 
 
-def _put_back(value: Any, said: Sequence[str]) -> Any:
-    if isinstance(value, str) and value.startswith("\0"):
-        return said[int(value[1:])]
+def _put_back(value: Any, said: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return said.get(value, value)
     if isinstance(value, dict):
         return {key: _put_back(item, said) for key, item in value.items()}
     return [_put_back(item, said) for item in value] if isinstance(value, list) else value

@@ -50,13 +50,27 @@ def hub_faults(
         problem = f"the download failed ({type(error).__name__})"
         raise SystemFault(problem, at=repository, fix="try again; finished files are kept") from error
     except ValueError as error:  # a page where JSON was expected: a captive portal, a proxy
-        problem = "the hub's answer is not one of a hub"
-        fix = "check the network: does it ask for a login, or does HF_ENDPOINT name something else?"
-        raise SystemFault(problem, at=repository, fix=fix) from error
+        raise _no_hub(repository) from error
     except Exception as error:
+        if _raised_by(error) == "huggingface_hub":  # JSON of another form than it indexes
+            raise _no_hub(repository) from error
         if type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
         raise unreachable(repository, offline=offline, instead=instead) from None  # it may hold a header
+
+
+def _no_hub(repository: str) -> SystemFault:
+    problem = "the hub's answer is not one of a hub"
+    fix = "check the network: does it ask for a login, or does HF_ENDPOINT name something else?"
+    return SystemFault(problem, at=repository, fix=fix)
+
+
+def _raised_by(error: Exception) -> str:
+    """The package whose code an error comes from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] if trace else ""
 
 
 def unreachable(repository: str, *, offline: bool, instead: str) -> SystemFault:

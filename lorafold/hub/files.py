@@ -93,10 +93,13 @@ def find_files(spec: HubSpec, *, offline: bool) -> list[Path] | list[HubFile]:
     try:
         with hub_faults(spec.repository, instead=OTHERWISE):
             about = huggingface_hub.HfApi().model_info(spec.repository, revision=spec.revision or None)
+            listed = [file.rfilename for file in about.siblings or ()]
+            if not all(isinstance(name, str) for name in (about.sha, *listed)):
+                raise ValueError("a name that is no text")
     except SystemFault:
         return _in_cache(spec, offline=False)  # the network is away
     commit = str(about.sha)
-    names = choose((file.rfilename for file in about.siblings or ()), spec)
+    names = choose(listed, spec)
     cached = [huggingface_hub.try_to_load_from_cache(spec.repository, n, revision=commit) for n in names]
     here = [Path(path) for path in cached if isinstance(path, str)]
     return here if len(here) == len(names) else [HubFile(spec.repository, commit, name) for name in names]

@@ -63,8 +63,9 @@ def work(name: str, place: Path, corpus: Path, inputs: int, seconds: float, seed
     started = time.monotonic()
     with _instrumented(guided):
         from hostile.all_targets import TARGETS
+        from hostile.planted import PLANTED
 
-        target = TARGETS[name]
+        target = {**TARGETS, **PLANTED}[name]
         parse, seeds = target.open(place), list(target.seeds())
         with watched(STAGES) as modules:
             for each in (*seeds, *_once_broke(name)):

@@ -90,21 +90,20 @@ def digest(modules: Collection[str]) -> str:
     return whole.hexdigest()[:12]
 
 
-@cache
 def _code(path: Path) -> str:
-    return ast.unparse(_bare(path)) if path.exists() else ""
+    return _bare(path.read_text(encoding="utf-8")) if path.exists() else ""
 
 
 @cache
-def _bare(path: Path) -> ast.Module:
-    """The module without docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _bare(text: str) -> str:
+    """A module without comments and docstrings."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body[0] = ast.Pass()
-    return tree
+    return ast.unparse(tree)
 
 
 @contextlib.contextmanager
@@ -156,7 +155,7 @@ def _imports(frame: FrameType | None, name_of: Callable[[str], str]) -> bool:
 @cache
 def _is_table(path: Path) -> bool:
     """Whether a module has statements, but no function that could run."""
-    nodes = [*ast.walk(_bare(path))]
+    nodes = [*ast.walk(ast.parse(_code(path)))]
     return any(isinstance(node, ast.Assign | ast.AnnAssign) for node in nodes) and not any(
         isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) for node in nodes
     )

@@ -189,7 +189,7 @@ class ServerAnswer:
         yield from self._divided(*self._divider.add(self._text.rest()))
         yield from self._divided(*self._divider.rest())
         if self.calls.shown and not self._tools:
-            self._content += ("\n" * self.answered + self.calls.shown).encode()
+            self._content += _joined("\n" * self.answered + self.calls.shown).encode()
         if self._content:
             yield self._rest()
         if left := self._decoder.decode(b"", final=True):

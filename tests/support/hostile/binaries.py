@@ -154,6 +154,8 @@ def _tensor(record: bytes, dice: random.Random) -> bytes:
     """A tensor's record with another name, shape, type or place."""
     name, rest = _key(record)
     (dimensions,) = struct.unpack_from("<I", rest)
+    if len(rest) != 16 + 8 * dimensions:  # more of them than any reader follows
+        return record
     sizes = [*struct.unpack_from(f"<{dimensions}Q", rest, 4)]
     kind, offset = struct.unpack_from("<IQ", rest, 4 + 8 * dimensions)
     what = dice.randrange(5)
