@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lorafold.chat.dialogue import ToolCall
 from lorafold.chat.sandbox import Message
@@ -186,6 +186,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """An engine that takes another context while it runs."""
+
+    def resize(self, context: int) -> None:
+        """Hold this many tokens from the next answer on."""
 
 
 class Scorer(Protocol):

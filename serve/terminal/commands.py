@@ -19,7 +19,7 @@ from lorafold.console import Row
 from lorafold.errors import InputError, UsageError
 from lorafold.serve.config import SAMPLING_RANGES, WHOLE, noise_note
 from lorafold.serve.conversation import Conversation, utf8
-from lorafold.serve.protocol import Engine
+from lorafold.serve.protocol import Engine, Resizable
 from lorafold.serve.terminal.chat_state import ChatState, last_turn, model_at, named_file, tell_kept
 from lorafold.serve.terminal.lens_view import lens
 from lorafold.serve.terminal.panes import wrapped
@@ -99,13 +99,17 @@ def system(state: ChatState, argument: str) -> None:
 
 
 def set_(state: ChatState, argument: str) -> None:
-    """Show or change the sampling."""
+    """Show or change the sampling, or the context of models in Ollama."""
     conversation = state.talk.conversation
     name, _, text = argument.replace("=", " ").partition(" ")
-    if name:
+    if name == "context":
+        _set_context(state, text.strip())
+    elif name:
         known = next((key for key in SAMPLING_RANGES if key == name.replace("-", "_")), None)
         if known is None:
-            raise UsageError(f"there is no setting {name!r}", fix=f"choose {', '.join(SAMPLING_RANGES)}")
+            raise UsageError(
+                f"there is no setting {name!r}", fix=f"choose context, {', '.join(SAMPLING_RANGES)}"
+            )
         if text.strip():
             value = _number(known, text.strip())
             try:
@@ -116,6 +120,26 @@ def set_(state: ChatState, argument: str) -> None:
     state.tell("  ".join(settings).replace("seed None", "seed none (new each time)"))
     if note := noise_note(conversation.sampling):
         state.tell(note, "yellow")
+
+
+def _set_context(state: ChatState, text: str) -> None:
+    """Another context for models that take one while they run, which are Ollama's."""
+    engines = state.talk.engines
+    if not text:
+        return
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UsageError(f"context takes a whole number above 0, got {text!r}", fix="/set context NUMBER")
+    able = [engine for engine in engines if isinstance(engine, Resizable)]
+    if not able:
+        raise UsageError(
+            "these models keep the context that they were loaded with",
+            fix="start again with --context NUMBER",
+        )
+    for engine in able:
+        engine.resize(int(text))
+    rest = len(engines) - len(able)
+    kept = f"; {rest} of {len(engines)} models keep the one that they were loaded with" if rest else ""
+    state.tell(f"context {int(text):,} from the next answer on{kept}")
 
 
 def _number(name: str, text: str) -> Any:
@@ -350,7 +374,11 @@ COMMANDS: Mapping[str, Command] = {
     "help": Command("help [COMMAND]", "list the commands", help_, "command", most=1),
     "system": Command("system [TEXT|-]", "show, set or remove the system message", system, most=None),
     "set": Command(
-        "set [NAME VALUE]", "show or change the sampling", set_, tuple(SAMPLING_RANGES), most=None
+        "set [NAME VALUE]",
+        "show or change the sampling; context for Ollama",
+        set_,
+        ("context", *SAMPLING_RANGES),
+        most=None,
     ),
     "show": Command(
         "show [prompt]", "settings, models, votes; or what was last read", show, ("prompt",), most=1

@@ -71,6 +71,10 @@ class OllamaEngine:
         """As given, or as Ollama says after the first answer."""
         return self._context
 
+    def resize(self, context: int) -> None:
+        """Ask for another context from now on; Ollama loads the model again for it."""
+        self._given = self._context = context
+
     @property
     def scorer(self) -> None:
         """Ollama scores only what it writes itself."""

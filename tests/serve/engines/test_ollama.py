@@ -152,6 +152,15 @@ def test_the_context_is_known_after_the_first_answer(ollama: Any) -> None:
     assert not any("num_ctx" in body["options"] for body in bodies)  # its own setting is not overridden
 
 
+def test_another_context_while_it_runs(ollama: Any) -> None:
+    engine, bodies = ollama(streamed(PLAIN))
+    answered(engine)
+    engine.resize(2048)
+    answered(engine)
+    assert "num_ctx" not in bodies[0]["options"] and bodies[-1]["options"]["num_ctx"] == 2048
+    assert engine.context == 2048
+
+
 ERROR = {"error": "an error was encountered while running the model"}  # https://docs.ollama.com/api/errors
 FAULTS: dict[str, tuple[Any, type[LorafoldError], str, str]] = {
     "error amid the stream": (
@@ -264,7 +273,7 @@ def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:
     listed = {"/v1/models": {"object": "list", "data": [{"id": "served"}]}}
     lines = [openai_part("Mie"), openai_part(None, "stop"), b"[DONE]"]
     with (
-        server(GET, {"/api/chat": streamed(PLAIN)}) as (ollama, _),
+        server(GET, {"/api/chat": streamed(PLAIN)}) as (ollama, asked),
         server(listed, {"/v1/chat/completions": streamed(lines, sse=True)}) as (url, bodies),
         terminal(tmp_path, "ollama:tuned", url, OLLAMA_HOST=ollama.removeprefix("http://")) as talk,
     ):
@@ -273,4 +282,13 @@ def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:
         assert (
             "Rayleigh ö" in shown and "Mie" in shown and "4 tokens" in shown and "a2af6cc3 · Q4_K_M" in shown
         )
-    assert bodies[-1]["messages"][-1]["content"] == "why <|im_end|>?"
+        said = talk.ask("/set context 2048")
+        assert (
+            "context 2,048 from the next answer on; 1 of 2 models keep the one that they were loaded" in said
+        )
+        assert "context takes a whole number above 0, got '0'; fix: /set context NUMBER" in talk.ask(
+            "/set context 0"
+        )
+        talk.ask("and now?")
+    assert asked[-1]["options"]["num_ctx"] == 2048 and "num_ctx" not in asked[0]["options"]
+    assert bodies[0]["messages"][-1]["content"] == "why <|im_end|>?"
