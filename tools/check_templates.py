@@ -176,7 +176,7 @@ class Observed:
         return (
             f"unset {right('unset')} of {total}, false {right('false')} of {total}, "
             f"true {right('true')} right, {refused} refused, {wrong} wrong; "
-            f"tools {sum(row['tools'] == 'yes' for row in rows)}"
+            f"tools {sum(row['tools'] not in ('refused', 'not shown', '') for row in rows)}"
         )
 
 
@@ -251,9 +251,10 @@ def _observed_lines(rows: list[tuple[str, Row]], before: Observed | None, now: O
         "Made by `tools/observe_templates.py`. The server was built from the sources of that version, with",
         "the llama-server of the wheel `xllamacpp` 2026.8.10566 as its runner; with 2026.10.11549 the",
         "published ones gave the same.",
-        "All models here are Llamas: for gemma4, laguna and nemotron_h Ollama takes a renderer of its own,",
-        'whatever the Modelfile says. Tools "yes": the tool stands in the prompt; its JSON keys are',
-        "in Ollama's own order.",
+        "All models here are Llamas; of gemma4, laguna and nemotron_h, for which Ollama has renderers of its",
+        "own, [modelfile.md](modelfile.md) tells. Tools: of as many conversations with definitions, calls and",
+        "results, how many were the training's byte for byte, and how many had nothing but Ollama's own order",
+        'of keys besides ("yes", in the column before: the tool stands in the prompt).',
         "",
         "| templates | | think, and tools |",
         "|---|---|---|",

@@ -5,7 +5,7 @@
 
 Nothing stays on the server. The tiny model is random, and has the template's control tokens. Prompts are
 compared under `think` unset, true and false, with and without a system message, and the tokens that the
-server counts with those of the tokenizer; one tool is asked for. Templates: as in check_templates.py.
+server counts with those of the tokenizer, and conversations with tools. Templates: as in check_templates.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 from check_templates import SUPPORT, TOKENS, templates
 
 from lorafold.artifacts import write_atomic
-from lorafold.chat.sandbox import Refusal
+from lorafold.chat.dialogue import Dialogue
+from lorafold.chat.sandbox import Message, Refusal
 from lorafold.chat.tokenizer import ChatTemplate
 from lorafold.errors import LorafoldError
 from lorafold.export import ExportConfig, export
@@ -31,8 +32,9 @@ from lorafold.export.modelfile.native import STATES, state_name
 from lorafold.export.modelfile.parser import parse
 from lorafold.export.modelfile.probe import find_reference, find_switches
 from lorafold.export.modelfile.proof import random_chats
+from lorafold.export.modelfile.tools import random_tool_chats
 from lorafold.export.ollama.client import Ollama
-from lorafold.export.ollama.rules import Refused
+from lorafold.export.ollama.rules import Refused, tool_as_read
 from lorafold.export.proof.observed import created_fields
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
@@ -96,11 +98,72 @@ def observe(server: Ollama, base: Path, template: ChatTemplate, out: Path, count
         assert plan["kind"] == "export"
         row = {"way": "TEMPLATE" if read.parser or _template_wins(gguf, read.template) else "Jinja"}
         row |= _prompts(server, base, ChatTemplate.from_folder(base, str(jinja)), gguf, count)
-        prompt = server.prompt(NAME, [{"role": "user", "content": "Hello"}], None, tools=[TOOL])
-        told = "refused" if isinstance(prompt, Refused) else "yes" if "get_weather" in prompt else "not shown"
-        return row | {"tools": told}
+        return row | {"tools": _tools(server, ChatTemplate.from_folder(base, str(jinja)), gguf, count)}
     finally:
         server.delete(NAME)
+
+
+def _tools(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> str:
+    """What became of tools: how many conversations with them were written as in training.
+
+    Of the others those are told that differ in nothing but the order of keys, which is Ollama's.
+    """
+    prompt = server.prompt(NAME, [{"role": "user", "content": "Hello"}], None, tools=[TOOL])
+    if isinstance(prompt, Refused):
+        return "refused"
+    if "get_weather" not in prompt:
+        return "not shown"
+    bos = template.tokens["bos_token"] if read_gguf_tokens(gguf).add_bos else ""
+    chats = list(random_tool_chats(count, seed=7))
+    wanted = template.render_all(chats, add_generation_prompt=True)
+    ordered = template.render_all(
+        [Dialogue(map(_ordered, chat), map(tool_as_read, chat.tools)) for chat in chats],
+        add_generation_prompt=True,
+    )
+    equal = but_order = asked = 0
+    for chat, right, turned in zip(chats, wanted, ordered, strict=True):
+        if isinstance(right, Refusal):
+            continue
+        prompt = server.prompt(NAME, [_as_asked(message) for message in chat], None, tools=list(chat.tools))
+        asked += 1
+        equal += not isinstance(prompt, Refused) and bos + prompt == right
+        but_order += not isinstance(prompt, Refused) and right != bos + prompt == turned
+    return f"{equal}/{asked}" + (f", {but_order} but for the order of keys" if but_order else "")
+
+
+def _ordered(message: Message) -> Message:
+    """A message whose calls have the keys of inner objects sorted."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _inner_sorted(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _inner_sorted(arguments: str) -> str:
+    told = {
+        key: json.loads(json.dumps(value, sort_keys=True)) for key, value in json.loads(arguments).items()
+    }
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _as_asked(message: Message) -> dict[str, Any]:
+    """A message as `/api/chat` takes it."""
+    told: dict[str, Any] = {**message}
+    if calls := message.get("tool_calls"):
+        told["tool_calls"] = [
+            {
+                "id": call["id"],
+                "function": {
+                    "name": call["function"]["name"],
+                    "arguments": json.loads(call["function"]["arguments"]),
+                },
+            }
+            for call in calls
+        ]
+    if message["role"] == "tool":
+        told["tool_name"] = told.pop("name")
+    return told
 
 
 def _template_wins(gguf: Path, template: str | None) -> bool:

@@ -5,7 +5,8 @@ and by the Jinja that the GGUF carries with what llama.cpp gives it. llama.cpp h
 makes objects of the arguments for a template that reads objects, as `lorafold.chat.calls` does here. Two
 things it does otherwise, seen on 31 published templates (llama-server of xllamacpp 2026.8): a number such as
 3.0 is written 3, and an object or a list that a template prints without `tojson` is not printed as Python
-does. A TEMPLATE has no tools: Ollama refuses them there (HTTP 400).
+does. A TEMPLATE has no tools: Ollama refuses them there (HTTP 400). What Ollama itself changes of tools is in
+`lorafold.export.ollama.rules`.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ class ToolProof:
         conversations: how many were compared.
         refused: how many the chat template refuses, such as several calls in one turn.
         difference: where the GGUF's Jinja writes another prompt, or None.
+        as_text: the template prints the arguments of calls as they come.
     """
 
     lost: tuple[str, ...]
     conversations: int
     refused: int = 0
     difference: str | None = None
+    as_text: bool = False
 
     @property
     def proven(self) -> bool:
@@ -78,7 +81,8 @@ class ToolProof:
         return (
             f"{self.conversations - self.refused} conversations with definitions, calls and results{refused} "
             "are written by the GGUF's Jinja as in training; llama.cpp writes 3.0 as 3, and Ollama orders "
-            "the keys of their JSON anew"
+            "the keys of a definition anew and leaves out those that it does not know, such as default"
+            + (", and hands on the arguments of calls without blanks" if self.as_text else "")
         )
 
 
@@ -169,7 +173,7 @@ def prove_tools(template: ChatTemplate, native: Native | None, conversations: in
         )
         if why := _first_difference(wanted, found):
             return ToolProof((), conversations, refused, why)
-    return ToolProof((), conversations, refused)
+    return ToolProof((), conversations, refused, as_text=form.text)
 
 
 def _missing(template: ChatTemplate, carried: str) -> str | None:

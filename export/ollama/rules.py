@@ -306,6 +306,34 @@ def think_of(thinks: bool, asked: bool | None) -> bool | Refused | None:
     return Refused("does not support thinking") if asked else asked
 
 
+# api/types.go: Ollama reads a tool into structs and writes them again, keys in their order and no others.
+_TOOL_KEYS: Mapping[str, tuple[str, ...]] = {
+    "tool": ("type", "items", "function"),
+    "function": ("name", "description", "parameters"),
+    "parameters": ("type", "$defs", "items", "required", "properties"),
+    "property": ("anyOf", "type", "items", "description", "enum", "properties", "required"),
+}
+
+
+def tool_as_read(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's definition as Ollama hands it to a Jinja."""
+    function = _known(tool.get("function") or {}, "function")
+    if "parameters" in function:
+        function["parameters"] = _schema(function["parameters"], "parameters")
+    return _known(tool, "tool") | {"function": function}
+
+
+def _known(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {key: values[key] for key in _TOOL_KEYS[kind] if values.get(key) not in (None, "", [])}
+
+
+def _schema(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    found = _known(values, kind)
+    if isinstance(properties := found.get("properties"), Mapping):
+        found["properties"] = {name: _schema(row, "property") for name, row in properties.items()}
+    return found
+
+
 def llama_thinking(think: bool | None) -> tuple[bool, ...]:
     """What a Jinja may see as `enable_thinking`: llama-server has a default of its own where nothing is said.
 

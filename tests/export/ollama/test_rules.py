@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chats import TOKENS, all_templates
 
@@ -20,6 +22,7 @@ from lorafold.export.ollama.rules import (
     select,
     template_abilities,
     think_of,
+    tool_as_read,
 )
 
 # `template selection` in the server's log said "go_template" for these shared templates with our TEMPLATE
@@ -124,6 +127,24 @@ def test_what_becomes_of_think() -> None:
     assert think_of(False, None) is None and think_of(False, False) is False
     assert isinstance(think_of(False, True), Refused)
     assert llama_thinking(None) == (True, False) and llama_thinking(False) == (False,)
+
+
+def test_what_ollama_makes_of_a_tool() -> None:
+    """The real server's `_debug_render_only` showed this one for a Jinja that writes `tool | tojson`."""
+    schema = {"a": {"type": "integer", "description": "x", "default": 3, "minimum": 1, "enum": [1, 2]}}
+    parameters = {
+        "type": "object",
+        "properties": schema,
+        "required": ["a"],
+        "additionalProperties": False,
+        "$defs": {"q": {"type": "string"}},
+    }
+    function = {"name": "f", "description": "d", "strict": True, "parameters": parameters}
+    assert json.dumps(tool_as_read({"type": "function", "function": function})) == (
+        '{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", '
+        '"$defs": {"q": {"type": "string"}}, "required": ["a"], "properties": {"a": {"type": "integer", '
+        '"description": "x", "enum": [1, 2]}}}}}'
+    )
 
 
 def test_only_a_short_jinja_is_taken_for_another() -> None:
