@@ -46,6 +46,11 @@ class Observing:
     llama_server: str | None = None
 
 
+ELSEWHERE = "run this model with llama-server, LM Studio or Jan"
+REPORT_IT = (
+    "please report this with the server's version; --ollama-path turns the way that Ollama takes, and "
+    "`lorafold chat FILE` needs no server"
+)
 Count = Callable[[list[Message]], int]
 
 
@@ -112,7 +117,7 @@ def observe_ollama(
     version = check_name(server, keep)
     if not equal:
         meaning = f"Ollama {version} builds another prompt, whatever the Modelfile says; nothing was created"
-        return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0})
+        return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0}, fix=ELSEWHERE)
     name = keep or f"lorafold-proof-{secrets.token_hex(4)}"
     read = parse(modelfile)
     written = bos if read.renderer is not None else ""  # by the renderer; the server takes it off again
@@ -129,12 +134,13 @@ def observe_ollama(
         stays(passed)
     figures = {"version": version, "prompts": compared, "counts": len(counts), "different": different}
     if wrong:
-        return Check("Ollama", "failed", f"Ollama {version} builds another prompt: {wrong}", figures)
+        meaning = f"Ollama {version} builds another prompt: {wrong}"
+        return Check("Ollama", "failed", meaning, figures, fix=REPORT_IT)
     if different:
         meaning = (
             f"Ollama {version} reads another number of tokens for {different} of {len(counts)} questions"
         )
-        return Check("Ollama", "failed", meaning, figures)
+        return Check("Ollama", "failed", meaning, figures, fix=REPORT_IT)
     settings = ", ".join(state_name(state) for state in equal)
     meaning = (
         f"proven on your Ollama {version}: {compared} prompts are those of training, byte for byte (think "
@@ -290,14 +296,13 @@ def observe_llama_server(
                 meaning = (
                     f"llama-server builds another prompt: think {state_name(state)}, on {chat.messages()}: "
                 )
-                return Check(
-                    "llama-server", "failed", meaning + _first(wanted, prompt), {"prompts": compared}
-                )
+                meaning += _first(wanted, prompt)
+                return Check("llama-server", "failed", meaning, {"prompts": compared}, fix=REPORT_IT)
     different = sum(server.ids(server.prompt(chat, None)) != encode(chat) for chat in questions)
     figures = {"prompts": compared, "questions": len(questions), "different": different}
     if different:
         meaning = f"llama-server reads other token ids for {different} of {len(questions)} questions"
-        return Check("llama-server", "failed", meaning, figures)
+        return Check("llama-server", "failed", meaning, figures, fix=REPORT_IT)
     settings = ", ".join(state_name(state) for state in equal)
     meaning = (
         f"proven on your llama-server: {compared} prompts are those of training, byte for byte "
