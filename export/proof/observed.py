@@ -46,7 +46,7 @@ class Observing:
     llama_server: str | None = None
 
 
-ELSEWHERE = "run this model with llama-server, LM Studio or Jan"
+OTHER_ENGINES = "run this model with llama-server, LM Studio or Jan"
 REPORT_IT = (
     "please report this with the server's version; --ollama-path turns the way that Ollama takes, and "
     "`lorafold chat FILE` needs no server"
@@ -117,7 +117,7 @@ def observe_ollama(
     version = check_name(server, keep)
     if not equal:
         meaning = f"Ollama {version} builds another prompt, whatever the Modelfile says; nothing was created"
-        return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0}, fix=ELSEWHERE)
+        return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0}, fix=OTHER_ENGINES)
     name = keep or f"lorafold-proof-{secrets.token_hex(4)}"
     read = parse(modelfile)
     written = bos if read.renderer is not None else ""  # by the renderer; the server takes it off again
