@@ -44,12 +44,17 @@ WRAPPERS = frozenset(
 
 # The class without its head, as embedding models are released, and the class that has one.
 HEADLESS: Mapping[str, str] = {
+    "Lfm2Model": "Lfm2ForCausalLM",
     "LlamaModel": "LlamaForCausalLM",
     "Qwen2Model": "Qwen2ForCausalLM",
+    "Qwen2VLModel": "Qwen2VLForConditionalGeneration",
     "Qwen3Model": "Qwen3ForCausalLM",
 }
 # Its tensors lack the prefix of the model inside.
-HEADLESS_SPELLINGS = tuple((name, f"model.{name}") for name in ("embed_tokens.", "layers.", "norm."))
+HEADLESS_SPELLINGS = (
+    ("language_model.", "model."),
+    *((name, f"model.{name}") for name in ("embed_tokens.", "layers.", "norm.", "embedding_norm.")),
+)
 
 # transformers' sizes, which a whole model's config.json always gives and a `text_config` may leave out.
 TEXT_SIZES: Mapping[str, Mapping[str, Any]] = {

@@ -139,6 +139,7 @@ ODD: dict[str, dict[str, Any]] = {
     "PhimoeForCausalLM": {"attention_bias": True, "lm_head_bias": True},
     "Qwen2_5_VLForConditionalGeneration": _SEES,
     "Qwen2VLForConditionalGeneration": _SEES,
+    "Qwen2VLModel": _SEES,
     "Qwen3_5ForCausalLM": {"layer_types": _LAYERS},
     "Qwen3_5MoeForCausalLM": {"layer_types": _LAYERS},
     "Qwen3ASRForConditionalGeneration": _SEES,

@@ -434,6 +434,7 @@ HEADLESS: dict[str, str] = {
     "llama-headless": "llama",
     "qwen2-headless": "qwen2",
     "qwen3-headless": "qwen3",
+    "lfm2-headless": "lfm2",
 }
 
 # Families with a layer that predicts a further token, which transformers neither makes nor loads: here a copy
