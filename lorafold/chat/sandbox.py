@@ -11,9 +11,11 @@ rendering costs a tenth of a millisecond above Jinja's own time.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -123,6 +125,12 @@ class _Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def was_killed(self) -> bool:
+        """Whether something else than its own limits ended it: the kernel does, if memory ends."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(1.0)
+        return self.process.returncode == -signal.SIGKILL
+
     def stop(self) -> None:
         if self.pid == os.getpid():  # a fork's copy of this object owns no process
             self.process.kill()
@@ -175,7 +183,7 @@ def render_many(
     Raises:
         InputError: the template has a syntax error; its line is in the place.
         UnsafeInputError: the template reached for a forbidden attribute, or passed 2 s or 256 MB.
-        SystemFault: the worker does not start.
+        SystemFault: the worker does not start, or the system ended it.
     """
     global _worker
     answers: list[str | Refusal] = []
@@ -189,7 +197,11 @@ def render_many(
                 _worker.await_ready()
                 part = jobs[start : start + _BATCH]
                 _worker.send({"source": source, "dialect": dialect, "jobs": [_plain(job) for job in part]})
-                answers.extend(_answer(_worker.receive(WALL_SECONDS), at) for _ in part)
+                for _ in part:
+                    row = _worker.receive(WALL_SECONDS)
+                    if row is None and _worker.was_killed():
+                        raise _killed(at)
+                    answers.append(_answer(row, at))
         except InputError:
             raise  # a syntax error ends a request, and the worker waits for the next one
         except BaseException:
@@ -200,6 +212,14 @@ def render_many(
 
 def _plain(job: Job) -> dict[str, Any]:
     return {"messages": list(job.messages), "variables": dict(job.variables), "clock": job.clock}
+
+
+def _killed(at: str) -> SystemFault:
+    return SystemFault(
+        "the process that renders the chat template was killed: memory has ended here",
+        at=at,
+        fix="close other programs, or give the container more memory",
+    )
 
 
 def _answer(row: dict[str, Any] | None, at: str) -> str | Refusal:

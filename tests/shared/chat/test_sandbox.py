@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from chats import CHAT
 from lorafold.chat import sandbox
 from lorafold.chat.sandbox import Job, Refusal, render_many
 from lorafold.chat.template import ChatTemplate
-from lorafold.errors import InputError, UnsafeInputError
+from lorafold.errors import InputError, SystemFault, UnsafeInputError
 
 
 def test_a_syntax_error_names_its_line() -> None:
@@ -107,3 +109,15 @@ def test_a_template_that_refuses_says_so() -> None:
     with pytest.raises(InputError, match=r"g:1: the chat template refuses this conversation: System role"):
         ChatTemplate("{{ raise_exception('System role not supported') }}", origin="g").render(CHAT)
     assert render_many("{{ a.b }}", [Job([])]) == [Refusal(False, "'a' is undefined", 1)]
+
+
+def test_a_worker_that_the_kernel_ends_is_no_fault_of_the_template() -> None:
+    """A container that has used up its memory has a process of it killed, and says nothing."""
+    render_many("{{ 1 }}", [Job([])])
+    assert sandbox._worker is not None
+    threading.Timer(0.3, os.kill, (sandbox._worker.process.pid, signal.SIGKILL)).start()
+    with pytest.raises(SystemFault, match=r"was killed: memory has ended here; fix: close other programs"):
+        render_many(
+            "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}", [Job([])]
+        )
+    assert render_many("{{ 1 }}", [Job([])]) == ["1"]
