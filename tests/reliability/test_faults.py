@@ -150,7 +150,10 @@ def test_a_run_that_is_resumed_may_be_struck_again(started: Started) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutant", [None, "mutants.no_fsync", "mutants.renamed_first", "mutants.swallowed"])
+@pytest.mark.parametrize(
+    "mutant",
+    [None, *(f"mutants.{name}" for name in ("no_fsync", "renamed_first", "manifest_first", "swallowed"))],
+)
 def test_a_worse_commit_would_be_found(started: Started, mutant: str | None) -> None:
     """The judge is judged: it catches each mutant of the commit, and finds nothing in the commit as it is."""
     scenario = dataclasses.replace(NAMES["export"], kept=(".out*",))
