@@ -209,7 +209,8 @@ class ExportConfig:
             raise UsageError(
                 "a matrix cannot be collected for --onto",
                 at="--imatrix-data",
-                fix="pass one that was made from the base with --imatrix",
+                fix="pass --imatrix with one that llama-imatrix made of this file, or with the imatrix.gguf "
+                "of a native export (without --onto, with --imatrix-data)",
             )
         self._check_types()
         if self.rounding == "stochastic" and self.format != "folder":

@@ -69,6 +69,24 @@ def test_quantized_anew_from_one_read(bases: Path, tmp_path: Path) -> None:
         assert header.number("general.quantization_version") == 2
 
 
+@pytest.mark.slow
+def test_a_matrix_is_not_collected_here_and_that_of_a_native_export_is_taken(
+    bases: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("What enters a weight is what it was trained on. " * 8)
+    onto = config(tmp_path / "onto", bases / "base-F32.gguf", quant=("Q4_K_M",))
+    with pytest.raises(UsageError, match="cannot be collected for --onto") as caught:
+        replace(onto, imatrix_data=text)
+    assert "imatrix.gguf of a native export" in str(caught.value)
+    native = replace(onto, onto=None, out=tmp_path / "native", imatrix_data=text)
+    export(native)
+    export(replace(onto, imatrix=native.out / "imatrix.gguf"))
+    assert rows(onto.out, "tuned-Q4_K_M") == rows(native.out, "tuned-Q4_K_M")
+    export(replace(onto, out=tmp_path / "plain"))
+    assert rows(tmp_path / "plain", "tuned-Q4_K_M") != rows(native.out, "tuned-Q4_K_M")
+
+
 def test_the_header_is_the_files(bases: Path, tmp_path: Path) -> None:
     export(config(tmp_path / "onto", bases / "base-BF16.gguf", name=None))
     (made,) = (tmp_path / "onto").glob("*.gguf")
