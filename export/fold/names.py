@@ -35,6 +35,8 @@ PREFIXES = (
     ("model.", "model.language_model."),
     ("model.", "language_model.model."),
     ("", "language_model."),
+    ("model.", "model.text_model."),
+    ("model.", "language_model."),
     ("llm.", ""),
 )
 
@@ -72,6 +74,7 @@ HEADS = {
     "model.tok_embeddings.weight": "output.weight",
     "transformer.embedding.word_embeddings.weight": "transformer.output_layer.weight",
     "model.language_model.embed_tokens.weight": "lm_head.weight",
+    "model.text_model.embed_tokens.weight": "lm_head.weight",
     "language_model.model.embed_tokens.weight": "language_model.lm_head.weight",
     "gpt_neox.embed_in.weight": "embed_out.weight",
     "backbone.embeddings.weight": "lm_head.weight",
