@@ -9,13 +9,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorafold.artifacts import MANIFEST, check_output, lock, read_manifest, system_faults
+from lorafold.artifacts import MANIFEST, check_output, lock, names_in, read_manifest, system_faults
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.files.renames import replace_folder, sync_tree
-
-_SHOWN = 3  # names of files that an error shows
 
 
 def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> None:
@@ -73,8 +71,8 @@ def keep_aside(staging: Path, out: Path, why: str) -> Path:
 
 def _check_replaceable(out: Path) -> None:
     """Refuse to remove a folder that is neither empty nor an export."""
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
+    held = names_in(out)
+    if not held:
         return
     try:
         kind = (read_manifest(out) or {}).get("kind")
@@ -82,10 +80,9 @@ def _check_replaceable(out: Path) -> None:
         kind = None
     if kind == "export":
         return
-    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
     holds = f"holds no {MANIFEST} of an export" if kind is None else f"is a lorafold {kind}"
     raise UsageError(
-        f"--force replaces only an earlier export, and this folder {holds} ({shown})",
+        f"--force replaces only an earlier export, and this folder {holds} ({held})",
         at=out,
         fix="choose another --out, or remove the folder yourself",
     )

@@ -253,7 +253,7 @@ def verify(
     Raises:
         InputError: not an export, a damaged file, or inputs that are gone.
     """
-    made = read_manifest(folder)
+    made = read_manifest(folder) if folder.is_dir() else None
     if made is not None and made.get("kind") in ("adapter", "base", "checkpoint"):
         check_whole(folder, made)
         return Proof((_all_whole(made),))

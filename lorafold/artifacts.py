@@ -30,6 +30,7 @@ from lorafold.version import __version__
 
 MANIFEST = "lorafold.json"
 MANIFEST_FORMAT = 1
+_SHOWN = 3  # names of files that an error shows
 
 
 def check_output(out: Path, *, inputs: Iterable[Path] = (), force: bool = False) -> None:
@@ -49,8 +50,15 @@ def check_output(out: Path, *, inputs: Iterable[Path] = (), force: bool = False)
             )
     if out.exists() and not out.is_dir():
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another name")
-    if not force and out.is_dir() and any(out.iterdir()):
-        raise UsageError("the output folder is not empty", at=out, fix="pass --force to replace it")
+    if not force and out.is_dir() and (held := names_in(out)):
+        fix = "choose another folder, or pass --force to replace this one with all that it holds"
+        raise UsageError(f"the output folder is not empty ({held})", at=out, fix=fix)
+
+
+def names_in(folder: Path) -> str:
+    """The first names in a folder, as an error shows them; "" if it is empty."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 @contextlib.contextmanager
@@ -373,9 +381,14 @@ def read_export(folder: Path) -> dict[str, Any]:
     """The manifest of an export whose files are whole.
 
     Raises:
-        InputError: it is no export, or a file changed.
+        InputError: there is no such folder, it is no export, or a file changed.
         SystemFault: the system does not let it be read.
     """
+    with system_faults(folder):
+        if folder.is_file():
+            raise InputError("this is a file, not an export's folder", at=folder, fix=f"give {folder.parent}")
+        if not folder.exists():
+            raise InputError("there is no such folder", at=folder, fix="check the path")
     manifest = read_manifest(folder)
     if manifest is None or manifest.get("kind") != "export":
         fix = "give the folder that `lorafold export --out` named"

@@ -64,7 +64,8 @@ def read_recipe(name: str) -> NamedSettings:
         return _parse(path, str(path))
     if (found := _folder() / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
         return _parse(found, _stem(found))
-    raise InputError("no such recipe", at=name, fix=FIX)
+    begun = [recipe.name for recipe in known_recipes() if recipe.name.startswith(path.name.lower())]
+    raise InputError("no such recipe", at=name, fix=f"--recipe {' or '.join(begun)}" if begun else FIX)
 
 
 def answers(app: Any, commands: tuple[str, ...], arguments: Any) -> None:
