@@ -229,11 +229,16 @@ class _Text:
             raise InputError("text after the end of the array", at=self.place, fix="remove it")
 
     def array(self) -> Iterator[Placed]:
-        """The items of the array that begins at the cursor; a comma behind the last is passed over."""
+        """The items of the array that begins at the cursor; a comma behind the last is passed over.
+
+        An item that begins in the line of the one before it is also told by its number.
+        """
         self.take("[")
+        number, last = 0, ""
         while self.peek() != "]":
-            place = self.place
-            yield place, self.item()
+            number, place = number + 1, self.place
+            yield f"{place} (record {number})" if place == last else place, self.item()
+            last = place
             if self.peek() != "]":
                 self.take(",]")
         self.take("]")

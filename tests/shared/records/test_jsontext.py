@@ -54,6 +54,13 @@ def test_places_are_lines() -> None:
     assert [place for place, _ in read(SPELLINGS["in an object, an item a line"])] == ["d:1", "d:2"]
 
 
+def test_records_of_an_array_in_one_line_are_told_apart() -> None:
+    three = f"[{ONE}, {TWO}, {ONE},\n{TWO}]"
+    places = ["d:1", "d:1 (record 2)", "d:1 (record 3)", "d:2"]
+    assert [place for place, _ in read(three)] == places
+    assert [place for place, _ in read(f'{{"data": {three}}}')] == places
+
+
 def test_a_long_list_in_an_object_is_streamed() -> None:
     rows = [{"text": "é" * (CHUNK // 3)} for _ in range(8)]
     text = json.dumps({"info": "x", "data": rows, "n": 8}, ensure_ascii=False)
