@@ -317,15 +317,15 @@ def find_recipe(name: str) -> Recipe:
     """The recipe of a name, in any case of letters.
 
     Raises:
-        UsageError: there is none; the message lists all.
+        UsageError: there is none; the message lists those that begin so, or all.
     """
     upper = name.strip().upper()
     try:
         return RECIPES[SHORT_NAMES.get(upper, upper)]
     except KeyError:
-        raise UsageError(
-            f"unknown quantization type {name!r}", at="--quant", fix=f"choose one of {', '.join(RECIPES)}"
-        ) from None
+        begun = [known for known in RECIPES if upper and known.startswith(upper)]
+        fix = f"choose one of {', '.join(begun or RECIPES)}"
+        raise UsageError(f"unknown quantization type {name!r}", at="--quant", fix=fix) from None
 
 
 def block_width(kind: Type) -> int:

@@ -48,6 +48,7 @@ RUN = [sys.executable, "-m", "lorafold"]
             "no such model (expected an adapter or a base: a folder, a hub",
         ),
         (["export", "BASE", "--out", "OUT", "--quant", "Q9"], 2, "unknown quantization type 'Q9'"),
+        (["export", "BASE", "--out", "OUT", "--quant", "q5"], 2, "choose one of Q5_K_M, Q5_K_S, Q5_1, Q5_0"),
         (["export", "BASE", "--out", "BASE/inner"], 2, "overlaps the input"),
         (["export", "BASE", "--out", "FULL"], 2, "not empty (file); fix: choose another"),
         (["export", "BASE", "--out", "OUT", "--threads", "-1"], 2, "threads"),
