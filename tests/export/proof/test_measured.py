@@ -86,7 +86,7 @@ def test_tokens_follow_the_size_of_the_model() -> None:
 
 
 def test_the_estimate_follows_the_work() -> None:
-    """Measured on two cores of a Zen 5: 12 s for 0.49 G weights and one file, some 27 s for 1.5 G."""
+    """By estimate, two cores: some 11 s for 0.49 G weights and one file, more for more of either."""
     assert 8 < estimated_seconds(494_000_000, 1, 2) < 16
     assert 20 < estimated_seconds(1_544_000_000, 1, 2) < 40
     assert estimated_seconds(494_000_000, 3, 2) > 1.5 * estimated_seconds(494_000_000, 1, 2)
