@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorafold.artifacts import MANIFEST, check_output, lock, names_in, read_manifest, system_faults
-from lorafold.errors import InputError, SystemFault, UsageError
+from lorafold.artifacts import check_output, lock, system_faults
+from lorafold.errors import SystemFault
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs
 from lorafold.files.renames import replace_folder, sync_tree
@@ -41,9 +41,7 @@ def check_destination(config: ExportConfig, inputs: Inputs | None = None) -> Non
     if config.require_proof:
         places.append(aside(config.out, "unproven"))
     for place in places:
-        check_output(place, inputs=read, force=config.force)
-        if config.force and place.is_dir():
-            _check_replaceable(place)
+        check_output(place, inputs=read, force=config.force, replaces=("export",))
 
 
 def aside(out: Path, why: str) -> Path:
@@ -67,25 +65,6 @@ def keep_aside(staging: Path, out: Path, why: str) -> Path:
         sync_tree(staging)
         replace_folder(staging, place)
     return aside(out, why)
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse to remove a folder that is neither empty nor an export."""
-    held = names_in(out)
-    if not held:
-        return
-    try:
-        kind = (read_manifest(out) or {}).get("kind")
-    except InputError:
-        kind = None
-    if kind == "export":
-        return
-    holds = f"holds no {MANIFEST} of an export" if kind is None else f"is a lorafold {kind}"
-    raise UsageError(
-        f"--force replaces only an earlier export, and this folder {holds} ({held})",
-        at=out,
-        fix="choose another --out, or remove the folder yourself",
-    )
 
 
 def check_disk(size: int, out: Path) -> int:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,11 +33,20 @@ MANIFEST_FORMAT = 1
 _SHOWN = 3  # names of files that an error shows
 
 
-def check_output(out: Path, *, inputs: Iterable[Path] = (), force: bool = False) -> None:
-    """Refuse an output that would overwrite an input or, without `force`, anything at all.
+def check_output(
+    out: Path, *, inputs: Iterable[Path] = (), force: bool = False, replaces: Sequence[str] = ()
+) -> None:
+    """Refuse an output that would overwrite an input, or what is there without `force`.
+
+    Args:
+        out: a folder; its successor replaces it with all that it holds.
+        inputs: what is read.
+        force: whether it may be replaced.
+        replaces: the kinds of our folders that may be (see `write_manifest`); anything if none is given.
 
     Raises:
-        UsageError: `out` is or lies in an input, holds one, is not a folder, or is not empty.
+        UsageError: `out` is or lies in an input, holds one, is not a folder, or is not empty and may not be
+            replaced.
     """
     target = out.resolve()
     for source in inputs:
@@ -50,9 +59,30 @@ def check_output(out: Path, *, inputs: Iterable[Path] = (), force: bool = False)
             )
     if out.exists() and not out.is_dir():
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another name")
-    if not force and out.is_dir() and (held := names_in(out)):
+    held = names_in(out) if out.is_dir() else ""
+    if not held:
+        return
+    kind = _kind_of(out)
+    if replaces and kind not in replaces:
+        wanted = " or ".join(replaces)
+        holds = f"holds no {MANIFEST} of an {wanted}" if kind is None else f"is a lorafold {kind}"
+        problem = f"--force replaces only an earlier {wanted}, and this folder {holds} ({held})"
+        fix = "choose another --out, or remove the folder yourself"
+        if not force:
+            problem = f"the output folder is not empty ({held})"
+        raise UsageError(problem, at=out, fix=fix)
+    if not force:
         fix = "choose another folder, or pass --force to replace this one with all that it holds"
         raise UsageError(f"the output folder is not empty ({held})", at=out, fix=fix)
+
+
+def _kind_of(folder: Path) -> str | None:
+    """What kind of folder of ours it is, or None."""
+    try:
+        kind = (read_manifest(folder) or {}).get("kind")
+    except InputError:
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 def names_in(folder: Path) -> str:

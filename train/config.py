@@ -75,7 +75,10 @@ class TrainConfig:
     resume: bool = False
     """Continue an interrupted run into `out` from its latest complete checkpoint."""
     force: bool = False
-    """Start over: replace what is in `out`, and discard an unfinished run."""
+    """Start over: replace an earlier result in `out`, discard an unfinished run.
+
+    A folder with anything else is never removed.
+    """
     plan: bool = False
     """Train nothing: say what the run is, whether it fits in memory, and how long it takes."""
     offline: bool = False

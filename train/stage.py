@@ -73,7 +73,8 @@ def train(
             workers.wait()
             return _already_done(config, out, manifest)
         sources = [expanded(source) for source in (*config.data, *config.eval_data)]
-        check_output(config.output, inputs=[base.folder, *sources], force=config.force)
+        made = ("adapter", "base")
+        check_output(config.output, inputs=[base.folder, *sources], force=config.force, replaces=made)
         with system_faults(run):
             run.parent.mkdir(parents=True, exist_ok=True)
         with lock(run):

@@ -154,10 +154,16 @@ def test_outputs_in_the_way(config: TrainConfig) -> None:
         train(config)
     with pytest.raises(UsageError, match="overlaps the input"):
         train(dataclasses.replace(config, out=Path(config.base)))
-    with lock(run_folder(config.output)), pytest.raises(BusyError, match=str(os.getpid())):
-        train(dataclasses.replace(config, force=True))
+    forced = dataclasses.replace(config, force=True)
+    with pytest.raises(UsageError, match="--force replaces only an earlier adapter or base"):
+        train(forced)
     assert (config.output / "mine").read_text() == "x"
-    assert train(dataclasses.replace(config, force=True)).steps == 8
+    (config.output / "mine").unlink()
+    with lock(run_folder(config.output)), pytest.raises(BusyError, match=str(os.getpid())):
+        train(config)
+    assert train(config).steps == 8
+    (config.output / "mine").write_text("x")  # in a folder of ours it goes with it
+    assert train(forced).steps == 8
     assert not (config.output / "mine").exists()
 
 
