@@ -22,7 +22,7 @@ from lorafold.records.files import holds_data
 from lorafold.safetensors_file import read_header
 from lorafold.sources.adapter_base import base_of
 from lorafold.sources.naming import speaking_name
-from lorafold.sources.recognize import instead, recognize
+from lorafold.sources.recognize import instead, recognize, unfinished
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def inspect_path(
     """
     place = demo_base().folder if path == "demo" else expanded(path)
     if not place.exists():
-        fix = "check the path; what lies on a hub is looked at once it is downloaded"
+        fix = unfinished(place) or "check the path; what lies on a hub is looked at once it is downloaded"
         raise InputError("no such file or folder", at=path, fix=fix)
     if (within := _within(place)) is not None:
         told, inner = within

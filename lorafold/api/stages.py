@@ -7,6 +7,7 @@ It also imports a stage's functions when they are first used: `lorafold --help` 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -37,7 +38,19 @@ class Stage(ModuleType):
         if arguments and is_dataclass(arguments[0]):
             return function(*arguments, **named)
         progress = {"progress": named.pop("progress")} if "progress" in named else {}
+        self._refuse_unknown(named)
         return function(self._config(*arguments, **named), **progress)
+
+    def _refuse_unknown(self, named: Mapping[str, Any]) -> None:
+        """Raise TypeError, with what was most likely meant, for a name that the config does not have."""
+        from lorafold.commandline.hints import meant
+
+        known = inspect.signature(self._config).parameters
+        for name in named:
+            if name not in known:
+                near = meant(name, list(known)) or f"see help({self._config.__name__})"
+                stage = self.__name__.rpartition(".")[2]
+                raise TypeError(f"lorafold.{stage}() got an unexpected argument {name!r}: {near}")
 
 
 def make_stage(package: str, homes: Mapping[str, str], config: Callable[..., Any]) -> None:

@@ -154,6 +154,18 @@ def newest_checkpoint(folder: Path, name: str) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
+def run_folder(out: Path) -> Path:
+    """Where an unfinished training into `out` is kept."""
+    return out.with_name(f"{out.name}.run")
+
+
+def unfinished(place: Path) -> str | None:
+    """What to do about a folder that is missing because the training into it has not ended."""
+    if not place.name or not any(run_folder(place).glob("checkpoint-*")):
+        return None
+    return f"the training into it has not ended: add --resume to its command ({run_folder(place)} keeps it)"
+
+
 def instead(place: Path, wanted: str) -> tuple[str, str] | None:
     """Problem and cure for an error about a place that is not what was wanted.
 

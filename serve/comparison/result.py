@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.serve.rows import ModelCard, QuestionRow
 from lorafold.version import __version__
+
+_SHOWN = 300  # characters of a question or an answer where a result is printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,21 @@ class CompareResult:
     notes: list[str] = field(default_factory=list)
     day: str = field(default_factory=lambda: date.today().isoformat())
     version: str = __version__
+
+    def __str__(self) -> str:
+        return lines_as_text(self._lines())
+
+    def _repr_html_(self) -> str:
+        return lines_as_html(self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        """Labels and texts: each question with its answers, each cut to a line's length."""
+        lines = [("compared", f"{len(self.rows)} questions in {self.seconds:.1f} s")]
+        for cells in self.table:
+            short = [shorten(cell, _SHOWN, placeholder=" …") for cell in cells]
+            lines += zip(self.columns, short, strict=True)
+        lines += [("saved", str(path)) for path in self.saved]
+        return lines + [("note", note) for note in self.notes]
 
     @property
     def columns(self) -> list[str]:

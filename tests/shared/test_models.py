@@ -12,6 +12,7 @@ from loopback import running
 from tiny_hub import go_there
 
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
+from lorafold.inspection import inspect_path
 from lorafold.models import fingerprint, read_config, require, resolve_base
 
 
@@ -77,6 +78,17 @@ def test_a_name_of_modelscopes_cache_is_no_id() -> None:
         InputError, match=r"a download of Qwen/Qwen2\.5-1\.5B \(or modelscope:Qwen/Qwen2\.5-1\.5B\)"
     ):
         resolve_base("Qwen/Qwen2___5-1___5B")
+
+
+@pytest.mark.parametrize("spec", ["out", "runs/out"])
+def test_a_folder_that_its_training_has_not_made_yet(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{spec}.run/checkpoint-3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for look in (resolve_base, inspect_path):
+        with pytest.raises(InputError, match=rf"add --resume to its command \({spec}\.run keeps it\)"):
+            look(spec)
 
 
 def test_the_fingerprint_tells_models_apart_and_survives_a_resave(tmp_path: Path) -> None:

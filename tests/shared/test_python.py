@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_a_stage_called_with_its_config_is_the_same(tmp_path: Path) -> None:
         progress=lambda step, *_: seen.append(step),
     )
     assert seen and (again.folder / "lorafold.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("qant", "here it is quant"), ("output_dir", "here it is out"), ("x", "help(ExportConfig)")],
+)
+def test_an_argument_that_a_stage_does_not_have(name: str, told: str) -> None:
+    with pytest.raises(TypeError, match=rf"lorafold\.export\(\) .* '{name}': .*{re.escape(told)}"):
+        lorafold.export("adapter", **{name: "Q8_0"})

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from lorafold.artifacts import damaged_files, lock, read_manifest
 from lorafold.errors import BusyError, InputError, LorafoldError, NumericError, UnsafeInputError, UsageError
+from lorafold.sources.recognize import run_folder
 from lorafold.train import TrainConfig, train
 from lorafold.train.saved.checkpoints import list_checkpoints, restore_parameters
-from lorafold.train.saved.unfinished import run_folder
 
 
 @pytest.fixture

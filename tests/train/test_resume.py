@@ -14,10 +14,10 @@ from tiny_run import ROWS, Kill, die_at, same_files, steady, tiny_run
 
 from lorafold.artifacts import write_manifest
 from lorafold.errors import InputError, UsageError
+from lorafold.sources.recognize import run_folder
 from lorafold.train import TrainConfig, train
 from lorafold.train.fast.forward import seed_pass
 from lorafold.train.saved.checkpoints import list_checkpoints, newest_whole
-from lorafold.train.saved.unfinished import run_folder
 
 
 @pytest.fixture

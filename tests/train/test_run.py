@@ -12,10 +12,10 @@ import torch
 from tiny_run import ROWS, steady, tiny_run
 
 from lorafold.artifacts import damaged_files, read_manifest
+from lorafold.sources.recognize import run_folder
 from lorafold.train import TrainConfig, train
 from lorafold.train.saved.card import model_card
 from lorafold.train.saved.curve import draw_png
-from lorafold.train.saved.unfinished import run_folder
 
 
 @pytest.fixture

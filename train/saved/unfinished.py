@@ -25,11 +25,6 @@ _NAMES = r"(metrics\.jsonl|checkpoint-\d+|best|runs|tokenizer|extended|worker-\d
 _OURS = re.compile(rf"{_NAMES}|\.{_NAMES}(\.\d+)?\.(partial|old|removed|lock)")
 
 
-def run_folder(out: Path) -> Path:
-    """Where an unfinished run into `out` is kept."""
-    return out.with_name(f"{out.name}.run")
-
-
 def prepare(run: Path, config: TrainConfig) -> None:
     """Make the run's folder, or make sure that the run in it can be continued.
 

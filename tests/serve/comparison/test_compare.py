@@ -40,6 +40,8 @@ def test_all_outputs(questions: Path, tmp_path: Path) -> None:
     result = compare(config(outs, questions), lambda *step: told.append(step))
     assert isinstance(result, CompareResult) and result.saved == outs
     assert [row[0] for row in result.table] == ["one", "two | <b>", "three"]
+    assert str(result).startswith("compared") and "two | <b>" in str(result)
+    assert "<b>" not in result._repr_html_() and str(outs[0]) in result._repr_html_()
     assert all(answer.tokens <= 6 for row in result.rows for answer in row.answers)
     assert "\n## 2. two \\| &lt;b&gt;\n\n**A " in outs[0].read_text()
     lines = [json.loads(line) for line in outs[1].read_text().splitlines()]
