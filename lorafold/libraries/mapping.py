@@ -35,7 +35,8 @@ def held_small(files: Sequence[Path], most: int) -> Iterator[None]:
         yield
         return
     ended = threading.Event()
-    keeper = threading.Thread(target=_give_back, args=(files, most, ended), daemon=True)
+    others = _file_pages()  # here: by the time that the thread looks, the file may be mapped
+    keeper = threading.Thread(target=_give_back, args=(files, most, others, ended), daemon=True)
     keeper.start()
     try:
         yield
@@ -44,14 +45,20 @@ def held_small(files: Sequence[Path], most: int) -> Iterator[None]:
         keeper.join()
 
 
-def _give_back(files: Sequence[Path], most: int, ended: threading.Event) -> None:
-    """Look again and again, until it has ended."""
+def _give_back(files: Sequence[Path], most: int, others: int, ended: threading.Event) -> None:
+    """Look again and again, until it has ended.
+
+    Args:
+        files: what is mapped.
+        most: bytes of them in memory.
+        others: pages of other files in memory.
+        ended: set when nothing is to be given back any more.
+    """
     names = {os.path.realpath(file) for file in files}
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     staying = most // mmap.PAGESIZE * 4 // 5  # pages
     kept = staying // len(names) * mmap.PAGESIZE
-    others = _file_pages()
     while not ended.wait(_LOOKS):
         if (_file_pages() - others) * mmap.PAGESIZE < most:
             continue
