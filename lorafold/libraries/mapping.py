@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _LOOKS = 0.001  # seconds between two looks: a mapped file grows by about 10 MB in that time
+_IN_VAIN = 20  # looks after which pages that stay are another's; until then they may be coming in
 _SHARED = 2  # the number of "shared" in /proc/self/statm: pages that belong to files
 
 
@@ -57,15 +58,20 @@ def _give_back(files: Sequence[Path], most: int, others: int, ended: threading.E
     names = {os.path.realpath(file) for file in files}
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    staying = most // mmap.PAGESIZE * 4 // 5  # pages
+    limit, staying = most // mmap.PAGESIZE, most // mmap.PAGESIZE * 4 // 5  # pages
     kept = staying // len(names) * mmap.PAGESIZE
+    in_vain = 0
     while not ended.wait(_LOOKS):
-        if (_file_pages() - others) * mmap.PAGESIZE < most:
+        if _file_pages() - others < limit:
+            in_vain = 0
             continue
         for start, stop in _mapped(names):
             if stop - start > kept:
                 libc.madvise(start + kept, stop - start - kept, mmap.MADV_DONTNEED)
-        others = _file_pages() - staying  # libraries may have been loaded since
+        held = _file_pages() - others
+        in_vain = in_vain + 1 if held >= limit else 0
+        if in_vain == _IN_VAIN:  # so it is not these: libraries have been loaded since
+            others += held - staying
 
 
 def _file_pages() -> int:
