@@ -76,9 +76,8 @@ def find_built_in(template: ChatTemplate, taken: str, conversations: int) -> lis
         if switches or state is not True
     }
     found = [
-        _compare(chats, wanted, renderer, system)
+        _compare(chats, wanted, renderer, BLANK_SYSTEM if renderer.own_system else None)
         for renderer in BUILT_IN[taken]
-        for system in ((None, BLANK_SYSTEM) if renderer.own_system else (None,))
     ]
     return sorted((way for ways in found for way in ways), key=_rank, reverse=True)
 

@@ -4,7 +4,8 @@
 the training's prompt can be found if it is known what each of them writes. Read in the sources of Ollama
 0.33.0-rc2 (model/renderers) and held against that server (docs/modelfile.md).
 
-The Jinja here gets `messages`, and `thinking`: true, false, or undefined if Ollama hands over nothing.
+The Jinja here gets `messages`, and `thinking`: true, false, or undefined if Ollama hands over nothing. What a
+renderer says by itself where nobody gives a system text is `own_text`; its words are Ollama's and not here.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Renderer:
         name: RENDERER.
         jinja: what it writes.
         readers: the PARSERs that go with it, those that can most first.
-        own_system: what it says where nobody gives a system text; a SYSTEM that is blank keeps that out.
+        own_system: whether it says something where nobody gives a system text; a SYSTEM that is blank keeps
+            that out.
     """
 
     name: str
@@ -78,9 +80,7 @@ _GEMMA4_LARGE = (
 
 _LAGUNA_HEAD = r"""
 {{- '〈|EOS|〉' -}}
-{%- set default = 'You are a helpful, conversationally-fluent assistant made by Poolside. '
-    ~ 'You are here to be helpful to users through natural language conversations.' -%}
-{%- set system = (('.' ~ (messages[0].content if told else default)) | trim(blanks))[1:] -%}
+{%- set system = (('.' ~ (messages[0].content if told else own_text)) | trim(blanks))[1:] -%}
 {%- set said = system | trim(blanks) != '' -%}
 """
 _LAGUNA = (

@@ -24,7 +24,8 @@ def test_what_a_renderer_writes(name: str) -> None:
     compared = 0
     for thinking, prompts in RECORDED["prompts"][name].items():
         variables = {} if thinking == "None" else {"thinking": thinking == "True"}
-        jobs = [Job(messages, variables) for messages in RECORDED["chats"]]
+        own_text = {"own_text": "(its own text)"}  # as recorded in place of the server's words
+        jobs = [Job(messages, variables | own_text) for messages in RECORDED["chats"]]
         assert render_many(BY_NAME[name].jinja, jobs, name) == prompts, thinking
         compared += len(prompts)
     assert compared >= 8
