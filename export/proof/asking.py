@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -213,7 +213,7 @@ class Asking:
         if self._reference is not None or not self._ways or largest > _BESIDE:
             yield lambda: False
             return
-        thread = threading.Thread(target=self._ways[0].prepare, args=(self._inputs,))
+        thread = threading.Thread(target=self._prepare)
         interval = sys.getswitchinterval()
         # An import holds the interpreter; the few lines between two tokens should not wait 5 ms for each.
         sys.setswitchinterval(_SWITCH)
@@ -223,6 +223,11 @@ class Asking:
         finally:
             thread.join()
             sys.setswitchinterval(interval)
+
+    def _prepare(self) -> None:
+        """Import ahead of time. What fails fails again where the reference is needed, and is told there."""
+        with suppress(Exception):
+            self._ways[0].prepare(self._inputs)
 
     def _files(
         self, prompts: Sequence[ChatTokens], threads: Callable[[], int], step: Callable[[], None]

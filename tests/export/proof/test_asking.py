@@ -18,6 +18,7 @@ from lorafold.export.proof import llama
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import runner, vocabulary
 from lorafold.export.proof.logits import Effort, WrittenModel, check_logits
+from lorafold.export.proof.reference.answers import LayeredReference
 from lorafold.export.proof.sample import ANSWER_TOKENS
 from lorafold.libraries.causal_lm import load_causal_lm
 from lorafold.progress import silent
@@ -130,3 +131,18 @@ def test_the_whole_model_with_peft_beside_it_says_the_same(tmp_path: Path) -> No
     assert layers[name].verdict == peft[name].verdict == "passed"
     for figure in ("mean KL", "KL of the adapter", "perplexity of the reference"):
         assert layers[name].figures[figure] == pytest.approx(peft[name].figures[figure], rel=1e-3)
+
+
+def test_what_cannot_be_imported_ahead_of_time_is_told_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may refuse config.json there; a thread's end is nothing that a user should see."""
+
+    def refused(inputs: object) -> None:
+        raise OSError(5, "Input/output error", "config.json")
+
+    unhandled: list[object] = []
+    monkeypatch.setattr("threading.excepthook", unhandled.append)
+    monkeypatch.setattr(LayeredReference, "prepare", staticmethod(refused))
+    assert checks(tmp_path)["logits tiny-Q8_0.gguf"].verdict == "passed"
+    assert not unhandled
