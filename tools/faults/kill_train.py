@@ -33,9 +33,9 @@ from page import processor_seconds, write_figure, write_part
 from resume_train import fingerprint, in_child, make_config
 
 from lorafold.artifacts import damaged_files, read_manifest
+from lorafold.sources.recognize import run_folder
 from lorafold.train import TrainConfig, train
 from lorafold.train.saved.checkpoints import list_checkpoints
-from lorafold.train.saved.unfinished import run_folder
 
 FIGURE = "SIGKILLs of a training run, newest checkpoint whole or its fallback said"
 SHOWN = (
