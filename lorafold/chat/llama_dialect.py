@@ -204,21 +204,21 @@ _ENDS = frozenset(("and", "or", "else", "if", "not", "is", "in", "recursive"))
 
 def unreadable(source: str) -> str | None:
     """Why llama.cpp cannot read a template at all, or None; for one that Jinja itself reads."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    tokens = [token for token in environment.lex(source) if token[1] not in ("whitespace", "comment")]
+    lexed = jinja2.Environment().lex(source)
+    tokens = [token for token in lexed if token[1] not in ("whitespace", "comment")]
     for place, (line, kind, text) in enumerate(tokens):
-        after = tokens[place + 1][2] if place + 1 < len(tokens) else ""
+        after = tokens[place + 1][1] if place + 1 < len(tokens) else ""
         if kind == "raw_begin":
             return f"it has no {{% raw %}} (line {line})"
         if kind == "operator" and text in ("//", "**"):
             return f"it has no operator {text} (line {line})"
-        if kind == "string" and _ESCAPE.search(re.sub(r"\\\\", "", text)):
+        if kind == "string" and _has_escapes(text):
             return f"it has no escapes such as \\u4f60 (line {line})"
         if kind == "float" and "e" in text.lower():
             return f"it has no numbers such as {text} (line {line})"
         if kind == "name" and text in _LACKING_STATEMENTS and _opens(tokens, place):
             return f"it has no statement {text} (line {line})"
-        if kind == "name" and text == "recursive" and after in ("%}", "-%}"):
+        if kind == "name" and text == "recursive" and after == "block_end":
             return f"it has no recursive loops (line {line})"
         if kind == "name" and text == "is" and (found := _bare_argument(tokens, place)):
             return f"it reads no test such as `is {found}` without parentheses (line {line})"
@@ -238,9 +238,9 @@ def _bare_argument(tokens: list[tuple[int, str, str]], place: int) -> str | None
 
 def readable(source: str) -> str:
     """The template with characters in place of the escapes that llama.cpp does not know."""
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    source = re.sub(r"\r\n?", "\n", source)  # as Jinja does, so that each token is found as it stands
     out, at = [], 0
-    for _, kind, text in environment.lex(source):
+    for _, kind, text in jinja2.Environment().lex(source):
         begin = source.index(text, at)
         out.append(source[at:begin])
         out.append(_plainly(text) if kind == "string" else text)
@@ -248,8 +248,13 @@ def readable(source: str) -> str:
     return "".join(out) + source[at:]
 
 
+def _has_escapes(text: str) -> bool:
+    """Whether a quoted text has escapes that llama.cpp does not know."""
+    return _ESCAPE.search(re.sub(r"\\\\", "", text)) is not None
+
+
 def _plainly(text: str) -> str:
-    if not _ESCAPE.search(re.sub(r"\\\\", "", text)):
+    if not _has_escapes(text):
         return text
     quote = text[0]
     value = text[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")

@@ -115,6 +115,7 @@ def test_it_does_what_llama_cpp_does() -> None:
         ("{% with a = 1 %}{{ a }}{% endwith %}", "no statement with"),
         ("{% raw %}{{ x }}{% endraw %}", "no {% raw %}"),
         ("{% for i in [1] recursive %}{{ i }}{% endfor %}", "no recursive loops"),
+        ("{% for i in [1] recursive -%}\n{{ i }}{% endfor %}", "no recursive loops"),
         ("{{ 'x' is eq 'x' }}", "`is eq 'x'`"),
         ("{{ 4 is not divisibleby 3 }}", "`is divisibleby 3`"),
         ("{{ '\\u4f60' }}", "no escapes such as"),
@@ -150,6 +151,17 @@ def test_escapes_become_characters() -> None:
     assert _asked(changed) == ["<｜'\n\\user\"Hi"]
     for name, template in all_templates().items():
         assert unreadable(readable(template)) is None, name
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_escapes_become_characters_whatever_ends_a_line(end: str) -> None:
+    lines = ("{% for m in messages %}", "a", "a", "{{- '\\u4f60' ~ m.content }}", "b{% endfor %}", "")
+    source = end.join(lines)
+    changed = readable(source)
+    job = Job([{"role": "user", "content": "Hi"}], {})
+    assert unreadable(changed) is None and "你" in changed
+    assert render_many(changed, [job]) == render_many(source, [job])
+    assert _asked(changed) == render_many(changed, [job], dialect="llama")
 
 
 CHATML = (
