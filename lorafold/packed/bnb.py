@@ -160,7 +160,7 @@ def _four_bit(stored: Stored, state: str, settings: Mapping[str, Any]) -> FourBi
         if "nested_blocksize" in told:
             nested = int(told["nested_blocksize"]), float(told["nested_offset"])
         dtype = DTYPES.get(str(told.get("dtype")))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise wrong(info, f"is no quant_state of bitsandbytes ({type(error).__name__}: {error})") from None
     count = math.prod(shape)
     if size < 2 or size % 2 or min(shape, default=0) < 1 or (nested and nested[0] < 1):

@@ -140,7 +140,7 @@ def _description(
         return str(found["_type"]), {"parts": found.get("_tensor_data_names"), **found["_data"]}
     except KeyError:
         problem = f"its metadata does not say what {own!r} is"
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         problem = f"its metadata of {own!r} makes no sense ({error})"
     raise InputError(problem, at=info.file, fix=DOWNLOAD_AGAIN)
 

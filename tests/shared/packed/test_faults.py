@@ -226,6 +226,12 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)},
         "is no quant_state of bitsandbytes",
     ),
+    "a quant_state that is too deep": (
+        NF4,
+        replaced(nf4(), a__weight__quant_state__bitsandbytes__nf4=None)
+        | {"a.weight.quant_state.bitsandbytes__nf4": np.full(100_000, ord("["), np.uint8)},
+        "is no quant_state of bitsandbytes",
+    ),
     "another type than config.json says": (
         NF4 | {"bnb_4bit_quant_type": "fp4"},
         nf4(),
@@ -322,6 +328,11 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
     "torchao with damaged metadata": (
         TORCHAO,
         torchao(**{METADATA: {"a.weight": "[1"}}),
+        "its metadata of 'a.weight' makes no sense",
+    ),
+    "torchao with metadata that is too deep": (
+        TORCHAO,
+        torchao(**{METADATA: {"a.weight": "[" * 100_000}}),
         "its metadata of 'a.weight' makes no sense",
     ),
     "torchao's layout of a GPU": (
