@@ -45,9 +45,7 @@ class Fp8:
         high = self.info.shape[-2] if len(self.info.shape) > 1 else 1
         rows = np.arange(start, stop)
         lines = rows // high * self.grid[0] + rows % high // self.block[0]
-        first, last = int(lines[0]), int(lines[-1]) + 1
-        scales = stored.floats(scale, first * self.grid[1], last * self.grid[1]).reshape(-1, self.grid[1])
-        multiply_groups(values, scales[lines - first], self.block[1])
+        multiply_groups(values, stored.scales(scale, lines, self.grid[1]), self.block[1])
         return values
 
 

@@ -123,6 +123,17 @@ class Stored:
         """Elements [start, stop) of a tensor of scales as float32."""
         return widen(self.flat(name, start, stop), self.checkpoint.tensors[name].dtype)
 
+    def scales(self, name: str, lines: NDArray[np.intp], width: int) -> NDArray[np.float32]:
+        """Lines of a grid of scales as float32, of which so many stand in a line.
+
+        Args:
+            name: the tensor of scales.
+            lines: the line that each row of weights has; they rise.
+            width: scales in a line.
+        """
+        first, last = int(lines[0]), int(lines[-1]) + 1
+        return self.floats(name, first * width, last * width).reshape(-1, width)[lines - first]
+
     def bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes [start, stop) of a tensor, whatever its type says."""
         out = np.empty(stop - start, np.uint8)

@@ -59,15 +59,9 @@ class BlockedIntegers:
         """See `PackedTensor.rows`."""
         values: NDArray[np.float32] = stored.rows(self.parts[0], start, stop).astype(np.float32)
         lines = np.arange(start, stop) // self.block[0]
-        first, last = int(lines[0]), int(lines[-1]) + 1
-
-        def of_rows(name: str) -> NDArray[np.float32]:
-            some = stored.floats(name, first * self.grid[1], last * self.grid[1])
-            return some.reshape(-1, self.grid[1])[lines - first]
-
         if self.shifted:
-            subtract_groups(values, of_rows(self.parts[2]), self.block[1])
-        multiply_groups(values, of_rows(self.parts[1]), self.block[1])
+            subtract_groups(values, stored.scales(self.parts[2], lines, self.grid[1]), self.block[1])
+        multiply_groups(values, stored.scales(self.parts[1], lines, self.grid[1]), self.block[1])
         return values
 
 
