@@ -417,4 +417,4 @@ class Run:
 
 
 # What generating raises for a model whose own code is older than transformers' way of calling it.
-_CANNOT_ANSWER = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
+_CANNOT_ANSWER = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)

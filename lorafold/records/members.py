@@ -24,7 +24,8 @@ from lorafold.records.contents import refuse_foreign
 from lorafold.records.packed import kind_of, unpacked
 
 # A directory that names no place in the file, a member that is encrypted or packed in an unknown way.
-_DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError)
+# For such a member zipfile raises a RuntimeError, or a subclass of it.
+_DAMAGED_ZIP = (zipfile.BadZipFile, RuntimeError, EOFError, UnicodeDecodeError)
 # What reading a member may raise when its bytes are not what the archive says.
 DAMAGED_MEMBER = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
 import zipfile
@@ -20,6 +21,17 @@ from lorafold.train.data.load import load_data
 
 def jsonl(*lines: str) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def packed(flags: int, method: int) -> bytes:
+    """A zip whose member claims these bits and this compression, in its own header and in the directory."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("a.jsonl", GOOD)
+    changed = bytearray(held.getvalue())
+    for at in (6, changed.index(b"PK\x01\x02") + 8):  # APPNOTE 4.3.7 and 4.3.12
+        changed[at : at + 4] = flags.to_bytes(2, "little") + method.to_bytes(2, "little")
+    return bytes(changed)
 
 
 GOOD = '{"instruction": "a", "output": "b"}'
@@ -114,6 +126,8 @@ FAULTS: dict[str, tuple[str, bytes, str]] = {
     "open quote": ("d.csv", b'instruction,output\n"a,b\n', "d.csv:2: not valid CSV"),
     "not parquet": ("d.parquet", b"hello", "d.parquet: not a readable parquet file"),
     "not a zip": ("d.zip", b"hello", "d.zip: not a readable zip"),
+    "an encrypted zip": ("d.zip", packed(1, 0), "d.zip: not a readable zip archive .* is encrypted"),
+    "a zip packed otherwise": ("d.zip", packed(0, 99), "d.zip: not a readable zip archive .That compression"),
     "not a tar": ("d.tar", b"hello", "d.tar: not a readable tar"),
     "unknown type": ("d.docx", b"x", r"d.docx: unknown file type \(known: .json"),
 }
