@@ -26,7 +26,8 @@ from typing import Any, BinaryIO
 
 from lorafold.errors import InputError, SystemFault
 from lorafold.files.jsonfile import unique_keys
-from lorafold.files.signatures import HEAD_BYTES, another_file, no_file
+from lorafold.files.reading import read_faults
+from lorafold.files.signatures import HEAD_BYTES, another_file
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64,
@@ -86,23 +87,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         InputError: any departure from the format, a truncated file, or something else under its name.
         SystemFault: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
+    with _opened(path) as (file, size):
+        try:
+            header, data_start = _parse(path, file, size)
+        except InputError as error:  # only now: the length of a right header may look like anything
             file.seek(0)
-            with _no_collection():
-                try:
-                    header, data_start = _parse(path, file, size)
-                except InputError as error:  # only now: the length of a right header may look like anything
-                    file.seek(0)
-                    raise another_file(path, file.read(HEAD_BYTES), "the weights", OWN) or error from None
-                return _checked(path, header, data_start, size)
-    except FileNotFoundError:
-        raise no_file(path) from None
-    except OSError as error:
-        raise SystemFault(
-            f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
-        ) from None
+            raise another_file(path, file.read(HEAD_BYTES), "the weights", OWN) or error from None
+        return _checked(path, header, data_start, size)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -115,16 +106,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         InputError: the header is damaged.
         SystemFault: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file, _no_collection():
-            size = file.seek(0, 2)
-            file.seek(0)
-            header, _ = _parse(path, file, size)
-    except OSError as error:
-        raise SystemFault(
-            f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
-        ) from None
-    return header.get("__metadata__") or {}
+    with _opened(path) as (file, size):
+        header, _ = _parse(path, file, size)
+        return header.get("__metadata__") or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file at its beginning, and its size."""
+    with read_faults(path), path.open("rb") as file, _no_collection():
+        size = file.seek(0, 2)
+        file.seek(0)
+        yield file, size
 
 
 @contextlib.contextmanager
@@ -205,9 +198,8 @@ def _parse(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     raw = file.read(length)
     try:
         header = json.loads(raw.decode("utf-8"))
-        if isinstance(header, dict) and raw.count(b'"data_offsets"') > len(
-            header
-        ):  # a name given twice; the slow hook says which
+        # A name given twice; the slow hook says which.
+        if isinstance(header, dict) and raw.count(b'"data_offsets"') > len(header):
             header = json.loads(raw, object_pairs_hook=unique_keys)
     except RecursionError:
         raise InputError("header: JSON nested too deeply", at=path, fix=DOWNLOAD) from None

@@ -12,9 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lorafold.errors import InputError, SystemFault
+from lorafold.errors import InputError
+from lorafold.files.reading import read_faults
 from lorafold.files.shapes import check_shape
-from lorafold.files.signatures import HEAD_BYTES, another_file, no_file
+from lorafold.files.signatures import HEAD_BYTES, another_file
 
 # A character beyond U+FFFF is written as two escapes; one of them alone can be neither printed nor saved.
 _HALF, _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]"), re.compile("[\ud800-\udfff]")
@@ -59,16 +60,9 @@ def read_object(path: Path, *, limit: int = 64 << 20) -> dict[str, Any]:
             object, or a part of it has another form than `shapes` says.
         SystemFault: the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            # CPython allocates all that read() is asked for; one byte more tells a file that is too large.
-            raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
-    except FileNotFoundError:
-        raise no_file(path) from None
-    except OSError as error:
-        raise SystemFault(
-            f"cannot read: {error.strerror}", at=path, fix="check the path and its permissions"
-        ) from None
+    with read_faults(path), path.open("rb") as file:
+        # CPython allocates all that read() is asked for; one byte more tells a file that is too large.
+        raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if (wrong := another_file(path, raw[:HEAD_BYTES])) is not None:
         raise wrong
     if len(raw) > limit:
