@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from lorafold.chat.sandbox import Job, Refusal, render_many
 from lorafold.chat.template import ChatTemplate
 from lorafold.errors import InputError
-from lorafold.export.modelfile.native import STATES, find_thinking, first_difference, state_name
+from lorafold.export.modelfile.native import (
+    STATES,
+    Reasons,
+    equal_states,
+    find_thinking,
+    first_difference,
+    told_difference,
+)
 from lorafold.export.modelfile.probe import Chat, find_reference
 from lorafold.export.modelfile.proof import CLOCKS, random_chats
 from lorafold.export.ollama.renderers import BUILT_IN, AnswerParser, Renderer
@@ -30,7 +37,7 @@ class BuiltIn:
         renderer: what writes the prompt.
         reader: what reads the answer, which decides what a request may ask for.
         system: SYSTEM where the user gives none, or None.
-        answers: for each setting of `think` that is not refused: why the prompt differs, or None.
+        answers: see `Reasons`.
         refused: the settings that Ollama refuses with HTTP 400.
         conversations: how many were compared.
     """
@@ -38,20 +45,19 @@ class BuiltIn:
     renderer: Renderer
     reader: AnswerParser
     system: str | None
-    answers: Mapping[bool | None, str | None]
+    answers: Reasons
     refused: tuple[bool | None, ...]
     conversations: int
 
     @property
     def equal(self) -> tuple[bool | None, ...]:
         """The settings under which the prompt is the training's."""
-        return tuple(state for state, why in self.answers.items() if why is None)
+        return equal_states(self.answers)
 
     @property
     def difference(self) -> str | None:
         """Where a prompt differs, or None."""
-        differing = ((state, why) for state, why in self.answers.items() if why is not None)
-        return next((f"think {state_name(state)}: {why}" for state, why in differing), None)
+        return told_difference(self.answers)
 
 
 def find_built_in(template: ChatTemplate, taken: str, conversations: int) -> list[BuiltIn]:

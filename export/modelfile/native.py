@@ -50,6 +50,21 @@ def state_name(state: bool | None) -> str:
     return "unset" if state is None else str(state).lower()
 
 
+Reasons = Mapping[bool | None, str | None]
+"""For each setting of `think` that Ollama does not refuse: why its prompt differs, or None."""
+
+
+def equal_states(answers: Reasons) -> tuple[bool | None, ...]:
+    """The settings under which the prompt is the training's."""
+    return tuple(state for state, why in answers.items() if why is None)
+
+
+def told_difference(answers: Reasons) -> str | None:
+    """The first setting whose prompt differs, and why; None if all are equal."""
+    differing = ((state, why) for state, why in answers.items() if why is not None)
+    return next((f"think {state_name(state)}: {why}" for state, why in differing), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Thinking:
     """What a template's thinking switch does.
@@ -82,13 +97,13 @@ class Native:
 
     Attributes:
         source: the Jinja.
-        answers: for each setting of `think` that Ollama does not refuse: why its prompt differs, or None.
+        answers: see `Reasons`.
         refused: the settings that Ollama refuses with HTTP 400.
         conversations: how many were compared.
     """
 
     source: str
-    answers: Mapping[bool | None, str | None]
+    answers: Reasons
     refused: tuple[bool | None, ...]
     conversations: int
 
@@ -97,12 +112,14 @@ class Native:
         return replace(self, answers=dict.fromkeys(self.answers, reason))
 
     @property
+    def equal(self) -> tuple[bool | None, ...]:
+        """The settings under which the prompt is the training's."""
+        return equal_states(self.answers)
+
+    @property
     def difference(self) -> str | None:
         """Why a prompt differs, or None where all are equal."""
-        return next(
-            (f"think {state_name(state)}: {why}" for state, why in self.answers.items() if why is not None),
-            None,
-        )
+        return told_difference(self.answers)
 
 
 _TOOL = {

@@ -99,10 +99,8 @@ def _by_template(jinja: str, template: str, tools: bool) -> Route:
     parser = None if select(jinja, template) == "template" else PASSTHROUGH
     thinks = "thinking" in template_abilities(template)
     equal = tuple(state for state in STATES if not isinstance(think_of(thinks, state), Refused))
-    refused = [state for state in STATES if state not in equal]
-    lost = [f"think {_listed(tuple(refused))}"] * bool(refused) + ["tools"] * tools
-    says = f"the TEMPLATE: think {_listed(equal)} write the training's prompt"
-    says += f"; Ollama refuses {' and '.join(lost)} (HTTP 400)" if lost else ""
+    refused = tuple(state for state in STATES if state not in equal)
+    says = f"the TEMPLATE: think {_listed(equal)} write the training's prompt{_refusals(refused, tools)}"
     return Route("template", jinja, template, parser, says, None, equal)
 
 
@@ -115,13 +113,12 @@ def _by_jinja(jinja: str, template: str | None, native: Native | None, writable:
     if native is None:
         says = "the GGUF's own Jinja template; its prompt was not compared"
     else:
-        equal = tuple(state for state, why in native.answers.items() if why is None)
+        equal = native.equal
         says = "the GGUF's own Jinja template" + (", with tools" if tools else "")
         says += f": think {_listed(equal)} write the training's prompt" if equal else ""
         if native.difference is not None:
             says += f"; another prompt for {native.difference}"
-        if native.refused:
-            says += f"; Ollama refuses think {_listed(native.refused)} (HTTP 400)"
+        says += _refusals(native.refused)
     return Route("jinja", carried, beside, None, says, None, equal)
 
 
@@ -139,9 +136,7 @@ def _by_renderer(
     says += "prompt"
     if built_in.difference is not None:
         says += f"; another prompt for {built_in.difference}"
-    lost = [f"think {_listed(built_in.refused)}"] * bool(built_in.refused)
-    lost += ["tools"] * (tools and not reader.tools)
-    says += f"; Ollama refuses {' and '.join(lost)} (HTTP 400)" if lost else ""
+    says += _refusals(built_in.refused, tools and not reader.tools)
     says += "; what it writes of tools was not compared" if tools and reader.tools else ""
     other = None
     if built_in.refused and (own := renderer.readers[0]).thinking:
@@ -151,6 +146,12 @@ def _by_renderer(
     return Route(
         "renderer", jinja, template, reader.name, says, other, built_in.equal, renderer.name, built_in.system
     )
+
+
+def _refusals(states: tuple[bool | None, ...], tools: bool = False) -> str:
+    """What Ollama refuses on a way, as the end of a sentence; "" if it is nothing."""
+    lost = [f"think {_listed(states)}"] * bool(states) + ["tools"] * tools
+    return f"; Ollama refuses {' and '.join(lost)} (HTTP 400)" if lost else ""
 
 
 def _listed(states: tuple[bool | None, ...]) -> str:

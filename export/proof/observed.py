@@ -280,7 +280,7 @@ def observe_llama_server(
     """
     reference = find_reference(template, {})
     switches = find_thinking(reference).switches
-    equal = [state for state, why in native.answers.items() if why is None and (switches or state is None)]
+    equal = [state for state in native.equal if switches or state is None]
     asked, compared = list(random_chats(CHATS, seed=11)), 0
     for state in equal:
         variables = {} if state is None else dict.fromkeys(switches, state)
