@@ -337,12 +337,12 @@ def write_modelfile(
         comments=(*comments, *(f"{versions}: {way}." for versions, way in plan.paths()[:2])),
     )
     if system and not expressible(system) and plan.route.way != "template":
-        name = {"jinja": "Jinja"}.get(plan.route.way, plan.route.way)
-        choose_other = "choose --ollama-path template, or " if plan.route.way == "jinja" else "use "
+        by_jinja = plan.route.way == "jinja"
         raise InputError(
-            f"this system text cannot stand in a Modelfile, and the {name} way has no other place for it",
+            "this system text cannot stand in a Modelfile, and the "
+            f"{'Jinja' if by_jinja else 'renderer'} way has no other place for it",
             at="--system",
-            fix=f"{choose_other}other characters",
+            fix=f"{'choose --ollama-path template, or' if by_jinja else 'use'} other characters",
         )
     if contract.go_template is None:
         modelfile = replace(modelfile, requires=JINJA_SINCE)
