@@ -142,12 +142,11 @@ class Fitting:
                 fix="give at least that, or a smaller --keep-delta",
             )
         models = {recipe: model, f"{recipe}, fitted": chosen}
-        keeps = {recipe} if costs.raised == list(model) else set()
-        if costs.raised is not None and not keeps and costs.size(costs.raised) <= size:
+        if costs.raised is not None and costs.size(costs.raised) <= size:
             models[f"{recipe}, raised"] = costs.raised
         tried = self._tried(costs, models)
         plain = tried[0]
-        best = min(tried if costs.raised is None or keeps else tried[1:], key=lambda one: one.kl)
+        best = min(tried if costs.raised is None else tried[1:], key=lambda one: one.kl)
         if best.kl > plain.kl:
             assert self._keep is not None
             _refuse_worse(self._keep, best, plain, size)
@@ -216,7 +215,7 @@ class Fitting:
         keepers = Keepers(asked, source, self._keep, self._imatrix, threads, self._progress)
         raised = None
         if self._keep is not None:
-            raised, _ = raise_types(
+            types, what = raise_types(
                 model,
                 source,
                 self._keep,
@@ -225,6 +224,7 @@ class Fitting:
                 threads=threads,
                 progress=self._progress,
             )
+            raised = types if what else None
         return _Costs(measured, texts, options, keepers, model, raised, header)
 
     def _options(
@@ -298,7 +298,7 @@ class _Costs:
         options: what the types cost, by tensor; those that turn out to lose the change are taken out.
         keepers: tells which these are.
         model: the tensors with the recipe's types.
-        raised: the same with the types that `--keep-delta` alone raises; None without it.
+        raised: the same with the types that `--keep-delta` alone raises; None if it raises none.
         header: bytes of the header.
         barred: what was taken out of the options.
         settled: the tensors that have only what comes nearest to keeping enough.
@@ -319,10 +319,14 @@ class _Costs:
         return self.header + bytes_together(model)
 
     @property
+    def _unchosen(self) -> TypedModel:
+        """The tensors with the types that those have that get no choice."""
+        return self.model if self.raised is None else self.raised
+
+    @property
     def rest(self) -> int:
         """Bytes of what has no choice."""
-        rest = self.model if self.raised is None else self.raised
-        return self.size([item for item in rest if item[0].name not in self.options])
+        return self.size([item for item in self._unchosen if item[0].name not in self.options])
 
     @property
     def least(self) -> int:
@@ -339,8 +343,7 @@ class _Costs:
         types = self._settled(lambda options: choose(options, size - self.rest))
         if self.rest + size_of(self.options, types) > size:
             return None
-        rest = self.model if self.raised is None else self.raised
-        return [(tensor, types.get(tensor.name, kind)) for tensor, kind in rest]
+        return [(tensor, types.get(tensor.name, kind)) for tensor, kind in self._unchosen]
 
     def _settled(self, pick: Callable[[Options], Types]) -> Types:
         """What is picked once nothing of it loses the change: only what is picked has to be measured."""
