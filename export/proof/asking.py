@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +106,6 @@ class Figures:
         )
 
 
-def _left(threads: int, going_on: Callable[[], bool]) -> int:
-    """Threads beside one that may be at work."""
-    return max(1, threads - going_on())
-
-
 class Asking:
     """Asks files and reference.
 
@@ -176,10 +170,8 @@ class Asking:
 
         return_free_memory()  # of the tokenizers that were compared before
         kept = self._kept.find(prompts) if self._kept else None
-        threads = idle_cores()
-        with self._importing() as going_on:
-            free = partial(_left, threads, going_on)
-            conversations, ours = self._files(prompts if kept is None else kept.asked, free, step)
+        with self._importing() as threads:
+            conversations, ours = self._files(prompts if kept is None else kept.asked, threads, step)
         if kept is not None and kept.tuned[0].shape[1] != self._width:
             kept = None
         self.reused |= kept is not None
@@ -201,17 +193,18 @@ class Asking:
         return None
 
     @contextmanager
-    def _importing(self) -> Iterator[Callable[[], bool]]:
+    def _importing(self) -> Iterator[Callable[[], int]]:
         """Meanwhile import what computes the reference: seconds of one core, while llama.cpp has the others.
 
         Not beside a large file, so that memory is not taken by both.
 
         Yields:
-            Whether that is still going on.
+            How many threads that leaves free.
         """
+        idle = idle_cores()
         largest = max(sum(tensor.nbytes for tensor in model.tensors) for model in self._models)
         if self._reference is not None or not self._ways or largest > _BESIDE:
-            yield lambda: False
+            yield lambda: idle
             return
         thread = threading.Thread(target=self._prepare)
         interval = sys.getswitchinterval()
@@ -219,7 +212,7 @@ class Asking:
         sys.setswitchinterval(_SWITCH)
         thread.start()
         try:
-            yield thread.is_alive
+            yield lambda: max(1, idle - thread.is_alive())
         finally:
             thread.join()
             sys.setswitchinterval(interval)
