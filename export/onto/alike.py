@@ -7,7 +7,6 @@ values alone would follow it there, and the model that llama.cpp reads would be 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -15,10 +14,9 @@ import numpy as np
 
 from lorafold.errors import InputError
 from lorafold.export.onto.lines import NONE, LineTable, Strip
-from lorafold.export.onto.match import Search, TensorMap, block_of, layer_of
+from lorafold.export.onto.match import Search, TensorMap, block_of, layer_of, without_layer
 
 _DAMAGED = "download the file again, or convert the base again"
-_NUMBER = re.compile(r"\.\d+\.")
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -35,8 +33,8 @@ def check_alike(search: Search) -> None:
     for name, strips in made_of.items():
         found = search.maps[name]
         if strips and not (found.lines == NONE).any():
-            roles = tuple(_general(strip.tensor) for strip in strips)
-            key = (_general(name), search.model.tensors[name].shape, roles)
+            roles = tuple(without_layer(strip.tensor) for strip in strips)
+            key = (without_layer(name), search.model.tensors[name].shape, roles)
             orders.setdefault(key, {})[name] = _order(search.lines, found, strips)
     for by_name in orders.values():
         if (odd := _odd_one(by_name)) is not None:
@@ -54,8 +52,8 @@ def _check_places(search: Search, made_of: Mapping[str, Sequence[Strip]]) -> Non
             layer, block = layer_of(strip.tensor), block_of(name)
             assert layer is not None and block is not None
             shifted = f" of the block {block - layer} further" if block != layer else ""
-            roles = places.setdefault(_general(strip.tensor), {})
-            roles.setdefault(layer, set()).add(_general(name) + shifted)
+            roles = places.setdefault(without_layer(strip.tensor), {})
+            roles.setdefault(layer, set()).add(without_layer(name) + shifted)
     for role, by_layer in places.items():
         if (odd := _odd_one({layer: frozenset(roles) for layer, roles in by_layer.items()})) is not None:
             here, there = (" and ".join(sorted(by_layer[layer])) for layer in odd)
@@ -72,12 +70,7 @@ def _sources(search: Search, name: str, found: TensorMap) -> list[Strip]:
     if block_of(name) is None or name not in search.model.tensors:
         return []
     strips = [strip for strip in search.lines.strips_of(found.lines) if layer_of(strip.tensor) is not None]
-    return sorted(strips, key=lambda strip: (_general(strip.tensor), strip.columns, strip.start))
-
-
-def _general(name: str) -> str:
-    """A name without its first number."""
-    return _NUMBER.sub(".*.", name, count=1)
+    return sorted(strips, key=lambda strip: (without_layer(strip.tensor), strip.columns, strip.start))
 
 
 def _order(lines: LineTable, found: TensorMap, strips: Sequence[Strip]) -> str:

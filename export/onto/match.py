@@ -44,6 +44,11 @@ def layer_of(name: str) -> int | None:
     return int(found[0]) if found else None
 
 
+def without_layer(name: str) -> str:
+    """A name with `*` for its first number, that of its layer or block."""
+    return _NUMBER.sub("*", name, count=1)
+
+
 @dataclass(slots=True)
 class TensorMap:
     """What the rows of one GGUF tensor are made of.
