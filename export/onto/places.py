@@ -28,15 +28,16 @@ class Places:
     Args:
         source: the result; all other tensors of its base are looked for when this is made.
         model: where they are looked for: the file, or what holds the same tensors.
+        threads: how many layers are looked for at once.
     """
 
-    def __init__(self, source: OntoSource, model: BaseGguf) -> None:
+    def __init__(self, source: OntoSource, model: BaseGguf, threads: int = 1) -> None:
         self._source = source
         touched = source.found.search.origins
         base = source.found.search.base
         others = [n for n, info in base.tensors.items() if n not in touched and len(info.shape) > 1]
         plain = [name for name in others if item_size(base.tensors[name]) > 0]
-        self._others = searched(base, model, plain) if model.exact else None
+        self._others = searched(base, model, plain, threads=threads) if model.exact else None
 
     def check_left_alone(self) -> int | None:
         """Hold the matrices that the adapter leaves alone against the base, as far as that can be told.

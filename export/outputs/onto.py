@@ -177,7 +177,7 @@ class OntoOutput:
         model = self.source.model
         if model.hub is not None and not self._retyped:  # what was left alone is in the result as it was
             model = BaseGguf.open(folder / self.plan.files[0].name)
-        return Places(self.source, model)
+        return Places(self.source, model, self.config.workers)
 
     def _written(self, folder: Path, places: Places) -> list[WrittenModel]:
         """The models with the checkpoint's names for what they hold, as far as it is found."""
