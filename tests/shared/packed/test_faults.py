@@ -3,187 +3,43 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from packed_folders import packed_folder
+from packed_folders import opened
+from packed_parts import (
+    AWQ,
+    FP8,
+    GPTQ,
+    INT4,
+    METADATA,
+    MLX,
+    NF4,
+    NVFP4,
+    TORCHAO,
+    WHOLE,
+    Tensors,
+    awq,
+    fp8,
+    gptq,
+    int4,
+    int8,
+    mlx,
+    mxfp4,
+    nf4,
+    nvfp4,
+    torchao,
+    torchao_int4,
+)
 
-from lorafold.errors import InputError, NumericError
+from lorafold.errors import InputError
 from lorafold.packed.formats import FORMATS
-from lorafold.packed.originals import original_of
-from lorafold.packed.source import PackedCheckpoint, open_base
+from lorafold.packed.source import open_base
 
 pytest.importorskip("torch", reason="the folders are written with it")
 
-Tensors = dict[str, Any]
-NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}
-INT4 = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "config_groups": {
-        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "group_size": 32, "strategy": "group"}}
-    },
-}
-NVFP4 = {
-    "quant_method": "compressed-tensors",
-    "format": "nvfp4-pack-quantized",
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group"},
-        }
-    },
-}
-FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
-MLX = {"bits": 4, "group_size": 32}
-TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
-METADATA = "__metadata__"
-"""What a file says beside its tensors."""
-
-
-def nf4(nested: bool = False) -> Tensors:
-    """(4, 64) with zeros: four blocks."""
-    told = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]}
-    if nested:
-        told |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.5}
-    tensors: Tensors = {
-        "a.weight": np.zeros((128, 1), np.uint8),
-        "a.weight.absmax": np.ones(4, np.uint8 if nested else np.float32),
-        "a.weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32),
-        "a.weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(told).encode(), np.uint8).copy(),
-    }
-    if nested:
-        tensors["a.weight.nested_absmax"] = np.ones(1, np.float32)
-        tensors["a.weight.nested_quant_map"] = np.linspace(-1, 1, 256, dtype=np.float32)
-    return tensors
-
-
-def int8() -> Tensors:
-    return {"a.weight": np.ones((4, 64), np.int8), "a.SCB": np.ones(4, np.float32)}
-
-
-def fp8() -> Tensors:
-    import torch
-
-    return {
-        "a.weight": torch.ones(64, 96).to(torch.float8_e4m3fn),
-        "a.weight_scale_inv": np.ones((2, 3), np.float32),
-    }
-
-
-def mxfp4() -> Tensors:
-    return {
-        "e.down_proj_blocks": np.zeros((2, 8, 3, 16), np.uint8),
-        "e.down_proj_scales": np.full((2, 8, 3), 127, np.uint8),
-    }
-
-
-def gptq() -> Tensors:
-    return {
-        "a.qweight": np.zeros((8, 32), np.int32),
-        "a.qzeros": np.zeros((2, 4), np.int32),
-        "a.scales": np.ones((2, 32), np.float16),
-        "a.g_idx": np.arange(64, dtype=np.int32) // 32,
-    }
-
-
-def awq() -> Tensors:
-    return {
-        "a.qweight": np.zeros((64, 4), np.int32),
-        "a.qzeros": np.zeros((2, 4), np.int32),
-        "a.scales": np.ones((2, 32), np.float16),
-    }
-
-
-def int4() -> Tensors:
-    return {
-        "a.weight_packed": np.zeros((8, 8), np.int32),
-        "a.weight_scale": np.ones((8, 2), np.float32),
-        "a.weight_shape": np.array([8, 64]),
-    }
-
-
-def nvfp4() -> Tensors:
-    import torch
-
-    return {
-        "a.weight_packed": np.zeros((8, 32), np.uint8),
-        "a.weight_scale": torch.ones(8, 4).to(torch.float8_e4m3fn),
-        "a.weight_global_scale": np.ones(1, np.float32),
-    }
-
-
-def mlx() -> Tensors:
-    scales = np.ones((8, 2), np.float16)
-    return {"a.weight": np.zeros((8, 8), np.uint32), "a.scales": scales, "a.biases": scales.copy()}
-
-
-def torchao(kind: str = "Int8Tensor", block: Any = (1, 64), **changes: Any) -> Tensors:
-    """A weight (8, 64) with what the file's metadata says of it."""
-    parts = ["zero_point", "qdata", "scale"]
-    told = {"_type": kind, "_data": {"block_size": block}, "_tensor_data_names": parts}
-    return {
-        "a._weight_qdata": np.ones((8, 64), np.int8),
-        "a._weight_scale": np.ones((8, 1), np.float32),
-        "a._weight_zero_point": np.zeros((8, 1), np.int8),
-        METADATA: {"a.weight": json.dumps(told)},
-        **changes,
-    }
-
-
-def torchao_fp8() -> Tensors:
-    import torch
-
-    told = {"_type": "Float8Tensor", "_data": {"block_size": [1, 64]}}
-    return {
-        "a._weight_qdata": torch.ones(8, 64).to(torch.float8_e4m3fn),
-        "a._weight_scale": np.ones((8, 1), np.float32),
-        METADATA: {"a.weight": json.dumps(told)},
-    }
-
-
-def torchao_int4(width: int = 32) -> Tensors:
-    told = {"_type": "Int4Tensor", "_data": {"block_size": [1, width], "shape": [8, 64]}}
-    return {
-        "a._weight_qdata": np.zeros((8, 32), np.int8),
-        "a._weight_scale": np.ones((2, 8), np.float32),
-        "a._weight_zero_point": np.zeros((2, 8), np.float32),
-        METADATA: {"a.weight": json.dumps(told)},
-    }
-
-
-def opened(folder: Path, settings: Any, tensors: Tensors) -> PackedCheckpoint:
-    import torch
-
-    key = "quantization" if settings.get("quant_method") is None else "quantization_config"
-    stored = {name: value for name, value in tensors.items() if name != METADATA}
-    packed_folder(folder, settings, {**stored, "norm.weight": torch.ones(64)}, key, tensors.get(METADATA))
-    base = open_base(folder, json.loads((folder / "config.json").read_text()))
-    assert isinstance(base, PackedCheckpoint)
-    return base
-
-
-WHOLE: dict[str, tuple[Any, Callable[[], Tensors]]] = {
-    "nf4": (NF4, nf4),
-    "nf4 nested": (NF4, lambda: nf4(nested=True)),
-    "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, int8),
-    "fp8": (FP8, fp8),
-    "mxfp4": ({"quant_method": "mxfp4"}, mxfp4),
-    "gptq": (GPTQ, gptq),
-    "awq": (AWQ, awq),
-    "int4": (INT4, int4),
-    "nvfp4": (NVFP4, nvfp4),
-    "mlx": (MLX, mlx),
-    "torchao": (TORCHAO, torchao),
-    "torchao fp8": (TORCHAO, torchao_fp8),
-    "torchao int4": (TORCHAO, torchao_int4),
-}
 OPTIONAL = ("a.g_idx",)
 
 
@@ -404,121 +260,12 @@ def test_what_contradicts_itself_is_refused(fault: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_zero_points_out_of_range(tmp_path: Path) -> None:
-    """Version 1 stores one less; 0 - 1 is written by GPTQModel alone in a way that can be undone."""
-    dice = np.random.default_rng(0)
-    zeros = dice.integers(0, 16, (2, 32))
-    zeros[0, :3] = 0
-    words = sum(zeros.reshape(2, 4, 8)[:, :, at] << 4 * at for at in range(8)).astype(np.uint32)
-    codes = dice.integers(-(2**31), 2**31, (8, 32)).astype(np.int32)
-    tensors = gptq() | {"a.qweight": codes, "a.qzeros": words.view(np.int32)}
-    right = opened(tmp_path / "v2", GPTQ | {"checkpoint_format": "gptq_v2"}, tensors)
-    less = tensors | {"a.qzeros": (words - np.uint32(0x11111111)).view(np.int32)}
-    borrowed = opened(tmp_path / "v1", GPTQ | {"meta": {"quantizer": ["gptqmodel:2.0"]}}, less)
-    borrowed_too = opened(tmp_path / "v1s", GPTQ | {"meta": {"quantizer": "gptqmodel:2.0"}}, less)
-    for base in (borrowed, borrowed_too):
-        np.testing.assert_array_equal(base.rows("a.weight", 0, 32), right.rows("a.weight", 0, 32))
-    other = opened(tmp_path / "other", GPTQ, less)
-    with pytest.raises(InputError, match=r"'a.qzeros' holds the zero point 16, out of the range of 4 bits"):
-        other.rows("a.weight", 0, 32)
-
-
-def test_a_group_that_does_not_exist(tmp_path: Path) -> None:
-    base = opened(tmp_path, GPTQ, gptq() | {"a.g_idx": np.full(64, 2, np.int32)})
-    with pytest.raises(InputError, match=r"'a.g_idx' names groups 2 to 2, expected 0 to 1"):
-        base.rows("a.weight", 0, 4)
-
-
-def test_a_scale_that_is_no_number(tmp_path: Path) -> None:
-    scales = np.ones((2, 32), np.float16)
-    scales[1, 5] = np.nan
-    base = opened(tmp_path, AWQ, awq() | {"a.scales": scales, "a.qweight": np.ones((64, 4), np.int32)})
-    with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'a.weight', row 5"):
-        base.rows("a.weight", 0, 32)
-
-
-@pytest.mark.parametrize("exponent", [253, 255])
-def test_an_exponent_that_makes_no_number(exponent: int, tmp_path: Path) -> None:
-    """In rows, and in the blocks that go into a file as they are."""
-    tensors = mxfp4()
-    tensors["e.down_proj_blocks"][1, 3] = 0x77
-    tensors["e.down_proj_scales"][1, 3, 2] = exponent
-    base = opened(tmp_path, {"quant_method": "mxfp4"}, tensors)
-    assert base.repacked("e.down_proj", 0, 11).shape == (11, 3 * 17)
-    for read, rows in ((base.rows, 2 * 96), (base.repacked, 2 * 8)):
-        with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'e\.down_proj', row"):
-            read("e.down_proj", 0, rows)
-
-
-def test_a_scale_that_is_infinite_is_an_error_and_no_warning(tmp_path: Path) -> None:
-    base = opened(tmp_path, NF4, nf4() | {"a.weight.absmax": np.full(4, np.inf, np.float32)})
-    with warnings.catch_warnings(), pytest.raises(NumericError, match=r"in tensor 'a\.weight', row 0"):
-        warnings.simplefilter("error")
-        base.rows("a.weight", 0, 4)
-
-
 @pytest.mark.parametrize("kind", [kind for kind in WHOLE if kind not in ("fp8", "mxfp4", "mlx")])
 def test_packed_weights_of_which_config_says_nothing(kind: str, tmp_path: Path) -> None:
     settings, make = WHOLE[kind]
     opened(tmp_path, settings, make())
     with pytest.raises(InputError, match="packed, of which quantization_config says nothing; fix: download"):
         open_base(tmp_path, {"model_type": "llama"})
-
-
-def test_a_scale_of_scales_that_is_zero(tmp_path: Path) -> None:
-    parts = {
-        "a.weight_packed": np.full((8, 32), 1, np.uint8),
-        "a.weight_global_scale": np.zeros(1, np.float32),
-    }
-    base = opened(tmp_path, NVFP4, nvfp4() | parts)
-    with pytest.raises(NumericError, match=r"NaN or infinity in tensor 'a.weight', row 0"):
-        base.rows("a.weight", 0, 8)
-
-
-def test_the_group_index_of_compressed_tensors(tmp_path: Path) -> None:
-    """Version 0.20 no longer writes it; the rows are those of the inputs put in order."""
-    dice = np.random.default_rng(0)
-    order = dice.permutation(64)
-    codes = dice.integers(0, 256, (8, 32), dtype=np.uint8)
-    scales = dice.random((8, 2), np.float32)
-    plain = opened(
-        tmp_path / "plain",
-        INT4,
-        int4() | {"a.weight_packed": codes.view(np.int32), "a.weight_scale": scales},
-    )
-    nibbles = np.stack([codes & 15, codes >> 4], axis=2).reshape(8, 64)[:, order]
-    moved = np.ascontiguousarray(nibbles[:, ::2] | nibbles[:, 1::2] << 4)
-    parts = {"a.weight_packed": moved.view(np.int32), "a.weight_g_idx": (order // 32).astype(np.int32)}
-    act = opened(tmp_path / "act", INT4, int4() | parts | {"a.weight_scale": scales})
-    np.testing.assert_array_equal(act.rows("a.weight", 0, 8), plain.rows("a.weight", 0, 8)[:, order])
-
-
-@pytest.mark.parametrize(
-    ("name", "original"),
-    [
-        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "unsloth/Llama-3.2-1B-Instruct"),
-        ("unsloth/Qwen3-4B-unsloth-bnb-4bit", "unsloth/Qwen3-4B"),
-        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen/Qwen2.5-7B-Instruct"),
-        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "Qwen/Qwen2.5-7B-Instruct"),
-        ("Qwen/Qwen3-8B-FP8", "Qwen/Qwen3-8B"),
-        ("TheBloke/Mistral-7B-v0.1-AWQ", None),
-        ("mlx-community/Qwen3-4B-4bit", None),
-        ("unsloth/Qwen3-4B", None),
-        ("/home/me/unsloth/Qwen3-4B-bnb-4bit", None),
-    ],
-)
-def test_the_original_by_the_name(name: str, original: str | None, tmp_path: Path) -> None:
-    assert original_of(name, tmp_path) == original
-
-
-def test_the_original_by_the_card(tmp_path: Path) -> None:
-    card = tmp_path / "README.md"
-    card.write_text(
-        "---\nlicense: mit\nbase_model:\n- org/Model-7B\nbase_model_relation: quantized\n---\nText"
-    )
-    assert original_of("mlx-community/Model-7B-4bit", tmp_path) == "org/Model-7B"
-    card.write_text("---\nbase_model: org/Model-7B\nbase_model_relation: finetune\n---\n")
-    assert original_of("mlx-community/Model-7B-4bit", tmp_path) is None
 
 
 def test_every_format_is_tested_for_missing_parts() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packed_parts import AWQ, GPTQ, INT4, INT8, MLX, awq, gptq, int4, int8, key_of, mlx
 
 from hostile.targets import Parse, Target, dumped, gguf_bytes
 
@@ -30,55 +30,12 @@ def _fold(folder: Path) -> Parse:
     return parse
 
 
-_PACKED: tuple[tuple[dict[str, Any], Callable[[], dict[str, Any]]], ...] = (
-    (
-        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}},
-        lambda: {
-            "a.qweight": np.zeros((8, 32), np.int32),
-            "a.qzeros": np.zeros((2, 4), np.int32),
-            "a.scales": np.ones((2, 32), np.float16),
-            "a.g_idx": np.arange(64, dtype=np.int32) // 32,
-        },
-    ),
-    (
-        {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}},
-        lambda: {
-            "a.qweight": np.zeros((64, 4), np.int32),
-            "a.qzeros": np.zeros((2, 4), np.int32),
-            "a.scales": np.ones((2, 32), np.float16),
-        },
-    ),
-    (
-        {
-            "quantization_config": {
-                "quant_method": "compressed-tensors",
-                "format": "pack-quantized",
-                "config_groups": {
-                    "group_0": {
-                        "targets": ["Linear"],
-                        "weights": {"num_bits": 4, "group_size": 32, "strategy": "group"},
-                    }
-                },
-            }
-        },
-        lambda: {
-            "a.weight_packed": np.zeros((8, 8), np.int32),
-            "a.weight_scale": np.ones((8, 2), np.float32),
-            "a.weight_shape": np.array([8, 64]),
-        },
-    ),
-    (
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
-        lambda: {"a.weight": np.ones((4, 64), np.int8), "a.SCB": np.ones(4, np.float32)},
-    ),
-    (
-        {"quantization": {"bits": 4, "group_size": 32}},
-        lambda: {
-            "a.weight": np.zeros((8, 8), np.uint32),
-            "a.scales": np.ones((8, 2), np.float16),
-            "a.biases": np.ones((8, 2), np.float16),
-        },
-    ),
+_PACKED = (
+    (GPTQ | {"desc_act": False}, gptq),
+    (AWQ, awq),
+    (INT4, int4),
+    (INT8, int8),
+    (MLX, mlx),
 )
 
 
@@ -108,7 +65,8 @@ def _packed(folder: Path) -> Parse:
 
 def _packed_seeds() -> list[bytes]:
     shared = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "float16"}
-    return [bytes([number]) + json.dumps(shared | told).encode() for number, (told, _) in enumerate(_PACKED)]
+    configs = [dumped(shared | {key_of(settings): settings}) for settings, _ in _PACKED]
+    return [bytes([number]) + config for number, config in enumerate(configs)]
 
 
 def _mmproj(folder: Path) -> Parse:

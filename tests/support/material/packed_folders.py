@@ -11,6 +11,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import tiny_chat
+from packed_parts import METADATA, key_of
+
+from lorafold.packed.source import PackedCheckpoint, open_base
 
 BNB: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -67,3 +70,15 @@ def packed_folder(
         metadata,
     )
     return folder
+
+
+def opened(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> PackedCheckpoint:
+    """Tensors of `packed_parts` with their settings, and a plain norm beside them, as a base is opened."""
+    import torch
+
+    stored = {name: value for name, value in tensors.items() if name != METADATA}
+    stored["norm.weight"] = torch.ones(64)
+    packed_folder(folder, settings, stored, key_of(settings), tensors.get(METADATA))
+    base = open_base(folder, json.loads((folder / "config.json").read_text()))
+    assert isinstance(base, PackedCheckpoint)
+    return base
