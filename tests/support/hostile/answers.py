@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hostile.targets import Parse, Target, dumped
+from hostile.targets import Parse, Target, dumped, each_asked
 
 _CALL = {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 _LOGPROBS = {
@@ -143,22 +144,16 @@ def _hub_answers(body: bytes) -> Iterator[None]:
 
 def _hub(_: Path) -> Parse:
     """What a hub says of a repository, when a file of it is looked for."""
-    from lorafold.errors import LorafoldError
     from lorafold.hub.files import HubSpec, find_files
 
     texts = ("org/name:Q8_0", "org/name", "org/name:a.gguf")
     specs = [spec for text in texts if (spec := HubSpec.parse(text)) is not None]
 
+    searches = [partial(find_files, spec, offline=False) for spec in specs]
+
     def parse(data: bytes) -> None:
-        refused: list[LorafoldError] = []
         with _hub_answers(data):
-            for spec in specs:
-                try:
-                    find_files(spec, offline=False)
-                except LorafoldError as error:
-                    refused.append(error)
-        if len(refused) == len(specs):
-            raise refused[0]
+            each_asked(searches)
 
     return parse
 

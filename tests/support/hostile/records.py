@@ -133,6 +133,11 @@ def _write_arrow(table: Any, file: Any) -> None:
         writer.write_table(table)
 
 
+def _table(kind: str, write: Callable[[Any, Any], None]) -> Target:
+    read = one_file(f"data.{kind}", _load)
+    return Target(f"data-{kind}", read, _table_seeds(write), slow=True, made=tables(write))
+
+
 _ARCHIVES = ("data.zip", "data.tar", "data.tar.gz")
 
 
@@ -343,20 +348,8 @@ RECORDS = (
         chosen=True,
     ),
     Target("data-table", _named(_TABLES, _load), _table_texts, "text", chosen=True),
-    Target(
-        "data-parquet",
-        one_file("data.parquet", _load),
-        _table_seeds(_write_parquet),
-        slow=True,
-        made=tables(_write_parquet),
-    ),
-    Target(
-        "data-arrow",
-        one_file("data.arrow", _load),
-        _table_seeds(_write_arrow),
-        slow=True,
-        made=tables(_write_arrow),
-    ),
+    _table("parquet", _write_parquet),
+    _table("arrow", _write_arrow),
     Target("data-archive", _named(_ARCHIVES, _load), _archive_seeds, chosen=True, made=archives(_TEXTS)),
     Target("data-packed", _named(_PACKED, _load), _packed_seeds, chosen=True, made=packed_texts(_TEXTS)),
     Target(

@@ -74,6 +74,20 @@ def one_file(name: str, read: Callable[[Path], object]) -> Callable[[Path], Pars
     return start
 
 
+def each_asked(steps: Sequence[Callable[[], object]]) -> None:
+    """Read one input in several ways; it is refused if each of them refuses it."""
+    from lorafold.errors import LorafoldError
+
+    refused: list[LorafoldError] = []
+    for step in steps:
+        try:
+            step()
+        except LorafoldError as error:
+            refused.append(error)
+    if len(refused) == len(steps):
+        raise refused[0]
+
+
 # Weights
 
 
@@ -386,19 +400,11 @@ def _manifest(folder: Path) -> Parse:
         lambda: read_facts(export),
         lambda: config_of(read_export(export), export),
     )
-    from lorafold.errors import LorafoldError
 
     def parse(data: bytes) -> None:
         for place in (export, adapter, run / "checkpoint-1"):
             (place / "lorafold.json").write_bytes(data)
-        refused: list[LorafoldError] = []
-        for step in steps:
-            try:
-                step()
-            except LorafoldError as error:
-                refused.append(error)
-        if len(refused) == len(steps):
-            raise refused[0]
+        each_asked(steps)
 
     return parse
 
