@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +17,16 @@ from lorafold.adapters.folder import Adapter
 from lorafold.cli import main
 
 FOR_EVER = "([a-z_]+[a-z_.0-9]*)*!"
+# Quick on the names that the adapter holds, and slow on one of the base that it does not.
+SLOW_ON_THE_BASE = rf".*(q_proj|v_proj|down_proj)|(?=.*gate_proj){FOR_EVER}"
+
+
+def slow_on_the_base(folder: Path) -> Path:
+    """The tiny chat's adapter with such a pattern."""
+    shutil.copytree(tiny_chat.adapter(), folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": SLOW_ON_THE_BASE}))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -50,15 +63,7 @@ def test_what_is_no_pattern_in_its_place_is_refused(pattern: str, tmp_path: Path
 
 def test_the_names_of_the_base_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pattern may be quick on what the adapter holds, and slow on what it does not."""
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    for path in tiny_chat.adapter().iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    config = folder / "adapter_config.json"
-    slow = r".*(q_proj|v_proj|down_proj)|(?=.*gate_proj)([a-z_]+[a-z_.0-9]*)*!"
-    import json
-
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": slow}))
+    folder = slow_on_the_base(tmp_path / "adapter")
     argv = ["export", str(folder), "--base", str(tiny_chat.folder()), "--out", str(tmp_path / "out")]
     assert main([*argv, "--pre-tokenizer", "gpt-2"]) == 3
     said = capsys.readouterr().err
@@ -69,16 +74,7 @@ def test_the_names_of_the_base_count_too(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.slow
 def test_peft_is_not_asked_before_the_trial(tmp_path: Path) -> None:
     """A chat loads the adapter by PEFT, which asks every module of the model, in the thread of its engine."""
-    import json
-    import subprocess
-
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    for path in tiny_chat.adapter().iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    config = folder / "adapter_config.json"
-    slow = r".*(q_proj|v_proj|down_proj)|(?=.*gate_proj)([a-z_]+[a-z_.0-9]*)*!"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": slow}))
+    folder = slow_on_the_base(tmp_path / "adapter")
     (tmp_path / "prompts.txt").write_text("Who are you?\n")
     models = [f"{tiny_chat.folder()}+{folder}", str(tiny_chat.folder())]
     argv = [
