@@ -54,6 +54,14 @@ def as_a_whole(folder: Path, asked: list[AskedChat]) -> Answers:
     ]
 
 
+def told(family: str, folder: Path) -> tuple[dict[str, Any], Checkpoint, list[AskedChat], Answers]:
+    """A tiny model of a family, what it is asked, and what transformers answers."""
+    tiny_family(family, folder)
+    config = json.loads((folder / "config.json").read_text())
+    asked = conversations(config.get("text_config", config)["vocab_size"])
+    return config, Checkpoint.open(folder), asked, as_a_whole(folder, asked)
+
+
 def largest_difference(ours: Answers, theirs: Answers) -> float:
     assert [each.shape for each in ours] == [each.shape for each in theirs]
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
@@ -62,11 +70,7 @@ def largest_difference(ours: Answers, theirs: Answers) -> float:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 @pytest.mark.parametrize("family", QUICK)
 def test_a_gpu_computes_the_same(family: str, tmp_path: Path) -> None:
-    folder = tiny_family(family, tmp_path / family)
-    config = json.loads((folder / "config.json").read_text())
-    source = Checkpoint.open(folder)
-    asked = conversations(config["vocab_size"])
-    wanted = as_a_whole(folder, asked)
+    config, source, asked, wanted = told(family, tmp_path / family)
     (ours,) = LayeredModel(config, source.tensors, "cuda").answers(source, asked, wanted[0].shape[1])
     assert largest_difference(ours, wanted) < 1e-4
 
@@ -80,12 +84,7 @@ def test_a_gpu_computes_the_same(family: str, tmp_path: Path) -> None:
 )
 def test_layers_are_the_whole_model(family: str, tmp_path: Path) -> None:
     """Every family: stacked and fused experts, shared keys, per-layer inputs, state spaces, soft caps."""
-    folder = tiny_family(family, tmp_path / family)
-    config = json.loads((folder / "config.json").read_text())
-    source = Checkpoint.open(folder)
-    text = config.get("text_config", config)
-    asked = conversations(text["vocab_size"])
-    wanted = as_a_whole(folder, asked)
+    config, source, asked, wanted = told(family, tmp_path / family)
     model = LayeredModel(config, source.tensors)
     (ours,) = model.answers(source, asked, wanted[0].shape[1])
     assert largest_difference(ours, wanted) < (1e-4 if family.startswith(DELTA) else 2e-5)
@@ -97,11 +96,7 @@ def test_layers_are_the_whole_model(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama-tied", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_layers_that_are_too_large_come_in_parts(family: str, tmp_path: Path) -> None:
-    folder = tiny_family(family, tmp_path / family)
-    config = json.loads((folder / "config.json").read_text())
-    source = Checkpoint.open(folder)
-    asked = conversations(config["vocab_size"])
-    wanted = as_a_whole(folder, asked)
+    config, source, asked, wanted = told(family, tmp_path / family)
     model = LayeredModel(config, source.tensors, at_once=1)
     (ours,) = model.answers(source, asked, wanted[0].shape[1])
     assert largest_difference(ours, wanted) < 1e-5
