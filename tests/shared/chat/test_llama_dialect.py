@@ -130,7 +130,7 @@ def test_what_it_cannot_read(source: str, why: str | None) -> None:
     found = unreadable(whole)
     assert (why in found) if why and found else found is why
     (prompt,) = _asked(whole)
-    assert prompt.startswith("error" if why else prompt[:1] or "-")
+    assert prompt and prompt.startswith("error") == (why is not None)
 
 
 def _asked(source: str) -> list[str]:
