@@ -153,7 +153,7 @@ def by_recipe(adapter: Path, work: Path, records: Records, where: str, options: 
     print("|---|---|---|---|---|---|---|---|---|")
     for quant in options.quant:
         plain = measured(adapter, work / quant, records, options, quant=(quant,))
-        rows = [(quant, plain)]
+        rows = [("", plain)]
         ways: dict[str, dict[str, Any]] = {f"--keep-delta {options.keep}": {"keep_delta": options.keep}}
         if options.fit:
             ways["--fit, in its size"] = {"fit": str(plain["bytes"])}
@@ -162,21 +162,19 @@ def by_recipe(adapter: Path, work: Path, records: Records, where: str, options: 
             ways["--fit, --imatrix-data"] = {"imatrix_data": records.train, "fit": str(plain["bytes"])}
         for name, settings in ways.items():
             out = work / f"{quant}-{len(rows)}"
-            rows.append(
-                (f"{quant} {name}", measured(adapter, out, records, options, quant=(quant,), **settings))
-            )
-        for name, one in rows:
+            rows.append((name, measured(adapter, out, records, options, quant=(quant,), **settings)))
+        for way, one in rows:
             other = sum(one["types"][tensor] != kind for tensor, kind in plain["types"].items())
             distance = beside(one["kl"], plain["kl"])
             print(
-                f"| {name} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {other} | "
+                f"| {quant} {way} | {one['bytes']:,} | {one['bytes'] / plain['bytes'] - 1:+.1%} | {other} | "
                 f"{one['share']:.3f} | {one['worst']:.3f} | {one['off']} of {len(one['types'])} | "
                 f"{distance} |",
                 flush=True,
             )
             if options.results is not None:
                 kept = {key: one[key] for key in ("bytes", "share", "worst", "off", "kl")}
-                line = {"base": where, "recipe": quant, "way": name.removeprefix(quant).strip(), **kept}
+                line = {"base": where, "recipe": quant, "way": way, **kept}
                 with options.results.open("a", encoding="utf-8") as results:
                     results.write(json.dumps(line) + "\n")
 
