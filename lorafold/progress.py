@@ -28,3 +28,9 @@ def silent(step: str, done: float, total: float | None, note: str = "") -> None:
 
 def unheard(line: str) -> None:
     """Where the lines go that a stage says while it works, if its caller does not listen."""
+
+
+def in_one_line(text: str, most: int) -> str:
+    """A text of several lines in one, cut to so many characters."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= most else plain[: most - 1] + "…"

@@ -7,9 +7,12 @@ from html import escape
 
 
 def lines_as_text(lines: Sequence[tuple[str, str]]) -> str:
-    """Labels and texts, the texts aligned."""
-    width = max((len(label) for label, _ in lines), default=0)
-    return "\n".join(f"{label:<{width}}  {text}" for label, text in lines)
+    """Labels and texts, the texts aligned; what a model wrote among them controls no terminal."""
+    from lorafold.console import sanitize
+
+    shown = [(sanitize(label), sanitize(text)) for label, text in lines]
+    width = max((len(label) for label, _ in shown), default=0)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in shown)
 
 
 def lines_as_html(lines: Sequence[tuple[str, str]]) -> str:

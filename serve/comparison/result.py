@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
+from lorafold.progress import in_one_line
 from lorafold.serve.rows import ModelCard, QuestionRow
 from lorafold.version import __version__
 
@@ -53,8 +53,7 @@ class CompareResult:
         """Labels and texts: each question with its answers, each cut to a line's length."""
         lines = [("compared", f"{len(self.rows)} questions in {self.seconds:.1f} s")]
         for cells in self.table:
-            short = [shorten(cell, _SHOWN, placeholder=" …") for cell in cells]
-            lines += zip(self.columns, short, strict=True)
+            lines += zip(self.columns, (in_one_line(cell, _SHOWN) for cell in cells), strict=True)
         lines += [("saved", str(path)) for path in self.saved]
         return lines + [("note", note) for note in self.notes]
 

@@ -15,6 +15,7 @@ from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.libraries.causal_lm import quiet_transformers
+from lorafold.progress import in_one_line
 from lorafold.records.layouts import Example
 
 EMPTY = "(an empty answer)"  # shown where the model ends at once
@@ -47,7 +48,8 @@ class SampleAnswer:
 
     def line(self) -> str:
         """Question and answer, shortened to one line."""
-        return f"{_short(self.question)} → {_short(self.answer) or EMPTY}"
+        question, answer = (in_one_line(text, _SHOWN) for text in (self.question, self.answer))
+        return f"{question} → {answer or EMPTY}"
 
 
 def choose_questions(
@@ -129,8 +131,3 @@ def answer_all(
 
 def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     return list(takewhile(lambda token: token not in ends, ids))
-
-
-def _short(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= _SHOWN else plain[: _SHOWN - 1] + "…"

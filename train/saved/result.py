@@ -11,6 +11,7 @@ from typing import Any
 
 from lorafold.api.notebook import lines_as_html, lines_as_text
 from lorafold.files.home import expanded
+from lorafold.progress import in_one_line
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import METHODS
 from lorafold.train.model.answers import EMPTY
@@ -18,6 +19,7 @@ from lorafold.train.saved.curve import curves, text_curve
 
 CURVE = "loss.png"
 LOSS_PAGE = "loss.html"  # the same, with the sample answers
+_SHOWN = 200  # characters of a question or an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class TrainResult:
         minutes, seconds = divmod(round(self.seconds), 60)
         rows = [("note", note) for note in self.notes]
         for sample in last_value(self.records, "samples") or ():
-            rows.append(("asked", _line(sample["question"])))
-            rows.append(("answered", _line(sample["answer"]) or EMPTY))
+            rows.append(("asked", in_one_line(sample["question"], _SHOWN)))
+            rows.append(("answered", in_one_line(sample["answer"], _SHOWN) or EMPTY))
         rows += [("", line) for line in text_curve(curves(self.records).get("loss", ())).splitlines()]
         spent = f"{minutes}:{seconds:02}"
         rows.append(("trained", f"{self.steps} steps, {self.tokens} tokens, {spent}; {verdict}"))
@@ -110,11 +112,6 @@ def next_commands(config: TrainConfig, folder: Path) -> tuple[str, ...]:
     alone = method.peft is None or "+" in f"{spec}{folder}"
     chat = f"lorafold chat {named if alone else shlex.quote(f'{spec}+{folder}')}{system}"
     return (chat,) if method.prompt else (export, chat)
-
-
-def _line(text: str) -> str:
-    plain = " ".join(str(text).split())
-    return plain if len(plain) <= 200 else plain[:199] + "…"
 
 
 def last_value(records: Sequence[dict[str, Any]], key: str) -> Any:

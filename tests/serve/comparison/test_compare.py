@@ -20,6 +20,7 @@ from lorafold.errors import InputError, UsageError
 from lorafold.serve import CompareConfig, CompareResult, compare
 from lorafold.serve.comparison.report import agreement, as_html, as_markdown, page
 from lorafold.serve.lens import look_through
+from lorafold.serve.rows import QuestionRow
 
 
 def config(out: Sequence[Path], prompts: Path, **options: Any) -> CompareConfig:
@@ -53,6 +54,15 @@ def test_all_outputs(questions: Path, tmp_path: Path) -> None:
     )
     assert told[-1][:3] == ("compare", 3, 3)
     assert not list(tmp_path.glob(".*.journal"))
+
+
+def test_a_printed_result_shows_the_beginning_of_each_text() -> None:
+    """Also of one without spaces, as Chinese is written; no control character of it reaches the terminal."""
+    asked = ["灯塔" * 200, "\x1b[31mred\x07\n  two"]
+    rows = [QuestionRow(question, [], None, []) for question in asked]
+    said = str(CompareResult([], rows, {}, "q.txt", 1.0, 0, [])).splitlines()
+    assert said[1] == "question  " + "灯塔" * 149 + "灯…"
+    assert said[2].endswith("two") and "\x1b" not in said[2] and "\x07" not in said[2]
 
 
 def test_seeds_repeat(questions: Path) -> None:
