@@ -9,7 +9,7 @@ from typing import Any
 from lorafold.console import sanitize
 from lorafold.export.report.picture import bars, curve, points, survival_map
 from lorafold.export.survival.share import distance, is_off
-from lorafold.pages.page import as_text, html_page
+from lorafold.pages.page import as_text, html_page, notes_in
 
 _SURVIVAL = """\
 A fine-tune changes each weight by very little, often by less than one step of the file's number format.
@@ -53,7 +53,7 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         bars([(sanitize(name), size / 1e6, _size(size)) for name, size in made]),
         "</div>",
         *_checks(facts["proof"]),
-        *_notes(notes),
+        *notes_in(notes),
     ]
     return html_page(facts["name"], body)
 
@@ -148,11 +148,6 @@ def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"<tr><td class='{tone}'>{as_text(check['verdict'])}</td>"
         yield f"<td><b>{as_text(check['name'])}</b>: {as_text(check['meaning'])}</td></tr>"
     yield "</table></div>"
-
-
-def _notes(notes: Sequence[str]) -> Iterator[str]:
-    if notes:
-        yield "<h2>To know</h2><ul>" + "".join(f"<li>{as_text(note)}</li>" for note in notes) + "</ul>"
 
 
 def _size(nbytes: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -24,6 +24,12 @@ def html_page(title: str, body: Iterable[str]) -> str:
         f"<title>{as_text(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
+
+
+def notes_in(notes: Sequence[str]) -> Iterator[str]:
+    """What the user should know, as a list under a heading; nothing if there is nothing."""
+    if notes:
+        yield "<h2>To know</h2><ul>" + "".join(f"<li>{as_text(note)}</li>" for note in notes) + "</ul>"
 
 
 def as_text(text: str) -> str:

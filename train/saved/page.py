@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any
 
-from lorafold.pages.page import as_text, html_page
+from lorafold.pages.page import as_text, html_page, notes_in
 from lorafold.train.model.answers import EMPTY
 from lorafold.train.saved.curve import Points, curves, smooth
 
@@ -34,7 +33,7 @@ def loss_page(records: Sequence[dict[str, Any]], title: str, facts: dict[str, An
             f"<header><h1>{as_text(title)}</h1><p class='soft'>{as_text(made)}; {training}</p></header>",
             f"<div class='panel'>{_picture(found)}</div>",
             *_answers(records),
-            *_notes(facts["notes"]),
+            *notes_in(facts["notes"]),
         ],
     )
 
@@ -76,7 +75,7 @@ def _picture(found: dict[str, list[tuple[float, float]]]) -> str:
     if evaluated := found.get("eval_loss"):
         parts += [line(evaluated, "stroke:var(--bad)"), *dots(evaluated, "--bad")]
     legend = "loss per trained token: " + ", ".join(
-        f'<b style="color:var({colour})">{escape(name)}</b>'
+        f'<b style="color:var({colour})">{name}</b>'
         for name, colour in (("training", "--bar"), ("evaluation", "--bad"))
         if name == "training" or evaluated
     )
@@ -97,8 +96,3 @@ def _answers(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         for when, answer in answers:
             yield f"<tr><td class='soft'>{when}</td><td>{as_text(answer) or EMPTY}</td></tr>"
         yield "</table></div>"
-
-
-def _notes(notes: Sequence[str]) -> Iterator[str]:
-    if notes:
-        yield "<h2>To know</h2><ul>" + "".join(f"<li>{as_text(note)}</li>" for note in notes) + "</ul>"
