@@ -189,21 +189,7 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
     spec = named.spec if named else _narrowed(config.base or "", adapter)
     at = named.at if named else "--base"
     try:
-        try:
-            found = locate(spec, offline=config.offline, progress=progress)
-        except (InputError, SystemFault):
-            if (instead := _instead_of(spec, config, progress)) is not None:
-                return instead
-            raise
-        if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
-            raise on_an_adapter(spec, adapter, at)
-        base = resolve_base(
-            spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-        )
-        if config.fold_into != "original":
-            return base
-        check_base(adapter, base)
-        return _original_base(base, config, progress)
+        return _named_base(adapter, spec, at, config, progress)
     except (InputError, SystemFault) as error:
         here = str(expanded(spec).resolve())
         if named is None or error.at not in (spec, spec.partition("@")[0], here):
@@ -214,6 +200,25 @@ def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
             at=at,
             fix=f"{error.fix}; or pass the base with --base FOLDER_OR_HUB_ID",
         ) from error
+
+
+def _named_base(adapter: Path, spec: str, at: str, config: ExportConfig, progress: Progress) -> Base:
+    """A base by its name; its 16-bit original if that is asked for, or is here and the base is not."""
+    try:
+        found = locate(spec, offline=config.offline, progress=progress)
+    except (InputError, SystemFault):
+        if (original := _instead_of(spec, config, progress)) is None:
+            raise
+        return original
+    if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
+        raise on_an_adapter(spec, adapter, at)
+    base = resolve_base(
+        spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
+    )
+    if config.fold_into != "original":
+        return base
+    check_base(adapter, base)
+    return _original_base(base, config, progress)
 
 
 def _instead_of(spec: str, config: ExportConfig, progress: Progress) -> Base | None:
