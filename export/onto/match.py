@@ -241,12 +241,11 @@ class Search:
             if not wide[start:stop].any():
                 continue
             bits = self.bits(tensor, start, stop)
-            follows = None
             if found is not None and wide[start:stop].all():
-                follows = self._next(found, start, stop, step, index)
-            if found is not None and follows is not None and self.same(tensor, bits, follows).all():
-                found[start:stop] = follows
-                continue
+                follows = self._next(found[start - step : start], stop - start, index)
+                if follows is not None and self.same(tensor, bits, follows).all():
+                    found[start:stop] = follows
+                    continue
             low, high = index.find(fingerprints(bits[:, at], tensor.type))
             counts = np.where(wide[start:stop], high - low, 0)
             one = np.flatnonzero(counts == 1)
@@ -263,18 +262,16 @@ class Search:
             rows, low, high = (np.concatenate(part) for part in zip(*several, strict=True))
             self._settle(tensor, index, rows, low, high)
 
-    def _next(self, found: Numbers, start: int, stop: int, step: int, index: Index) -> Numbers | None:
-        """The lines behind those of the block before, to be compared; None if these are not in order.
+    def _next(self, before: Numbers, count: int, index: Index) -> Numbers | None:
+        """So many lines behind those of the block before, to be compared; None if these are not in order.
 
         Only lines that are no other's equal: then an equal row can be no other line either.
         """
-        before = found[max(start - step, 0) : start]
-        whole = self.lines.as_rows(before) if before.size and before[-1] != NONE else None
-        if whole is None:
+        if before[-1] == NONE or self.lines.as_rows(before) is None:
             return None
         first = int(before[-1]) + 1
         strip = self.lines.strips[int(self.lines.owners(before[-1:])[0])]
-        last = first + stop - start
+        last = first + count
         fits = last <= strip.first + strip.count and index.alone(first, last)
         return np.arange(first, last, dtype=np.uint32) if fits else None
 
