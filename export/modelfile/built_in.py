@@ -102,7 +102,7 @@ def _compare(
     """The renderer with each of its PARSERs."""
     told = [replace(chat, system=chat.system if chat.system is not None else system) for chat in chats]
     written: dict[bool | None, list[str | Refusal]] = {}
-    for thinking in (None, True, False):
+    for thinking in STATES:
         variables = {} if thinking is None else {"thinking": thinking}
         jobs = [Job(chat.messages(), variables, CLOCKS[0]) for chat in told]
         written[thinking] = render_many(renderer.jinja, jobs, renderer.name)

@@ -6,14 +6,12 @@ A model has hundreds of tensors, so `tensor_summary` joins those that differ onl
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lorafold.export.gguf.header import GgufFile
+from lorafold.export.survival.rows import kind_of
 from lorafold.progress import Lines
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def tensor_summary(tensors: Iterable[PlannedTensor]) -> Lines:
     """Lines for each model: its tensors, `*` for the number of a layer or expert, alike ones counted."""
     groups: dict[str, dict[tuple[str, str, tuple[int, ...]], list[int]]] = {}
     for tensor in tensors:
-        key = (_NUMBER.sub("*", tensor.name), tensor.type, tensor.shape)
+        key = (kind_of(tensor.name), tensor.type, tensor.shape)
         groups.setdefault(tensor.model, {}).setdefault(key, []).append(tensor.nbytes)
     lines: Lines = []
     for model, alike in groups.items():
