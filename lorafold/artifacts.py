@@ -59,21 +59,19 @@ def check_output(
             )
     if out.exists() and not out.is_dir():
         raise UsageError("the output exists and is not a folder", at=out, fix="choose another name")
-    held = names_in(out) if out.is_dir() else ""
+    held = _names_in(out) if out.is_dir() else ""
     if not held:
         return
-    kind = _kind_of(out)
-    if replaces and kind not in replaces:
-        wanted = " or ".join(replaces)
-        holds = f"holds no {MANIFEST} of an {wanted}" if kind is None else f"is a lorafold {kind}"
-        problem = f"--force replaces only an earlier {wanted}, and this folder {holds} ({held})"
-        fix = "choose another --out, or remove the folder yourself"
-        if not force:
-            problem = f"the output folder is not empty ({held})"
-        raise UsageError(problem, at=out, fix=fix)
+    problem = f"the output folder is not empty ({held})"
+    if replaces and (kind := _kind_of(out)) not in replaces:
+        if force:
+            wanted = " or ".join(replaces)
+            holds = f"holds no {MANIFEST} of an {wanted}" if kind is None else f"is a lorafold {kind}"
+            problem = f"--force replaces only an earlier {wanted}, and this folder {holds} ({held})"
+        raise UsageError(problem, at=out, fix="choose another --out, or remove the folder yourself")
     if not force:
         fix = "choose another folder, or pass --force to replace this one with all that it holds"
-        raise UsageError(f"the output folder is not empty ({held})", at=out, fix=fix)
+        raise UsageError(problem, at=out, fix=fix)
 
 
 def _kind_of(folder: Path) -> str | None:
@@ -85,7 +83,7 @@ def _kind_of(folder: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def names_in(folder: Path) -> str:
+def _names_in(folder: Path) -> str:
     """The first names in a folder, as an error shows them; "" if it is empty."""
     names = sorted(path.name for path in folder.iterdir())
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
@@ -212,7 +210,6 @@ def _locked(path: Path, out: Path) -> FileIO:
 _LOCAL = "choose an --out on a local disk"
 _UNABLE = ("the file system cannot do this (a network or FUSE file system?)", _LOCAL)
 _GONE = ("the network file system does not answer", "mount it again, or choose an --out on a local disk")
-# What the operating system may refuse a user, by errno(3).
 CURES = {
     errno.ENOSPC: ("the disk is full", "free space or choose an --out on another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free space or choose an --out on another disk"),
@@ -239,7 +236,7 @@ CURES = {
     errno.EMFILE: ("too many files are open", "raise the limit, `ulimit -n 4096`"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
 }
-"""What the operating system refuses, by its number: in our words, with a cure."""
+"""What the operating system may refuse a user, by its number (errno(3)): in our words, with a cure."""
 
 
 def system_fault(error: OSError, at: Path | str | None = None) -> SystemFault | None:
