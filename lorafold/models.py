@@ -24,7 +24,7 @@ from lorafold.files.signatures import no_file
 from lorafold.hub.faults import hub_faults
 from lorafold.libraries.system_errors import system_errors
 from lorafold.progress import Progress, silent
-from lorafold.sources.naming import dotted, is_dotted
+from lorafold.sources.naming import HUB_ID, dotted, is_dotted
 from lorafold.sources.recognize import hub_address, inside_repository, instead, likely_hub_id, unfinished
 
 DEMO_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -48,7 +48,6 @@ PATTERNS = (
 _EXPECTED = "`demo`, a folder, or a hub id such as Qwen/Qwen2-1.5B-Instruct"
 # The same weights once more, under Mistral's own names for the tensors.
 UNNEEDED = ("consolidated*.safetensors",)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,7 @@ def locate(
         raise InputError(
             f"this is the address of a page (expected {expected})", at=spec, fix=_of_hub(*address)
         )
-    hub_id = _HUB_ID.fullmatch(spec.partition("@")[0]) and is_dotted(spec)
+    hub_id = re.fullmatch(HUB_ID, spec.partition("@")[0]) and is_dotted(spec)
     if hub_id and not path.exists() and not unfinished(path):
         return _from_hub(*spec.partition("@")[::2], offline=offline)
     if path.is_file():
@@ -334,7 +333,7 @@ def modelscope_folder(repository: str, patterns: Sequence[str]) -> Path:
         raise SystemFault(
             "the modelscope package is not installed", at=repository, fix="pip install modelscope"
         )
-    if not _HUB_ID.fullmatch(repository):
+    if not re.fullmatch(HUB_ID, repository):
         raise UsageError("expected modelscope:organisation/name", at=f"modelscope:{repository}")
     from modelscope import snapshot_download
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lorafold.errors import InputError, SystemFault, UsageError
 from lorafold.hub.faults import hub_faults, unreachable
+from lorafold.sources.naming import HUB_ID
 
-_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _SPEC = re.compile(
-    rf"(?P<scope>modelscope:)?(?P<id>{_ID})(?:@(?P<revision>[\w./-]+))?(?::(?P<wanted>[\w./ -]+))?"
+    rf"(?P<scope>modelscope:)?(?P<id>{HUB_ID})(?:@(?P<revision>[\w./-]+))?(?::(?P<wanted>[\w./ -]+))?"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 # Beside models a repository of GGUFs holds these; they are meant by their file's name alone.

@@ -15,8 +15,9 @@ from typing import Any
 from lorafold.errors import InputError, LorafoldError, SystemFault, UnsafeInputError
 from lorafold.models import require
 from lorafold.records.jsontext import Placed
+from lorafold.sources.naming import HUB_ID
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(#[\w.-]+)?")
+_ID = re.compile(rf"{HUB_ID}(@[\w./-]+)?(#[\w.-]+)?")
 _SPLIT = "train"  # what is read if nobody names another
 
 

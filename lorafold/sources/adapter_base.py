@@ -13,6 +13,7 @@ from lorafold.errors import InputError, LorafoldError
 from lorafold.files.home import expanded
 from lorafold.files.jsonfile import read_object
 from lorafold.models import Base, fingerprint
+from lorafold.sources.naming import HUB_ID
 from lorafold.sources.recognize import ADAPTER, is_adapter, likely_hub_id
 
 _NAMED = "base_model_name_or_path"
@@ -20,7 +21,6 @@ _NAMED = "base_model_name_or_path"
 _PACKED = re.compile(
     r"(?:[-_.](?:unsloth|bnb|nf4|[48]-?bit|int[48]|w\d+a\d+|gptq|awq|fp8|mlx|dynamic|quantized|hf|g\d+))+$"
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
     path = expanded(named)
     if path.is_dir() and is_adapter(path):
         raise on_an_adapter(named, folder, at)
-    if isinstance(revision, str) and revision and _HUB_ID.fullmatch(named) and not path.exists():
+    if isinstance(revision, str) and revision and re.fullmatch(HUB_ID, named) and not path.exists():
         named = f"{named}@{revision}"
     return NamedBase(named, at)
 
@@ -126,7 +126,7 @@ def other_base_named(folder: Path, base: Base) -> str | None:
     except InputError:
         return None
     asked = base.id.removeprefix("modelscope:")
-    ids = [spec if _HUB_ID.fullmatch(spec) else likely_hub_id(spec) for spec in (named, asked)]
+    ids = [spec if re.fullmatch(HUB_ID, spec) else likely_hub_id(spec) for spec in (named, asked)]
     if None in ids or expanded(named).exists():
         return None
     names = {_PACKED.sub("", str(spec).rpartition("/")[2].lower()) for spec in ids}

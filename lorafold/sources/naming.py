@@ -1,10 +1,12 @@
-"""What a model is called after the folder in which it lies."""
+"""What a model is called: on a hub, and after the folder in which it lies."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+"""A repository's name behind its owner's, as a regular expression."""
 # Names that say nothing of the model in them: a Trainer's checkpoints, the steps of tutorials.
 _NAMELESS = re.compile(
     r"(?:adapter|checkpoint|final|last|best|out|output|lora|model)(?:[-_]?\d+)?", re.IGNORECASE

@@ -15,7 +15,7 @@ from typing import Any
 from lorafold.errors import LorafoldError
 from lorafold.files.jsonfile import read_object
 from lorafold.files.signatures import head_of, told_by
-from lorafold.sources.naming import dotted, is_dotted
+from lorafold.sources.naming import HUB_ID, dotted, is_dotted
 
 ADAPTER, MODEL = "adapter_config.json", "config.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -23,7 +23,7 @@ _DEEP, _MANY = 3, 200  # how far below a folder something is looked for, and amo
 # A page or a file of a repository, on the hub, its mirrors, or ModelScope.
 _ADDRESS = re.compile(
     r"(?:https?://|hf://)?(?:huggingface\.co|hf\.co|hf-mirror\.com|(?:www\.)?modelscope\.cn/models)/"
-    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    rf"(?P<id>{HUB_ID})"
     r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<inside>/[^?#]*)?)?"
 )
 
@@ -228,7 +228,7 @@ def hub_address(spec: str) -> tuple[str, str] | None:
 
 def inside_repository(spec: str) -> tuple[str, str] | None:
     """ORG/NAME/FOLDER as (ORG/NAME, FOLDER), if it may be a folder inside a repository of the hub."""
-    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w.-][\w./-]*?)/*", spec)
+    match = re.fullmatch(rf"({HUB_ID})/([\w.-][\w./-]*?)/*", spec)
     return None if match is None else (match[1], match[2])
 
 
