@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError, UnsafeInputError
+from lorafold.files.home import is_name
 from lorafold.files.jsonfile import read_object
 from lorafold.safetensors_file import ShardFiles, TensorInfo, read_header
 from lorafold.sources.recognize import download_again
@@ -93,7 +94,7 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError("weight_map is missing or empty", at=index, fix="download the index again")
         for name, shard in weight_map.items():
-            if not isinstance(shard, str) or not _is_name(shard):
+            if not isinstance(shard, str) or not is_name(shard):
                 problem = f"weight_map[{name!r}] is {shard!r}, expected a file name"
                 raise InputError(problem, at=index, fix="download the index again")
         names = sorted(set(weight_map.values()))
@@ -232,11 +233,6 @@ def item_size(info: TensorInfo) -> int:
 
 def _bytes(array: NDArray[np.generic]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
-
-
-def _is_name(text: str) -> bool:
-    """Whether a file system can have a file of this name."""
-    return 0 < len(text.encode("utf-8", "replace")) <= 255 and text.isprintable()
 
 
 def _inside(folder: Path, name: str, at: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Paths as users type them."""
+"""Paths as users type them, and names as files tell them."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ def expanded(path: str | Path) -> Path:
     `Path.expanduser` would end in a RuntimeError there.
     """
     return Path(os.path.expanduser(path))
+
+
+def is_name(text: str) -> bool:
+    """Whether a file system can have a file of this name."""
+    return 0 < len(text.encode("utf-8", "replace")) <= 255 and text.isprintable()

@@ -10,7 +10,7 @@ from typing import Any
 from lorafold.adapters.config import is_mlx
 from lorafold.artifacts import MANIFEST, read_manifest
 from lorafold.errors import InputError, LorafoldError
-from lorafold.files.home import expanded
+from lorafold.files.home import expanded, is_name
 from lorafold.files.jsonfile import read_object
 from lorafold.models import Base, fingerprint
 from lorafold.sources.naming import HUB_ID
@@ -85,8 +85,8 @@ def base_of(folder: Path, fix: str = "name it: --base FOLDER_OR_HUB_ID") -> Name
 
 def _may_be_a_path(text: str) -> bool:
     """Whether a text of a file can be looked up on a file system, or be an id."""
-    longest = max((len(part.encode("utf-8", "replace")) for part in text.split("/")), default=0)
-    return 0 < longest <= 255 and len(text) <= 4096 and text.isprintable()
+    names = [part for part in text.split("/") if part]
+    return len(text) <= 4096 and bool(names) and all(map(is_name, names))
 
 
 def on_an_adapter(named: str, folder: Path, at: str) -> InputError:
