@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
@@ -90,7 +89,6 @@ class Outcome:
         calls: system calls that were counted.
         kind: of the call that was struck ("write", "rename" …), or "".
         path: that it touched.
-        seconds: of processor time that it took.
     """
 
     code: int | None
@@ -98,7 +96,6 @@ class Outcome:
     calls: int
     kind: str
     path: str
-    seconds: float
 
 
 _NOTHING = Fault()
@@ -184,28 +181,26 @@ class Commands:
         order.root = str(folder.resolve()).encode()
         order.log = str(log or "").encode()
         order.armed = 1
-        answer = self._ask(argv, folder, seconds, memory=memory)
+        code = self._ask(argv, folder, seconds, memory=memory)
         order.armed = 0
         text = said.read_text(encoding="utf-8", errors="replace")
-        return Outcome(
-            answer["code"], text, order.count, order.kind.decode(), order.path.decode(), answer["seconds"]
-        )
+        return Outcome(code, text, order.count, order.kind.decode(), order.path.decode())
 
     def warm(self, argv: list[str], folder: Path) -> None:
         """Run a command in the warm process itself: what it loads and compiles is there for all forks."""
-        answer = self._ask(argv, folder, 600, here=True)
-        assert answer["code"] == 0, (self.folder / "said").read_text(encoding="utf-8")
+        code = self._ask(argv, folder, 600, here=True)
+        assert code == 0, (self.folder / "said").read_text(encoding="utf-8")
 
     def _ask(
         self, argv: list[str], folder: Path, seconds: float, *, memory: int = 0, here: bool = False
-    ) -> dict[str, Any]:
+    ) -> int | None:
         task = {"argv": argv, "folder": str(folder), "said": str(self.folder / "said")}
         task |= {"seconds": seconds, "memory": memory, "here": here}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        code: int | None = json.loads(self._process.stdout.readline())["code"]
+        return code
 
     def close(self) -> None:
         assert self._process.stdin is not None

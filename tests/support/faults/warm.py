@@ -61,13 +61,13 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def wait(pid: int, seconds: float) -> tuple[int | None, float]:
-    """How a child ended (exit code, minus its signal, or None after killing one that hangs); seconds used."""
+def wait(pid: int, seconds: float) -> int | None:
+    """How a child ended: its exit code, minus its signal, or None after killing one that hangs."""
     end, hangs = time.monotonic() + seconds, False
     while True:
-        ended, status, used = os.wait4(pid, os.WNOHANG)
+        ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            return None if hangs else os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+            return None if hangs else os.waitstatus_to_exitcode(status)
         if time.monotonic() > end:
             hangs = True
             os.kill(pid, signal.SIGKILL)
@@ -85,14 +85,14 @@ def main() -> None:
         task = json.loads(line)
         code: int | None
         if task["here"]:
-            code, seconds = run(task["argv"], task["folder"], task["said"]), 0.0
+            code = run(task["argv"], task["folder"], task["said"])
             gc.collect()
             gc.freeze()  # a fork's collector would copy every page of what is loaded
         elif pid := os.fork():
-            code, seconds = wait(pid, task["seconds"])
+            code = wait(pid, task["seconds"])
         else:
             leave(run(task["argv"], task["folder"], task["said"], task["memory"]))
-        answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
+        answers.write(json.dumps({"code": code}) + "\n")
         answers.flush()
 
 
