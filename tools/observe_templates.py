@@ -34,7 +34,7 @@ from lorafold.export.modelfile.probe import find_reference, find_switches
 from lorafold.export.modelfile.proof import random_chats
 from lorafold.export.modelfile.tools import random_tool_chats
 from lorafold.export.ollama.client import Ollama
-from lorafold.export.ollama.rules import Refused, tool_as_read
+from lorafold.export.ollama.rules import Refused, select, tool_as_read
 from lorafold.export.proof.observed import created_fields
 from lorafold.gguf_file.tokens import read_gguf_tokens
 
@@ -49,7 +49,8 @@ TOOL = {
     },
 }
 
-
+# Of a template, not of a user's text, for which `usual_control_text` is: also names as plain as [ARGS], and
+# not Llama 2's <<SYS>>, which is no token.
 CONTROLS = re.compile(r"<\|[^\s|<>]+\|>|<｜[^\s|<>]+｜>|\[/?[A-Z_]{3,}\]|</?(?:start|end)_of_turn>")
 
 
@@ -94,16 +95,17 @@ def observe(server: Ollama, base: Path, template: ChatTemplate, out: Path, count
     fields = {**created_fields(read), "files": {gguf.name: server.upload(gguf)}}
     server.create(NAME, fields, lambda _: None)
     try:
-        plan = json.loads((out / "lorafold.json").read_text())
-        assert plan["kind"] == "export"
-        row = {"way": "TEMPLATE" if read.parser or _template_wins(gguf, read.template) else "Jinja"}
-        row |= _prompts(server, base, ChatTemplate.from_folder(base, str(jinja)), gguf, count)
-        return row | {"tools": _tools(server, ChatTemplate.from_folder(base, str(jinja)), gguf, count)}
+        tokens, written = read_gguf_tokens(gguf), ChatTemplate.from_folder(base, str(jinja))
+        bos = written.tokens["bos_token"] if tokens.add_bos else ""
+        wins = read.parser or select(tokens.chat_template, read.template) == "template"
+        row = {"way": "TEMPLATE" if wins else "Jinja"}
+        row |= _prompts(server, base, written, bos, count)
+        return row | {"tools": _tools(server, written, bos, count)}
     finally:
         server.delete(NAME)
 
 
-def _tools(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> str:
+def _tools(server: Ollama, template: ChatTemplate, bos: str, count: int) -> str:
     """What became of tools: how many conversations with them were written as in training.
 
     Of the others those are told that differ in nothing but the order of keys, which is Ollama's.
@@ -113,7 +115,6 @@ def _tools(server: Ollama, template: ChatTemplate, gguf: Path, count: int) -> st
         return "refused"
     if "get_weather" not in prompt:
         return "not shown"
-    bos = template.tokens["bos_token"] if read_gguf_tokens(gguf).add_bos else ""
     chats = list(random_tool_chats(count, seed=7))
     wanted = template.render_all(chats, add_generation_prompt=True)
     ordered = template.render_all(
@@ -166,19 +167,12 @@ def _as_asked(message: Message) -> dict[str, Any]:
     return told
 
 
-def _template_wins(gguf: Path, template: str | None) -> bool:
-    from lorafold.export.ollama.rules import select
-
-    return select(read_gguf_tokens(gguf).chat_template, template) == "template"
-
-
-def _prompts(server: Ollama, base: Path, template: ChatTemplate, gguf: Path, count: int) -> dict[str, str]:
+def _prompts(server: Ollama, base: Path, template: ChatTemplate, bos: str, count: int) -> dict[str, str]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     reference = find_reference(template, {})
     switches = find_switches(template.source)
-    bos = template.tokens["bos_token"] if read_gguf_tokens(gguf).add_bos else ""
     row, counts = {}, []
     for state in STATES:
         right = asked = 0
