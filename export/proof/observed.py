@@ -120,9 +120,9 @@ def observe_ollama(
         return Check("Ollama", "failed", meaning, {"version": version, "prompts": 0}, fix=OTHER_ENGINES)
     name = keep or f"lorafold-proof-{secrets.token_hex(4)}"
     read = parse(modelfile)
-    written = bos if read.renderer is not None else ""  # by the renderer; the server takes it off again
-    bos = bos.removeprefix(written)
-    system = None if read.system is None or not read.system.strip() else read.system
+    # A renderer writes it itself, and the server takes it off again.
+    written, bos = ("", bos) if read.renderer is None else (bos, "")
+    system = read.system if (read.system or "").strip() else None
     with _created(
         server, name, created_fields(read), folder, files, kept=keep is not None, progress=progress
     ) as stays:
