@@ -2,8 +2,8 @@
 
 It reads one JSON object from standard input, `{"seconds": int, "patterns": [[str, bool]], "names": [str]}`;
 the bool says whether a pattern must match all of a name. Before each pattern it writes the pattern's number.
-It ends with 0 if every pattern came to an end on every name, with 1 at one that Python does not take, and by
-a signal if it took more processor time than that.
+It ends with 0 if every pattern came to an end on every name, with 3 at one that Python does not take, and by
+a signal if it took more processor time than that. Any other status is Python's own failure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
         try:
             compiled = re.compile(pattern)
         except (re.error, RecursionError, OverflowError):
-            return 1
+            return 3
         match = compiled.fullmatch if whole else compiled.match
         for name in task["names"]:
             match(name)

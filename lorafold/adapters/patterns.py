@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafold.errors import InputError
+from lorafold.errors import InputError, SystemFault
 
 ENDS = r"(.*\.)?({})$"
 """Of `rank_pattern` and `alpha_pattern`: the end of a module's name."""
@@ -34,6 +34,7 @@ _WHOLE = ("target_modules", "exclude_modules", "feedforward_modules")
 FIELDS = (*_WHOLE, *_FORMS)
 _REPEATS = re.compile(r"[*+{]")
 _SECONDS = 2  # of processor time, for all patterns of an adapter
+_NO_PATTERN = 3  # the child's status at one that Python does not take
 _WALL_SECONDS = 60.0  # a machine may be busy
 
 
@@ -47,6 +48,7 @@ def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> N
 
     Raises:
         InputError: one takes for ever, or is no regular expression in the place where PEFT puts it.
+        SystemFault: the child does not run.
     """
     found = [entry for entry in _patterns(fields) if _REPEATS.search(entry[1])]
     if not found:
@@ -61,12 +63,18 @@ def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> N
         code, said = tried.returncode, tried.stdout
     except subprocess.TimeoutExpired as error:
         code, said = -1, (error.stdout or b"").decode()
+    if code > 0 and code != _NO_PATTERN:
+        raise SystemFault(
+            "the process that tries an adapter's patterns does not run",
+            at=at,
+            fix=f"check that `{sys.executable} -c 'import json'` works and that memory is free",
+        )
     if code:
         field, text, _ = found[int(said.split()[-1]) if said.split() else 0]
         shown = text if len(text) <= 80 else f"{text[:80]}…"
-        is_none = code == 1
+        problem = "is no regular expression there" if code == _NO_PATTERN else "takes too long on a name"
         raise InputError(
-            f"{shown!r} {'is no regular expression there' if is_none else 'takes too long on a name'}",
+            f"{shown!r} {problem}",
             at=f"{at}: {field}",
             fix="name the modules one by one, or write it without a repetition inside of a repetition",
         )

@@ -15,6 +15,7 @@ from adapter_folders import adapter_folder, refused
 
 from lorafold.adapters.folder import Adapter
 from lorafold.cli import main
+from lorafold.errors import SystemFault
 
 FOR_EVER = "([a-z_]+[a-z_.0-9]*)*!"
 # Quick on the names that the adapter holds, and slow on one of the base that it does not.
@@ -59,6 +60,16 @@ def test_patterns_that_are_long_and_quick_are_taken(tmp_path: Path) -> None:
 def test_what_is_no_pattern_in_its_place_is_refused(pattern: str, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "a", r=4, rank_pattern={pattern: 2})
     refused(lambda: Adapter.open(folder), "rank_pattern")
+
+
+def test_a_child_that_does_not_run_is_not_the_patterns_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = adapter_folder(tmp_path / "a", r=4, target_modules=".*(q_proj|v_proj)")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(SystemFault, match="tries an adapter's patterns does not run") as told:
+        Adapter.open(folder)
+    assert "memory is free" in str(told.value) and "\n" not in str(told.value)
 
 
 def test_the_names_of_the_base_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
