@@ -119,6 +119,7 @@ def load_weights(path: Path, vocab_only: bool = False, *, as_stored: bool = Fals
     # process as soon as a prompt is read (seen in llama-cpp-python 0.3.36 with Q4_1 and Q8_0 on a
     # Sapphire Rapids machine).
     parameters.use_extra_bufts = not (as_stored or has_matrix_units())
+    _said.clear()  # what was said of another attempt explains nothing of this one
     pointer = binding.llama_model_load_from_file(str(path).encode(), parameters)
     if not pointer:
         if fault := _refused_by_system(path):

@@ -263,6 +263,10 @@ def test_what_the_system_refuses_is_no_fault_of_the_file(tmp_path: Path) -> None
     (tmp_path / "b.gguf").symlink_to("a.gguf")
     with pytest.raises(SystemFault, match="its symbolic links lead in a circle"):
         load_weights(tmp_path / "a.gguf")
+    (tmp_path / "a.gguf").unlink()
+    (tmp_path / "a.gguf").write_bytes(b"hello" * 20)  # what was said before is not said of this one
+    with pytest.raises(InputError, match=r"llama\.cpp cannot load this model"):
+        load_weights(tmp_path / "a.gguf")
 
 
 def _write(path: Path, content: bytes) -> Path:
