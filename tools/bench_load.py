@@ -111,12 +111,17 @@ def lorafold(*arguments: object, settings: dict[str, str] | None = None, group: 
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"PYTHONPATH": str(REPOSITORY), **(settings or {})}
     command = [sys.executable, "-m", "lorafold", *map(str, arguments)]
-    if group is not None:  # the shell joins the group, and becomes the program
-        command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
+    if group is not None:
+        command = joining(group, command)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
+
+
+def joining(group: Path, command: list[str]) -> list[str]:
+    """A command line within a control group: the shell joins it, and becomes the program."""
+    return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
 
 
 @contextmanager

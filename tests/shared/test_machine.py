@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tool_modules import tool
 
 from lorafold.machine import cores, idle_cores, idle_time, memory_available
+
+bench_load = tool("bench_load.py")
 
 
 def test_idle_time_is_read_from_the_kernel(tmp_path: Path) -> None:
@@ -59,23 +63,13 @@ def test_a_containers_limit_is_what_is_available(version: int, tmp_path: Path) -
 
 @pytest.fixture
 def one_core() -> Iterator[Path]:
-    """A real control group with the time of one core."""
-    first_version = Path("/sys/fs/cgroup/cpu")
-    group = (first_version if first_version.is_dir() else Path("/sys/fs/cgroup")) / f"lorafold-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError:
-        pytest.skip("no right to make a control group")
-    try:
-        if (group / "cpu.cfs_quota_us").exists():
-            (group / "cpu.cfs_quota_us").write_text("100000")
-        elif (group / "cpu.max").exists():
-            (group / "cpu.max").write_text("100000 100000")
-        else:
-            pytest.skip("control groups do not limit processors here")
+    """A real control group with the time of one core, as the benchmark of load makes it."""
+    with ExitStack() as held:
+        try:
+            group = held.enter_context(bench_load.control_group(1.0))
+        except OSError as error:
+            pytest.skip(f"no control group can be made that limits processors: {error}")
         yield group
-    finally:
-        group.rmdir()
 
 
 @pytest.mark.skipif(cores() < 2, reason="one core is no limit here")
@@ -86,7 +80,6 @@ def test_a_quota_of_one_core_is_one_thread_everywhere(one_core: Path) -> None:
         "print(cores(), thread_count(0), s(), os.environ['OMP_NUM_THREADS'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    joined = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(one_core / "cgroup.procs")]
-    command = [*joined, sys.executable, "-c", asks]
+    command = bench_load.joining(one_core, [sys.executable, "-c", asks])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "None", "1"]
