@@ -33,9 +33,10 @@ def test_a_part_and_a_figure_are_replaced_and_nothing_else(tmp_path: Path) -> No
 def test_what_the_tools_write_has_its_place_on_the_page() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     for program in (REPOSITORY / "tools").rglob("*.py"):
-        written = re.findall(
-            r'write_part\([^,]+, "([^"]+)"|^FIGURE = "([^"]+)"', program.read_text(), re.MULTILINE
-        )
+        source = program.read_text()
+        written = re.findall(r'write_part\([^,]+, "([^"]+)"|^FIGURE = "([^"]+)"', source, re.MULTILINE)
+        writes = program.name != "page.py" and "write_figure(" in source
+        assert any(figure for _, figure in written) == writes, f"{program}: its figure is not found here"
         for part, figure in written:
             assert (f"<!-- part {part} -->" if part else f"| {figure} |") in text, (
                 f"{program}: {part}{figure}"
