@@ -26,8 +26,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from random_model import REPOSITORY, SHAPES, build_model
+
+if TYPE_CHECKING:
+    from lorafold.export import ExportConfig
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -102,13 +106,11 @@ def run(base: Path, adapter: Path, work: Path, options: argparse.Namespace) -> N
     print(f"peak memory {peak:,.0f} MB")
 
 
-def index_size(config: object) -> str:
+def index_size(config: ExportConfig) -> str:
     """What the search holds in memory, for each row that the adapter changes."""
-    from lorafold.export import ExportConfig
     from lorafold.export.inputs import open_inputs
     from lorafold.export.outputs.onto import plan_onto_output
 
-    assert isinstance(config, ExportConfig)
     search = plan_onto_output(open_inputs(config), config).source.found.search
     lines = search.lines.total
     held = search.largest_index + sum(found.lines.nbytes for found in search.maps.values())
@@ -124,11 +126,8 @@ def median(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return wall, processor
 
 
-def command(config: object) -> tuple[float, float]:
+def command(config: ExportConfig) -> tuple[float, float]:
     """Seconds of the export in a process of its own."""
-    from lorafold.export import ExportConfig
-
-    assert isinstance(config, ExportConfig)
     words = [sys.executable, "-m", "lorafold", "export", config.source]
     for flag in ("base", "onto", "out", "threads"):
         words += [f"--{flag}", str(getattr(config, flag))]
@@ -161,9 +160,8 @@ class Clock:
         return time.monotonic(), time.process_time() + spent.children_user + spent.children_system
 
 
-def floor(config: object) -> tuple[tuple[float, float], tuple[float, float]]:
+def floor(config: ExportConfig) -> tuple[tuple[float, float], tuple[float, float]]:
     """Seconds for the copy, and for what must be folded and quantized."""
-    from lorafold.export import ExportConfig
     from lorafold.export.gguf.writer import MAX_BLOCK_WEIGHTS, block_rows
     from lorafold.export.inputs import open_inputs
     from lorafold.export.outputs.onto import plan_onto_output
@@ -171,7 +169,7 @@ def floor(config: object) -> tuple[tuple[float, float], tuple[float, float]]:
     from lorafold.export.workers import work_off
     from lorafold.progress import silent
 
-    assert isinstance(config, ExportConfig) and config.onto is not None
+    assert config.onto is not None
     output = plan_onto_output(open_inputs(config), config)
     target = config.out.parent / "copy.gguf"
     with Clock() as copying:
