@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from hostile.all_targets import TARGETS
-from hostile.mutate import mutate
 from hostile.outcome import Broken, read_or_refused
 
 from lorafold.errors import InputError
@@ -34,7 +33,7 @@ def test_changed_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     target, dice = TARGETS[name], random.Random(20)
     parse, seeds = target.open(tmp_path), list(target.seeds())
     for _ in range(60):
-        read_or_refused(parse, mutate(dice.choice(seeds), target.form, dice, seeds))
+        read_or_refused(parse, target.changed(dice.choice(seeds), dice, seeds))
 
 
 def test_a_refusal_must_be_a_line() -> None:
