@@ -38,6 +38,7 @@ from lorafold.records.building import (
     prompt_and_completion,
     question_and_answer,
 )
+from lorafold.records.packed import kind_of
 from lorafold.records.preferences import refuse_preferences, refuse_unwanted
 from lorafold.records.spellings import FIELD_WORDS, respelled
 from lorafold.records.tools import DEFINED, defines, linked, read_tools
@@ -163,11 +164,11 @@ def _renaming(fields: Mapping[str, Any], place: str) -> str:
     """What to do with a record whose fields nobody knows."""
     if {"role", "from"} & set(fields) and {"content", "value"} & set(fields):
         return 'this is a turn alone: write {"messages": [turns]} as a record'
-    file = place.rpartition(":")[0]
-    if not file.removesuffix(".gz").endswith((".csv", ".tsv")) or not 1 <= len(fields) <= 3:
+    kind, _ = kind_of(place.rpartition(":")[0])
+    if kind not in (".csv", ".tsv") or not 1 <= len(fields) <= 3:
         return "rename the fields"
     header = ("text", "question,answer", "instruction,input,output")[len(fields) - 1]
-    if ".tsv" in file:
+    if kind == ".tsv":
         header = header.replace(",", "\t")
     above = f"write this line above it: {header}"
     if any(_is_said(name) for name in fields):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,9 @@ TABLES = {
         "rename the columns; if the first line is no header, .*question,answer",
     ),
     "d.tsv": ("hi\thello\tx\n1\t2\t3\n", "above it: instruction\tinput\toutput"),
+    "a.tsv.csv": ("hi,hello\nbye,farewell\n", "above it: question,answer"),
+    "A.CSV": ("hi,hello\nbye,farewell\n", "above it: question,answer"),
+    "a.csv.xz": ("hi,hello\nbye,farewell\n", "above it: question,answer"),
     "e.csv": ("w,x,y,z\n1,2,3,4\n", "fix: rename the fields"),
 }
 
@@ -271,6 +275,7 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_without_a_header_is_told_the_line_that_it_needs(name: str, tmp_path: Path) -> None:
     text, message = TABLES[name]
-    (tmp_path / name).write_text(text + text)
+    content = (text + text).encode()
+    (tmp_path / name).write_bytes(lzma.compress(content) if name.endswith(".xz") else content)
     with pytest.raises(InputError, match=message):
         load_data([str(tmp_path / name)])
