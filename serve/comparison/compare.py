@@ -26,7 +26,7 @@ from lorafold.serve.answers import Request, answer_all, seeded
 from lorafold.serve.comparison.journal import Journal
 from lorafold.serve.comparison.questions import Prompt, read_prompts
 from lorafold.serve.comparison.report import RENDERERS
-from lorafold.serve.comparison.result import CompareResult
+from lorafold.serve.comparison.result import CompareResult, counted
 from lorafold.serve.config import CompareConfig, noise_note, sampling_of
 from lorafold.serve.conversation import Answer, utf8
 from lorafold.serve.engines.open import opened
@@ -85,7 +85,7 @@ def compare(config: CompareConfig, progress: Progress = silent) -> CompareResult
             result.saved.append(path)
         failed = sum(row.failed for row in result.rows)
         if failed and place:
-            result.notes.append(f"with --force the same command asks {_questions(failed)} that failed again")
+            result.notes.append(f"with --force the same command asks {counted(failed)} that failed again")
         else:
             journal.remove()
     return result
@@ -116,7 +116,7 @@ def _ask(
     resumed = len(journal.rows)
     notes = [*filter(None, [noise_note(sampling_of(config))]), *_notes(engines, prompts)]
     if resumed:
-        again = f"; {_questions(journal.failed)} that failed asked again" if journal.failed else ""
+        again = f"; {counted(journal.failed)} that failed asked again" if journal.failed else ""
         notes.append(f"{resumed * len(engines)} answers taken over from an earlier run{again}")
     begin = time.monotonic()
     try:
@@ -143,12 +143,8 @@ def _notes(engines: Sequence[Engine], prompts: Sequence[Prompt]) -> list[str]:
     removed = [prompt.removed for prompt in prompts if prompt.removed]
     if removed:
         characters = f"{sum(removed)} control character{'s' * (sum(removed) != 1)}"
-        notes.append(f"{characters} taken out of {_questions(len(removed))}")
+        notes.append(f"{characters} taken out of {counted(len(removed))}")
     return notes
-
-
-def _questions(count: int) -> str:
-    return f"{count} question{'s' * (count != 1)}"
 
 
 def _where_it_goes_on(rows: Mapping[int, QuestionRow], count: int) -> str:
@@ -156,8 +152,8 @@ def _where_it_goes_on(rows: Mapping[int, QuestionRow], count: int) -> str:
     if following is None:
         return "all questions are asked; the same command writes the output"
     failed = sum(row.failed for row in rows.values())
-    again = f" and asks {_questions(failed)} that failed again" if failed else ""
-    told = f"{len(rows)} of {_questions(count)} asked"
+    again = f" and asks {counted(failed)} that failed again" if failed else ""
+    told = f"{len(rows)} of {counted(count)} asked"
     return f"{told}; the same command goes on at question {following + 1}{again}"
 
 

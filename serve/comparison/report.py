@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafold.console import sanitize
+from lorafold.serve.comparison.result import CompareResult, counted
 from lorafold.serve.conversation import LETTERS
 
 if TYPE_CHECKING:
-    from lorafold.serve.comparison.result import CompareResult
     from lorafold.serve.rows import ModelCard
 
 HERE = Path(__file__).parent
@@ -45,9 +45,8 @@ def as_markdown(result: CompareResult) -> str:
     lines = [f"# {_inline(title_of([card.name for card in result.models]))}", ""]
     lines += [_model_line(letter, card) for letter, card in zip(LETTERS, result.models, strict=False)]
     settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
-    count = f"{len(result.rows)} question{'s' * (len(result.rows) != 1)}"
     made = f"{result.day}, lorafold {result.version}"
-    lines += ["", f"{count} from {_inline(result.prompts)}; {settings}. {made}."]
+    lines += ["", f"{counted(len(result.rows))} from {_inline(result.prompts)}; {settings}. {made}."]
     for number, row in enumerate(result.rows, 1):
         lines += ["", f"## {number}. {_inline(row.question)}"]
         for letter, card, answer in zip(LETTERS, result.models, row.answers, strict=False):

@@ -15,6 +15,11 @@ from lorafold.version import __version__
 _SHOWN = 300  # characters of a question or an answer where a result is printed
 
 
+def counted(count: int) -> str:
+    """So many questions, in words."""
+    return f"{count} question{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True, slots=True)
 class CompareResult:
     """A comparison.
@@ -51,7 +56,7 @@ class CompareResult:
 
     def _lines(self) -> list[tuple[str, str]]:
         """Labels and texts: each question with its answers, each cut to a line's length."""
-        lines = [("compared", f"{len(self.rows)} questions in {self.seconds:.1f} s")]
+        lines = [("compared", f"{counted(len(self.rows))} in {self.seconds:.1f} s")]
         for cells in self.table:
             lines += zip(self.columns, (in_one_line(cell, _SHOWN) for cell in cells), strict=True)
         lines += [("saved", str(path)) for path in self.saved]

@@ -62,6 +62,9 @@ def test_a_printed_result_shows_the_beginning_of_each_text() -> None:
     rows = [QuestionRow(question, [], None, []) for question in asked]
     said = str(CompareResult([], rows, {}, "q.txt", 1.0, 0, [])).splitlines()
     assert said[1] == "question  " + "灯塔" * 149 + "灯…"
+    assert said[0].endswith("2 questions in 1.0 s")
+    alone = str(CompareResult([], rows[:1], {}, "q.txt", 1.0, 0, []))
+    assert alone.startswith("compared  1 question in 1.0 s\n")
     assert said[2].endswith("two") and "\x1b" not in said[2] and "\x07" not in said[2]
 
 
