@@ -74,7 +74,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_python(page: str, tmp_path: Path) -> None:
     home = shutil.copytree(material(), tmp_path / "home")
     shutil.rmtree(home / "my-gguf")
