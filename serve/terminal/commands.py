@@ -124,11 +124,15 @@ def set_(state: ChatState, argument: str) -> None:
 
 def _set_context(state: ChatState, text: str) -> None:
     """Another context for models that take one while they run, which are Ollama's."""
-    engines = state.talk.engines
     if not text:
         return
-    if not text.isascii() or not text.isdigit() or not int(text):
+    try:
+        context = int(text) if text.isascii() and text.isdigit() else 0
+    except ValueError:  # Python reads no more than 4,300 digits
+        context = 0
+    if not context:
         raise UsageError(f"context takes a whole number above 0, got {text!r}", fix="/set context NUMBER")
+    engines = state.talk.engines
     able = [engine for engine in engines if isinstance(engine, Resizable)]
     if not able:
         raise UsageError(
@@ -136,10 +140,10 @@ def _set_context(state: ChatState, text: str) -> None:
             fix="start again with --context NUMBER",
         )
     for engine in able:
-        engine.resize(int(text))
+        engine.resize(context)
     rest = len(engines) - len(able)
     kept = f"; {rest} of {len(engines)} models keep the one that they were loaded with" if rest else ""
-    state.tell(f"context {int(text):,} from the next answer on{kept}")
+    state.tell(f"context {context:,} from the next answer on{kept}")
 
 
 def _number(name: str, text: str) -> Any:

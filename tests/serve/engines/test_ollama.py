@@ -286,6 +286,7 @@ def test_ollama_beside_another_server_at_a_terminal(tmp_path: Path) -> None:
         assert (
             "context 2,048 from the next answer on; 1 of 2 models keep the one that they were loaded" in said
         )
+        assert "fix: /set context NUMBER" in talk.ask("/set context " + "9" * 4301)  # more than int() reads
         assert "context takes a whole number above 0, got '0'; fix: /set context NUMBER" in talk.ask(
             "/set context 0"
         )
