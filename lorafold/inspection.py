@@ -167,18 +167,18 @@ def _adapter(folder: Path) -> Lines:
 
 def _base(folder: Path) -> Lines:
     config = read_config(folder)
-    checkpoint = Checkpoint.open(folder)
-    types = Counter(info.dtype for info in checkpoint.tensors.values())
-    size = sum(info.nbytes for info in checkpoint.tensors.values())
-    tensors, packed = checkpoint.tensors, list[tuple[str, str]]()
+    packed, base = list[tuple[str, str]](), None
     try:
         base = open_base(folder, config)
     except InputError as error:
         packed.append(("packed", f"not readable: {error.problem}"))
-    else:
-        tensors = base.tensors
-        if isinstance(base, PackedCheckpoint):
-            packed.append(("packed", f"{base.words}: {len(base.packed)} tensors"))
+    if isinstance(base, PackedCheckpoint):
+        packed.append(("packed", f"{base.words}: {len(base.packed)} tensors"))
+    # Damaged files raise here what they raised above.
+    stored = base if isinstance(base, Checkpoint) else Checkpoint.open(folder)
+    types = Counter(info.dtype for info in stored.tensors.values())
+    size = sum(info.nbytes for info in stored.tensors.values())
+    tensors = stored.tensors if base is None else base.tensors
     weights = sum(math.prod(info.shape) for info in tensors.values())
     return [
         ("model folder", str(folder)),
