@@ -127,7 +127,9 @@ def meant(word: str, names: Collection[str]) -> str | None:
     hits = [by_name[name] for name in SYNONYMS.get(plain, ()) if name in by_name]
     if not hits:
         words = [name for name in (*by_name, *SYNONYMS) if len(name) > 2]
-        near = difflib.get_close_matches(plain, words, 1, NEAR)
+        # Letters in another order count for little with difflib: "bsae" is 0.75 of "base".
+        swapped = [name for name in words if sorted(name) == sorted(plain)]
+        near = swapped or difflib.get_close_matches(plain, words, 1, NEAR)
         hits = [by_name[n] for name in near for n in (name, *SYNONYMS.get(name, ())) if n in by_name][:1]
     return f"here it is {' or '.join(hits)}" if hits else None
 

@@ -124,6 +124,8 @@ def test_the_hint_for_a_word_of_another_program(
 def test_far_neighbours_are_not_suggested() -> None:
     """`--lr` once led to `--r`, which changes the rank."""
     assert meant("--zr", ["--r", "--lora-alpha"]) is None
+    assert meant("--bsae", ["--base", "--name"]) == "here it is --base"  # two letters changed places
+    assert meant("--bass", ["--base", "--name"]) is None
     assert meant("--model", ["--method", "--base"]) == "here it is --base"
 
 
