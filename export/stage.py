@@ -52,7 +52,7 @@ class ExportResult:
         notes: what the user should know.
         next_steps: label and command of what one would do now.
         survival: what is left of the adapters' change, by model and tensor.
-        told: the same as label and text.
+        told: which types were chosen by measurement, and what survives, as label and text.
     """
 
     folder: Path
@@ -132,7 +132,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     with new_folder(config.out, force=config.force) as staging:
         survey = output.survey()
         written = output.write(staging, progress, survey)
-        survival = Findings.of(survey, config)
+        chosen = output if isinstance(output, GgufOutput | OntoOutput) else None
+        raised = chosen.measured.raised_in(chosen.plan.files) if chosen else {}
+        survival = Findings.of(survey, config, raised=raised)
         clock.lap("write")
         proof = _prove(output, staging, progress) if config.verify else Proof((_LEFT_OUT,))
         clock.lap("prove")
@@ -166,7 +168,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         notes=tuple(output.notes),
         next_steps=tuple(_next_steps(output, config)),
         survival=survival.found,
-        told=tuple(survival.lines()),
+        told=(*(chosen.measured.describe(chosen.plan.files) if chosen else ()), *survival.lines()),
     )
 
 

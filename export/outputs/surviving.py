@@ -160,6 +160,10 @@ class MeasuredTypes:
         chosen = [one for one in self.fitted.values() if one.tried]
         return {file.name: replace(one, recipe=file.recipe) for file in files if file.first for one in chosen}
 
+    def raised_in(self, files: Sequence[GgufFile]) -> dict[str, Sequence[Raised]]:
+        """What `--keep-delta` raised, by the name of the file."""
+        return {file.joined or file.name: self.raised.get(file.recipe, ()) for file in files if file.first}
+
     def describe(self, files: Sequence[GgufFile]) -> Iterator[tuple[str, str]]:
         """What was raised in each model, and what that costs."""
         for file in files:

@@ -13,20 +13,27 @@ from lorafold.pages.page import as_text, html_page, notes_in
 
 _SURVIVAL = """\
 A fine-tune changes each weight by very little, often by less than one step of the file's number format.
-The picture shows, for each layer and each kind of weight, how much of that change is still there after
-the numbers were rounded. Where it is low, what was trained is lost. Above 100% it overshoots: a weight that
-the change moves over the middle between two steps goes a whole step. The rounding error itself may be many
-times larger: it points in no direction, so it disturbs little."""
+The picture shows how much of that change is still there after the numbers were rounded. A column is one of
+the model's layers, through which a text passes one after the other; a row is one kind of weights in them
+(attn: by which words look at each other; ffn: what is made of what they saw). Where it is low, what was
+trained is lost. Above 100% it overshoots: a weight that the change moves over the middle between two steps
+goes a whole step. The rounding error itself may be many times larger: it points in no direction, so it
+disturbs little."""
+_LEGEND = "<p class='legend'>nothing is left <i></i> all is there; columns are layers</p>"
+_RAISED = """\
+As the recipe has it, {of} would not keep enough of the change ({types}). This is what they would look like,
+and they were given larger types instead; the next picture is the file's."""
 _KL = """\
 At each word the model gives every possible next word a probability. KL says how far the file's
 probabilities are from those of the base with the adapter, before anything was rounded: 0 means the same
-model. The bar of the adapter says how far the adapter moved the base. If the other bars are short beside
-it, the fine-tune is well kept."""
+model, and 0.03 means that the words which the unrounded model would say get 3% less probability, on average.
+The bar of the adapter says how far the adapter moved the base. If the other bars are short beside it, the
+fine-tune is well kept."""
 
 _GREEDY = """\
 Both take the likeliest word each time. Where the last two columns are empty, they never said different
-things. Where they part, both words were nearly as likely to the model, unless the file is a poor one."""
-
+things. Where they part, both words were nearly as likely to the model, unless the file is a poor one. A mark
+like &lt;|im_end|&gt; is the end of an answer."""
 
 _TRIED = """\
 A file is a mixture: some parts of the model need more bits than others. Each point is a mixture that was
@@ -77,6 +84,9 @@ def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterato
         share = whole["share"] if lost else min(whole["share"], 1.0)
         yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{share:.0%}</b>"
         yield f"of what was trained is in {as_text(model)}; {_worst(lost, whole)}</div>"
+    for model, figures in _logits(facts["proof"]).items():
+        yield f"<div class='tile'><b>{figures['top-1 agreement']:.0%}</b>of the time {as_text(model)} would "
+        yield "say the same next word as the unrounded model</div>"
     total = _size(sum(size for _, size in made))
     files = f"{len(made)} file" + ("s" if len(made) != 1 else "")
     yield f"<div class='tile'><b>{total}</b>in {files}</div></section>"
@@ -99,19 +109,37 @@ def _survival(survival: Mapping[str, Any]) -> Iterator[str]:
         yield f"({grid['tensors']} of {grid['of']} tensors). That is where a change is lost most easily.</p>"
     for model, whole in survival["models"].items():
         kinds = ", ".join(dict.fromkeys(one["type"] for one in whole["tensors"]))
-        yield f"<h3>{as_text(model)}</h3><div class='panel'>{survival_map(whole['tensors'])}"
-        yield "<p class='legend'>nothing is left <i></i> all is there; columns are layers</p>"
+        yield from _before_raising(model, whole)
+        yield f"<h3>{as_text(model)}</h3><div class='panel'>{survival_map(whole['tensors'])}{_LEGEND}"
         yield f"<p class='soft'>Types: {as_text(kinds)}. "
         yield f"The rounding error is {whole['error']:.2g} times the change."
         yield f"{'' if whole['exact'] else ' Measured on some rows of each tensor.'}</p></div>"
 
 
-def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _before_raising(model: str, whole: Mapping[str, Any]) -> Iterator[str]:
+    """What `--keep-delta` was asked to prevent, if it raised anything."""
+    if not (raised := {one["tensor"]: one for one in whole.get("before it was raised") or ()}):
+        return
+    of = f"{len(raised)} tensor" + ("s" if len(raised) != 1 else "")
+    types = ", ".join(dict.fromkeys(one["type"] for one in raised.values()))
+    tensors = [raised.get(one["tensor"], one) for one in whole["tensors"]]
+    yield f"<h3>{as_text(model)}, if nothing were done</h3><p>{_RAISED.format(of=of, types=as_text(types))}"
+    yield f"</p><div class='panel'>{survival_map(tensors)}{_LEGEND}</div>"
+
+
+def _logits(proof: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The figures of the answers, by file."""
     found = {check["name"].removeprefix("logits "): check["figures"] for check in proof}
-    losses = {name: one["mean KL"] for name, one in found.items() if "mean KL" in one}
+    return {name: figures for name, figures in found.items() if "mean KL" in figures}
+
+
+def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    found = _logits(proof)
+    losses = {name: one["mean KL"] for name, one in found.items()}
     if not losses:
         return
-    effect = next((one["KL of the adapter"] for one in found.values() if "KL of the adapter" in one), None)
+    told = (check["figures"].get("KL of the adapter") for check in proof)
+    effect = next((each for each in told if each is not None), None)
     rows = [(name, float(loss), f"{loss:.4f}") for name, loss in losses.items()]
     if effect is not None:
         rows.insert(0, ("the adapter's effect", float(effect), f"{effect:.4f}"))
@@ -119,13 +147,15 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for name in losses:
         if positions := found[name].get("KL by position"):
             yield f"<h3>{as_text(name)}, word by word</h3><div class='panel'>"
-            yield f"{curve(positions, 'token of the answer')}</div>"
+            yield f"{curve(positions, 'token of the answer', 'mean KL in nats')}</div>"
         if answers := found[name].get("greedy answers"):
             yield f"<h3>{as_text(name)}, answer by answer</h3><p>{_GREEDY}</p><div class='panel'><table>"
             yield "<tr><th>both say</th><th>then base + adapter</th><th>then the file</th></tr>"
             for one in answers:
                 goes_on = [one["the reference goes on"], one["the file goes on"]]
-                cells = [one["both say"], *("" if each is None else f"{each} …" for each in goes_on)]
+                at_once = "" if one["the file goes on"] is None else "(they differ at once)"
+                both = one["both say"] or at_once
+                cells = [both, *("" if each is None else f"{each} …" for each in goes_on)]
                 yield "<tr>" + "".join(f"<td>{as_text(cell)}</td>" for cell in cells) + "</tr>"
             yield "</table></div>"
 
@@ -137,8 +167,8 @@ def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:
         if tried:
             yield f"<h2>What was tried for {as_text(name)}</h2><p>{_TRIED}</p><div class='panel'>"
             yield f"{points(tried, 'size in MB', 'mean KL in nats')}"
-            yield f"<p class='soft'>Measured on {as_text(mixture['why'])}, on chats that nothing was learnt "
-            yield "from.</p></div>"
+            yield "<p class='soft'>Measured on chats that nothing was learnt from: "
+            yield f"{as_text(mixture['why'])}.</p></div>"
 
 
 def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:

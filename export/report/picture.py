@@ -75,8 +75,14 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def curve(values: Sequence[float], label: str) -> str:
-    """Values one after the other, from 0 up, with the largest written beside the axis."""
+def curve(values: Sequence[float], across: str, up: str) -> str:
+    """Values one after the other, from 0 up, with the largest written beside the axis.
+
+    Args:
+        values: the heights.
+        across: what they stand for.
+        up: what they are, with their unit.
+    """
     most = max(values, default=0.0) or 1.0
     step = 560 / max(len(values) - 1, 1)
     points = " ".join(
@@ -88,12 +94,13 @@ def curve(values: Sequence[float], label: str) -> str:
         '<text x="52" y="114" text-anchor="end">0</text>'
         f'<polyline class="line" points="{points}"/>'
         f'<text x="60" y="132">1</text><text x="620" y="132" text-anchor="end">{len(values)}</text>'
-        f'<text x="340" y="132" text-anchor="middle">{escape(label)}</text></svg>'
+        f'<text x="66" y="14">{escape(up)}</text>'
+        f'<text x="340" y="132" text-anchor="middle">{escape(across)}</text></svg>'
     )
 
 
 def points(tried: Sequence[tuple[str, float, float]], across: str, up: str) -> str:
-    """Named points, from 0 up and from the least to the largest across.
+    """Named points, from 0 up and from the least to the largest across, or a tenth of it around one place.
 
     Args:
         tried: name, place across, and height of each.
@@ -101,7 +108,8 @@ def points(tried: Sequence[tuple[str, float, float]], across: str, up: str) -> s
         up: what the heights are, with their unit.
     """
     places, heights = [each[1] for each in tried], [each[2] for each in tried]
-    left, wide = min(places), (max(places) - min(places)) or 1.0
+    wide = max(max(places) - min(places), max(places) / 10) or 1.0
+    left = (min(places) + max(places) - wide) / 2
     high = max(heights) or 1.0
     parts = [
         '<svg viewBox="0 0 640 260" role="img"><path class="axis" d="M60 15V220H625"/>',

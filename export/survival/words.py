@@ -72,6 +72,7 @@ class Findings:
         safe: the share that is furthest off 1 on that grid, by type; empty if it was not measured.
         unmeasured: changed tensors that cannot be compared with the base's.
         cure: what helps if too little survives.
+        raised: what `--keep-delta` raised, by model.
     """
 
     found: _Found = field(default_factory=dict)
@@ -79,15 +80,21 @@ class Findings:
     safe: Mapping[Type, float] = field(default_factory=dict)
     unmeasured: Sequence[str] = ()
     cure: str = ""
+    raised: Mapping[str, Sequence[Raised]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, survey: Survey | None, config: ExportConfig, safe: Mapping[Type, float] | None = None
+        cls,
+        survey: Survey | None,
+        config: ExportConfig,
+        safe: Mapping[Type, float] | None = None,
+        raised: Mapping[str, Sequence[Raised]] | None = None,
     ) -> Findings:
         """The findings of a survey that was taken; empty ones of None."""
         if survey is None:
             return cls()
-        return cls(survey.found(), survey.grid(), safe or {}, survey.unmeasured, cure_for(config))
+        cure = cure_for(config)
+        return cls(survey.found(), survey.grid(), safe or {}, survey.unmeasured, cure, raised or {})
 
     def lines(self) -> Lines:
         """Label and text."""
@@ -100,7 +107,11 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         models = {
-            model: {**asdict(whole), "tensors": [asdict(one) for one in each]}
+            model: {
+                **asdict(whole),
+                "tensors": [asdict(one) for one in each],
+                "before it was raised": [asdict(one.survived) for one in self.raised.get(model, ())],
+            }
             for model, each in self.found.items()
             if (whole := together(each)) is not None
         }

@@ -69,6 +69,7 @@ def facts(**changes: Any) -> dict[str, Any]:
                 "meaning": "near",
                 "figures": {
                     "mean KL": 0.02,
+                    "top-1 agreement": 0.914,
                     "KL by position": [0.01, 0.03, 0.02],
                     "greedy answers": [
                         {
@@ -107,6 +108,7 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
         "0.0200",
         "2.5000",
         "word by word",
+        "<b>91%</b>of the time m.gguf would say the same next word",
         "<td> an …</td><td> the …</td>",
         "<td>Yes</td><td></td><td></td>",
     ):
@@ -135,9 +137,9 @@ def test_pictures_are_wellformed_and_to_scale() -> None:
     drawn = ElementTree.fromstring(bars([("a", 1, ""), ("b", 4, "")]))
     lengths = [float(rect.get("width", 0)) for rect in drawn.iter("rect")]
     assert lengths[1] == pytest.approx(4 * lengths[0])
-    line = ElementTree.fromstring(curve([1.0, 2.0, 0.0], "x")).find("polyline")
+    line = ElementTree.fromstring(curve([1.0, 2.0, 0.0], "x", "y")).find("polyline")
     assert line is not None and line.get("points", "").split() == ["60.0,65.0", "340.0,20.0", "620.0,110.0"]
-    for empty in (survival_map([]), bars([]), curve([], "")):
+    for empty in (survival_map([]), bars([]), curve([], "", "")):
         ElementTree.fromstring(empty)
 
 
@@ -186,6 +188,31 @@ def test_what_was_tried_lies_at_its_size_and_distance() -> None:
     assert places == [(85.0, 25.0), (525.0, 220 - 190 / 4 - 5)]
     assert [each.text for each in drawn.iter("text")][-2:] == ["a", "b & c"]
     assert [each[0].text for each in drawn.iter("rect")] == ["a: 10, 0.0400", "b & c: 20, 0.0100"]
+
+
+def test_mixtures_of_one_size_do_not_fill_the_axis() -> None:
+    """A few bytes between two mixtures are no reason to draw them at both ends."""
+    drawn = ElementTree.fromstring(points([("a", 100.0, 0.04), ("b", 100.01, 0.02)], "size", "KL"))
+    assert [float(each.get("x", "")) for each in drawn.iter("rect")] == pytest.approx([305, 305], abs=1)
+    assert {"95", "105"} <= {each.text for each in drawn.iter("text")}
+
+
+def test_before_and_after_protection() -> None:
+    whole = {"share": 0.99, "uncertainty": 0.0, "error": 2.0, "count": 2, "exact": True}
+    tensors = [survival(1.0), {**survival(0.98, "blk.1.ffn_up.weight"), "type": "Q5_0"}]
+    models = {
+        "m.gguf": {
+            **whole,
+            "tensors": tensors,
+            "before it was raised": [survival(0.1, "blk.1.ffn_up.weight")],
+        }
+    }
+    text = export_page(facts(survival={"models": models, "grid": None}), [], [])
+    before, after = text.index("m.gguf, if nothing were done"), text.index("<h3>m.gguf</h3>")
+    assert before < text.index("blk.1.ffn_up.weight, Q4_K: 10.0% survives") < after
+    assert after < text.index("blk.1.ffn_up.weight, Q5_0: 98.0% survives")
+    assert "1 tensor would not keep enough of the change (Q4_K)" in text
+    assert "if nothing were done" not in export_page(facts(), [], [])
 
 
 def test_a_mixture_that_was_not_measured_has_no_picture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,13 @@ def test_what_falls_short_is_raised_and_nothing_else(grid: Path, adapter: Path, 
     lost = found_in(tmp_path / "plain", "m-Q4_K_S.gguf")
     short = {name for name, each in lost.items() if not 0.9 <= each["share"] <= 1.1}
     assert short and min(each["share"] for each in lost.values()) < 0.5
-    export(tuned_config(adapter, grid, tmp_path / "kept", quant="Q4_K_S", keep_delta=0.9))
+    made = export(tuned_config(adapter, grid, tmp_path / "kept", quant="Q4_K_S", keep_delta=0.9))
+    assert dict(made.lines())["raised"].startswith(f"{len(short)} tensors of m-Q4_K_S.gguf, to keep 90%")
     kept = found_in(tmp_path / "kept", "m-Q4_K_S.gguf")
+    model = json.loads((tmp_path / "kept/lorafold.json").read_text())["survival"]["models"]["m-Q4_K_S.gguf"]
+    was = {one["tensor"]: one for one in model["before it was raised"]}
+    assert was.keys() == short
+    assert all(one["share"] == pytest.approx(lost[name]["share"]) for name, one in was.items())
     assert all(0.9 <= each["share"] <= 1.1 and each["rows"] == each["of"] for each in kept.values())
     before, after = (types_in(tmp_path / place / "m-Q4_K_S.gguf") for place in ("plain", "kept"))
     assert {name for name in before if before[name] != after[name]} == short
