@@ -1,20 +1,23 @@
 """Regular expressions in an adapter's configuration: PEFT's forms of them, and a trial of a stranger's.
 
 Python's engine tries one way through a text after the other, and for some patterns (`(a+)+b`) there are more
-ways than anybody can wait for. So what repeats anything is tried in a child first, on the very names that it
+ways than anybody can wait for. So what leaves a choice is tried in a child first, on the very names that it
 will be asked about and with a limit of processor time; what ends there ends here too.
 """
 
 from __future__ import annotations
 
-import json
+import atexit
+import os
 import re
-import subprocess
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorafold.child import Child
 from lorafold.errors import InputError, SystemFault
 
 ENDS = r"(.*\.)?({})$"
@@ -32,10 +35,23 @@ _FORMS = {
 }
 _WHOLE = ("target_modules", "exclude_modules", "feedforward_modules")
 FIELDS = (*_WHOLE, *_FORMS)
-_REPEATS = re.compile(r"[*+{]")
+_CHOICES = re.compile(r"[*+?{|]")  # `.?.?.?…` and `(a|a)(a|a)…` have as many ways as `(a+)+`
 _SECONDS = 2  # of processor time, for all patterns of an adapter
-_NO_PATTERN = 3  # the child's status at one that Python does not take
 _WALL_SECONDS = 60.0  # a machine may be busy
+
+_lock = threading.Lock()
+_child: Child | None = None
+
+
+def _drop_child() -> None:
+    global _child
+    child, _child = _child, None
+    if child is not None:
+        child.stop()
+
+
+atexit.register(_drop_child)
+os.register_at_fork(after_in_child=lambda: globals().__setitem__("_lock", threading.Lock()))
 
 
 def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> None:
@@ -50,34 +66,52 @@ def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> N
         InputError: one takes for ever, or is no regular expression in the place where PEFT puts it.
         SystemFault: the child does not run.
     """
-    found = [entry for entry in _patterns(fields) if _REPEATS.search(entry[1])]
+    found = [entry for entry in _patterns(fields) if _CHOICES.search(entry[1])]
     if not found:
         return
     patterns = [(form.format(text), form == "{}") for _, text, form in found]
-    task = {"seconds": _SECONDS, "patterns": patterns, "names": sorted(set(names))}
-    child = [sys.executable, "-I", str(Path(__file__).with_name("pattern_trial.py"))]
-    try:
-        tried = subprocess.run(
-            child, input=json.dumps(task), capture_output=True, text=True, timeout=_WALL_SECONDS
-        )
-        code, said = tried.returncode, tried.stdout
-    except subprocess.TimeoutExpired as error:
-        code, said = -1, (error.stdout or b"").decode()
-    if code > 0 and code != _NO_PATTERN:
-        raise SystemFault(
-            "the process that tries an adapter's patterns does not run",
-            at=at,
-            fix=f"check that `{sys.executable} -c 'import json'` works and that memory is free",
-        )
-    if code:
-        field, text, _ = found[int(said.split()[-1]) if said.split() else 0]
+    tried, problem = _tried({"seconds": _SECONDS, "patterns": patterns, "names": sorted(set(names))}, at)
+    if problem:
+        field, text, _ = found[tried]
         shown = text if len(text) <= 80 else f"{text[:80]}…"
-        problem = "is no regular expression there" if code == _NO_PATTERN else "takes too long on a name"
         raise InputError(
             f"{shown!r} {problem}",
             at=f"{at}: {field}",
             fix="name the modules one by one, or write it without a repetition inside of a repetition",
         )
+
+
+def _tried(task: Mapping[str, Any], at: Path) -> tuple[int, str]:
+    """How many patterns of a task passed, and what is wrong with the next one, if any is."""
+    global _child
+    with _lock:
+        words = [sys.executable, "-I", str(Path(__file__).with_name("pattern_trial.py"))]
+        if _child is not None and (_child.words != words or not _child.usable):
+            _drop_child()
+        try:
+            if _child is None:
+                _child = Child(words)
+            _child.send(task)
+            for number in range(len(task["patterns"])):
+                if (answer := _child.receive(_WALL_SECONDS)) is None:
+                    if _child.ended() not in (-signal.SIGPROF, None):
+                        raise _not_running(at)
+                    _drop_child()
+                    return number, "takes too long on a name"
+                if not answer["fits"]:
+                    return number, "is no regular expression there"
+        except BaseException:
+            _drop_child()  # its pipes may hold answers that nobody will read
+            raise
+    return len(task["patterns"]), ""
+
+
+def _not_running(at: Path) -> SystemFault:
+    return SystemFault(
+        "the process that tries an adapter's patterns does not run",
+        at=at,
+        fix=f"check that `{sys.executable} -c 'import json'` works and that memory is free",
+    )
 
 
 def _patterns(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -11,20 +11,16 @@ rendering costs a tenth of a millisecond above Jinja's own time.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
-import select
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorafold.child import Child
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
 
 SECONDS = 2.0  # processor time of one rendering
@@ -68,23 +64,15 @@ class Refusal:
     lost: tuple[str, ...] = ()
 
 
-class _Worker:
-    """The child process and the two pipes to it."""
+class _Worker(Child):
+    """The child that renders."""
 
     def __init__(self) -> None:
         keep = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TZ", "PYTHONHOME", "VIRTUAL_ENV")
         variables = {name: os.environ[name] for name in keep if name in os.environ}
         variables |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
         script = str(Path(__file__).with_name("sandbox_worker.py"))
-        self.pid = os.getpid()
-        self.process = subprocess.Popen(
-            [sys.executable, script, str(SECONDS), str(MEMORY)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=variables,
-        )
-        self.buffer = b""
+        super().__init__([sys.executable, script, str(SECONDS), str(MEMORY)], variables)
         self.ready = False
 
     def await_ready(self) -> None:
@@ -100,47 +88,9 @@ class _Worker:
             )
         self.ready = True
 
-    def send(self, request: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        try:
-            body = json.dumps(request).encode()
-            self.process.stdin.write(b"%d\n" % len(body))
-            self.process.stdin.write(body)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: receive() says so
-
-    def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next answer, or None if the worker is gone or silent for too long."""
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        pipe, pieces = self.process.stdout.fileno(), [self.buffer]
-        while b"\n" not in pieces[-1]:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-            piece = os.read(pipe, 1 << 16) if ready else b""
-            if not piece:
-                return None
-            pieces.append(piece)
-        line, _, self.buffer = b"".join(pieces).partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
     def was_killed(self) -> bool:
         """Whether something else than its own limits ended it: the kernel does, if memory ends."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(1.0)
-        return self.process.returncode == -signal.SIGKILL
-
-    def stop(self) -> None:
-        if self.pid == os.getpid():  # a fork's copy of this object owns no process
-            self.process.kill()
-            self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except OSError:
-                pass
+        return self.ended() == -signal.SIGKILL
 
 
 _lock = threading.Lock()
@@ -188,7 +138,7 @@ def render_many(
     global _worker
     answers: list[str | Refusal] = []
     with _lock:
-        if _worker is not None and (_worker.pid != os.getpid() or _worker.process.poll() is not None):
+        if _worker is not None and not _worker.usable:
             _drop_worker()
         try:
             for start in range(0, len(jobs), _BATCH):

@@ -18,29 +18,33 @@ def fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memoryview]
     Raises:
         ValueError: the message is damaged.
     """
-    view, at = memoryview(message), 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while at < len(view) and shift < 64:
-            byte = view[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-        raise ValueError(f"a number has no end at byte {at:,}")
-
-    while at < len(view):
-        number, wire = divmod(varint(), 8)
+    view, data, at = memoryview(message), bytes(message), 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
         if wire == 0:
-            yield number, varint()
+            value, at = _varint(data, at)
+            yield number, value
             continue
         if wire != 2 and wire not in _FIXED:
             raise ValueError(f"field {number} has the wire type {wire}")
-        size = varint() if wire == 2 else _FIXED[wire]
-        if size > len(view) - at:
-            raise ValueError(f"field {number} takes {size:,} bytes at {at:,} of {len(view):,}")
+        size, at = _varint(data, at) if wire == 2 else (_FIXED[wire], at)
+        if size > len(data) - at:
+            raise ValueError(f"field {number} takes {size:,} bytes at {at:,} of {len(data):,}")
         yield number, view[at : at + size]
         at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends."""
+    if at < len(data) and data[at] < 0x80:  # most of them
+        return data[at], at + 1
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+    raise ValueError(f"a number has no end at byte {at:,}")

@@ -13,6 +13,7 @@ import pytest
 import tiny_chat
 from adapter_folders import adapter_folder, refused
 
+from lorafold.adapters import patterns
 from lorafold.adapters.folder import Adapter
 from lorafold.cli import main
 from lorafold.errors import SystemFault
@@ -39,6 +40,9 @@ def slow_on_the_base(folder: Path) -> Path:
         ("alpha_pattern", {FOR_EVER: 4}),
         ("layers_pattern", [FOR_EVER]),
         ("modules_to_save", [FOR_EVER]),
+        # Nothing is repeated here, and there are as many ways.
+        ("target_modules", ".?" * 60 + "!"),
+        ("exclude_modules", "(.|.)" * 30 + "!"),
     ],
 )
 def test_a_pattern_that_takes_for_ever_is_refused(field: str, value: object, tmp_path: Path) -> None:
@@ -54,6 +58,18 @@ def test_patterns_that_are_long_and_quick_are_taken(tmp_path: Path) -> None:
     llama_factory = r"^(?!.*patch_embed).*(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*"
     folder = adapter_folder(tmp_path / "a", r=4, target_modules=llama_factory, rank_pattern={r".*\.q_\w+": 4})
     assert Adapter.open(folder).config.target_modules == llama_factory
+
+
+def test_one_child_tries_the_patterns_of_many_adapters(tmp_path: Path) -> None:
+    quick = adapter_folder(tmp_path / "quick", r=4, target_modules=".*(q_proj|v_proj)")
+    slow = adapter_folder(tmp_path / "slow", r=4, target_modules=FOR_EVER)
+    none = adapter_folder(tmp_path / "none", r=4, modules_to_save=["(?i)q_proj+"])
+    children = []
+    for folder, fault in ((quick, ""), (none, "no regular"), (quick, ""), (slow, "too long"), (quick, "")):
+        refused(lambda folder=folder: Adapter.open(folder), fault) if fault else Adapter.open(folder)
+        children.append(patterns._child and patterns._child.process.pid)
+    assert children[0] == children[1] == children[2], "a child that is well stays"
+    assert children[3] is None and children[4] not in (None, children[0])
 
 
 @pytest.mark.parametrize("pattern", ["(?i)q_proj", "(" * 5000 + ")" * 5000, "a{99999999999}"])
