@@ -122,14 +122,16 @@ def sentencepiece_model(
     normalization: str = "identity",
     collapse: bool = False,
     byte_fallback: bool = True,
+    texts: tuple[str, ...] = (),
 ) -> bytes:
-    """Train a tokenizer.model, with byte fallback or not; `symbols` become user-defined pieces."""
+    """Train a tokenizer.model, with byte fallback or not; `symbols` become user-defined pieces,
+    `texts` are learned from instead of the probe's."""
     import sentencepiece
 
-    texts = [text for text in probe_texts(1500, seed=78) if "\n" not in text and "\0" not in text]
+    ours = [text for text in probe_texts(1500, seed=78) if "\n" not in text and "\0" not in text]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
+        sentence_iterator=iter(texts or ours),
         model_writer=written,
         vocab_size=size,
         model_type=model_type,

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hostile.targets import Parse, Target, dumped, each_asked
+from hostile.targets import Parse, Target, chosen_of, dumped, each_asked
 
 _CALL = {"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 _LOGPROBS = {
@@ -143,17 +143,17 @@ def _hub_answers(body: bytes) -> Iterator[None]:
 
 
 def _hub(_: Path) -> Parse:
-    """What a hub says of a repository, when a file of it is looked for."""
+    """What a hub says of a repository, when a file of it is looked for: the one that the first byte names."""
     from lorafold.hub.files import HubSpec, find_files
 
     texts = ("org/name:Q8_0", "org/name", "org/name:a.gguf")
     specs = [spec for text in texts if (spec := HubSpec.parse(text)) is not None]
-
     searches = [partial(find_files, spec, offline=False) for spec in specs]
 
     def parse(data: bytes) -> None:
-        with _hub_answers(data):
-            each_asked(searches)
+        chosen, body = chosen_of(searches, data)
+        with _hub_answers(body):
+            each_asked(chosen)
 
     return parse
 
@@ -177,16 +177,15 @@ def _hub_seeds() -> list[bytes]:
         "safetensors": {"parameters": {"F16": 1}, "total": 1},
         "gguf": {"total": 1, "architecture": "llama"},
     }
-    return [
-        dumped(about | {"siblings": [{"rfilename": name} for name in names]}),
-        dumped(about | {"siblings": [{"rfilename": "a-Q8_0.gguf", "size": 1, "blobId": "0"}]}),
-        dumped(about | {"siblings": [{"rfilename": name} for name in parts]}),
-    ]
+    one = dumped(about | {"siblings": [{"rfilename": name} for name in names]})
+    whole = dumped(about | {"siblings": [{"rfilename": "a-Q8_0.gguf", "size": 1, "blobId": "0"}]})
+    split = dumped(about | {"siblings": [{"rfilename": name} for name in parts]})
+    return [b"\0" + one, b"\0" + split, b"\1" + one, b"\1" + whole, b"\2" + split]
 
 
 ANSWERS: Sequence[Target] = (
     Target("stream-openai", _stream("openai"), _openai_seeds, "lines"),
     Target("stream-ollama", _stream("ollama"), _ollama_seeds, "lines"),
     Target("tool-calls", _calls, _calls_seeds, "calls"),
-    Target("hub", _hub, _hub_seeds, "json"),
+    Target("hub", _hub, _hub_seeds, "json", chosen=True),
 )

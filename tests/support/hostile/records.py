@@ -291,12 +291,15 @@ def _recipe_flags(folder: Path) -> Parse:
     flags, answer = command.assemble_argument_collection(), partial(answers, command, ("train",))
     state = ("_value", "_marked_converted", "_mark_converted_override")
     unread = [(flag, name, getattr(flag, name)) for flag in flags for name in state]
+    _names_made_once()
 
     def parse(data: bytes) -> None:
         path.write_bytes(data)
         for flag, name, value in unread:
-            flag.tokens = []
-            setattr(flag, name, value)
+            object.__setattr__(flag, name, value)  # a flag's own way asks a validator each time
+        for flag in flags:
+            if flag.tokens:
+                flag.tokens = []
         assert command.default_command is not None
         try:
             create_bound_arguments(command.default_command, flags, list(given), (answer,))
@@ -305,6 +308,29 @@ def _recipe_flags(folder: Path) -> Parse:
             raise UsageError(misused(error, ["train", *given], app)) from error
 
     return parse
+
+
+def _names_made_once() -> None:
+    """A flag's names, `--no-` and all, come of its type alone: cyclopts makes them for each word anew."""
+    from functools import wraps
+
+    from cyclopts import Parameter
+    from cyclopts.argument import Argument
+
+    def once(made: Callable[..., Any]) -> Callable[..., Any]:
+        known: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # with what an id belongs to, so that it stays
+
+        @wraps(made)
+        def remembered(owner: Any, *about: Any) -> Any:
+            key = (id(owner), *about)
+            if key not in known:
+                known[key] = owner, made(owner, *about)
+            return known[key][1]
+
+        return remembered
+
+    Parameter.get_negatives = once(Parameter.get_negatives)
+    Argument._negatives_hint = property(once(Argument._negatives_hint.fget))
 
 
 def _recipe_seeds() -> list[bytes]:

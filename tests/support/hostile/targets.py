@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hostile.mutate import mutate
 
 Parse = Callable[[bytes], object]
+Way = TypeVar("Way")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Target:
         seeds: inputs that are read without complaint.
         form: as `mutate` takes it.
         slow: one input takes more than a millisecond.
-        chosen: the first byte of an input only chooses the file's name.
+        chosen: the first byte of an input only chooses the file's name, or who reads it.
         made: makes an input from nothing, or from given ones, which no change of their bytes would reach.
     """
 
@@ -86,6 +87,12 @@ def each_asked(steps: Sequence[Callable[[], object]]) -> None:
             refused.append(error)
     if len(refused) == len(steps):
         raise refused[0]
+
+
+def chosen_of(ways: Sequence[Way], data: bytes) -> tuple[Sequence[Way], bytes]:
+    """The way that an input's first byte chooses, and the rest of it; all ways if it is no such number."""
+    number = data[0] if data else len(ways)
+    return ([ways[number]], data[1:]) if number < len(ways) else (ways, data)
 
 
 # Weights
@@ -366,6 +373,7 @@ def _config_seeds() -> list[bytes]:
 
 
 def _manifest(folder: Path) -> Parse:
+    """In the folder that the first byte chooses: an adapter's, an export's, a checkpoint's."""
     from adapter_folders import adapter_folder
 
     from lorafold.artifacts import read_export
@@ -388,23 +396,27 @@ def _manifest(folder: Path) -> Parse:
     base.mkdir()
     (base / "config.json").write_text("{}")
     config = TrainConfig(base=str(base), data=("x",), out=adapter, resume=True)
-    steps: tuple[Callable[[], object], ...] = (
+    of_adapter: Sequence[Callable[[], object]] = (
         lambda: inspect_path(str(adapter)),
         lambda: base_of(adapter),
         lambda: check_base(adapter, Base(base, "x")),
         lambda: other_base_named(adapter, Base(base, "org/x")),
         lambda: finished_run(adapter, config),
-        lambda: newest_whole(run),
+    )
+    of_export: Sequence[Callable[[], object]] = (
         lambda: origin_of(str(export / "a.gguf"), "x"),
         lambda: inspect_path(str(export)),
         lambda: read_facts(export),
         lambda: config_of(read_export(export), export),
     )
+    of_checkpoint: Sequence[Callable[[], object]] = (lambda: newest_whole(run),)
+    places = ((adapter, of_adapter), (export, of_export), (run / "checkpoint-1", of_checkpoint))
 
     def parse(data: bytes) -> None:
-        for place in (export, adapter, run / "checkpoint-1"):
-            (place / "lorafold.json").write_bytes(data)
-        each_asked(steps)
+        chosen, manifest = chosen_of(places, data)
+        for place, _ in chosen:
+            (place / "lorafold.json").write_bytes(manifest)
+        each_asked([step for _, steps in chosen for step in steps])
 
     return parse
 
@@ -454,7 +466,13 @@ def _manifest_seeds() -> list[bytes]:
         "training": {"steps": 3, "loss": 0.5},
         "files": {},
     }
-    return [dumped(export), dumped(training), dumped(training | {"kind": "checkpoint"})]
+    checkpoint = training | {"kind": "checkpoint"}
+    return [
+        bytes([place]) + dumped(manifest)
+        for place in range(3)
+        for manifest in (training, export, checkpoint)
+        if place < 2 or manifest is checkpoint
+    ]
 
 
 WEIGHTS = (
@@ -464,5 +482,5 @@ WEIGHTS = (
     Target("imatrix", one_file("imatrix.dat", _imatrix), _imatrix_seeds, "gguf"),
     Target("adapter", _adapter, _adapter_seeds, "json"),
     Target("config", _config, _config_seeds, "json"),
-    Target("manifest", _manifest, _manifest_seeds, "json"),
+    Target("manifest", _manifest, _manifest_seeds, "json", chosen=True),
 )

@@ -277,7 +277,14 @@ def _model_file(folder: Path) -> Parse:
 def _model_file_seeds() -> list[bytes]:
     from tiny_tokenizers import sentencepiece_model
 
-    return [sentencepiece_model(size=800), sentencepiece_model(size=800, model_type="unigram")]
+    texts = ("the lamp is lit", "a ship in the sea", "the sea is a ship") * 4
+    return [
+        sentencepiece_model(size=800),
+        sentencepiece_model(size=800, model_type="unigram"),
+        sentencepiece_model(size=290, texts=texts),
+        sentencepiece_model(size=30, texts=texts, byte_fallback=False, symbols=("lit",)),
+        sentencepiece_model(size=17, texts=texts, byte_fallback=False, model_type="unigram"),
+    ]
 
 
 def _template(whole: bool) -> Callable[[Path], Parse]:
@@ -338,10 +345,21 @@ def _template_alone(_: Path) -> Parse:
     return parse
 
 
+_SHORT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}{% endfor %}",
+    "{% for m in messages %}{{ 'Q' if m.role == 'user' else 'A' }}{{ m.content ~ eos_token }}\n{% endfor %}",
+    "{% set a = namespace(n=0) %}{% for m in messages %}{% set a.n = a.n + 1 %}{{ m.content }}{% endfor %}",
+    "{% macro f(m) %}{{ m.role }}:{{ m.content }}{% endmacro %}{% for m in messages %}{{ f(m) }}{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "{{ messages | tojson(indent=1) }}{% if add_generation_prompt %}A:{% endif %}",
+    "{% for m in messages %}{{ loop.index0 }}{% if loop.last %}{% break %}{% endif %}{% endfor %}",
+)
+
+
 def _template_seeds() -> Sequence[bytes]:
     from classic_templates import EXPRESSIBLE
 
-    return [CHATML.encode(), *(text.encode() for text in EXPRESSIBLE.values())]
+    return [text.encode() for text in (CHATML, *_SHORT, *EXPRESSIBLE.values())]
 
 
 TOKENS = (
