@@ -16,6 +16,7 @@ so that it starts in a tenth of a second.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import resource
 import signal
@@ -205,6 +206,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     compiled("{% for m in messages %}{{ m.content | trim }}{% endfor %}")  # what Jinja sets up lazily
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.freeze()  # what is loaded now stays, and need not be looked at again and again
     start = address_space()
     _send('{"ready": true}')
     while line := sys.stdin.buffer.readline():

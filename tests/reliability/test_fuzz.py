@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_a_planted_fault_is_found(
     assert [where for where in figures.finds if where.startswith(told)], figures.finds
     name, data = next((name, data) for name, (_, data) in figures.finds.items() if name.startswith(told))
     assert b'""' in data, f"{name}: the input that broke it is not the one that is told"
+
+
+@pytest.mark.slow
+def test_a_parser_ends_with_as_many_inputs_as_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "tools/faults")
+    ledger, modules = tmp_path / "fuzzed.json", ["export/modelfile/parser.py"]
+    fuzzed.add(ledger, "modelfile", fuzzed.Standing(modules, fuzzed.digest(modules), 2900, 0, 1, 2.0))
+    words = ["--only", "modelfile", "--minutes", "1", "--seconds", "20", "--until", "3000", "--guided", "0"]
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *words, "--ledger", str(ledger), "--corpus", str(tmp_path)])
+    assert tool("faults/fuzz.py").main() == 0
+    assert fuzzed.read(ledger)["modelfile"].inputs == 3000
 
 
 def _run(inputs: int, finds: int = 0) -> object:

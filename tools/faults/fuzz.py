@@ -193,7 +193,9 @@ def _turns(names: list[str], options: argparse.Namespace) -> bool:
     guided = options.guided if importlib.util.find_spec("atheris") else 0.0
 
     def turn(name: str) -> bool:
-        figures = fuzz(name, options.until, options.seconds, guided, options.corpus / name)
+        row = fuzzed.read(options.ledger).get(name)
+        wanted = options.until - row.inputs if options.minutes and row else options.until
+        figures = fuzz(name, wanted, options.seconds, guided, options.corpus / name)
         standing = fuzzed.add(options.ledger, name, figures.standing())
         print(_row(name, standing), flush=True)
         for where, (said, data) in figures.finds.items():

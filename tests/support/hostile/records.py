@@ -291,7 +291,7 @@ def _recipe_flags(folder: Path) -> Parse:
     flags, answer = command.assemble_argument_collection(), partial(answers, command, ("train",))
     state = ("_value", "_marked_converted", "_mark_converted_override")
     unread = [(flag, name, getattr(flag, name)) for flag in flags for name in state]
-    _names_made_once()
+    _names_made_once(flags)
 
     def parse(data: bytes) -> None:
         path.write_bytes(data)
@@ -310,12 +310,12 @@ def _recipe_flags(folder: Path) -> Parse:
     return parse
 
 
-def _names_made_once() -> None:
+def _names_made_once(flags: Any) -> None:
     """A flag's names, `--no-` and all, come of its type alone: cyclopts makes them for each word anew."""
-    from functools import wraps
+    from functools import lru_cache, wraps
 
-    from cyclopts import Parameter
-    from cyclopts.argument import Argument
+    from cyclopts import Parameter, field_info
+    from cyclopts.argument import Argument, ArgumentCollection
 
     def once(made: Callable[..., Any]) -> Callable[..., Any]:
         known: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # with what an id belongs to, so that it stays
@@ -329,8 +329,16 @@ def _names_made_once() -> None:
 
         return remembered
 
+    looked_for = ArgumentCollection.match
+    named = lru_cache(2000)(lambda word: looked_for(flags, word))  # what names none is looked for each time
+
+    def match(among: Any, word: Any, **how: Any) -> Any:
+        return named(word) if among is flags and not how else looked_for(among, word, **how)
+
     Parameter.get_negatives = once(Parameter.get_negatives)
     Argument._negatives_hint = property(once(Argument._negatives_hint.fget))
+    ArgumentCollection.match = match
+    field_info.get_type_hints = lru_cache(field_info.get_type_hints)
 
 
 def _recipe_seeds() -> list[bytes]:

@@ -268,7 +268,7 @@ def _model_file(folder: Path) -> Parse:
     def parse(data: bytes) -> None:
         path.write_bytes(data)
         peek_model_file(path)
-        read_vocab(folder, {"model_type": "llama"}, 900)
+        read_vocab(folder, {"model_type": "llama"}, 320)
         from_pieces(path)
 
     return parse
@@ -279,9 +279,8 @@ def _model_file_seeds() -> list[bytes]:
 
     texts = ("the lamp is lit", "a ship in the sea", "the sea is a ship") * 4
     return [
-        sentencepiece_model(size=800),
-        sentencepiece_model(size=800, model_type="unigram"),
         sentencepiece_model(size=290, texts=texts),
+        sentencepiece_model(size=273, texts=texts, model_type="unigram"),
         sentencepiece_model(size=30, texts=texts, byte_fallback=False, symbols=("lit",)),
         sentencepiece_model(size=17, texts=texts, byte_fallback=False, model_type="unigram"),
     ]
