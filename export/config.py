@@ -75,7 +75,7 @@ class ExportConfig:
 
     fold_into: Literal["auto", "original", "quantized"] = "auto"
     """What an adapter of a 4-bit or 8-bit base is merged into. original: the 16-bit model; quantized: the
-    base's own weights, unpacked; auto: the base that the adapter or --base names."""
+    base's own weights, unpacked; auto: the better one by measurement if both are on this disk."""
 
     onto: str | None = None
     """A GGUF of the base to merge into, of any architecture: a file, or ORG/NAME-GGUF:BF16 on a hub, of which

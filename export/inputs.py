@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorafold.adapters.folder import Adapter
 from lorafold.artifacts import MANIFEST, read_manifest, sha256_file, system_of
 from lorafold.chat.sources import find_template, folder_source
-from lorafold.errors import InputError, SystemFault, UsageError
+from lorafold.errors import InputError, UsageError
 from lorafold.export.adapter_prompt import find_tokenizer, has_tokenizer
+from lorafold.export.bases import base_notes, check_fold, compare_base, find_base
 from lorafold.export.config import ExportConfig, file_stem
 from lorafold.export.fold.folded import Folded, vocabulary_size
 from lorafold.files.home import expanded
 from lorafold.files.signatures import no_file
 from lorafold.models import Base, locate, resolve_base
-from lorafold.packed.formats import method_of
-from lorafold.packed.originals import original_of
 from lorafold.packed.source import PackedCheckpoint, open_base
 from lorafold.progress import Progress, silent
-from lorafold.sources.adapter_base import base_of, check_base, on_an_adapter, other_base_named
 from lorafold.sources.naming import dotted, speaking_name
-from lorafold.sources.recognize import ADAPTER, instead, is_adapter, recognize
+from lorafold.sources.recognize import ADAPTER, instead, recognize
 from lorafold.tokenizer.folder import with_tokenizer_json
 from lorafold.weights import Checkpoint
 
@@ -49,6 +47,7 @@ class Inputs:
         template: what `--chat-template` or the training chose, or None for the tokenizer folder's own.
         name: the model's name.
         notes: what was chosen here that the user should know.
+        about_base: those of the notes that say which base was taken, and what that may cost.
     """
 
     base: Base
@@ -60,11 +59,17 @@ class Inputs:
     template: str | None
     name: str
     notes: tuple[str, ...] = ()
+    about_base: tuple[str, ...] = ()
 
     @property
     def folders(self) -> list[Path]:
         """Every folder that is read, so that none is overwritten."""
         return [self.base.folder, *(adapter.folder for adapter, _ in self.adapters)]
+
+    def said_of_base(self, note: str) -> Inputs:
+        """The same with another word on its base."""
+        others = (each for each in self.notes if each not in self.about_base)
+        return replace(self, notes=(note, *others), about_base=(note,))
 
 
 def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
@@ -81,7 +86,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         adapters = tuple(
             (Adapter.open(folder), weight) for folder, (_, weight) in zip(folders, specs, strict=True)
         )
-        base = _base_of(folders[0], config, progress)
+        base = find_base(folders[0], config, progress)
     else:
         _refuse_no_adapter(folders[0], config)
         adapters = ()
@@ -93,10 +98,9 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         )
     if config.fold_into != "original":  # there, the base that was given has been compared
         for adapter, _ in adapters:
-            if _packed_base(adapter.folder, base) is None:
-                check_base(adapter.folder, base)
+            compare_base(adapter.folder, base)
     weights = open_base(base.folder, base.config(), base.id)
-    _check_fold(config, base, weights)
+    check_fold(config, base, weights)
     source = Folded(
         weights,
         adapters,
@@ -110,6 +114,7 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
     chosen = config.chat_template or (template[0] if template else None)
     if chosen is None and tokenizer != prompt and (of_base := find_template([prompt])) is not None:
         chosen = of_base[0]  # a tokenizer with new tokens may still be without a template
+    about_base = tuple(base_notes(base, weights, folders))
     return Inputs(
         base=base,
         adapters=adapters,
@@ -122,11 +127,11 @@ def open_inputs(config: ExportConfig, progress: Progress = silent) -> Inputs:
         notes=(
             *(note for adapter, _ in adapters for note in adapter.notes),
             *(note for plan in source.plans for note in plan.notes),
-            *_base_notes(base, folders[:1]),
-            *_packed_notes(base, weights, bool(adapters)),
+            *about_base,
             *_notes(base, source, prompt, folders, template),
             *_system_note(config, folders),
         ),
+        about_base=about_base,
     )
 
 
@@ -180,102 +185,6 @@ def _locate_adapter(spec: str, config: ExportConfig, progress: Progress) -> Path
     return locate(spec, offline=config.offline, progress=progress, expected=EXPECTED_SOURCE).folder
 
 
-def _base_of(adapter: Path, config: ExportConfig, progress: Progress) -> Base:
-    """The base of an adapter: what the user names, else what the adapter names.
-
-    An error says where the base was named: an adapter's path may be of another machine.
-    """
-    named = None if config.base else base_of(adapter)
-    spec = named.spec if named else _narrowed(config.base or "", adapter)
-    at = named.at if named else "--base"
-    try:
-        return _named_base(adapter, spec, at, config, progress)
-    except (InputError, SystemFault) as error:
-        here = str(expanded(spec).resolve())
-        if named is None or error.at not in (spec, spec.partition("@")[0], here):
-            raise
-        is_there = error.at == here and Path(here).is_dir()
-        raise type(error)(
-            f"the base {spec!r} {'cannot be used' if is_there else 'was not found'}: {error.problem}",
-            at=at,
-            fix=f"{error.fix}; or pass the base with --base FOLDER_OR_HUB_ID",
-        ) from error
-
-
-def _named_base(adapter: Path, spec: str, at: str, config: ExportConfig, progress: Progress) -> Base:
-    """A base by its name; its 16-bit original if that is asked for, or is here and the base is not."""
-    try:
-        found = locate(spec, offline=config.offline, progress=progress)
-    except (InputError, SystemFault):
-        if (original := _instead_of(spec, config, progress)) is None:
-            raise
-        return original
-    if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
-        raise on_an_adapter(spec, adapter, at)
-    base = resolve_base(
-        spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-    )
-    if config.fold_into != "original":
-        return base
-    check_base(adapter, base)
-    return _original_base(base, config, progress)
-
-
-def _instead_of(spec: str, config: ExportConfig, progress: Progress) -> Base | None:
-    """The 16-bit original of a packed base that is not here: if it is asked for, or is at hand itself."""
-    original = original_of(spec.partition("@")[0], Path(spec))
-    if original is None or config.fold_into == "quantized":
-        return None
-    offline = config.offline or config.fold_into == "auto"
-    try:
-        return resolve_base(
-            original, offline=offline, trust_remote_code=config.trust_remote_code, progress=progress
-        )
-    except (InputError, SystemFault):
-        return None
-
-
-def _packed_base(folder: Path, base: Base) -> str | None:
-    """The packed base that an adapter names, if another base is its 16-bit original by its name."""
-    try:
-        named = base_of(folder).spec.partition("@")[0]
-    except InputError:
-        return None
-    return named if original_of(named, Path(named)) == base.id else None
-
-
-def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base:
-    """The 16-bit original of a packed base; the base itself if it is not packed.
-
-    Raises:
-        InputError: nobody says which one that is, or it is not there.
-    """
-    if method_of(base.config()) is None:
-        return base
-    original = original_of(base.id, base.folder)
-    if original is None:
-        raise InputError(
-            f"neither its name nor its model card says which model {base.id} was made from",
-            at="--fold-into",
-            fix="pass the 16-bit original with --base, or use --fold-into quantized",
-        )
-    try:
-        return resolve_base(
-            original, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-        )
-    except (InputError, SystemFault) as error:
-        fix = f"{error.fix}; or fold into {base.id}, which is here: --fold-into quantized"
-        raise type(error)(error.problem, at=error.at, fix=fix) from error
-
-
-def _narrowed(asked: str, adapter: Path) -> str:
-    """--base at the revision of the training, if the adapter names the same repository with one."""
-    try:
-        return base_of(adapter).narrowed(asked)
-    except InputError:
-        return asked
-
-
 def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
     """Refuse what can only be meant as an adapter and is none.
 
@@ -300,63 +209,9 @@ def _refuse_no_adapter(folder: Path, config: ExportConfig) -> None:
         )
 
 
-def _check_fold(config: ExportConfig, base: Base, weights: Checkpoint | PackedCheckpoint) -> None:
-    """Refuse what cannot be done with a packed base, and what only can be meant for one."""
-    if config.fold_into == "quantized" and not isinstance(weights, PackedCheckpoint):
-        raise InputError(
-            f"the base {base.id} is not packed",
-            at="--fold-into",
-            fix="pass the 4-bit or 8-bit base with --base, or leave --fold-into out",
-        )
-    if config.onto is not None and isinstance(weights, PackedCheckpoint):
-        raise InputError(
-            f"the base is packed ({weights.words}), and --onto looks for the 16-bit weights in the GGUF",
-            at=f"{base.folder / 'config.json'}",
-            fix=f"{_original(base)}, or leave --onto out",
-        )
-
-
 def _own_config(base: Base, weights: Checkpoint | PackedCheckpoint) -> dict[str, Any]:
     """The base's config.json; that of a packed base without what says how it is packed."""
     return dict(weights.config) if isinstance(weights, PackedCheckpoint) else base.config()
-
-
-def _original(base: Base) -> str:
-    """How to name the 16-bit original of a packed base."""
-    original = original_of(base.id, base.folder)
-    return f"pass its 16-bit original with --base{f' {original}' if original else ''}"
-
-
-def _base_notes(base: Base, adapters: list[Path]) -> Iterator[str]:
-    """That the first adapter names another model; later ones may name an adapter before them."""
-    for folder in adapters:
-        if (packed := _packed_base(folder, base)) is not None:
-            yield (
-                f"the adapter was trained on {packed} and is folded into {base.id}, its 16-bit original, "
-                "which is nearer to the model; but what the adapter learned to make up for the packing is "
-                f"too much there; to fold into what it was trained on, have {packed} at hand"
-            )
-        elif (named := other_base_named(folder, base)) is not None:
-            yield (
-                f"{folder.name} names {named} as its base, and is folded into {base.id}: that is right only "
-                "if both have the same weights"
-            )
-
-
-def _packed_notes(base: Base, weights: Checkpoint | PackedCheckpoint, of_adapter: bool) -> Iterator[str]:
-    """Which base was folded into if it is packed, what that may cost, and what would be the other way."""
-    if not isinstance(weights, PackedCheckpoint):
-        return
-    what = f"the unpacked weights of {base.id} ({weights.words})"
-    if not of_adapter:
-        original = original_of(base.id, base.folder)
-        yield f"this is made from {what}; the 16-bit original{f', {original},' if original else ''} is closer"
-        return
-    yield (
-        f"the adapter is folded into {what}, which is right if it was trained on these; they lie on a coarse "
-        "grid, and a 4-bit type may round the adapter's changes away (Q8_0 and Q6_K keep them); to fold into "
-        f"the other weights, {_original(base)}"
-    )
 
 
 def _notes(

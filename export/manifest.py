@@ -18,6 +18,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.fitting.fit import Fitted
 from lorafold.export.fitting.words import fitted_as_json
 from lorafold.export.inputs import Inputs
+from lorafold.export.judge.choice import BaseChoice
 from lorafold.export.outputs.gguf import IMATRIX
 from lorafold.export.proof.check import Proof
 from lorafold.export.report.page import export_page
@@ -44,6 +45,7 @@ def describe_export(
     notes: Sequence[str],
     survival: Findings,
     fitted: Mapping[str, Fitted],
+    choice: BaseChoice | None,
     checksums: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the report and the manifest of an export.
@@ -57,6 +59,7 @@ def describe_export(
         notes: what the user should know.
         survival: what is left of the adapters' change.
         fitted: the mixtures that were chosen, by file.
+        choice: which of two bases was taken, if there were two.
         checksums: sha256 of files that are known already.
 
     Returns:
@@ -73,6 +76,7 @@ def describe_export(
         "folded": dict(inputs.source.touched),
         "survival": survival.as_json(),
         "mixtures": {name: fitted_as_json(one) for name, one in fitted.items()},
+        "choice of the base": None if choice is None else choice.as_json(),
         "verdict": proof.verdict,
         "proof": proof.as_json(),
     }

@@ -19,6 +19,7 @@ from lorafold.errors import InputError, LorafoldError, NumericError, SystemFault
 from lorafold.export.config import ExportConfig
 from lorafold.export.destination import check_destination, check_disk, keep_aside
 from lorafold.export.inputs import check_weights, open_inputs
+from lorafold.export.judge.settle import settle_base
 from lorafold.export.manifest import REPORT, config_of, describe_export
 from lorafold.export.ollama.client import Ollama
 from lorafold.export.onto.model import pinned
@@ -123,6 +124,8 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
         check_name(Ollama(), config.ollama)
     inputs = open_inputs(config, progress)
     check_destination(config, inputs)
+    inputs, config, choice = settle_base(inputs, config, progress)
+    check_destination(config, inputs)
     config = replace(config, onto=_pinned(config.onto, config), mmproj=_pinned(config.mmproj, config))
     output = plan_output(inputs, config, progress)
     check_disk(output.size, config.out)
@@ -147,6 +150,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             notes=output.notes,
             survival=survival,
             fitted=output.mixtures() if isinstance(output, GgufOutput) else {},
+            choice=choice,
             checksums=written.checksums,
         )
         try:
@@ -190,7 +194,7 @@ def plan_export(config: ExportConfig, progress: Progress = silent) -> Lines:
     Raises:
         LorafoldError: what `export` would raise before its first byte.
     """
-    inputs = open_inputs(config, progress)
+    inputs, config, _ = settle_base(open_inputs(config, progress), config, progress, planned=True)
     check_destination(config, inputs)
     output = plan_output(inputs, config, progress)
     free = check_disk(output.size, config.out)

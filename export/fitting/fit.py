@@ -25,7 +25,7 @@ from lorafold.export.fitting.keepers import Keepers
 from lorafold.export.fitting.losses import Losses
 from lorafold.export.fitting.model import MeasuredModel
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.imatrix.calibration import Calibration, calibration
+from lorafold.export.imatrix.calibration import GENERAL_ALONE, Calibration, calibration
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.reference.gradients import Product
 from lorafold.export.proof.sample import AskedChat
@@ -380,6 +380,8 @@ def _fitted(
         for tensor, kind in costs.model
     )
     words = costs.texts.words
+    if words == GENERAL_ALONE:
+        words += "; --imatrix-data takes your own"
     return Fitted(recipe, tuple(tried), best, changed, taken, words, types if taken else {}, unmeasured)
 
 

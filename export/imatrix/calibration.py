@@ -20,6 +20,8 @@ from lorafold.records.chats import read_chats
 
 GENERAL_SHARE = 0.25
 """Of the conversations; not chosen by measurement."""
+GENERAL_ALONE = "general chats"
+"""Where texts come from if none are the user's."""
 _GENERAL = Path(__file__).with_name("general.jsonl")
 _LONGEST_PROMPT, _LONGEST_ANSWER = 256, 64  # tokens
 _MOST = 4000  # chats that are read of a file
@@ -95,7 +97,7 @@ def _own(inputs: Inputs, data: Path | None, tokenizer: ChatTokenizer) -> tuple[l
                 return list(islice(_asked(path, tokenizer), _MOST)), f"{path.name} and general chats"
             except LorafoldError:  # it was read with a layout that is not known here
                 continue
-    return [], "general chats; --imatrix-data takes your own"
+    return [], GENERAL_ALONE
 
 
 def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:

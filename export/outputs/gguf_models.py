@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType
@@ -81,15 +82,10 @@ def plan_gguf_models(
     )
     called = inputs.name if inputs.adapters or config.name else None
 
-    def typed(recipe: Recipe, metadata: Sequence[KeyValue]) -> TypedModel:
-        shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
-        names = [(tensor.name, tensor.shape) for tensor in tensors]
-        types = plan_types(names, recipe, shape, imatrix, overrides, kept)
-        return [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
-
+    typed = partial(typed_model, tensors, imatrix=imatrix, overrides=overrides, kept=kept)
     if (size := config.fit_bytes) is not None:
         first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
-        recipes = [largest(size, recipes, lambda recipe: typed(recipe, first), first)]
+        recipes = [largest(size, recipes, partial(typed, metadata=first), first)]
     elif config.max_kl is not None and not recipes:
         recipes = ["Q4_K_M"]  # to begin with; its name is that of its size
     models = []
@@ -115,6 +111,31 @@ def plan_gguf_models(
         split_max_size=config.split_bytes,
     )
     return plan, vocab.without_tokens()
+
+
+def typed_model(
+    tensors: Sequence[MappedTensor],
+    recipe: Recipe,
+    metadata: Sequence[KeyValue],
+    *,
+    imatrix: Collection[str] | None = None,
+    overrides: Sequence[tuple[str, Type]] = (),
+    kept: Mapping[str, Type] = MappingProxyType({}),
+) -> TypedModel:
+    """Tensors with the types that a recipe gives them, in the order of its file.
+
+    Args:
+        tensors: what each GGUF tensor is made of.
+        recipe: the mixture.
+        metadata: the header's entries; the architecture's sizes are among them.
+        imatrix: as for `plan_types`, as `overrides` and `kept`.
+        overrides: types by pattern.
+        kept: types of tensors that stay as the base has them.
+    """
+    shape = ModelShape.from_metadata({entry.key: entry.value for entry in metadata})
+    names = [(tensor.name, tensor.shape) for tensor in tensors]
+    types = plan_types(names, recipe, shape, imatrix, overrides, kept)
+    return [(tensor, types[tensor.name]) for tensor in _order(tensors, recipe)]
 
 
 # What `--fit` begins with: each is the best of its size. Those of the second line need an importance matrix.

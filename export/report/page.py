@@ -35,6 +35,10 @@ Both take the likeliest word each time. Where the last two columns are empty, th
 things. Where they part, both words were nearly as likely to the model, unless the file is a poor one. A mark
 like &lt;|im_end|&gt; is the end of an answer."""
 
+_BASES = """\
+The adapter was trained on a packed base, whose original is on this disk too. Both were tried before the file
+was written: the shorter the bar, the nearer the answers are to what was trained, once all weights are rounded
+to the type of the file."""
 _TRIED = """\
 A file is a mixture: some parts of the model need more bits than others. Each point is a mixture that was
 tried before the file was written, with the size that it has and its distance from the unrounded model. The
@@ -55,6 +59,7 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         *_tiles(facts, made),
         *_survival(facts["survival"]),
         *_answers(facts["proof"]),
+        *_bases(facts.get("choice of the base") or {}),
         *_tried(facts.get("mixtures") or {}),
         "<h2>Files</h2><div class='panel'>",
         bars([(sanitize(name), size / 1e6, _size(size)) for name, size in made]),
@@ -158,6 +163,15 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 cells = [both, *("" if each is None else f"{each} …" for each in goes_on)]
                 yield "<tr>" + "".join(f"<td>{as_text(cell)}</td>" for cell in cells) + "</tr>"
             yield "</table></div>"
+
+
+def _bases(choice: Mapping[str, Any]) -> Iterator[str]:
+    """What both bases have in KL, if they were compared."""
+    if means := choice.get("mean KL"):
+        yield f"<h2>Which base</h2><p>{_BASES}</p><div class='panel'>"
+        yield bars([(sanitize(name), float(mean), f"{mean:.4f}") for name, mean in means.items()])
+        yield f"<p class='soft'>Taken: {as_text(choice['taken'])}. Rounded to {as_text(choice['type'])}, "
+        yield f"{choice['tokens']} tokens of {as_text(choice['chats'])}.</p></div>"
 
 
 def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:

@@ -37,6 +37,7 @@ from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 from lorafold.packed.formats import without_packing
 from lorafold.probabilities import log_softmax
+from lorafold.weights import TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -137,12 +138,24 @@ class LayeredReference:
 
     def answers(self, conversations: Sequence[AskedChat]) -> tuple[Answers, Answers | None]:
         """See `ProofReference.answers`."""
-        with self._refusals():
-            (tuned,) = self._model.answers(self._exact, conversations, self._width)
-            if self._base is None:
-                return tuned, None
-            (base,) = self._model.answers(self._base, conversations, self._width)
-            return tuned, base
+        tuned = self._read(self._exact, conversations)
+        return tuned, None if self._base is None else self._read(self._base, conversations)
+
+    def tuned(self, conversations: Sequence[AskedChat]) -> Answers:
+        """The first of `answers` alone."""
+        return self._read(self._exact, conversations)
+
+    def in_types(self, tensors: Sequence[TypedTensor], conversations: Sequence[AskedChat]) -> Answers:
+        """Base + adapter with the weights rounded as a file's types round them, and nothing else.
+
+        Args:
+            tensors: all tensors of the file.
+            conversations: as for `answers`.
+
+        Raises:
+            InputError: it cannot be computed in this way.
+        """
+        return self._read(RoundedSource(tensors, self._source, self._exact, self._imatrix), conversations)
 
     def rounded(
         self, tensors: Sequence[TypedTensor], conversations: Sequence[AskedChat], tuned: Answers
@@ -164,6 +177,11 @@ class LayeredReference:
         with self._refusals():
             weights_only, both = self._model.answers(source, conversations, self._width, inputs)
         return Rounded(weights_only, both, 1 - found / total)
+
+    def _read(self, source: TensorSource, conversations: Sequence[AskedChat]) -> Answers:
+        with self._refusals():
+            (answers,) = self._model.answers(source, conversations, self._width)
+            return answers
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:

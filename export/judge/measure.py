@@ -1,0 +1,143 @@
+"""How far two bases with an adapter are from base + adapter as trained, once their weights are rounded.
+
+All of it is computed layer by layer as the proof computes its reference, and nothing is written. The weights
+alone are rounded: what ggml does to activations is the same for both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lorafold.chat.tokenizer import ChatTokenizer
+from lorafold.errors import InputError
+from lorafold.export import arch
+from lorafold.export.config import ExportConfig
+from lorafold.export.fold.folded import vocabulary_size
+from lorafold.export.gguf.header import TypedTensor, place_tensors
+from lorafold.export.imatrix.calibration import GENERAL_ALONE, calibration
+from lorafold.export.imatrix.file import read_imatrix
+from lorafold.export.inputs import Inputs
+from lorafold.export.judge.choice import BaseDistances
+from lorafold.export.judge.types import asked_types
+from lorafold.export.outputs.prompt.planning import held_out
+from lorafold.export.proof.measured import Answers, PerToken, kl
+from lorafold.export.proof.reference.answers import LayeredReference
+from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds
+from lorafold.export.quant.mixture import Importance
+from lorafold.progress import Progress
+
+_STEP = "compare the bases"
+_TOKENS = 1024  # of a round, prompts and answers together: they take about as long as reading the weights
+_LOGITS = 40_000_000  # that are held at once, twice
+_FEWEST = 6  # conversations: fewer may all agree by chance
+
+
+def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Progress) -> BaseDistances:
+    """Compare two bases.
+
+    One round of conversations is asked. With `--proof-minutes` others follow, until one base is better beyond
+    the uncertainty or the next round would not end in time.
+
+    Args:
+        trained: adapters on the base that they were trained on.
+        other: the same adapters on the other one.
+        config: what is asked for.
+        progress: told how far it is.
+
+    Raises:
+        LorafoldError: they cannot be compared; the message says why.
+    """
+    width = _width(trained, other)
+    first, second = (_Candidate(each, config, width) for each in (trained, other))
+    chats, words = conversations(trained, config)
+    longest = max(len(each.ids) for each in chats)
+    at_once = max(_LOGITS // width // ANSWER_TOKENS, _FEWEST)
+    planned = rounds([len(each.ids) for each in chats], min(_TOKENS, at_once * longest))
+    began, found = time.monotonic(), BaseDistances(PerToken([]), PerToken([]), first.name, words)
+    for number, part in enumerate(planned):
+        spent = time.monotonic() - began
+        if number and (found.better or spent * (number + 1) / number > 60 * config.proof_minutes):
+            break
+        found = _joined(found, *_asked(first, second, [chats[index] for index in part], progress))
+    asked = len(found.apart.values)
+    return BaseDistances(found.trained, found.other, found.type, f"{asked} {words}")
+
+
+class _Candidate:
+    """A base with adapters in the types that are asked for."""
+
+    def __init__(self, inputs: Inputs, config: ExportConfig, width: int) -> None:
+        if (obstacle := LayeredReference.obstacle(inputs)) is not None:
+            raise InputError(obstacle, fix="choose with --fold-into")
+        imatrix = _importance(inputs, config)
+        self.name, model = asked_types(inputs, config, imatrix)
+        self._tensors: Sequence[TypedTensor] = place_tensors(list(model))
+        self.reference = LayeredReference(inputs, width, imatrix)
+
+    def answers(self, chats: Sequence[AskedChat]) -> Answers:
+        """What it answers once it is rounded."""
+        return self.reference.in_types(self._tensors, chats)
+
+
+def _asked(
+    trained: _Candidate, other: _Candidate, chats: Sequence[AskedChat], progress: Progress
+) -> tuple[PerToken, PerToken]:
+    """KL of both from base + adapter as trained; no more than two answers are held at once."""
+    progress(_STEP, 0, 3)
+    exact = trained.reference.tuned(chats)
+    found = []
+    for number, each in enumerate((trained, other)):
+        progress(_STEP, number + 1, 3)
+        found.append(PerToken(kl(exact, each.answers(chats))))
+    progress(_STEP, 3, 3)
+    return found[0], found[1]
+
+
+def _joined(found: BaseDistances, trained: PerToken, other: PerToken) -> BaseDistances:
+    return BaseDistances(found.trained.joined(trained), found.other.joined(other), found.type, found.chats)
+
+
+def conversations(inputs: Inputs, config: ExportConfig) -> tuple[list[AskedChat], str]:
+    """What is asked, and what it is called: the proof's chats if they bring answers, else calibration's.
+
+    Raises:
+        InputError: there is no tokenizer, or no chat template.
+    """
+    tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
+    own = Questions.of(tokenizer, held_out(inputs, config)).chats
+    answered = [AskedChat([*each.ids, *each.answer], len(each.ids)) for each in own if each.answer]
+    if len(answered) >= _FEWEST:
+        return answered, "held-out chats"
+    texts = calibration(inputs, None, _TOKENS)
+    cut = (AskedChat(each.ids[: each.start + ANSWER_TOKENS], each.start) for each in texts.checked)
+    where = f"{texts.words}, --chats takes your own" if texts.words == GENERAL_ALONE else texts.words
+    return [*answered, *cut], f"chats ({where})"
+
+
+def _width(trained: Inputs, other: Inputs) -> int:
+    """How many tokens both know.
+
+    Raises:
+        InputError: the models differ in a size.
+    """
+    there = other.source.tensors
+    for name, info in trained.source.tensors.items():
+        if name in there and there[name].shape != info.shape:
+            raise InputError(
+                f"{name} is {info.shape} in {trained.base.id} and {there[name].shape} in {other.base.id}, so "
+                "they are not one model",
+                fix="choose with --fold-into",
+            )
+    width = vocabulary_size(trained.config)
+    if width is None:
+        problem = f"config.json of {trained.base.id} does not say how many tokens there are"
+        raise InputError(problem, fix="choose with --fold-into")
+    return width
+
+
+def _importance(inputs: Inputs, config: ExportConfig) -> Importance | None:
+    if config.imatrix is None:
+        return None
+    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+    return read_imatrix(config.imatrix).weights([(tensor.name, tensor.shape) for tensor in tensors])
