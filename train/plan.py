@@ -21,6 +21,7 @@ from lorafold.train.loop import loss_of, peak_memory, train_step
 from lorafold.train.material import read_material
 from lorafold.train.methods import METHODS
 from lorafold.train.model.base import memory_faults, pick_device, pick_dtype
+from lorafold.train.model.packing import in_4bit, packing_of, packs
 from lorafold.train.run import Order, Run, begin, facts_of
 from lorafold.train.signals import StopRequest
 from lorafold.train.workers import place
@@ -57,7 +58,7 @@ def plan_training(config: TrainConfig, progress: Progress = silent) -> Lines:
             material = read_material(config, base.folder, order.folder, progress)
         tokens = material.tokens
         lines: Lines = [("data", tokens.summary()), *(("note", note) for note in material.notes[1:])]
-        least, room, where = _least_memory(config, base)
+        least, room, where = least_memory(config, base)
         if room and least > room:
             says = memory_line(least, room, where)
             return [*lines, ("memory", f"{says} (the base's weights alone)"), ("fix", _SMALLER)]
@@ -88,16 +89,17 @@ def _told(size: Estimate, computed: str, seconds: float, taken: int) -> Lines:
     ]
 
 
-def _least_memory(config: TrainConfig, base: Base) -> tuple[int, int, str]:
+def least_memory(config: TrainConfig, base: Base) -> tuple[int, int, str]:
     """Bytes of the base's weights by their headers, bytes that there are, and where."""
     method, device = METHODS[config.method], pick_device()
-    weights = sum(math.prod(info.shape) for info in Checkpoint.open(base.folder).tensors.values())
+    room = device_room(device)[1], device.type
+    tensors = Checkpoint.open(base.folder).tensors.values()
+    if packing_of(base) is not None:  # it stays as it lies there
+        return sum(info.nbytes for info in tensors), *room
     each: float = pick_dtype("float32" if method.peft is None else config.dtype, device).itemsize
-    if method.quantized or config.load_in_4bit:
-        each = _4BIT
-    elif config.load_in_8bit:
-        each = 1
-    return int(weights * each), device_room(device)[1], device.type
+    if packs(config, method):
+        each = _4BIT if in_4bit(config) else 1
+    return int(sum(math.prod(info.shape) for info in tensors) * each), *room
 
 
 def _measure(run: Run, progress: Progress) -> tuple[float, int]:

@@ -35,6 +35,7 @@ from lorafold.train.methods import METHODS, Method
 from lorafold.train.model.adapter import copy_tokenizer, save_adapter, trainable
 from lorafold.train.model.answers import Question, SampleAnswer, answer_all, choose_questions
 from lorafold.train.model.base import base_dtype, memory_faults
+from lorafold.train.model.packing import packing_note, trained_weights
 from lorafold.train.model.tensorfiles import load_tensors, save_tensors
 from lorafold.train.saved import checkpoints
 from lorafold.train.saved.card import model_card
@@ -158,7 +159,7 @@ def begin(
         *material.notes,
         *([method.warning] if method.warning else []),
         *notes,
-        *([_QUANTIZED] if config.load_in_4bit or config.load_in_8bit or method.quantized else []),
+        *([packed] if (packed := packing_note(order.base, config, method)) else []),
         *built.notes,
         f"computed on {found.place}: {built.speed.line()}",
     ]
@@ -172,9 +173,6 @@ def begin(
             material.held_out.examples, material.tokenizer, config.sample_answers, config.max_length
         )
     return Run(order, material, facts, built.trainer, built.initial, state, found, questions, notes)
-
-
-_QUANTIZED = "the base is quantized for training; export folds into the unquantized base"
 
 
 def facts_of(order: Order, material: Material) -> dict[str, Any]:
@@ -374,7 +372,8 @@ class Run:
         return {
             "method": self.order.config.method,
             "config": self.order.config.resolved(),
-            "base": identity,
+            "base": identity
+            | {"weights": trained_weights(self.order.base, self.order.config, self.order.method)},
             "data": self.facts["data"],
             "chat_template": template,
             "versions": self.facts["versions"],

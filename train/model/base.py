@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lorafold.errors import SystemFault
+from lorafold.errors import InputError, SystemFault
 from lorafold.libraries.causal_lm import is_memory_fault, load_causal_lm
 from lorafold.models import Base, require
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import Method
+from lorafold.train.model.packing import check_packed, in_4bit, packing_of, packs
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -53,13 +54,15 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         A transformers causal language model; its weights are frozen unless the method trains them all.
 
     Raises:
+        UsageError: the method needs weights that the base has packed.
         InputError: the weights are damaged or do not fit the config.
         UnsafeInputError: there are only pickled weights.
         SystemFault: a package or memory is missing.
     """
     Checkpoint.open(base.folder)
-    in_4bit = config.load_in_4bit or (method.quantized and not config.load_in_8bit)
-    quantized = in_4bit or config.load_in_8bit
+    check_packed(base, method)
+    packing = packing_of(base)
+    quantized = packing is None and packs(config, method)
     # All that is trained is float32: every weight, or what is added to a base of any type.
     dtype = pick_dtype("float32" if method.peft is None else config.dtype, device)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
@@ -67,11 +70,16 @@ def load_model(base: Base, config: TrainConfig, method: Method, device: torch.de
         options["attn_implementation"] = config.attn_implementation
     if quantized:
         require("bitsandbytes", extra="train")
-        options["quantization_config"] = _quantization(config, in_4bit, device)
+        options["quantization_config"] = _quantization(config, device)
     # Weights that will be cut up among GPUs need not fit on one; 4-bit ones are made there.
-    start: Any = "cpu" if config.fsdp and not quantized else device
+    start: Any = "cpu" if config.fsdp and not quantized and packing is None else device
     options["device_map"] = config.device_map or {"": start}
-    model = load_causal_lm(base.folder, **options)
+    try:
+        model = load_causal_lm(base.folder, **options)
+    except InputError as error:
+        if packing is not None:
+            error.fix = f"install what transformers asks for, or train on the 16-bit original of {base.id}"
+        raise
     _keep_differentiable(model)
     model.config.use_cache = False
     # peft's `prepare_model_for_kbit_training` would also widen embeddings and norms to float32: 1.6 GiB more
@@ -92,10 +100,10 @@ def _keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _quantization(config: TrainConfig, in_4bit: bool, device: torch.device) -> Any:
+def _quantization(config: TrainConfig, device: torch.device) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if not in_4bit:
+    if not in_4bit(config):
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
