@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,6 +89,14 @@ def test_a_child_that_does_not_run_is_not_the_patterns_fault(
     with pytest.raises(SystemFault, match="tries an adapter's patterns does not run") as told:
         Adapter.open(folder)
     assert "memory is free" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_a_child_that_the_system_ends_is_not_the_patterns_fault(tmp_path: Path) -> None:
+    Adapter.open(adapter_folder(tmp_path / "quick", r=4, target_modules=".*(q_proj|v_proj)"))
+    assert patterns._child is not None
+    slow = adapter_folder(tmp_path / "slow", r=4, target_modules=FOR_EVER)
+    threading.Timer(0.3, os.kill, (patterns._child.process.pid, signal.SIGKILL)).start()
+    refused(lambda: Adapter.open(slow), "does not run.*memory is free", SystemFault)
 
 
 def test_the_names_of_the_base_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
