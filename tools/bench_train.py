@@ -66,6 +66,9 @@ def main() -> None:
     parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print what the GPU's time goes into")
     parser.add_argument("--card", type=float, help="GiB: what is left of the GPU, as on a smaller one")
+    parser.add_argument(
+        "--limit", type=float, default=0.0, help="seconds after a way's first step; then the figure so far"
+    )
     parser.add_argument("--model", type=Path, help="where the random model is kept for a later run")
     parser.add_argument("--out", type=Path, help="folder for bench_train.json and the loss curves")
     options = parser.parse_args()
@@ -115,7 +118,12 @@ def main() -> None:
             try:
                 others = {"tutorial": tutorial_way, "unsloth": peer_way, "trl": peer_way}
                 measure = others.get(way.partition("-")[0], our_way)
-                measure(Task(chosen, base, tokens.sequences, workers, options.warm, options.profile), run)
+                measure(
+                    Task(
+                        chosen, base, tokens.sequences, workers, options.warm, options.profile, options.limit
+                    ),
+                    run,
+                )
             except (torch.OutOfMemoryError, RuntimeError, ImportError) as error:
                 run.fault = (str(error).strip().splitlines() or [repr(error)])[0][:200]
             runs.append(run)
@@ -123,7 +131,8 @@ def main() -> None:
             torch.cuda.empty_cache()
             if workers.first:
                 print(
-                    f"{run.way}: {run.speed:,.0f} tok/s, {run.peak:.1f} GiB. {run.line}{run.fault}",
+                    f"{run.way}: {run.speed:,.0f} tok/s, {run.peak:.1f} GiB ({run.measured}). "
+                    f"{run.line}{run.fault}",
                     flush=True,
                 )
         if workers.first:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,6 +103,14 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
         {"gradient_checkpointing": False, "packing_length": 16_384},
     ),
     "unsloth-qlora": ("Unsloth: 4 bit, checkpointing, 16 examples a step", QLORA),
+    "unsloth-qlora-large": (
+        "Unsloth: 4 bit, checkpointing, one batch of 250 examples a step",
+        QLORA | {"optim": "auto", "per_device_train_batch_size": 250, "gradient_accumulation_steps": 1},
+    ),
+    "unsloth-qlora-packed": (
+        "Unsloth: 4 bit, no checkpointing, packed to 16,384",
+        QLORA | {"optim": "auto", "gradient_checkpointing": False, "packing_length": 16_384},
+    ),
     "trl-packed": ("TRL, packed to 16,384", {"gradient_checkpointing": False, "packing_length": 16_384}),
     "16bit": (
         "16 bit, the same settings",
@@ -121,6 +130,7 @@ class Task:
         workers: the place of this process.
         warm: steps before those that are measured.
         profile: print what the GPU's time goes into.
+        limit: seconds after the first step when it is cut short, with the figure so far; 0: none.
     """
 
     config: TrainConfig
@@ -129,6 +139,7 @@ class Task:
     workers: Workers
     warm: int
     profile: bool
+    limit: float = 0.0
 
 
 @dataclass(slots=True)
@@ -140,7 +151,8 @@ class Run:
     speed: float = 0.0  # tokens per second, padding not counted
     peak: float = 0.0  # GiB in tensors
     reserved: float = 0.0  # GiB that torch held of the GPU, CUDA graphs and fragments included
-    seconds: float = 0.0  # from the first step to the last, warm-up included
+    seconds: float = 0.0  # of the measured steps
+    measured: str = ""  # how many steps, and how many before them
     line: str = ""
     losses: list[float] = field(default_factory=list)
     fault: str = ""
@@ -173,20 +185,33 @@ def build_model(folder: Path, shape: str, tokenizer: Path, family: str = "qwen2"
 
 
 class Clock:
-    """Times of steps, and the peak of memory since the warm-up."""
+    """Times of steps, and the peak of memory since the warm-up.
 
-    def __init__(self) -> None:
+    Args:
+        limit: seconds from the end of the first step after which no other is to begin; 0: no limit.
+    """
+
+    def __init__(self, limit: float = 0.0) -> None:
         self.times: list[float] = []
+        self.limit = limit or float("inf")
 
-    def step(self) -> None:
+    def step(self) -> bool:
+        """Note the end of a step; whether the limit has passed."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
+        return self.times[-1] - self.times[0] > self.limit
 
     def into(self, run: Run, tokens: list[int], warm: int) -> None:
-        taken = self.times[-1] - self.times[warm - 1]
-        run.speed = sum(tokens[warm:]) / taken
-        run.seconds = taken
+        """The speed of the steps after the warm-up; of all but the first if the limit cut it short."""
+        done = len(self.times)
+        first = warm if warm < done else 1
+        if done <= first:
+            run.fault = f"{done} steps until the limit"
+            return
+        run.seconds = self.times[-1] - self.times[first - 1]
+        run.speed = sum(tokens[first:done]) / run.seconds
+        run.measured = f"{done - first} of {len(tokens) - warm} steps, {first} before them"
         run.peak = peak_memory() / 2**30
         if torch.cuda.is_available():
             run.reserved = torch.cuda.max_memory_reserved() / 2**30
@@ -196,7 +221,7 @@ def our_way(task: Task, run: Run) -> None:
     """`lorafold train`'s own loop, with the choices it makes."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    clock = Clock()
+    clock, stop = Clock(task.limit), StopRequest()
     with restored_modules(), tempfile.TemporaryDirectory() as scratch:
         built = build(
             task.config,
@@ -210,9 +235,12 @@ def our_way(task: Task, run: Run) -> None:
         built.trainer.on_metrics = lambda record: run.losses.append(record["loss"])
         run.line = "; ".join([built.speed.line(), *built.notes])
 
+        def step(*arguments: Any, **more: Any) -> None:
+            if clock.step():
+                stop.signal = signal.SIGTERM
+
         def go() -> None:
-            hooks = Hooks(progress=lambda *arguments, **more: clock.step())
-            run_steps(built.trainer, RunState(), StopRequest(), hooks)
+            run_steps(built.trainer, RunState(), stop, Hooks(progress=step))
 
         profiled(go) if task.profile else go()
         plan = built.trainer.plan
@@ -227,11 +255,11 @@ def tutorial_way(task: Task, run: Run) -> None:
     config, sequences = task.config, task.sequences
     plan = StepPlan(config, sequences, (), 0)
     order = [index for step in range(plan.total_steps) for group in plan.indices(step) for index in group]
-    clock = Clock()
+    clock = Clock(task.limit)
 
     class Steps(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
-            clock.step()
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **more: Any) -> None:
+            control.should_training_stop |= clock.step()
 
         def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
             if logs and "loss" in logs:
@@ -309,6 +337,7 @@ def peer_way(task: Task, run: Run) -> None:
             "accumulation": config.gradient_accumulation_steps,
             "steps": config.max_steps,
             "warm": task.warm,
+            "limit": task.limit,
             "learning_rate": config.learning_rate,
             "optim": "adamw_torch_fused" if config.optim == "auto" else config.optim,
             "seed": config.seed,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +57,60 @@ def trl_model(task: dict[str, Any]) -> tuple[Any, Any]:
     return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(task["base"])
 
 
-def run(task: dict[str, Any]) -> dict[str, Any]:
-    """Train, and say how fast, with how much memory, and with which losses."""
+@dataclass
+class Course:
+    """What is known of a training so far, written down after each step: one cut short has a figure."""
+
+    result: Path
+    warm: int
+    tokens: list[int] = field(default_factory=list)  # of each step
+    line: str = ""
+    times: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def write(self) -> None:
+        """The figures of the steps after the warm-up; of all but the first until there are any."""
+        import torch
+
+        done = len(self.times)
+        first = self.warm if self.warm < done else 1
+        if done <= first:
+            return
+        seconds = self.times[-1] - self.times[first - 1]
+        figures = {
+            "speed": sum(self.tokens[first:done]) / seconds,
+            "peak": torch.cuda.max_memory_allocated() / 2**30,
+            "reserved": torch.cuda.max_memory_reserved() / 2**30,
+            "seconds": seconds,
+            "measured": f"{done - first} steps, {first} before them",
+            "losses": self.losses,
+            "line": self.line,
+        }
+        unfinished = self.result.with_suffix(".part")
+        unfinished.write_text(json.dumps(figures))
+        unfinished.replace(self.result)
+
+
+def run(task: dict[str, Any], course: Course) -> None:
+    """Train, and write down how fast, with how much memory, and with which losses."""
     model, tokenizer = (unsloth_model if task["peer"] == "unsloth" else trl_model)(task)
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    times: list[float] = []
-    losses: list[float] = []
-
     class Steps(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *arguments: Any, **more: Any) -> None:
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **more: Any) -> None:
             torch.cuda.synchronize()
-            times.append(time.perf_counter())
+            course.times.append(time.perf_counter())
+            course.write()
+            taken = course.times[-1] - course.times[0]
+            control.should_training_stop |= bool(task["limit"]) and taken > task["limit"]
 
         def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
             if logs and "loss" in logs:
-                losses.append(float(logs["loss"]))
+                course.losses.append(float(logs["loss"]))
+                course.write()
 
     class InOrder(SFTTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, *arguments: Any) -> Any:
@@ -111,21 +147,15 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     )
     lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
     each = 1 if packed else task["batch"] * task["accumulation"]
-    order = task["order"] or list(range(len(lengths)))
-    tokens = [sum(lengths[index] for index in order[at : at + each]) for at in range(0, len(order), each)]
+    order = task["order"] or list(range(len(lengths))) * task["steps"]
+    course.tokens = [
+        sum(lengths[index] for index in order[at : at + each]) for at in range(0, len(order), each)
+    ]
+    course.line = f"{len(lengths)} rows, padding-free {trainer.args.padding_free}"
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
-    warm = task["warm"]
-    return {
-        "speed": sum(tokens[warm : len(times)]) / (times[-1] - times[warm - 1]),
-        "peak": torch.cuda.max_memory_allocated() / 2**30,
-        "reserved": torch.cuda.max_memory_reserved() / 2**30,
-        "seconds": times[-1] - times[0],
-        "losses": losses,
-        "line": f"{len(lengths)} rows, padding-free {trainer.args.padding_free}",
-    }
 
 
 if __name__ == "__main__":
-    outcome = run(json.loads(Path(sys.argv[1]).read_text()))
-    Path(sys.argv[2]).write_text(json.dumps(outcome))
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    run(asked, Course(Path(sys.argv[2]), asked["warm"]))
