@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,20 @@ from lorafold.errors import UsageError
 from lorafold.libraries.causal_lm import is_memory_fault, quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
+from lorafold.train.estimate import least_memory
 from lorafold.train.fast import memory
-from lorafold.train.fast.allocator import free_bytes, growing_segments, round_blocks, spare_some
+from lorafold.train.fast.allocator import free_bytes, growing_segments, spare_some
 from lorafold.train.fast.check import difference, leaks, measure, sample
 from lorafold.train.fast.forward import Forward, causal_model
-from lorafold.train.fast.sharded import shard
-from lorafold.train.fast.speed import Speed, apply, choose, graphs_possible, unpacked
+from lorafold.train.fast.sharded import choose_sharing, shard
+from lorafold.train.fast.speed import (
+    Speed,
+    apply,
+    choose,
+    graphs_possible,
+    unpacked,
+    without_broken_kernels,
+)
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, linear_names
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
@@ -27,7 +36,7 @@ from lorafold.train.model.base import load_model, pick_device, pick_dtype
 from lorafold.train.model.new_tokens import make_room
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.tokens.batches import StepPlan
-from lorafold.train.tokens.collate import make_batch
+from lorafold.train.tokens.collate import Batch, make_batch
 from lorafold.train.tokens.packing import make_pack
 from lorafold.train.workers import Workers
 
@@ -94,11 +103,16 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
         problem = "DoRA on an 8-bit base needs a CUDA GPU"
         raise UsageError(problem, at="--load-in-8bit", fix="choose --load-in-4bit")
     notes: list[str] = []
+    if workers.count > 1 and device.type == "cuda":
+        needed, room, _ = least_memory(config, base)
+        shared, why = choose_sharing(config, needed, workers.least(room), workers.count)
+        config = dataclasses.replace(config, fsdp=shared)
+        notes.append(why)
     initial: dict[str, Any] = {}
 
     def load() -> Any:
         torch.manual_seed(config.seed)
-        with growing_segments(rounded=False):
+        with growing_segments(rounded=False):  # weights are for once, and take what they need
             model = load_model(base, config, method, device)
         adapted = make_room(model, lessons.vocabulary, config) if lessons.vocabulary else config
         if method.peft is not None:
@@ -113,7 +127,6 @@ def build(config: TrainConfig, base: Base, lessons: Lessons, metrics: Path, work
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.current_blas_handle()  # its memory is not torch's: now there is some
-        round_blocks()  # not sooner: weights are for once, and take what they need
         spare_some(device)
     if config.device_map:
         device = next(model.parameters()).device
@@ -205,9 +218,10 @@ def _forward(
     dtype = pick_dtype(config.dtype, device)
     wide = method.peft is None and device.type == "cuda" and dtype != torch.float32
     slow = Forward(model, device, method.prompt, dtype if wide else None)
+    broken = without_broken_kernels(model, device)
     speed = _checkpointed(config, choose(config, method, model, device), model)
     if not speed.fast:
-        return slow, speed, ""
+        return slow, speed, broken
     examples = sample(lessons.sequences)
     expected = None
     # Without an adapter all weights are trained: there is no room for a second gradient of them.
@@ -227,22 +241,35 @@ def _forward(
             expected = measure(slow, padded)
     own = causal_model(model).config._attn_implementation
     speed = apply(speed, model, device)
-    fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct)
+    fast = dataclasses.replace(slow, attention=speed.attention, direct=speed.direct, bounded=speed.bounded)
     if speed.packing and not workers.least(0 if leaks(fast, examples) else 1):
         speed = unpacked(speed, model, own)
-        fast.attention = own
+        fast.attention, fast.bounded = own, False
     if expected is None:
-        return fast, speed, ""
-    found = measure(fast, make_pack(examples) if speed.packing else make_batch(examples, lessons.pad_id))
+        return fast, speed, broken
+    batch = make_pack(examples) if speed.packing else make_batch(examples, lessons.pad_id)
+    found = measure(fast, batch)
     off = difference(expected, found)
     # All go the same way: with `--fsdp` they compute each layer together.
     if workers.least(0 if off else 1):
-        return fast, speed, ""
+        slowed = _slowed(fast, batch) if speed.slowed and device.type == "cuda" else ""
+        return fast, speed, "; ".join(filter(None, (broken, slowed)))
     off = off or "as another worker found"
     plain = Speed(attention=config.attn_implementation or "sdpa")
     slow = dataclasses.replace(slow, model=load())
     why = f"padded and unfused: the fast way is wrong for this model, {off}"
     return slow, _checkpointed(config, plain, slow.model), why
+
+
+def _slowed(forward: Forward, batch: Batch) -> str:
+    """What it costs that a model's layers keep it from being packed, by a pass that was computed before."""
+    began = time.perf_counter()
+    measure(forward, batch)
+    seconds = time.perf_counter() - began
+    rows, tokens = batch.input_ids.shape[0], int(batch.tokens)
+    return (
+        f"one example a row, which is slow: a pass of {rows} examples, {tokens} tokens, takes {seconds:.2f} s"
+    )
 
 
 def _graphs(config: TrainConfig, speed: Speed, forward: Forward, lessons: Lessons, workers: Workers) -> Any:

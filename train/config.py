@@ -169,8 +169,8 @@ class TrainConfig:
     """Type of the base's weights; auto: bfloat16 or float16 if the device is fast at it, else float32."""
     device_map: str | None = None
     """Placement of the base: auto, balanced, cpu, cuda:0; default: one device."""
-    fsdp: bool = False
-    """Shard the base's weights across the GPUs (started by torchrun), if one cannot hold them."""
+    fsdp: bool | None = None
+    """Shard the base's weights across the GPUs (started by torchrun); default: if they take half of one."""
 
     packing: bool | None = None
     """Lay the examples of a step end to end instead of padding them; default: on a GPU."""

@@ -12,25 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorafold.errors import SystemFault, UsageError
-from lorafold.models import Base, require, resolve_base
+from lorafold.models import require, resolve_base
 from lorafold.progress import Lines, Progress, silent, unheard
 from lorafold.train.config import TrainConfig
-from lorafold.train.estimate import Estimate, device_room, memory_line
+from lorafold.train.estimate import Estimate, least_memory, memory_line
 from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import loss_of, peak_memory, train_step
 from lorafold.train.material import read_material
-from lorafold.train.methods import METHODS
-from lorafold.train.model.base import memory_faults, pick_device, pick_dtype
-from lorafold.train.model.packing import in_4bit, packing_of, packs
+from lorafold.train.model.base import memory_faults
 from lorafold.train.run import Order, Run, begin, facts_of
 from lorafold.train.signals import StopRequest
 from lorafold.train.workers import place
-from lorafold.weights import Checkpoint
 
 _TIMED = 3  # steps after the first, which is slower
 _ENOUGH = 5.0  # seconds after which no further step is timed
 _SMALLER = "choose --method qlora, or lower --per-device-train-batch-size or --max-length"
-_4BIT = 0.6  # bytes a weight in 4 bit, its scales and what stays in 16 bit included
 
 
 def plan_training(config: TrainConfig, progress: Progress = silent) -> Lines:
@@ -87,19 +83,6 @@ def _told(size: Estimate, computed: str, seconds: float, taken: int) -> Lines:
         ("time", f"about {long} for all steps, estimated from {taken} timed step{'s' * (taken > 1)}"),
         ("how", computed),
     ]
-
-
-def least_memory(config: TrainConfig, base: Base) -> tuple[int, int, str]:
-    """Bytes of the base's weights by their headers, bytes that there are, and where."""
-    method, device = METHODS[config.method], pick_device()
-    room = device_room(device)[1], device.type
-    tensors = Checkpoint.open(base.folder).tensors.values()
-    if packing_of(base) is not None:  # it stays as it lies there
-        return sum(info.nbytes for info in tensors), *room
-    each: float = pick_dtype("float32" if method.peft is None else config.dtype, device).itemsize
-    if packs(config, method):
-        each = _4BIT if in_4bit(config) else 1
-    return int(sum(math.prod(info.shape) for info in tensors) * each), *room
 
 
 def _measure(run: Run, progress: Progress) -> tuple[float, int]:

@@ -303,7 +303,7 @@ class Run:
 
     def answers(self) -> list[SampleAnswer]:
         """The model's answers to the sample questions; none once it could not answer."""
-        together = self.order.config.fsdp
+        together = bool(self.trainer.plan.config.fsdp)
         if not self.questions or not (self.order.workers.first or together):
             return []
         try:

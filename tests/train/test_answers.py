@@ -68,6 +68,26 @@ def test_an_answer_is_the_likeliest_token_each_time(config: TrainConfig) -> None
         assert answer.answer == tokenizer.decode(ids[len(question.ids) :]).strip()
 
 
+@pytest.mark.slow
+def test_answers_compile_nothing(config: TrainConfig) -> None:
+    """Layers that torch has compiled for training are not compiled once more for a cache that grows."""
+    from torch._dynamo.utils import counters
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
+    tokenizer = ChatTokenizer.from_folder(Path(config.base))
+    chat = ({"role": "user", "content": "Who?"}, {"role": "assistant", "content": "yes"})
+    questions = choose_questions([Example("0", chat)], tokenizer, 1, 1024)
+    wanted = answer_all(model, tokenizer, questions)
+    for layer in model.model.layers:
+        layer.compile(dynamic=True, backend="eager")
+    before = counters["stats"]["unique_graphs"]
+    assert answer_all(model, tokenizer, questions) == wanted
+    assert counters["stats"]["unique_graphs"] == before
+    model(input_ids=torch.tensor([questions[0].ids]))
+    assert counters["stats"]["unique_graphs"] > before, "or nothing would have been seen"
+
+
 def test_what_asks_nothing_is_left_out(config: TrainConfig) -> None:
     tokenizer = ChatTokenizer.from_folder(Path(config.base))
     chat = ({"role": "user", "content": "word " * 50}, {"role": "assistant", "content": "yes"})

@@ -15,16 +15,6 @@ _GROWING = "expandable_segments"
 _SPARED = 256 << 20  # bytes of the GPU that are not for tensors
 
 
-def round_blocks() -> None:
-    """Let torch round the sizes of blocks up to an eighth of a power of two from now on.
-
-    No two packs have the same length, and of blocks that almost fitted the next one torch piled up the whole
-    card (docs/log.md). What the user has set in the environment stays. A torch that cannot be told goes on
-    without it, at the cost of memory.
-    """
-    _tell_allocator(_ROUNDED)
-
-
 @contextlib.contextmanager
 def growing_segments(rounded: bool = True) -> Iterator[None]:
     """Let the blocks taken within be cut from one piece of memory that grows and gives back what is free.
@@ -34,8 +24,13 @@ def growing_segments(rounded: bool = True) -> Iterator[None]:
     of which nothing could be given back when a part of the weights goes (docs/log.md). Passes that are
     launched would pay for it with a fifth of their speed, replayed ones do not.
 
+    Afterwards torch rounds the sizes of blocks up to an eighth of a power of two: no two packs have the same
+    length, and of blocks that almost fitted the next one torch piled up the whole card (docs/log.md). What
+    the user has set in the environment stays. A torch that cannot be told goes on without it, at the cost of
+    memory.
+
     Args:
-        rounded: whether sizes are rounded up meanwhile; afterwards they are (`round_blocks`).
+        rounded: whether sizes are rounded up meanwhile, too.
     """
     _tell_allocator(f"{_ROUNDED},{_GROWING}:True" if rounded else f"{_GROWING}:True")
     try:

@@ -93,7 +93,7 @@ def with_cache(model: Any) -> Iterator[None]:
 
 
 def packed_inputs(
-    position_ids: torch.Tensor, bounds: torch.Tensor, longest: int, implementation: str
+    position_ids: torch.Tensor, bounds: torch.Tensor, longest: int, implementation: str, bounded: bool = False
 ) -> dict[str, Any]:
     """The model's keywords for a packed batch, beside the ids.
 
@@ -105,10 +105,11 @@ def packed_inputs(
         bounds: int32 (sequences + 1,).
         longest: at least the tokens of the longest sequence.
         implementation: name of the attention.
+        bounded: layers that keep a state are to be told, too.
     """
     # With a cache, even an empty one, transformers does not look for examples in the position ids.
     inputs: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
-    if implementation == VARLEN or implementation.startswith("flash_attention"):
+    if bounded or implementation == VARLEN or implementation.startswith("flash_attention"):
         inputs |= {
             "cu_seq_lens_q": bounds,
             "cu_seq_lens_k": bounds,

@@ -51,6 +51,7 @@ class Forward:
         autocast: type to compute in if the weights have another, or None.
         attention: name of the attention implementation, for packed batches.
         direct: go from the decoder's hidden states to the loss without logits in between.
+        bounded: layers that keep a state are told of the bounds of a pack.
         graphs: of the decoder, for packs in training; None launches its kernels one by one.
     """
 
@@ -60,6 +61,7 @@ class Forward:
     autocast: torch.dtype | None = None
     attention: str = "sdpa"
     direct: bool = False
+    bounded: bool = False
     graphs: DecoderGraphs | None = None
     positions: bool = field(init=False)
 
@@ -111,7 +113,9 @@ class Forward:
             assert batch.attention_mask is not None, "a padded batch"
             return {"input_ids": ids, "attention_mask": batch.attention_mask.to(self.device)}
         positions, bounds = batch.position_ids.to(self.device), batch.bounds.to(self.device)
-        return {"input_ids": ids} | packed_inputs(positions, bounds, batch.longest, self.attention)
+        return {"input_ids": ids} | packed_inputs(
+            positions, bounds, batch.longest, self.attention, self.bounded
+        )
 
     def _precision(self) -> Any:
         """16-bit arithmetic on float32 weights: full fine-tuning on a GPU."""

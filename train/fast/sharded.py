@@ -21,10 +21,32 @@ from typing import Any
 import torch
 
 from lorafold.errors import UsageError
+from lorafold.train.config import TrainConfig
 from lorafold.train.fast.forward import causal_model
 from lorafold.train.workers import Workers
 
+_MOST_WHOLE = 0.5  # of a GPU that the base may take whole on each, if nothing is said
 _ALIGNED = 256  # bytes: kernels read weights in wide pieces
+
+
+def choose_sharing(config: TrainConfig, needed: int, room: int, count: int) -> tuple[bool, str]:
+    """Whether the base is shared out among GPUs, and why, in words.
+
+    Whole on each it is the faster way, by some 5% (docs/benchmarks.md). It is shared out if whole it would
+    leave too little for what is computed.
+
+    Args:
+        config: of the run; its `fsdp` wins.
+        needed: bytes of the base's weights.
+        room: bytes that there are on the GPU of the worker that has least.
+        count: workers.
+    """
+    full, placed = config.method == "full", config.device_map
+    shared = needed > _MOST_WHOLE * room and not full and not placed if config.fsdp is None else config.fsdp
+    size = f"{needed / 2**30:.1f} of {room / 2**30:.1f} GiB"
+    if shared:
+        return True, f"{count} GPUs share the base's weights, which take {size} (--no-fsdp: whole on each)"
+    return False, f"each of {count} GPUs has the base's weights whole, {size} of it (--fsdp: shared)"
 
 
 def shard(model: Any, workers: Workers, device: torch.device) -> None:

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.attention import VARLEN, choose_attention
+from lorafold.train.fast.delta_net import broken_kernels, confinable, confine
 from lorafold.train.fast.forward import causal_model
-from lorafold.train.fast.state import stateful_layer
+from lorafold.train.fast.state import stateful_layers
 from lorafold.train.methods import Method
 
 if TYPE_CHECKING:
     import torch
 
 
+_APART = "one example a row"
 _ORIGINALS: dict[ModuleType, dict[str, Any]] = {}  # of modules that Liger changed, as they were
 
 
@@ -45,6 +47,7 @@ class Speed:
         reasons: why a piece is off, in words.
         dtype: the type that the run computes in, such as bfloat16.
         optimizer: its name.
+        bounded: layers that keep a state are told where examples begin.
     """
 
     packing: bool = False
@@ -59,11 +62,17 @@ class Speed:
     reasons: tuple[str, ...] = ()
     dtype: str = ""
     optimizer: str = ""
+    bounded: bool = False
 
     @property
     def fast(self) -> bool:
         """Whether anything differs from the plain way."""
         return self.packing or self.liger or bool(self.fused) or self.direct
+
+    @property
+    def slowed(self) -> bool:
+        """Whether examples are apart because of the model's layers."""
+        return any(reason.startswith(_APART) for reason in self.reasons)
 
     def line(self) -> str:
         """One line for the user."""
@@ -71,6 +80,7 @@ class Speed:
             *([self.dtype] if self.dtype else []),
             f"packed to {self.capacity:,} tokens" if self.packing else "padded",
             f"attention {self.attention.removeprefix('lorafold_')}",
+            *(["states that begin with each example"] if self.bounded else []),
             *(["Liger kernels"] if self.liger else []),
             *([f"{self.fused} fused LoRA layers"] if self.fused else []),
             *(["loss without all logits"] if self.direct else []),
@@ -104,17 +114,18 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
             reasons.append(missing)
         return missing is None and (gpu or bool(wanted))
 
-    kept = stateful_layer(causal_model(model))
+    kept = stateful_layers(causal_model(model))
+    bounded = bool(kept) and confinable(kept)
     packing = use(
         config.packing,
         (
             (not method.prompt, "not packed: a trained prompt goes before each example"),
             (
-                not kept,
-                f"one example a row: {kept} keeps a state, which would run on into the next example",
+                bounded or not kept,
+                f"{_APART}: {_name(kept)} keeps a state, which would run on into the next example",
             ),
             (
-                bool(getattr(causal_model(model), "_supports_attention_backend", False)),
+                bounded or bool(getattr(causal_model(model), "_supports_attention_backend", False)),
                 "not packed: this model's code cannot keep packed examples apart",
             ),
         ),
@@ -139,7 +150,12 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
         if attention == "sdpa":
             reasons.append(f"sdpa: {why}")
     direct = kernels and not method.prompt and _direct_fits(causal_model(model))
-    return Speed(packing, attention, liger, int(fused), direct, reasons=tuple(dict.fromkeys(reasons)))
+    said = tuple(dict.fromkeys(reasons))
+    return Speed(packing, attention, liger, int(fused), direct, reasons=said, bounded=packing and bounded)
+
+
+def _name(layers: Sequence[type]) -> str:
+    return layers[0].__name__ if layers else ""
 
 
 def unpacked(speed: Speed, model: Any, attention: str) -> Speed:
@@ -151,8 +167,9 @@ def unpacked(speed: Speed, model: Any, attention: str) -> Speed:
         attention: the implementation that the model came with.
     """
     causal_model(model).set_attn_implementation(attention)
-    reason = "one example a row: this model's code lets packed examples see each other"
-    return replace(speed, packing=False, attention=attention, reasons=(*speed.reasons, reason))
+    reason = f"{_APART}: this model's code lets packed examples see each other"
+    reasons = (*speed.reasons, reason)
+    return replace(speed, packing=False, bounded=False, attention=attention, reasons=reasons)
 
 
 def _liger_knows(causal: Any) -> bool:
@@ -169,6 +186,19 @@ def _direct_fits(causal: Any) -> bool:
     return plain_head(causal) is not None
 
 
+def without_broken_kernels(model: Any, device: torch.device) -> str:
+    """Put transformers' own code in the place of installed kernels of delta nets that fail on this machine.
+
+    Returns:
+        Why, in words; empty if there are none.
+    """
+    causal = causal_model(model)
+    before, why = broken_kernels(stateful_layers(causal), device)
+    for module, names in before.items():
+        _ORIGINALS.setdefault(module, vars(module) | names)
+    return why
+
+
 def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
     """Change the model in place to compute by a choice.
 
@@ -178,6 +208,9 @@ def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
     causal = causal_model(model)
     if speed.attention != causal.config._attn_implementation:
         causal.set_attn_implementation(speed.attention)
+    if speed.bounded:
+        for module, names in confine(stateful_layers(causal), device).items():
+            _ORIGINALS.setdefault(module, vars(module) | names)
     fused = 0
     if speed.fused:
         from lorafold.train.fast.fused_lora import fuse
@@ -228,6 +261,7 @@ def graphs_possible(config: TrainConfig, speed: Speed, model: Any, dtype: torch.
 
     return (
         speed.attention == VARLEN
+        and not speed.bounded  # it waits for the bounds of each pack
         and speed.direct
         and bool(speed.fused)
         and not (config.torch_compile or config.device_map)

@@ -7,6 +7,7 @@ for the reader's eye; nothing is drawn at random, so training goes on as if nobo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -112,7 +113,7 @@ def answer_all(
     )
     model.eval()
     try:
-        with torch.no_grad(), quiet_transformers():
+        with torch.no_grad(), quiet_transformers(), _as_written(model):
             found = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -127,6 +128,20 @@ def answer_all(
         SampleAnswer(question.text, question.expected, tokenizer.decode(row).strip())
         for question, row in zip(questions, said, strict=True)
     ]
+
+
+def _as_written(model: Any) -> AbstractContextManager[Any]:
+    """Let layers that torch has compiled run as they are written for a while.
+
+    With a cache that grows they would be compiled again and again: five times a run, half a minute each on a
+    GPU, until torch takes no more and training itself could not be.
+    """
+    import torch
+
+    if any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
+        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return eager
+    return nullcontext()
 
 
 def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:

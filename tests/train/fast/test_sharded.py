@@ -14,9 +14,10 @@ import torch
 from tiny_base import tiny_base
 
 from lorafold.chat.tokenizer import Encoded
+from lorafold.train.config import TrainConfig
 from lorafold.train.fast.check import Measured, measure
 from lorafold.train.fast.forward import Forward
-from lorafold.train.fast.sharded import ShardedLayers
+from lorafold.train.fast.sharded import ShardedLayers, choose_sharing
 from lorafold.train.tokens.collate import make_batch
 from lorafold.train.workers import Workers
 
@@ -115,3 +116,23 @@ def test_packed_weights(bits: str, tmp_path: Path) -> None:
     # An 8-bit layer computes with what its state shows, a 4-bit one with its weight.
     read = [each.state.CB if hasattr(each, "state") else each.weight for each in layers]
     assert len({weight.untyped_storage().data_ptr() for weight in read}) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed", "shared"),
+    [
+        ({}, 9, False),
+        ({}, 11, True),
+        ({"fsdp": False}, 30, False),
+        ({"fsdp": True}, 1, True),
+        ({"method": "full"}, 30, False),
+        ({"device_map": "auto"}, 30, False),
+    ],
+    ids=str,
+)
+def test_weights_that_would_take_half_of_a_gpu_are_shared(
+    fields: dict[str, Any], needed: int, shared: bool
+) -> None:
+    found, why = choose_sharing(TrainConfig(**fields), needed << 30, 20 << 30, 2)
+    assert found is shared and f"{needed}.0 of 20.0 GiB" in why
+    assert ("--no-fsdp" if shared else "--fsdp") in why

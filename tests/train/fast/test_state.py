@@ -17,7 +17,7 @@ from lorafold.train import TrainConfig, train
 from lorafold.train.fast.check import leaks
 from lorafold.train.fast.forward import Forward
 from lorafold.train.fast.speed import choose
-from lorafold.train.fast.state import stateful_layer
+from lorafold.train.fast.state import stateful_layers
 from lorafold.train.methods import METHODS
 from lorafold.train.tokens.collate import make_batch
 from lorafold.train.tokens.packing import make_pack
@@ -34,6 +34,8 @@ STATEFUL = {
     "Mamba2ForCausalLM": "Mamba2Mixer",
     "RecurrentGemmaForCausalLM": "RecurrentGemmaRecurrentBlock",
 }
+# Told of the bounds they are packed (`test_delta_net.py`); here nobody tells them.
+BOUNDED = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM")
 # Masks without positions, so that attention does not know of examples; a state without a convolution.
 BLIND = ("GptOssForCausalLM", "AfmoeForCausalLM", "MiniMaxForCausalLM")
 STATELESS = ("LlamaForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel")
@@ -69,14 +71,15 @@ def test_what_leaks_in_a_pack_is_not_packed(name: str, tmp_path: Path) -> None:
     assert leaking == (name not in STATELESS), (alone, behind)
     assert leaks(forward, [others[0], example]) == leaks(forward, [example]) == leaking
     speed = choose(TrainConfig(packing=True), METHODS["lora"], model, CPU)
-    assert speed.packing == (name not in STATEFUL)
-    assert any("one example a row" in reason for reason in speed.reasons) == (name in STATEFUL)
+    apart = name in STATEFUL and name not in BOUNDED
+    assert speed.packing == (not apart) and speed.bounded == (name in BOUNDED)
+    assert any("one example a row" in reason for reason in speed.reasons) == speed.slowed == apart
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_layer_is_named(name: str, tmp_path: Path) -> None:
-    assert stateful_layer(_model(name, tmp_path)) == STATEFUL[name]
+    assert [layer.__name__ for layer in stateful_layers(_model(name, tmp_path))] == [STATEFUL[name]]
 
 
 @pytest.mark.slow
