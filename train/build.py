@@ -15,7 +15,6 @@ from lorafold.errors import UsageError
 from lorafold.libraries.causal_lm import is_memory_fault, quiet_transformers
 from lorafold.models import Base
 from lorafold.train.config import TrainConfig
-from lorafold.train.estimate import least_memory
 from lorafold.train.fast import memory
 from lorafold.train.fast.allocator import free_bytes, growing_segments, spare_some
 from lorafold.train.fast.check import difference, leaks, measure, sample
@@ -34,6 +33,7 @@ from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, lin
 from lorafold.train.model.adapter import initial_adapter, keep_in_float32, trainable
 from lorafold.train.model.base import load_model, pick_device, pick_dtype
 from lorafold.train.model.new_tokens import make_room
+from lorafold.train.model.room import least_memory
 from lorafold.train.optimizers import build_optimizer, build_schedule, resolve_optimizer
 from lorafold.train.tokens.batches import StepPlan
 from lorafold.train.tokens.collate import Batch, make_batch

@@ -15,11 +15,12 @@ from lorafold.errors import SystemFault, UsageError
 from lorafold.models import require, resolve_base
 from lorafold.progress import Lines, Progress, silent, unheard
 from lorafold.train.config import TrainConfig
-from lorafold.train.estimate import Estimate, least_memory, memory_line
+from lorafold.train.estimate import Estimate, memory_line
 from lorafold.train.fast.speed import restored_modules
 from lorafold.train.loop import loss_of, peak_memory, train_step
 from lorafold.train.material import read_material
 from lorafold.train.model.base import memory_faults
+from lorafold.train.model.room import least_memory
 from lorafold.train.run import Order, Run, begin, facts_of
 from lorafold.train.signals import StopRequest
 from lorafold.train.workers import place

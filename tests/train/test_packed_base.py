@@ -18,7 +18,7 @@ from tiny_run import steady, tiny_run
 from lorafold.errors import InputError, UsageError
 from lorafold.models import Base, fingerprint
 from lorafold.train import TrainConfig, train
-from lorafold.train.estimate import least_memory
+from lorafold.train.model.room import least_memory
 
 pytest.importorskip("bitsandbytes", reason="the bases are packed with it")
 

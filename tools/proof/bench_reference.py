@@ -1,6 +1,6 @@
 """The proof's reference model on a GPU beside the CPU: time of a sweep, and how far apart the answers are.
 
-    python tools/bench_reference.py FOLDER
+    python tools/proof/bench_reference.py FOLDER
 
 FOLDER is a Hugging Face folder. Four conversations of random tokens, of which the last 32 are the answer, go
 through the model layer by layer (`export/proof/reference`), as in the proof of an export; each weight is read
