@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorafold.packed import awq, bnb, compressed, fp8, gptq, mlx, mxfp4, torchao
+from lorafold.packed import awq, bnb, compressed, fp8, gptq, hqq, mlx, mxfp4, torchao
 from lorafold.packed.stored import PackedTensor, Stored
 
 Plan = Callable[[Stored, Mapping[str, Any]], Iterator[PackedTensor]]
@@ -44,6 +44,12 @@ def _torchao(settings: Mapping[str, Any]) -> str:
     return f"torchao, {kind}" if isinstance(kind, str) else "torchao"
 
 
+def _hqq(settings: Mapping[str, Any]) -> str:
+    own = settings.get("quant_config")
+    weights = own.get("weight_quant_params") if isinstance(own, Mapping) else None
+    return f"HQQ, {weights.get('nbits', '?')} bits" if isinstance(weights, Mapping) else "HQQ"
+
+
 FORMATS: dict[str, Format] = {
     "bitsandbytes": Format(bnb.plan, _bnb, "quant_state and absmax, or SCB"),
     "fp8": Format(fp8.plan, lambda settings: "FP8", "weight_scale_inv or weight_scale"),
@@ -57,6 +63,7 @@ FORMATS: dict[str, Format] = {
         "weight_scale and weight_shape",
     ),
     "torchao": Format(torchao.plan, _torchao, "qdata, scale and the file's metadata"),
+    "hqq": Format(hqq.plan, _hqq, "scale, zero, shape and nbits"),
     "mlx": Format(mlx.plan, _bits("MLX"), "scales and biases"),
 }
 """By `quant_method`; MLX, which writes none, under its own name."""

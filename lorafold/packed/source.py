@@ -45,6 +45,7 @@ _MARKS = {
     ".qweight": "GPTQ or AWQ",
     ".weight_packed": "compressed-tensors",
     "._weight_qdata": "torchao",
+    ".W_q": "HQQ",
 }
 """Who packed, by parts of names that no plain checkpoint has."""
 _DROPPED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")

@@ -148,10 +148,10 @@ def test_inspect_counts_the_models_weights(tmp_path: Path, capsys: pytest.Captur
     assert f"{sum(int(np.prod(info.shape)) for info in plain):,} in {len(plain)} tensors" in shown
     assert "GPTQ, 4 bits: 1 tensors" in shown
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"]["quant_method"] = "hqq"
+    config["quantization_config"]["quant_method"] = "aqlm"
     (base / "config.json").write_text(json.dumps(config))
     assert main(["inspect", str(base)]) == 0
-    assert "not readable: the base is quantized (hqq)" in " ".join(capsys.readouterr().out.split())
+    assert "not readable: the base is quantized (aqlm)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_onto_needs_the_plain_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +249,6 @@ def test_plain_conversion_says_what_it_was_made_from(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused_by_its_method(tmp_path: Path) -> None:
-    packed_folder(tmp_path / "b", {"quant_method": "hqq"}, {"norm.weight": np.ones(4, np.float32)})
-    with pytest.raises(InputError, match=r"the base is quantized \(hqq\), which cannot be read"):
+    packed_folder(tmp_path / "b", {"quant_method": "aqlm"}, {"norm.weight": np.ones(4, np.float32)})
+    with pytest.raises(InputError, match=r"the base is quantized \(aqlm\), which cannot be read"):
         open_inputs(ExportConfig(str(tmp_path / "b"), out=tmp_path / "out"))

@@ -13,6 +13,7 @@ from packed_parts import (
     AWQ,
     FP8,
     GPTQ,
+    HQQ,
     INT4,
     METADATA,
     MLX,
@@ -24,6 +25,7 @@ from packed_parts import (
     awq,
     fp8,
     gptq,
+    hqq,
     int4,
     int8,
     mlx,
@@ -143,6 +145,36 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         GPTQ | {"checkpoint_format": "marlin"},
         gptq(),
         "checkpoint_format 'marlin' is not read, expected gptq or gptq_v2",
+    ),
+    "HQQ along the other axis": (
+        HQQ,
+        hqq() | {"a.axis": np.array(0, np.int32)},
+        "has 4 bits in '4bit_u8' along axis 0; expected 8bit_u8, 4bit_u8, 2bit_u8 along axis 1.*16-bit",
+    ),
+    "HQQ in 3 bits": (
+        HQQ,
+        hqq() | {"a.nbits": np.array(3, np.int32), "a.packing": np.frombuffer(b"3bit_32", np.uint8).copy()},
+        "'a.W_q' has 3 bits in '3bit_32' along axis 1; expected",
+    ),
+    "HQQ of another shape": (
+        HQQ,
+        hqq() | {"a.shape": np.array([8, 32])},
+        r"'a.W_q' has 256 bytes: 4 bits in groups of 32 do not make \[8, 32\]",
+    ),
+    "HQQ without a group": (
+        HQQ,
+        hqq() | {"a.group_size": np.array(0, np.int32)},
+        r"in groups of 0 do not make \[8, 64\]",
+    ),
+    "HQQ with several numbers for one": (
+        HQQ,
+        hqq() | {"a.nbits": np.array([4, 4], np.int32)},
+        r"'a.nbits' has shape \[2\], expected one number",
+    ),
+    "HQQ whose scales are packed too": (
+        HQQ,
+        hqq() | {"a.scale": np.zeros((8, 1), np.uint8)},
+        r"'a.scale' is U8 \[8, 1\], expected F32 or F16 or BF16 \[16, 1\]",
     ),
     "AWQ in another layout": (AWQ | {"version": "gemv"}, awq(), "the layout 'gemv' is not read"),
     "AWQ in a group size that does not fit": (

@@ -25,8 +25,9 @@ VERSIONS = {
     "auto-gptq": ("auto-gptq==0.7.1",),
     "autoawq": ("autoawq==0.2.9",),
     "torchao": ("torchao==0.18.0", "fbgemm-gpu-genai==1.9.0"),
+    "hqq": ("hqq==0.2.8.post1",),
 }
-SOURCES = ("autoawq",)
+SOURCES = ("autoawq", "hqq")
 """Those that come as a source archive: it is unpacked, not built."""
 
 _WRITE = """
@@ -41,6 +42,31 @@ def write(case, key, settings, packed, unpacked, save):
 """
 
 SCRIPTS = {
+    "hqq": """
+import types
+import torch
+from safetensors.torch import save_file
+colours = types.ModuleType("termcolor")
+colours.colored = lambda text, colour: text
+sys.modules["termcolor"] = colours
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+torch.manual_seed(0)
+SIZES = (
+    (32, 36, 64, "float32"), (64, 48, 192, "float32"), (None, 16, 32, "float32"),
+    (64, 40, 128, "bfloat16"), (64, 40, 128, "float16"),
+)
+for bits in (2, 4, 8):
+    for group, rows, cols, dtype in SIZES:
+        for as_float in (False, True):
+            linear = torch.nn.Linear(cols, rows)
+            config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1, view_as_float=as_float)
+            made = HQQLinear(linear, config, compute_dtype=getattr(torch, dtype), device="cpu")
+            packed = {"a." + name: value.data.contiguous() for name, value in made.state_dict().items()}
+            unpacked = {"a.weight": made.dequantize().contiguous(), "a.bias": packed["a.bias"].clone()}
+            settings = {"quant_method": "hqq", "quant_config": config}
+            case = f"{bits}-{group}-{dtype}" + "-float" * as_float
+            write(case, "quantization_config", settings, packed, unpacked, save_file)
+""",
     "torchao": """
 import importlib.util, os, sys, types
 import torch

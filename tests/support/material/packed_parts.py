@@ -34,6 +34,7 @@ NVFP4 = {
 }
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 MLX = {"bits": 4, "group_size": 32}
+HQQ = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 32}}}
 TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}}
 
 
@@ -153,6 +154,20 @@ def torchao_int4(width: int = 32) -> Tensors:
     }
 
 
+def hqq() -> Tensors:
+    """A weight (8, 64) in groups of 32: sixteen lines, two to a byte."""
+    return {
+        "a.W_q": np.zeros((8, 32), np.uint8),
+        "a.scale": np.ones((16, 1), np.float16),
+        "a.zero": np.ones((16, 1), np.float16),
+        "a.shape": np.array([8, 64]),
+        "a.nbits": np.array(4, np.int32),
+        "a.group_size": np.array(32, np.int32),
+        "a.axis": np.array(1, np.int32),
+        "a.packing": np.frombuffer(b"4bit_u8", np.uint8).copy(),
+    }
+
+
 WHOLE: dict[str, tuple[Any, Callable[[], Tensors]]] = {
     "nf4": (NF4, nf4),
     "nf4 nested": (NF4, lambda: nf4(nested=True)),
@@ -164,6 +179,7 @@ WHOLE: dict[str, tuple[Any, Callable[[], Tensors]]] = {
     "int4": (INT4, int4),
     "nvfp4": (NVFP4, nvfp4),
     "mlx": (MLX, mlx),
+    "hqq": (HQQ, hqq),
     "torchao": (TORCHAO, torchao),
     "torchao fp8": (TORCHAO, torchao_fp8),
     "torchao int4": (TORCHAO, torchao_int4),
