@@ -21,8 +21,8 @@ goes a whole step. The rounding error itself may be many times larger: it points
 disturbs little."""
 _LEGEND = "<p class='legend'>nothing is left <i></i> all is there; columns are layers</p>"
 _RAISED = """\
-As the recipe has it, {of} would not keep enough of the change ({types}). This is what they would look like,
-and they were given larger types instead; the next picture is the file's."""
+With the types of the recipe alone {of} would not keep enough of the change ({types}), as this picture shows.
+They were given larger types; the next picture is the file's."""
 _KL = """\
 At each word the model gives every possible next word a probability. KL says how far the file's
 probabilities are from those of the base with the adapter, before anything was rounded: 0 means the same
