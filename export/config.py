@@ -14,8 +14,8 @@ from lorafold.machine import cores
 
 # Options that only some formats use.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "split_max_size"), ("gguf",)),
-    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja"), ("gguf",)),
+    **dict.fromkeys(("quant", "tensor_type", "imatrix", "imatrix_data", "imatrix_share"), ("gguf",)),
+    **dict.fromkeys(("system", "thinking", "allow_embedded_jinja", "split_max_size"), ("gguf",)),
     **dict.fromkeys(("ollama_path", "ollama", "onto", "mmproj", "keep_delta", "fit", "max_kl"), ("gguf",)),
     "dtype": ("folder", "adapter"),
     "shard_max_size": ("folder",),
@@ -108,7 +108,12 @@ class ExportConfig:
     """An importance matrix (GGUF or llama.cpp's older format)."""
 
     imatrix_data: Path | None = None
-    """Collect an importance matrix on these texts (data as for `train`, or plain text); needs torch."""
+    """Collect an importance matrix on these texts (data as for `train`, or plain text) and on a few general
+    ones; needs torch."""
+
+    imatrix_share: float | None = None
+    """The share of --imatrix-data in the matrix, 1 for these texts alone; default: what is best on some of
+    them that are held out, which may be no matrix at all."""
 
     dtype: Literal["keep", "bf16", "f16", "f32"] = "keep"
     """Type of the weights; keep: in a merged folder as in the base, in an adapter GGUF F16."""
@@ -243,6 +248,7 @@ class ExportConfig:
                 at="--imatrix-data",
                 fix="pass either --imatrix or --imatrix-data",
             )
+        self._check_share()
         if self.name and not 0 < len(file_stem(self.name).encode()) <= LONGEST_STEM:
             raise UsageError(
                 f"{self.name[:40]!r} gives no file name (expected a letter or digit, "
@@ -258,6 +264,23 @@ class ExportConfig:
         ):
             if value is not None and value < 100_000:
                 raise UsageError(f"expected at least 100,000 bytes, got {value}", at=flag)
+
+    def _check_share(self) -> None:
+        """Refuse a share of the user's texts that is none, or that nothing is mixed by."""
+        if self.imatrix_share is None:
+            return
+        if self.imatrix_data is None:
+            raise UsageError(
+                "there are no texts to mix",
+                at="--imatrix-share",
+                fix="pass --imatrix-data with it, or leave it out",
+            )
+        if not 0 <= self.imatrix_share <= 1:
+            raise UsageError(
+                f"expected a share from 0 to 1, got {self.imatrix_share}",
+                at="--imatrix-share",
+                fix="0.75 makes three quarters of the matrix of your texts",
+            )
 
     def _check_types(self) -> None:
         """Refuse a share, size or distance that is none, and what would choose the types otherwise."""

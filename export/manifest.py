@@ -16,7 +16,8 @@ from lorafold.chat.named import NAMED
 from lorafold.errors import InputError
 from lorafold.export.config import ExportConfig
 from lorafold.export.fitting.fit import Fitted
-from lorafold.export.fitting.words import fitted_as_json
+from lorafold.export.fitting.share import Calibrated
+from lorafold.export.fitting.words import calibrated_as_json, fitted_as_json
 from lorafold.export.inputs import Inputs
 from lorafold.export.judge.choice import BaseChoice
 from lorafold.export.outputs.gguf import IMATRIX
@@ -46,6 +47,7 @@ def describe_export(
     survival: Findings,
     fitted: Mapping[str, Fitted],
     choice: BaseChoice | None,
+    calibrated: Calibrated | None,
     checksums: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the report and the manifest of an export.
@@ -60,6 +62,7 @@ def describe_export(
         survival: what is left of the adapters' change.
         fitted: the mixtures that were chosen, by file.
         choice: which of two bases was taken, if there were two.
+        calibrated: what became of `--imatrix-data`.
         checksums: sha256 of files that are known already.
 
     Returns:
@@ -77,6 +80,7 @@ def describe_export(
         "survival": survival.as_json(),
         "mixtures": {name: fitted_as_json(one) for name, one in fitted.items()},
         "choice of the base": None if choice is None else choice.as_json(),
+        "calibration": None if calibrated is None else calibrated_as_json(calibrated),
         "verdict": proof.verdict,
         "proof": proof.as_json(),
     }
@@ -123,7 +127,7 @@ def config_of(manifest: Mapping[str, Any], folder: Path) -> ExportConfig:
         )
     require_shape(saved, saved_shape(ExportConfig), f"{folder / 'lorafold.json'}: config")
     if saved.get("imatrix_data"):  # what was collected then lies beside the files
-        saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None}
+        saved |= {"imatrix": folder / IMATRIX, "imatrix_data": None, "imatrix_share": None}
     for chosen in (manifest.get("mixtures") or {}).values():  # what was measured once is not measured again
         saved |= {"fit": None, "max_kl": None, "keep_delta": None, "quant": (chosen["recipe"],)}
         if chosen["types"]:

@@ -130,6 +130,9 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
     output = plan_output(inputs, config, progress)
     check_disk(output.size, config.out)
     check_weights(inputs, progress)
+    if isinstance(output, GgufOutput):
+        output = output.calibrated(progress)
+        config = output.config
     return_free_memory()
     clock.lap("plan")
     with new_folder(config.out, force=config.force) as staging:
@@ -151,6 +154,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> ExportResult:
             survival=survival,
             fitted=output.mixtures() if isinstance(output, GgufOutput) else {},
             choice=choice,
+            calibrated=chosen.measured.calibration if chosen else None,
             checksums=written.checksums,
         )
         try:

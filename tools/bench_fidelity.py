@@ -5,10 +5,13 @@
 
 The base is the demo's (SmolLM2-135M-Instruct, whose only embedded weights are 4-bit ones), the adapter a
 short training on the demo's data. `--data` takes other records, of which one in forty is held out;
-`--smooth` makes a base of bf16 weights that are on no grid, by a short full fine-tune. Each recipe is written
-plainly and with `--keep-delta`, and measured on all rows in the types of the file: the share that survives in
-all and in the worst tensor, and the bytes it costs. `--types` first puts every type on every tensor that the
-adapter changes, as far as its blocks fit.
+`--smooth` makes a base of bf16 weights that are on no grid: a short full fine-tune on the demo's data, which
+moves weights by a seventeenth of the grid's step, and noise as wide as one step, which is what rounding to 4
+bits once took away. That no tensor is on a grid is looked at, and the perplexity shown.
+
+Each recipe is written plainly and with `--keep-delta`, and measured on all rows in the types of the file: the
+share that survives in all and in the worst tensor, and the bytes it costs. `--types` first puts every type on
+every tensor that the adapter changes, as far as its blocks fit.
 
 `--kl` exports with the proof on the held-out questions, and shows each file's mean KL from base + adapter.
 `--fit` writes each recipe once more with the types that are chosen for its own size, calibrated on chats of
@@ -20,11 +23,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+BLOCK = 32  # weights of the demo's base that share a step
 COLOURS = {"": "#8a8f98", "--keep-delta": "#3b76c4", "--fit": "#d08a2c"}
 WORDS = {"": "as the recipe has it", "--keep-delta": "--keep-delta 0.9", "--fit": "--fit, in its size"}
 
@@ -58,14 +63,10 @@ def main() -> None:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         records = divided(options.data, work)
-        base = (
-            trained(work / f"base-{options.smooth}", "demo", records, options.smooth)
-            if options.smooth
-            else None
-        )
+        base = smooth_base(work, options.smooth) if options.smooth else None
         adapter = trained(work / f"adapter-{options.steps}", base, records, options.steps)
         name = options.data.name if options.data else "the demo's data"
-        smooth = f", on bf16 weights of {options.smooth} steps of full fine-tuning" if base else ""
+        smooth = f", on bf16 weights of {options.smooth} steps of full fine-tuning and noise" if base else ""
         where = f"{name}, {'bf16 weights' if base else '4-bit grid'}"
         print(f"SmolLM2-135M-Instruct{smooth}, adapter of {options.steps} steps on {name}\n")
         if options.types:
@@ -115,6 +116,87 @@ def trained(out: Path, base: str | Path | None, records: Records, steps: int) ->
             settings |= {"base": str(base)}
         train(replace(demo_config(out), **settings), silent, lambda _: None)
     return out
+
+
+def smooth_base(work: Path, steps: int) -> Path:
+    """A base of bf16 weights that are on no grid, and what it is worth, said in two lines."""
+    from lorafold.models import demo_base
+
+    out, demo = work / f"base-{steps}", demo_base().folder
+    tuned = trained(work / f"tuned-{steps}", "demo", divided(None, work), steps)
+    if not (out / "model.safetensors").exists():
+        spread(tuned, demo, out)
+    for name, folder in (("the demo's base", demo), ("fine-tuned", tuned), ("with noise", out)):
+        on_a_grid, count = tensors_on_a_grid(folder)
+        worth = f"perplexity {perplexity(folder):.1f} on general chats"
+        print(f"{name}: {on_a_grid} of {count} tensors on a grid, {worth}", flush=True)
+    assert on_a_grid == 0, "the base is still on a grid"
+    return out
+
+
+def spread(tuned: Path, grid: Path, out: Path) -> None:
+    """Add noise to the weights of all layers: uniform, as wide as one step of a block of the grid."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from lorafold.weights import Checkpoint
+
+    shutil.copytree(
+        tuned, out, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors", "lorafold.json")
+    )
+    dice, source = np.random.default_rng(0), Checkpoint.open(grid)
+    weights = load_file(tuned / "model.safetensors")
+    for name, values in weights.items():
+        if values.ndim < 2 or "embed_tokens" in name:
+            continue
+        blocks = source.rows(name, 0, source.tensors[name].rows).reshape(-1, BLOCK)
+        gaps = np.diff(np.sort(blocks, axis=1), axis=1)
+        gaps[gaps < 1e-3 * np.abs(blocks).max(1, keepdims=True)] = (
+            np.inf
+        )  # the same level, rounded to 16 bits
+        step = gaps.min(1, keepdims=True)
+        step[~np.isfinite(step)] = 0
+        noise = (dice.random(blocks.shape, np.float32) - np.float32(0.5)) * step
+        weights[name] = (values.float() + torch.from_numpy(noise).reshape(values.shape)).to(torch.bfloat16)
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensors_on_a_grid(folder: Path) -> tuple[int, int]:
+    """Matrices of the layers that have rows on a grid, of eight pairs of rows each, and all of them."""
+    from lorafold.export.survival.grid import find_levels
+    from lorafold.weights import Checkpoint
+
+    source = Checkpoint.open(folder)
+    names = [name for name, info in source.tensors.items() if len(info.shape) == 2 and "embed" not in name]
+
+    def lies(name: str) -> bool:
+        rows = source.tensors[name].rows
+        starts = range(0, rows - 1, max(rows // 8, 1))
+        return any(find_levels(source.rows(name, start, start + 2)) is not None for start in starts)
+
+    return sum(map(lies, names)), len(names)
+
+
+def perplexity(folder: Path) -> float:
+    """Of the answers of the general chats that calibration brings, in transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lorafold.chat.tokenizer import ChatTokenizer
+    from lorafold.export.imatrix.calibration import GENERAL_TEXTS
+    from lorafold.records.chats import read_chats
+
+    tokenizer = ChatTokenizer.from_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    losses = []
+    for chat in read_chats(GENERAL_TEXTS):
+        ids = torch.tensor([tokenizer.encode_chat(chat.messages).ids])
+        start = len(tokenizer.encode_prompt(chat.messages[:-1]))
+        with torch.inference_mode():
+            likely = model(ids).logits[0, start - 1 : -1].log_softmax(-1)
+        losses.append(-likely.gather(1, ids[0, start:, None])[:, 0])
+    return float(torch.cat(losses).mean().exp())
 
 
 def by_type(adapter: Path, out: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.errors import InputError, UsageError
@@ -23,7 +22,7 @@ from lorafold.export.fitting.choose import (
 )
 from lorafold.export.fitting.keepers import Keepers
 from lorafold.export.fitting.losses import Losses
-from lorafold.export.fitting.model import MeasuredModel
+from lorafold.export.fitting.model import MeasuredModel, held_at_once
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.calibration import GENERAL_ALONE, Calibration, calibration
 from lorafold.export.inputs import Inputs
@@ -37,7 +36,6 @@ from lorafold.export.survival.survey import TypedModel
 from lorafold.progress import Progress, silent
 
 _TOKENS = 750  # that are measured, and as many that test the result
-_LOGITS = 40_000_000  # that are held at once
 _STEPS = 6  # of the search for the smallest mixture: to about a hundredth of its size
 
 
@@ -205,7 +203,7 @@ class Fitting:
         Raises:
             InputError: the model cannot be measured here.
         """
-        measured = MeasuredModel(self._inputs, self._imatrix)
+        measured = MeasuredModel(self._inputs)
         texts = calibration_texts(self._inputs, self._data, measured.vocabulary)
         options = self._options(measured, texts.measured, model, fixed)
         if not options:
@@ -262,7 +260,7 @@ class Fitting:
         tried: list[Tried] = []
         for name, model in models.items():
             self._progress("test the mixtures", len(tried), len(models))
-            distance = costs.measured.distance(model, costs.texts.checked)
+            distance = costs.measured.distance(model, costs.texts.checked, self._imatrix)
             tried.append(Tried(name, costs.size(model), distance))
         self._progress("test the mixtures", len(models), len(models))
         return tried
@@ -394,17 +392,5 @@ def calibration_texts(inputs: Inputs, data: Path | None, vocabulary: int) -> Cal
         vocabulary: tokens that the model knows.
     """
     texts = calibration(inputs, data, _TOKENS)
-    most = max(_LOGITS // vocabulary, 64)
-    return Calibration(_within(texts.measured, most), _within(texts.checked, most), texts.words)
-
-
-def _within(chats: Sequence[AskedChat], tokens: int) -> list[AskedChat]:
-    """So many of the first chats of each part that their answers have at most so many tokens."""
-    lengths = np.array([len(each.ids) - each.start for each in chats])
-    count = len(chats)
-    while count > 1:
-        picked = [index * len(chats) // count for index in range(count)]
-        if lengths[picked].sum() <= tokens:
-            return [chats[index] for index in picked]
-        count -= 1
-    return list(chats[:1])
+    measured, checked = (held_at_once(part, vocabulary) for part in (texts.measured, texts.checked))
+    return Calibration(measured, checked, texts.words)

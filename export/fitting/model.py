@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from lorafold.errors import InputError
 from lorafold.export.gguf.header import place_tensors
 from lorafold.export.inputs import Inputs
@@ -18,13 +20,14 @@ from lorafold.export.survival.survey import TypedModel
 from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 
+_LOGITS = 40_000_000  # that are held at once
+
 
 class MeasuredModel:
     """transformers' model with the weights of the fold, a layer at a time.
 
     Args:
         inputs: base and adapters.
-        imatrix: importance weights by tensor.
 
     Attributes:
         exact: the weights, without a rounding on the way.
@@ -34,7 +37,7 @@ class MeasuredModel:
         InputError: the model cannot be computed here, or a layer does not fit into memory.
     """
 
-    def __init__(self, inputs: Inputs, imatrix: Importance | None = None) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         obstacle = LayeredReference.obstacle(inputs)
         if obstacle is not None:
             raise InputError(
@@ -43,7 +46,6 @@ class MeasuredModel:
         import torch
 
         self._source = inputs.source
-        self._imatrix = imatrix
         self.exact = inputs.source.exact
         with _refusals():
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,19 +68,47 @@ class MeasuredModel:
         with _refusals():
             return self._model.gradients(self.exact, chats, watch)
 
-    def distance(self, model: TypedModel, chats: Sequence[AskedChat]) -> float:
-        """Mean KL of a mixture from base + adapter, in nats.
+    def distance(
+        self, model: TypedModel, chats: Sequence[AskedChat], imatrix: Importance | None = None
+    ) -> float:
+        """Mean of `distances`."""
+        return self.distances(model, chats, imatrix).mean
+
+    def distances(
+        self, model: TypedModel, chats: Sequence[AskedChat], imatrix: Importance | None = None
+    ) -> PerToken:
+        """KL of a mixture from base + adapter at each token of the answers, in nats.
 
         Args:
             model: tensors with their types.
             chats: what is asked; the same object again is answered by base + adapter only once.
+            imatrix: importance weights by tensor, with which it is rounded.
         """
-        rounded = RoundedSource(place_tensors(list(model)), self._source, self.exact, self._imatrix)
+        rounded = RoundedSource(place_tensors(list(model)), self._source, self.exact, imatrix)
         with _refusals():
             if self._tuned is None or self._tuned[0] is not chats:
                 self._tuned = chats, self._model.answers(self.exact, chats, self.vocabulary)[0]
             (answers,) = self._model.answers(rounded, chats, self.vocabulary)
-        return PerToken(kl(self._tuned[1], answers)).mean
+        return PerToken(kl(self._tuned[1], answers))
+
+
+def held_at_once(chats: Sequence[AskedChat], vocabulary: int, share: float = 1.0) -> list[AskedChat]:
+    """So many of the chats, evenly spread, that the logits of their answers can be held; one at least.
+
+    Args:
+        chats: in their order.
+        vocabulary: tokens that the model knows.
+        share: of all logits that are held.
+    """
+    tokens = max(int(_LOGITS * share) // vocabulary, 64)
+    lengths = np.array([len(each.ids) - each.start for each in chats])
+    count = len(chats)
+    while count > 1:
+        picked = [index * len(chats) // count for index in range(count)]
+        if lengths[picked].sum() <= tokens:
+            return [chats[index] for index in picked]
+        count -= 1
+    return list(chats[:1])
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""What `--fit` and `--max-kl` chose, in a sentence, and as it stands in the manifest."""
+"""What `--fit`, `--max-kl` and `--imatrix-data` chose, in a sentence, and as it stands in the manifest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorafold.export.fitting.fit import Fitted
+from lorafold.export.fitting.share import Calibrated, taken
 
 _NAMED = 3
 
@@ -53,3 +55,81 @@ def fitted_as_json(fitted: Fitted) -> dict[str, Any]:
         "why": fitted.why,
         "types": {name: kind.name for name, kind in fitted.types.items()},
     }
+
+
+def describe_calibrated(calibrated: Calibrated) -> tuple[str, str]:
+    """Label and text: which share was taken, by how much it is better, and what it did not improve."""
+    share = calibrated.share
+    used = "no importance matrix is used" if share is None else f"the importance matrix is {_mixture(share)}"
+    if not calibrated.judged:
+        return "calibration", f"{used}: {calibrated.why}"
+    (recipe, judged), *_ = calibrated.judged.items()
+    best = taken(judged)
+    others = ", ".join(
+        f"{one.own:.4f} ({_change(one.own, best.own)}) with {_candidate(one.share)}"
+        for one in judged
+        if one is not best
+    )
+    text = (
+        f"{used}, the best of {len(judged)} in {recipe}: mean KL {best.own:.4f} on {calibrated.texts[0]} of "
+        f"your texts that were held out, beside {others}"
+    )
+    if harmful := [one for one in judged if one.own < best.own]:
+        text += f"; {_listed([_candidate(one.share) for one in harmful])} would harm general texts"
+    if share is not None:
+        worse = list(_not_improved(calibrated))
+        text += f"; it did not improve {'; '.join(worse)}" if worse else "; it improved general texts too"
+    return "calibration", text
+
+
+def calibrated_as_json(calibrated: Calibrated) -> dict[str, Any]:
+    """For the manifest."""
+    return {
+        "share": calibrated.share,
+        "why": calibrated.why,
+        "texts held out": calibrated.texts[0],
+        "general texts held out": calibrated.texts[1],
+        "tried": {
+            recipe: [
+                {"share": one.share, "KL": one.own, "KL on general texts": one.general} for one in judged
+            ]
+            for recipe, judged in calibrated.judged.items()
+        },
+        "not improved": list(_not_improved(calibrated)),
+    }
+
+
+def _not_improved(calibrated: Calibrated) -> Iterator[str]:
+    """Type and part of what is no nearer with the matrix than without."""
+    for recipe, judged in calibrated.judged.items():
+        without, used = (
+            next((one for one in judged if one.share == share), None) for share in (None, calibrated.share)
+        )
+        if without is None or used is None or used is without:
+            continue
+        for part, before, after in (
+            ("your texts", without.own, used.own),
+            ("general texts", without.general, used.general),
+        ):
+            if after >= before:
+                yield f"{recipe} on {part} ({after:.4f} beside {before:.4f} without)"
+
+
+def _mixture(share: float) -> str:
+    if share == 1:
+        return "of your texts alone"
+    return f"{share:.0%} your texts and {1 - share:.0%} general ones" if share else "of general texts alone"
+
+
+def _candidate(share: float | None) -> str:
+    if share is None:
+        return "none"
+    return {0.0: "general texts alone", 1.0: "yours alone"}.get(share, f"{share:.0%} yours")
+
+
+def _change(value: float, best: float) -> str:
+    return f"{value / best - 1:+.0%}" if best > 0 else "more"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from lorafold.artifacts import read_manifest
 from lorafold.chat.tokenizer import ChatTokenizer
@@ -22,10 +23,21 @@ GENERAL_SHARE = 0.25
 """Of the conversations; not chosen by measurement."""
 GENERAL_ALONE = "general chats"
 """Where texts come from if none are the user's."""
-_GENERAL = Path(__file__).with_name("general.jsonl")
-_LONGEST_PROMPT, _LONGEST_ANSWER = 256, 64  # tokens
+GENERAL_TEXTS = Path(__file__).with_name("general.jsonl")
+LONGEST_PROMPT, LONGEST_ANSWER = 256, 64  # tokens
 _MOST = 4000  # chats that are read of a file
 _WIDE = 0.9  # of the chats, by length, are asked: a batch is as wide as its longest one
+
+
+class HasTokens(Protocol):
+    """A text as tokens."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and answer."""
+
+
+AnyText = TypeVar("AnyText", bound=HasTokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +67,9 @@ def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
         InputError: the file is missing or malformed, or the tokenizer has no chat template.
     """
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-    general = list(_asked(_GENERAL, tokenizer))
+    general = list(_asked(GENERAL_TEXTS, tokenizer))
     own, words = _own(inputs, data, tokenizer)
-    mine, others = _alike(own), _alike(general)
+    mine, others = alike(own), alike(general)
     parts = [mixed(mine[half::2], others[half::2], tokens) for half in (0, 1)]
     return Calibration(parts[0], parts[1], words)
 
@@ -70,14 +82,14 @@ def mixed(own: Sequence[AskedChat], general: Sequence[AskedChat], tokens: int) -
     return [each for chats, share in shares for each in _spread(chats, int(tokens * share))]
 
 
-def _alike(chats: Sequence[AskedChat]) -> Sequence[AskedChat]:
+def alike(chats: Sequence[AnyText]) -> list[AnyText]:
     """Without the few longest."""
     lengths = sorted(len(each.ids) for each in chats)
     return [each for each in chats if len(each.ids) <= lengths[int(_WIDE * (len(chats) - 1))]]
 
 
-def _spread(chats: Sequence[AskedChat], tokens: int) -> list[AskedChat]:
-    """Evenly spread ones, one at least."""
+def _spread(chats: Sequence[AnyText], tokens: int) -> list[AnyText]:
+    """Evenly spread ones that have about so many tokens together, one at least."""
     mean = sum(len(each.ids) for each in chats) / max(len(chats), 1)
     count = min(max(int(tokens / max(mean, 1)), 1), len(chats))
     return [chats[index * len(chats) // count] for index in range(count)]
@@ -110,5 +122,5 @@ def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:
             start = len(tokenizer.encode_prompt(example.messages[:-1]))
         else:
             ids, start = list(tokenizer.encode_chat(example.messages).ids), 1
-        if start <= _LONGEST_PROMPT and len(ids) > start:
-            yield AskedChat(ids[: start + _LONGEST_ANSWER], start)
+        if start <= LONGEST_PROMPT and len(ids) > start:
+            yield AskedChat(ids[: start + LONGEST_ANSWER], start)

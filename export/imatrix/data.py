@@ -1,36 +1,29 @@
-"""An importance matrix for the model that is being exported, collected on the user's own texts.
-
-The matrix is that of base + adapter. Chats are rendered and tokenized as in training, so it weighs what the
-model will see in use; a plain text is cut into chunks of `CHUNK_TOKENS` tokens, as llama-imatrix does.
-"""
+"""The importance matrices of the model that is being exported, base + adapter: on the user's texts, and on
+general ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect
 from lorafold.export.imatrix.file import Imatrix
+from lorafold.export.imatrix.texts import Texts, check_text
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.reference.answers import LayeredReference, config_of
 from lorafold.export.proof.reference.blank import BlankModel
 from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 from lorafold.progress import Progress
-from lorafold.records.chats import read_chats
-from lorafold.tokenizer.loading import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
 
-CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
-MOST_CHUNKS = 1000  # more texts hardly move the means any more
 _ELSEWHERE = "collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix"
 
 
@@ -40,7 +33,7 @@ def check_can_collect(inputs: Inputs, data: Path) -> None:
     Raises:
         InputError: the file is missing or holds no text, or the model cannot be run on this machine.
     """
-    next(_sequences(inputs, data), None)
+    check_text(inputs, data)
     if reason := LayeredReference.obstacle(inputs) or _too_large(inputs):
         raise InputError(
             f"no importance matrix can be collected here: {reason}", at="--imatrix-data", fix=_ELSEWHERE
@@ -55,23 +48,37 @@ def _too_large(inputs: Inputs) -> str | None:
     return f"the model needs {needed / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
 
 
-def collect_importance(
-    inputs: Inputs, tensors: Sequence[MappedTensor], data: Path, progress: Progress
-) -> Imatrix:
-    """Run the texts through base + adapters and sum up what enters every weight.
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """Two importance matrices of one model.
+
+    Attributes:
+        own: of the user's texts.
+        general: of the general ones.
+    """
+
+    own: Imatrix
+    general: Imatrix
+
+
+def collect_both(
+    inputs: Inputs, tensors: Sequence[MappedTensor], texts: Texts, progress: Progress
+) -> Matrices:
+    """Run both kinds of text through base + adapters and sum up what enters every weight.
 
     Args:
         inputs: the model.
         tensors: its GGUF tensors.
-        data: the texts.
+        texts: what is read.
         progress: told the tokens done.
 
     Raises:
-        InputError: there is no text in the file, or transformers cannot run the model.
+        InputError: transformers cannot run the model.
         SystemFault: torch is not installed.
     """
-    sequences = list(_sequences(inputs, data))
-    return collect(folded_model(inputs), tensors, sequences, dataset=data.name, progress=progress)
+    model = folded_model(inputs)
+    own = collect(model, tensors, texts.own, dataset=texts.name, progress=progress)
+    return Matrices(own, collect(model, tensors, texts.general, dataset="general", progress=progress))
 
 
 def folded_model(inputs: Inputs) -> torch.nn.Module:
@@ -91,37 +98,3 @@ def folded_model(inputs: Inputs) -> torch.nn.Module:
         ) from error
     model: torch.nn.Module = blank.model
     return model
-
-
-def _sequences(inputs: Inputs, data: Path) -> Iterator[list[int]]:
-    """Token ids, chunk by chunk."""
-    found = 0
-    for ids in _texts(inputs, data):
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            if found == MOST_CHUNKS:
-                return
-            found += 1
-            yield ids[start : start + CHUNK_TOKENS]
-    if not found:
-        raise InputError("there is no text in it", at=data, fix="pass plain text, or chats as JSON lines")
-
-
-def _texts(inputs: Inputs, data: Path) -> Iterator[list[int]]:
-    """Token ids of every chat and every plain text."""
-    chats: ChatTokenizer | None = None
-    plain: Tokenizer | None = None
-    for example in read_chats(data, text="whole"):
-        if example.text is None:
-            chats = chats or ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
-            yield chats.encode_chat(example.messages).ids
-        else:
-            plain = plain or _plain_tokenizer(inputs.tokenizer)
-            ids: list[int] = plain.encode(example.text, add_special_tokens=False).ids
-            yield ids
-
-
-def _plain_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
-    return load_tokenizer(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorafold.chat.sandbox import Message
@@ -13,12 +13,13 @@ from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.fitting.fit import Fitted, Fitting
+from lorafold.export.fitting.share import Calibrated, calibrate, weights_of
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, describe
 from lorafold.export.imatrix.collect import collected_names
-from lorafold.export.imatrix.data import check_can_collect, collect_importance
-from lorafold.export.imatrix.file import Imatrix, read_imatrix, write_imatrix
+from lorafold.export.imatrix.data import check_can_collect
+from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
 from lorafold.export.modelfile.probe import find_switches
@@ -51,7 +52,7 @@ from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_special_tokens, check_tokenizer, reference_of
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.protect import Raised
-from lorafold.export.survival.survey import Survey
+from lorafold.export.survival.survey import Survey, TypedModel
 from lorafold.export.vocab.probe import probe_texts
 from lorafold.export.vocab.vocab import Vocab
 from lorafold.export.workers import Written
@@ -78,7 +79,6 @@ class GgufOutput:
         notes: what the user should know.
         measured: the types that `--keep-delta` and `--fit` raised.
         projector: of a multimodal model, if one is given.
-        collected: the importance matrix, if it was needed to choose types.
     """
 
     inputs: Inputs
@@ -92,7 +92,6 @@ class GgufOutput:
     notes: tuple[str, ...]
     measured: MeasuredTypes
     projector: Projector | None = None
-    collected: Imatrix | None = None
 
     @property
     def size(self) -> int:
@@ -105,7 +104,13 @@ class GgufOutput:
         data = self.config.imatrix_data
         matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
         beside = [self.projector.describe()] if self.projector else []
-        return [*describe(self.plan), *self.measured.describe(self.plan.files), *matrix, *beside, *paths]
+        return [
+            *describe(self.plan),
+            *self.measured.describe(self.plan.files),
+            *matrix,
+            *beside,
+            *paths,
+        ]
 
     def mixtures(self) -> dict[str, Fitted]:
         """What `--fit` or `--max-kl` chose, by the name of the file."""
@@ -124,11 +129,24 @@ class GgufOutput:
         """What survives of the adapters' change, to be measured."""
         return survey_of(models_in(self.plan.files), self.inputs, self.imatrix, weights)
 
+    def calibrated(self, progress: Progress) -> GgufOutput:
+        """The output with the importance matrix that is asked for; planned anew if none turns out best."""
+        data = self.config.imatrix_data
+        if data is None or self.measured.calibration is not None:
+            return self
+        models = _by_recipe(self.plan)
+        found = calibrate(self.inputs, self.mapped, data, models, self.config.imatrix_share, progress)
+        if found.matrix is not None:
+            return replace(self, measured=replace(self.measured, calibration=found))
+        planned = plan_gguf_output(self.inputs, _without_matrix(self.config), progress)
+        return replace(planned, measured=replace(planned.measured, calibration=found))
+
     def write(self, folder: Path, progress: Progress, survey: Survey | None = None) -> Written:
         """Write the GGUF files and a Modelfile for each; an importance matrix before, if asked for."""
-        if (data := self.config.imatrix_data) is not None:
-            matrix = self.collected or collect_importance(self.inputs, self.mapped, data, progress)
-            write_imatrix(matrix, folder / IMATRIX)
+        if self.config.imatrix_data is not None:
+            found = self.measured.calibration
+            assert found is not None and found.matrix is not None, "it is collected before"
+            write_imatrix(found.matrix, folder / IMATRIX)
         importance = self._importance(folder)
         if survey is not None:
             survey.imatrix = importance
@@ -207,13 +225,9 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     tensors = tuple(arch.map_tensors(inputs.config, inputs.source.tensors))
     imatrix = None if config.imatrix is None else _read_importance(config.imatrix, tensors)
     weighted: Collection[str] | None = imatrix
-    collected: Imatrix | None = None
     if config.imatrix_data is not None:
         check_can_collect(inputs, config.imatrix_data)
         weighted = collected_names(tensors, inputs.config)
-        if config.measures_types:  # by the errors that the matrix leaves
-            collected = collect_importance(inputs, tensors, config.imatrix_data, progress)
-            imatrix = collected.weights([(tensor.name, tensor.shape) for tensor in tensors])
     folders = [adapter.folder for adapter, _ in inputs.adapters]
     named = named_templates([*folders, inputs.prompt])
     # Read before anything is written: a file that cannot be read must not end an hour's work.
@@ -229,6 +243,15 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     )
     metadata = _prompt_metadata(prompt, inputs, _fixed(named, config))
     kept = KeptBlocks(tensors, inputs.source).types
+    calibration: Calibrated | None = None
+    if config.imatrix_data is not None and config.measures_types:  # by the errors that the matrix leaves
+        plan, _ = plan_gguf_models(inputs, config, metadata, tensors, kept, weighted)
+        data, share = config.imatrix_data, config.imatrix_share
+        calibration = calibrate(inputs, tensors, data, _by_recipe(plan), share, progress)
+        if calibration.matrix is None:
+            config, weighted = _without_matrix(config), None
+        else:
+            imatrix = weights_of(calibration.matrix, tensors)
     fitting = Fitting(
         inputs,
         data=config.imatrix_data,
@@ -237,7 +260,9 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         threads=config.workers,
         progress=progress,
     )
-    measured = MeasuredTypes(config, inputs.source, exact_of(inputs), imatrix, tuple(kept), progress, fitting)
+    measured = MeasuredTypes(
+        config, inputs.source, exact_of(inputs), imatrix, tuple(kept), progress, fitting, calibration
+    )
     plan, vocab = plan_gguf_models(inputs, config, metadata, tensors, kept, weighted, measured.adjust)
     source, projector = inputs.source, open_projector(inputs, config, progress)
     held = [name for name in source.tensors if projector is not None and is_tower(name)]
@@ -259,8 +284,21 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         *(note for file in models_of(plan.files) if prompt for note in how_to_join(file)),
     )
     return GgufOutput(
-        inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured, projector, collected
+        inputs, config, tensors, plan, vocab, prompt, imatrix, chats, notes, measured, projector
     )
+
+
+def _by_recipe(plan: ExportPlan) -> dict[str, TypedModel]:
+    """The tensors and types of each model."""
+    return {
+        file.recipe: [(each.tensor, each.type) for each in tensors_of_model(plan.files, file)]
+        for file in models_of(plan.files)
+    }
+
+
+def _without_matrix(config: ExportConfig) -> ExportConfig:
+    """What is exported if the best matrix is none."""
+    return replace(config, imatrix_data=None, imatrix_share=None)
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:

@@ -13,7 +13,8 @@ from gguf import GGMLQuantizationType
 from lorafold.errors import UsageError
 from lorafold.export.config import ExportConfig
 from lorafold.export.fitting.fit import Fitted, Fitting
-from lorafold.export.fitting.words import describe_fitted
+from lorafold.export.fitting.share import Calibrated
+from lorafold.export.fitting.words import describe_calibrated, describe_fitted
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
@@ -83,6 +84,7 @@ class MeasuredTypes:
         kept: tensors whose types stay.
         progress: told the tensors that are measured.
         fitting: what chooses a mixture; None if the model cannot be asked, and types are only raised.
+        calibration: what became of `--imatrix-data`, as soon as that is known.
         raised: what `--keep-delta` raised, by recipe.
         filled: what `--fit` raised, by recipe, if the model could not be asked.
         fitted: the mixtures that were chosen, by recipe.
@@ -95,6 +97,7 @@ class MeasuredTypes:
     kept: tuple[str, ...] = ()
     progress: Progress = silent
     fitting: Fitting | None = None
+    calibration: Calibrated | None = None
     raised: dict[str, Sequence[Raised]] = field(default_factory=dict)
     filled: dict[str, Sequence[Filled]] = field(default_factory=dict)
     fitted: dict[str, Fitted] = field(default_factory=dict)
@@ -165,7 +168,9 @@ class MeasuredTypes:
         return {file.joined or file.name: self.raised.get(file.recipe, ()) for file in files if file.first}
 
     def describe(self, files: Sequence[GgufFile]) -> Iterator[tuple[str, str]]:
-        """What was raised in each model, and what that costs."""
+        """What was measured: the matrix's share, and in each model what was raised and what that costs."""
+        if self.calibration is not None:
+            yield describe_calibrated(self.calibration)
         for file in files:
             if not file.first:
                 continue

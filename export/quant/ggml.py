@@ -153,6 +153,10 @@ def block_size(type: Type) -> tuple[int, int]:
     return int(values), int(nbytes)
 
 
+IGNORES_IMATRIX = frozenset({Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.MXFP4})
+"""Types that ggml writes with the same bytes whatever the importance weights are."""
+
+
 def requires_imatrix(type: Type) -> bool:
     """Whether ggml refuses (by aborting the process) to write this type without importance weights."""
     # IQ1_M and IQ2_S are not in ggml's own list, but llama.cpp's quantizer asks for weights there too; here

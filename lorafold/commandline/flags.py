@@ -110,6 +110,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "max_kl",
             "imatrix",
             "imatrix_data",
+            "imatrix_share",
             "dtype",
             "split_max_size",
             "shard_max_size",

@@ -122,6 +122,7 @@ MEANINGLESS: list[tuple[str, dict[str, Any]]] = [
     ("tensor_type", {"format": "folder", "tensor_type": ("ffn=Q6_K",)}),
     ("imatrix", {"format": "adapter", "imatrix": Path("x")}),
     ("imatrix_data", {"format": "folder", "imatrix_data": Path("x")}),
+    ("imatrix_share", {"format": "folder", "imatrix_share": 0.5}),
     ("split_max_size", {"format": "folder", "split_max_size": 200_000}),
     ("system", {"format": "folder", "system": "x"}),
     ("thinking", {"format": "adapter", "thinking": "on"}),

@@ -34,7 +34,16 @@ def chats(tmp_path: Path) -> Path:
 
 
 def settings(out: Path, data: Path | None, **changes: object) -> ExportConfig:
-    config = ExportConfig(str(tiny_chat.adapter()), out=out, quant=("Q4_0",), imatrix_data=data, name="tiny")
+    """An export with a matrix of the user's texts alone, if there are any."""
+    share = None if data is None else 1.0
+    config = ExportConfig(
+        str(tiny_chat.adapter()),
+        out=out,
+        quant=("Q4_0",),
+        imatrix_data=data,
+        imatrix_share=share,
+        name="tiny",
+    )
     return replace(config, **changes)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,192 @@
+"""Which share of the importance matrix the user's texts get, judged on texts of theirs that are held out.
+
+The user's texts alone may make a file that is good at them and at little else, or, if they are few, not even
+at their like. So a few shares, and no matrix at all, are tried: the model is rounded as the file will be, and
+its distance from base + adapter is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorafold.errors import InputError
+from lorafold.export.fitting.model import MeasuredModel, held_at_once
+from lorafold.export.gguf.parts import MappedTensor
+from lorafold.export.imatrix.data import Matrices, collect_both
+from lorafold.export.imatrix.file import Imatrix
+from lorafold.export.imatrix.mixture import mixed
+from lorafold.export.imatrix.texts import Texts, read_texts
+from lorafold.export.inputs import Inputs
+from lorafold.export.proof.measured import PerToken
+from lorafold.export.quant.ggml import IGNORES_IMATRIX, requires_imatrix
+from lorafold.export.quant.mixture import Importance
+from lorafold.export.survival.ladder import bytes_together
+from lorafold.export.survival.survey import TypedModel
+from lorafold.machine import return_free_memory
+from lorafold.progress import Progress
+
+FIXED = 0.75
+"""The user's share if nothing can be judged."""
+_SHARES = (0.0, 0.5, FIXED, 1.0)
+# How far a matrix may take the file off on general texts, beside the file without one. Types that need a
+# matrix are held against that of general texts alone, which is at home there.
+_SLACK, _SLACK_AT_HOME = 1.05, 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A candidate.
+
+    Attributes:
+        share: of the user's texts; None is no matrix.
+        own: mean KL from base + adapter on the user's texts that are held out, in nats.
+        general: the same on general texts.
+    """
+
+    share: float | None
+    own: float
+    general: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What became of `--imatrix-data`.
+
+    Attributes:
+        share: of the user's texts in the matrix; None if none is used.
+        matrix: the matrix, or None.
+        judged: what was measured, by recipe: all candidates in that of the smallest file, and in the others
+            what was taken beside no matrix. Empty if nothing was judged.
+        texts: how many of the user's and of the general texts were asked.
+        why: if nothing was judged, why.
+    """
+
+    share: float | None
+    matrix: Imatrix | None
+    judged: Mapping[str, Sequence[Judged]] = field(default_factory=dict)
+    texts: tuple[int, int] = (0, 0)
+    why: str = ""
+
+
+def calibrate(
+    inputs: Inputs,
+    tensors: Sequence[MappedTensor],
+    data: Path,
+    models: Mapping[str, TypedModel],
+    share: float | None,
+    progress: Progress,
+) -> Calibrated:
+    """Collect the two matrices once each, and mix them.
+
+    Args:
+        inputs: base and adapters.
+        tensors: the GGUF tensors.
+        data: the user's texts.
+        models: the tensors with their types, by recipe.
+        share: of the user's texts, if it is given.
+        progress: told how far it is.
+
+    Raises:
+        InputError: there is no text in the file, or transformers cannot run the model.
+        SystemFault: torch is not installed.
+    """
+    texts = read_texts(inputs, data, hold_out=share is None)
+    both = collect_both(inputs, tensors, texts, progress)
+    return_free_memory()
+    if share is not None:
+        return Calibrated(share, mixed(both.own, both.general, share), why="by --imatrix-share")
+    weighed = {name: model for name, model in models.items() if _is_weighed(model, both.own)}
+    if why := _why_not(texts, weighed, models):
+        return Calibrated(FIXED, mixed(both.own, both.general, FIXED), why=why)
+    try:
+        judge = _Judge(inputs, texts, both, progress)
+        return judge.calibrated(weighed)
+    except InputError as error:  # it can be run, but not layer by layer
+        return Calibrated(FIXED, mixed(both.own, both.general, FIXED), why=error.problem)
+
+
+def taken(judged: Sequence[Judged]) -> Judged:
+    """The nearest on the user's texts, of those that do no harm to general ones.
+
+    Args:
+        judged: the candidates; the first is no matrix, or that of general texts alone.
+    """
+    first = judged[0]
+    most = first.general * (_SLACK if first.share is None else _SLACK_AT_HOME)
+    return min((one for one in judged if one.general <= most), key=lambda one: one.own)
+
+
+def weights_of(matrix: Imatrix, tensors: Sequence[MappedTensor]) -> Importance:
+    """A matrix as the weights of a model's tensors."""
+    return matrix.weights([(tensor.name, tensor.shape) for tensor in tensors])
+
+
+def _is_weighed(model: TypedModel, matrix: Imatrix) -> bool:
+    """Whether a matrix changes anything in a model."""
+    return any(tensor.name in matrix.entries and kind not in IGNORES_IMATRIX for tensor, kind in model)
+
+
+def _why_not(texts: Texts, weighed: Mapping[str, TypedModel], models: Mapping[str, TypedModel]) -> str | None:
+    """Why nothing can be judged, or need be."""
+    if not weighed:
+        return f"a matrix changes nothing in {', '.join(models)}"
+    if not texts.held_out:
+        count = len(texts.own)
+        return f"{count} text{'s are' if count != 1 else ' is'} too few to hold some out"
+    return None
+
+
+class _Judge:
+    """Measures candidates.
+
+    Args:
+        inputs: base and adapters.
+        texts: what is asked.
+        both: the matrices that are mixed.
+        progress: told the candidates that are measured.
+
+    Raises:
+        InputError: the model cannot be computed layer by layer.
+    """
+
+    def __init__(self, inputs: Inputs, texts: Texts, both: Matrices, progress: Progress) -> None:
+        self._measured = MeasuredModel(inputs)
+        self._both = both
+        self._progress = progress
+        self._own, guard = (
+            held_at_once(chats, self._measured.vocabulary, 0.5) for chats in (texts.held_out, texts.guard)
+        )
+        self._asked = [*self._own, *guard]
+        self._done = self._total = 0
+
+    def calibrated(self, models: Mapping[str, TypedModel]) -> Calibrated:
+        """Judge all candidates in the smallest model, and in the others what is taken there.
+
+        Args:
+            models: those that a matrix makes a difference to, by recipe.
+        """
+        first, *others = sorted(models, key=lambda name: bytes_together(models[name]))
+        needed = any(requires_imatrix(kind) for model in models.values() for _, kind in model)
+        shares = _SHARES if needed else (None, *_SHARES)
+        self._total = len(shares) + 2 * len(others)
+        judged = {first: [self._judge(models[first], share) for share in shares]}
+        share = taken(judged[first]).share
+        for name in others:
+            both = [share] if needed or share is None else [None, share]
+            judged[name] = [self._judge(models[name], each) for each in both]
+        self._progress("judge the importance matrix", self._total, self._total)
+        matrix = None if share is None else mixed(self._both.own, self._both.general, share)
+        return Calibrated(share, matrix, judged, (len(self._own), len(self._asked) - len(self._own)))
+
+    def _judge(self, model: TypedModel, share: float | None) -> Judged:
+        self._progress("judge the importance matrix", self._done, self._total)
+        self._done += 1
+        importance = None
+        if share is not None:
+            matrix = mixed(self._both.own, self._both.general, share)
+            importance = weights_of(matrix, [tensor for tensor, _ in model])
+        found = self._measured.distances(model, self._asked, importance).values
+        parts = (found[: len(self._own)], found[len(self._own) :])
+        return Judged(share, *(PerToken(part).mean for part in parts))
