@@ -7,9 +7,11 @@ do to the answers is measured in `judge`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorafold.artifacts import read_manifest
 from lorafold.errors import InputError, LorafoldError, SystemFault
 from lorafold.export.config import ExportConfig
 from lorafold.files.home import expanded
@@ -135,6 +137,11 @@ def _other_notes(base: Base, adapter: Path) -> Iterator[str]:
             f"the adapter was trained on {packed} {into}; but what the adapter learned to make up for the "
             f"packing is too much there; to fold into what it was trained on, have {packed} at hand"
         )
+    elif (packed := _packed_meanwhile(adapter)) is not None:
+        yield (
+            f"the adapter was trained on {base.id} while its weights were packed ({packed}), and is folded "
+            "into them as they are; what it learned to make up for the packing is too much there"
+        )
     elif (named := other_base_named(adapter, base)) is not None:
         yield (
             f"{adapter.name} names {named} as its base, and is folded into {base.id}: that is right only "
@@ -188,6 +195,14 @@ def _packed_version(adapter: Path, base: Base) -> str | None:
     except InputError:
         return None
     return named if plain and (_is_original(base, named) or other_base_named(adapter, base) is None) else None
+
+
+def _packed_meanwhile(adapter: Path) -> str | None:
+    """How a base of plain weights was packed for the training alone, if the manifest says that it was."""
+    noted = (read_manifest(adapter) or {}).get("base")
+    weights = noted.get("weights") if isinstance(noted, dict) else None
+    found = re.search(r", packed for the training \((.+)\)$", weights) if isinstance(weights, str) else None
+    return found[1] if found else None
 
 
 def _is_original(base: Base, packed: str) -> bool:

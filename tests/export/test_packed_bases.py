@@ -178,6 +178,25 @@ def test_fold_into(tmp_path: Path) -> None:
         open_inputs(ExportConfig(str(packed), out=out, fold_into="original"))
 
 
+def test_a_base_that_was_packed_for_the_training_alone(tmp_path: Path) -> None:
+    """QLoRA on plain weights: the manifest says what the adapter saw, in the words of the training."""
+    from lorafold.models import resolve_base
+    from lorafold.train.config import TrainConfig
+    from lorafold.train.methods import METHODS
+    from lorafold.train.model.packing import trained_weights
+
+    base = resolve_base(str(tiny_chat.folder()))
+    adapter = an_adapter(tmp_path / "adapter", base.folder)
+    for method, notes in (("qlora", 1), ("lora", 0)):
+        asked = TrainConfig(base=base.id, data=("chats.jsonl",), out=tmp_path / "run", method=method)
+        noted = {**base.identity(), "weights": trained_weights(base, asked, METHODS[method])}
+        manifest = {"kind": "adapter", "lorafold": "0", "files": {}, "base": noted}
+        (adapter / "lorafold.json").write_text(json.dumps(manifest))
+        found = open_inputs(ExportConfig(str(adapter), out=tmp_path / "out")).notes
+        assert len(found) == notes
+        assert all("while its weights were packed (bitsandbytes, NF4)" in note for note in found)
+
+
 PACKED, ORIGINAL = "unsloth/Tiny-bnb-4bit", "unsloth/Tiny"
 
 
