@@ -116,7 +116,7 @@ class Fitting:
         """The best mixture in a size; the recipe itself if nothing better is found.
 
         Args:
-            recipe: the name of what is known to fit.
+            recipe: the name of what is known to fit, or of the smallest one if none does.
             model: the same: tensors with their types.
             size: bytes that the file may have.
             header: bytes of its header.
@@ -144,8 +144,9 @@ class Fitting:
             models[f"{recipe}, raised"] = costs.raised
         tried = self._tried(costs, models)
         plain = tried[0]
-        best = min(tried if costs.raised is None else tried[1:], key=lambda one: one.kl)
-        if best.kl > plain.kl:
+        fits = plain.size <= size  # no recipe may be that small
+        best = min(tried if fits and costs.raised is None else tried[1:], key=lambda one: one.kl)
+        if fits and best.kl > plain.kl:
             assert self._keep is not None
             _refuse_worse(self._keep, best, plain, size)
         taken = best is not plain

@@ -20,7 +20,7 @@ from lorafold.export.gguf.plan import ExportPlan, GgufModel, plan_files
 from lorafold.export.inputs import Inputs
 from lorafold.export.quant.mixture import parse_override, plan_types
 from lorafold.export.quant.recipes import ModelShape, Recipe, find_recipe
-from lorafold.export.survival.ladder import bytes_together
+from lorafold.export.survival.ladder import bytes_together, least_bytes
 from lorafold.export.survival.survey import TypedModel
 from lorafold.export.vocab.vocab import Vocab, read_vocab
 
@@ -85,7 +85,7 @@ def plan_gguf_models(
     typed = partial(typed_model, tensors, imatrix=imatrix, overrides=overrides, kept=kept)
     if (size := config.fit_bytes) is not None:
         first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
-        recipes = [largest(size, recipes, partial(typed, metadata=first), first)]
+        recipes = [largest(size, recipes, partial(typed, metadata=first), first, below=adjust is not None)]
     elif config.max_kl is not None and not recipes:
         recipes = ["Q4_K_M"]  # to begin with; its name is that of its size
     models = []
@@ -150,13 +150,23 @@ def largest(
     asked: Sequence[str],
     typed: Callable[[Recipe], TypedModel],
     metadata: Sequence[KeyValue],
+    *,
+    below: bool = False,
 ) -> str:
     """The recipe whose file comes nearest to a size without exceeding it.
+
+    Args:
+        size: bytes.
+        asked: names of recipes; empty for all.
+        typed: gives a recipe's model.
+        metadata: the header's entries.
+        below: whether a mixture may be smaller than every recipe: then the smallest one is where it begins.
 
     Raises:
         UsageError: none is that small; the message tells the least.
     """
     sizes: dict[str, int] = {}
+    leasts: dict[str, int] = {}
     header = 0  # types change no byte of its size
     for name in asked or _MIXTURES:
         try:
@@ -167,11 +177,15 @@ def largest(
             continue  # it needs an importance matrix
         header = header or len(encode_header(metadata, place_tensors(model)))
         sizes[name] = header + bytes_together(model)
+        leasts[name] = header + least_bytes(model)
     fitting = {name: each for name, each in sizes.items() if each <= size}
     if not fitting:
         least = min(sizes, key=lambda name: sizes[name])
+        if below and size >= leasts[least]:
+            return least
+        told = f"{leasts[least]:,}" if below else f"{sizes[least]:,} ({least})"
         raise UsageError(
-            f"no mixture is as small as {size:,} bytes: the least is {sizes[least]:,} ({least})",
+            f"no mixture is as small as {size:,} bytes: the least is {told}",
             at="--fit",
             fix="give at least that; with --imatrix there are smaller types",
         )

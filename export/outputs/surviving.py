@@ -134,7 +134,7 @@ class MeasuredTypes:
         if (size := self.config.fit_bytes) is not None:
             stay += [*self.kept, *(one.tensor.name for one in self.raised.get(recipe, ()))]
             room = size - header - bytes_together(model)
-            _check_room(room, size)
+            _check_room(room, size, raised=bool(self.raised.get(recipe)))
             model, self.filled[recipe] = fill(
                 model,
                 self.source,
@@ -184,8 +184,15 @@ class MeasuredTypes:
                 yield describe_filled(name, file.recipe, self.filled[file.recipe], size, fit)
 
 
-def _check_room(room: int, fit: int) -> None:
-    """Refuse a size that what is raised to keep the adapter's change does not leave."""
+def _check_room(room: int, fit: int, *, raised: bool) -> None:
+    """Refuse a size that the recipe does not leave, or what is raised to keep the adapter's change."""
+    if room < 0 and not raised:
+        raise UsageError(
+            f"llama.cpp's mixtures take {fit - room:,} bytes at least, and smaller ones have to be measured, "
+            "which does not work for this model",
+            at="--fit",
+            fix="give at least that",
+        )
     if room < 0:
         raise UsageError(
             f"what --keep-delta raises takes {-room:,} bytes more than {fit:,}",

@@ -41,6 +41,16 @@ def bytes_together(model: Iterable[tuple[MappedTensor, Type]]) -> int:
     return sum(bytes_of(tensor, kind) for tensor, kind in model)
 
 
+def least_bytes(model: Iterable[tuple[MappedTensor, Type]]) -> int:
+    """Bytes of a model's tensors if each that is quantized has the smallest type that fits it."""
+    return sum(
+        min(bytes_of(tensor, other) for other in (kind, *fitting(tensor)))
+        if ggml.block_size(kind)[0] > 1
+        else bytes_of(tensor, kind)
+        for tensor, kind in model
+    )
+
+
 def fitting(tensor: MappedTensor) -> list[Type]:
     """The ladder's types whose blocks divide the tensor's rows, smallest first."""
     return [kind for kind in LADDER if tensor.cols % ggml.block_size(kind)[0] == 0]

@@ -201,9 +201,36 @@ def test_too_small_tells_the_least(
     command = ["export", str(adapter), "--base", str(base), "--out", str(tmp_path / "out"), "--plan"]
     assert main([*command, "--fit", "0.1MB"]) == 2
     said = capsys.readouterr().err
-    assert "--fit: no mixture is as small as 100,000 bytes: the least is" in said and "Q2_K" in said
+    told = re.search(r"--fit: no mixture is as small as 100,000 bytes: the least is ([\d,]+); fix:", said)
+    assert told
+    least = int(told[1].replace(",", ""))
+    assert main([*command, "--fit", str(least - 1)]) == 2
+    assert f"the least is {least:,}; fix" in capsys.readouterr().err
     assert main([*command, "--fit", "much"]) == 2
     assert "--fit: expected a size, got 'much'; fix: for example 4.5GB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_size_below_every_recipe_is_met(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """The smallest recipe keeps its largest types for a few tensors, which a mixture need not."""
+    export(tuned_config(adapter, base, tmp_path / "least", quant="Q2_K", verify=False))
+    size = size_of(tmp_path / "least", "Q2_K") * 9 // 10
+    export(tuned_config(adapter, base, tmp_path / "out", fit=size))
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert file.stat().st_size <= size and len(llama_logits(file, [65, 66, 67])) == 3
+    found = mixture(tmp_path / "out")
+    assert found["taken"] and found["tried"][0]["size"] > size >= found["tried"][1]["size"]
+    assert verify(tmp_path / "out").passed is not False
+
+
+@pytest.mark.slow
+def test_a_size_below_every_recipe_needs_the_model(adapter: Path, tmp_path: Path) -> None:
+    other = with_own_code(tuned_base(tmp_path / "other"))
+    settings = tuned_config(adapter, other, tmp_path / "out", fit="430KB", trust_remote_code=True)
+    with pytest.raises(
+        UsageError, match=r"--fit: llama.cpp's mixtures take [\d,]+ bytes at least, and smaller"
+    ):
+        plan_export(settings)
 
 
 @pytest.mark.parametrize(
