@@ -140,7 +140,7 @@ def join() -> Iterator[Workers]:
         if isinstance(error, _SHARED) and not workers.first and not _own_memory(error):
             time.sleep(_HEAD_START)
         if own:
-            _part()
+            _part(at_once=True)
         raise
 
 
@@ -171,8 +171,11 @@ def _own_memory(error: BaseException) -> bool:
     return isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError)
 
 
-def _part() -> None:
+def _part(at_once: bool = False) -> None:
+    """Leave the others; at once, since NCCL would wait for those who wait until an error has been said."""
     import torch
 
     if torch.distributed.is_initialized():
+        if at_once and torch.cuda.is_available():
+            torch.distributed.group.WORLD._get_backend(torch.device("cuda")).abort()
         torch.distributed.destroy_process_group()

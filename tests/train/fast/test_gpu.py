@@ -457,10 +457,10 @@ except torch.OutOfMemoryError:
 
 
 @pytest.mark.parametrize(
-    ("own", "expected"), [({}, 36), ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, 34)]
+    ("own", "expected"), [({}, "33 36"), ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "34 34")]
 )
-def test_blocks_are_rounded_for_the_next_pack(own: dict[str, str], expected: int) -> None:
-    """33 MiB take 36, in eighths of 32, but 34 as torch does it or where the user has set something."""
+def test_blocks_are_rounded_for_the_next_pack(own: dict[str, str], expected: str) -> None:
+    """33 MiB of weights take 33, later ones 36, in eighths of 32; 34 both if a user has said how."""
     code = """
 import torch
 from lorafold.train.fast.allocator import growing_segments
@@ -472,7 +472,7 @@ print(weights >> 20, torch.cuda.memory_allocated() - weights >> 20)
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=True)
-    assert done.stdout == f"34 {expected}\n"
+    assert done.stdout == f"{expected}\n"
 
 
 def test_ignored_positions_cost_nothing(tmp_path: Path) -> None:
