@@ -78,20 +78,22 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 
 def _tiles(facts: Mapping[str, Any], made: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """The three things that one wants to know."""
+    """What one wants to know first."""
     verdict = facts["verdict"]
     tone = {"passed": "good", "failed": "bad"}.get(verdict, "")
     models = facts["survival"]["models"]
     yield "<section class='tiles'>"
     yield f"<div class='tile'><b class='{tone}'>{as_text(verdict)}</b>is what the proof says</div>"
-    for model, whole in models.items():
-        lost = [one for one in whole["tensors"] if is_off(one["share"], one["uncertainty"])]
-        share = whole["share"] if lost else min(whole["share"], 1.0)
-        yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{share:.0%}</b>"
-        yield f"of what was trained is in {as_text(model)}; {_worst(lost, whole)}</div>"
-    for model, figures in _logits(facts["proof"]).items():
-        yield f"<div class='tile'><b>{figures['top-1 agreement']:.0%}</b>of the time {as_text(model)} would "
-        yield "say the same next word as the unrounded model</div>"
+    answers = _logits(facts["proof"])
+    for model in dict.fromkeys([*models, *answers]):
+        if (whole := models.get(model)) is not None:
+            lost = [one for one in whole["tensors"] if is_off(one["share"], one["uncertainty"])]
+            share = whole["share"] if lost else min(whole["share"], 1.0)
+            yield f"<div class='tile'><b class='{'bad' if lost else 'good'}'>{share:.0%}</b>"
+            yield f"of what was trained is in {as_text(model)}; {_worst(lost, whole)}</div>"
+        if (figures := answers.get(model)) is not None:
+            yield f"<div class='tile'><b>{figures['top-1 agreement']:.0%}</b>of the time {as_text(model)} "
+            yield "would say the same next word as the unrounded model</div>"
     total = _size(sum(size for _, size in made))
     files = f"{len(made)} file" + ("s" if len(made) != 1 else "")
     yield f"<div class='tile'><b>{total}</b>in {files}</div></section>"
@@ -154,7 +156,9 @@ def _answers(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"<h3>{as_text(name)}, word by word</h3><div class='panel'>"
             yield f"{curve(positions, 'token of the answer', 'mean KL in nats')}</div>"
         if answers := found[name].get("greedy answers"):
-            yield f"<h3>{as_text(name)}, answer by answer</h3><p>{_GREEDY}</p><div class='panel'><table>"
+            yield f"<h3>{as_text(name)}, answer by answer</h3>"
+            yield f"<p>{_GREEDY}</p>" if name == next(iter(losses)) else ""
+            yield "<div class='panel'><table class='long'>"
             yield "<tr><th>both say</th><th>then base + adapter</th><th>then the file</th></tr>"
             for one in answers:
                 goes_on = [one["the reference goes on"], one["the file goes on"]]

@@ -109,6 +109,7 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
         "2.5000",
         "word by word",
         "<b>91%</b>of the time m.gguf would say the same next word",
+        "<table class='long'>",
         "<td> an …</td><td> the …</td>",
         "<td>Yes</td><td></td><td></td>",
     ):
