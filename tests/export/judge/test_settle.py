@@ -11,8 +11,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tiny_chat
 from adapter_folders import PREFIX, adapter_folder
 from gguf import GGMLQuantizationType as Type
+from packed_folders import bnb_model
 from safetensors.numpy import load_file, save_file
 from tuned_models import HIDDEN, LAYERS, SHAPES, tuned_base, tuned_config
 
@@ -200,6 +202,34 @@ def test_the_packed_base_is_taken_where_the_type_is_finer_than_its_grid(
     assert found.type == ("BF16 and F32" if "format" in changes else "Q8_0")
     assert found.trained.mean < 1e-4 < found.other.mean
     assert "which is worse by" in choice.note
+
+
+@pytest.mark.slow
+def test_against_bitsandbytes_and_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was trained is transformers' model in NF4, as bitsandbytes computes it, with PEFT's adapter."""
+    pytest.importorskip("bitsandbytes", reason="the base is packed with it")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    plain = shutil.copytree(tiny_chat.folder(), tmp_path / "org/plain")
+    base = shutil.copytree(bnb_model("nf4"), tmp_path / "packed")
+    (base / "README.md").write_text(CARD)
+    config = ExportConfig(str(tiny_chat.adapter()), out=tmp_path / "out", base=str(base), quant=("F16",))
+    _, choice = settled(config)
+    found = measured(choice)
+    assert choice.taken == str(base) and found.trained.mean < 1e-5
+    chats = conversations(open_inputs(config), config)[0]
+    answers = []
+    for folder in (base, plain):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+        tuned = PeftModel.from_pretrained(model, tiny_chat.adapter())
+        with torch.no_grad():
+            logits = [tuned(torch.tensor([each.ids])).logits[0, each.start - 1 : -1] for each in chats]
+        answers.append(torch.log_softmax(torch.cat(logits).double(), -1))
+    exact, got = answers
+    by_hand = float((exact.exp() * (exact - got)).sum(-1).mean())
+    assert found.other.mean == pytest.approx(by_hand, rel=0.02)
 
 
 @pytest.mark.slow

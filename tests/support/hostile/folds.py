@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from packed_parts import AWQ, GPTQ, INT4, INT8, MLX, awq, gptq, int4, int8, key_of, mlx
+from packed_parts import AWQ, GPTQ, HQQ, INT4, INT8, MLX, awq, gptq, hqq, int4, int8, key_of, mlx
 
 from hostile.targets import Parse, Target, dumped, gguf_bytes
 
@@ -36,6 +36,7 @@ _PACKED = (
     (INT4, int4),
     (INT8, int8),
     (MLX, mlx),
+    (HQQ, hqq),
 )
 
 
