@@ -7,6 +7,9 @@ from typing import Any
 
 from lorafold.export.proof.measured import PerToken
 
+FEWEST_CHATS = 6
+"""Conversations that a choice rests on: fewer may all agree by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseDistances:
@@ -33,7 +36,8 @@ class BaseDistances:
     @property
     def better(self) -> str:
         """ "trained" or "other" if one is better beyond the uncertainty, else ""."""
-        low, high = self.apart.interval or (0.0, 0.0)
+        enough = len(self.trained.values) >= FEWEST_CHATS
+        low, high = (self.apart.interval if enough else None) or (0.0, 0.0)
         return "other" if high < 0 else "trained" if low > 0 else ""
 
 

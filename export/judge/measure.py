@@ -6,6 +6,7 @@ alone are rounded: what ggml does to activations is the same for both.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -18,26 +19,26 @@ from lorafold.export.gguf.header import TypedTensor, place_tensors
 from lorafold.export.imatrix.calibration import GENERAL_ALONE, calibration
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.inputs import Inputs
-from lorafold.export.judge.choice import BaseDistances
+from lorafold.export.judge.choice import FEWEST_CHATS, BaseDistances
 from lorafold.export.judge.types import asked_types
 from lorafold.export.outputs.prompt.planning import held_out
 from lorafold.export.proof.measured import Answers, PerToken, kl
 from lorafold.export.proof.reference.answers import LayeredReference
-from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds
+from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress
 
 _STEP = "compare the bases"
-_TOKENS = 1024  # of a round, prompts and answers together: they take about as long as reading the weights
+_TOKENS = 1024  # of a round at most, prompts and answers together
+_AS_A_PROOF = 2  # times the tokens of a proof's round, which goes through the model more often
 _LOGITS = 40_000_000  # that are held at once, twice
-_FEWEST = 6  # conversations: fewer may all agree by chance
 
 
 def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Progress) -> BaseDistances:
     """Compare two bases.
 
-    One round of conversations is asked. With `--proof-minutes` others follow, until one base is better beyond
-    the uncertainty or the next round would not end in time.
+    One round of conversations is asked, or as many as have six of them. With `--proof-minutes` others follow,
+    until one base is better beyond the uncertainty or the next round would not end in time.
 
     Args:
         trained: adapters on the base that they were trained on.
@@ -51,13 +52,16 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     width = _width(trained, other)
     first, second = (_Candidate(each, config, width) for each in (trained, other))
     chats, words = conversations(trained, config)
-    longest = max(len(each.ids) for each in chats)
-    at_once = max(_LOGITS // width // ANSWER_TOKENS, _FEWEST)
-    planned = rounds([len(each.ids) for each in chats], min(_TOKENS, at_once * longest))
+    lengths = [len(each.ids) for each in chats]
+    weights = sum(math.prod(info.shape) for info in trained.source.tensors.values())
+    tokens = min(_AS_A_PROOF * tokens_for(weights), _TOKENS)
+    at_once = max(_LOGITS // width // ANSWER_TOKENS, FEWEST_CHATS)
+    planned = rounds(lengths, min(tokens, at_once * max(lengths)))
     began, found = time.monotonic(), BaseDistances(PerToken([]), PerToken([]), first.name, words)
     for number, part in enumerate(planned):
         spent = time.monotonic() - began
-        if number and (found.better or spent * (number + 1) / number > 60 * config.proof_minutes):
+        over = number and spent * (number + 1) / number > 60 * config.proof_minutes
+        if len(found.trained.values) >= FEWEST_CHATS and (over or found.better):
             break
         found = _joined(found, *_asked(first, second, [chats[index] for index in part], progress))
     asked = len(found.apart.values)
@@ -107,7 +111,7 @@ def conversations(inputs: Inputs, config: ExportConfig) -> tuple[list[AskedChat]
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
     own = Questions.of(tokenizer, held_out(inputs, config)).chats
     answered = [AskedChat([*each.ids, *each.answer], len(each.ids)) for each in own if each.answer]
-    if len(answered) >= _FEWEST:
+    if len(answered) >= FEWEST_CHATS:
         return answered, "held-out chats"
     texts = calibration(inputs, None, _TOKENS)
     cut = (AskedChat(each.ids[: each.start + ANSWER_TOKENS], each.start) for each in texts.checked)
