@@ -173,9 +173,14 @@ def _bases(choice: Mapping[str, Any]) -> Iterator[str]:
     """What both bases have in KL, if they were compared."""
     if means := choice.get("mean KL"):
         yield f"<h2>Which base</h2><p>{_BASES}</p><div class='panel'>"
-        yield bars([(sanitize(name), float(mean), f"{mean:.4f}") for name, mean in means.items()])
+        yield bars([(_called(name), float(mean), f"{mean:.4f}") for name, mean in means.items()])
         yield f"<p class='soft'>Taken: {as_text(choice['taken'])}. Rounded to {as_text(choice['type'])}, "
         yield f"{choice['tokens']} tokens of {as_text(choice['chats'])}.</p></div>"
+
+
+def _called(base: str) -> str:
+    """A base's id; of a folder the last part of its path, since a picture is narrow."""
+    return sanitize(Path(base).name if Path(base).is_absolute() else base)
 
 
 def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:

@@ -60,6 +60,13 @@ def facts(**changes: Any) -> dict[str, Any]:
                 ],
             }
         },
+        "choice of the base": {
+            "taken": HOSTILE,
+            "type": HOSTILE,
+            "chats": HOSTILE,
+            "tokens": 300,
+            "mean KL": {"/models/deep/packed-4bit": 0.0123, HOSTILE: 0.0456},
+        },
         "survival": {"models": {"m.gguf": {**whole, "tensors": tensors}}, "grid": None},
         "proof": [
             {"name": "tokenizer", "verdict": "passed", "meaning": HOSTILE, "figures": {}},
@@ -100,13 +107,16 @@ def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
     assert not parser.open and "script" not in parser.seen and "\x1b" not in text
     assert not re.search(r"""(src|href)=|url\(|@import|https?://""", text)
     assert "prefers-color-scheme: dark" in text and "color-scheme: light dark" in text
-    assert parser.seen.count("svg") == 5  # survival, KL, by position, what was tried, files
+    assert parser.seen.count("svg") == 6  # survival, KL, by position, bases, what was tried, files
     for said in (
         "80%",
         "1 of 2 changed tensors fall short, the worst keeps 10%",
         "123.5 MB",
         "0.0200",
         "2.5000",
+        "<h2>Which base</h2>",
+        ">packed-4bit</text>",
+        "300 tokens of",
         "word by word",
         "<b>91%</b>of the time m.gguf would say the same next word",
         "<table class='long'>",
