@@ -89,6 +89,20 @@ def awq(rows: int, cols: int) -> Tensors:
     }
 
 
+def hqq(rows: int, cols: int) -> Tensors:
+    lines = rows * cols // 64
+    letters = np.frombuffer(b"4bit_u8", np.uint8)
+    numbers = {"nbits": 4, "group_size": 64, "axis": 1}
+    return {
+        "a.W_q": noise("U8", lines // 2, 64),
+        "a.scale": scales("F16", lines, 1),
+        "a.zero": scales("F16", lines, 1),
+        "a.shape": ("I64", (2,), np.array([rows, cols])),
+        "a.packing": ("U8", letters.shape, letters),
+        **{f"a.{name}": ("I32", (), np.array(number, "i4")) for name, number in numbers.items()},
+    }
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 INT4 = {"num_bits": 4, "strategy": "group", "group_size": 128}
 Case = tuple[str, dict[str, Any] | None, Callable[[int, int], Tensors]]
@@ -134,6 +148,7 @@ CASES: tuple[Case, ...] = (
             "a.weight_shape": ("I64", (2,), np.array([rows, cols])),
         },
     ),
+    ("HQQ", {"quant_method": "hqq"}, hqq),
     (
         "MLX",
         {"quant_method": "mlx", "bits": 4, "group_size": 64},

@@ -20,6 +20,7 @@ from lorafold.cli import main
 from lorafold.errors import InputError, SystemFault
 from lorafold.export import ExportConfig, export
 from lorafold.export.inputs import open_inputs
+from lorafold.export.judge.settle import settle_base
 from lorafold.export.proof.reference.whole import why_no_reference
 from lorafold.models import fingerprint
 from lorafold.packed.source import PackedCheckpoint
@@ -237,6 +238,8 @@ def test_which_base_of_those_at_hand(
     inputs = open_inputs(config)
     assert inputs.base.id == taken
     assert told in inputs.notes[0]
+    _, _, choice = settle_base(inputs, replace(config, verify=False))  # in the hub's cache, without asking it
+    assert (choice.other if choice else None) == (ORIGINAL if (here, into) == ("both", "auto") else None)
     if taken == ORIGINAL:  # as the note of the packed one proposes it
         assert open_inputs(replace(config, fold_into="auto", base=ORIGINAL)).notes[0] == inputs.notes[0]
 
