@@ -64,7 +64,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         records = divided(options.data, work)
         base = smooth_base(work, options.smooth) if options.smooth else None
-        adapter = trained(work / f"adapter-{options.steps}", base, records, options.steps)
+        adapter = trained(work / f"adapter-{options.steps}", base, records.train, options.steps)
         name = options.data.name if options.data else "the demo's data"
         smooth = f", on bf16 weights of {options.smooth} steps of full fine-tuning and noise" if base else ""
         where = f"{name}, {'bf16 weights' if base else '4-bit grid'}"
@@ -102,14 +102,14 @@ def divided(data: Path | None, work: Path) -> Records:
     return Records(work / "train.jsonl", held_out)
 
 
-def trained(out: Path, base: str | Path | None, records: Records, steps: int) -> Path:
+def trained(out: Path, base: str | Path | None, data: Path, steps: int) -> Path:
     """An adapter of a base, or a base of its own for `demo`, trained unless it is there already."""
     from lorafold.progress import silent
     from lorafold.train import train
     from lorafold.train.demo import demo_config
 
     if not (out / "lorafold.json").exists():
-        settings: dict[str, Any] = {"data": (str(records.train),), "max_steps": steps, "resume": False}
+        settings: dict[str, Any] = {"data": (str(data),), "max_steps": steps, "resume": False}
         if base == "demo":
             settings |= {"method": "full", "learning_rate": 1e-3}
         elif base is not None:
@@ -121,9 +121,10 @@ def trained(out: Path, base: str | Path | None, records: Records, steps: int) ->
 def smooth_base(work: Path, steps: int) -> Path:
     """A base of bf16 weights that are on no grid, and what it is worth, said in two lines."""
     from lorafold.models import demo_base
+    from lorafold.train.demo import persona_file
 
     out, demo = work / f"base-{steps}", demo_base().folder
-    tuned = trained(work / f"tuned-{steps}", "demo", divided(None, work), steps)
+    tuned = trained(work / f"tuned-{steps}", "demo", persona_file(), steps)
     if not (out / "model.safetensors").exists():
         spread(tuned, demo, out)
     for name, folder in (("the demo's base", demo), ("fine-tuned", tuned), ("with noise", out)):
