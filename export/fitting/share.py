@@ -7,6 +7,7 @@ its distance from base + adapter is measured.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,7 @@ def calibrate(
     """
     texts = read_texts(inputs, data, hold_out=share is None)
     both = collect_both(inputs, tensors, texts, progress)
+    gc.collect()  # a model holds itself, and its memory is needed
     return_free_memory()
     if share is not None:
         return Calibrated(share, mixed(both.own, both.general, share), why="by --imatrix-share")

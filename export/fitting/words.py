@@ -86,12 +86,18 @@ def calibrated_as_json(calibrated: Calibrated) -> dict[str, Any]:
     """For the manifest."""
     return {
         "share": calibrated.share,
-        "why": calibrated.why,
+        "said": describe_calibrated(calibrated)[1],
         "texts held out": calibrated.texts[0],
         "general texts held out": calibrated.texts[1],
         "tried": {
             recipe: [
-                {"share": one.share, "KL": one.own, "KL on general texts": one.general} for one in judged
+                {
+                    "name": _candidate(one.share),
+                    "share": one.share,
+                    "KL": one.own,
+                    "KL on general texts": one.general,
+                }
+                for one in judged
             ]
             for recipe, judged in calibrated.judged.items()
         },
@@ -123,7 +129,7 @@ def _mixture(share: float) -> str:
 
 def _candidate(share: float | None) -> str:
     if share is None:
-        return "none"
+        return "no matrix"
     return {0.0: "general texts alone", 1.0: "yours alone"}.get(share, f"{share:.0%} yours")
 
 

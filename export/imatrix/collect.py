@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     import torch
 
     from lorafold.export.imatrix.products import Entered, Matrix
+    from lorafold.export.proof.reference.layers import LayeredModel
+    from lorafold.weights import TensorSource
 
+_TOGETHER = 4096  # tokens that go through the model at once, a layer at a time
 _MATCH = "give the model that the tensors were mapped from"
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _EXPERTS = re.compile(r"_exps\.weight$")
@@ -63,46 +66,162 @@ def collect(
         SystemFault: torch is not installed.
         InputError: no sequence has a token, or the model has no place for a weight.
     """
+    _require_torch()
+    collection = _Collection(model, tensors, sequences, model.named_parameters())
+    products = collection.products
+    products.place(collection.held)
+    with collection.running(progress) as run, products:
+        for ids in collection.texts:
+            run([ids])
+    return collection.matrix(dataset)
+
+
+def collect_by_layer(
+    model: LayeredModel,
+    source: TensorSource,
+    tensors: Sequence[MappedTensor],
+    sequences: Sequence[Sequence[int]],
+    *,
+    dataset: str = "",
+    progress: Progress = silent,
+) -> Imatrix:
+    """The same in memory for one layer: weights are read just before they are multiplied with.
+
+    Sequences of one length go through together, so each weight is read once for every length.
+
+    Args:
+        model: computes layer by layer; it serves one collection.
+        source: its weights.
+        tensors, sequences, dataset, progress: see `collect`.
+
+    Raises:
+        as `collect`.
+    """
+    whole = model.blank.model
+    collection = _Collection(whole, tensors, sequences, whole.named_parameters())
+    products, held = collection.products, collection.held
+    handles = []
+    for gate in model.gates:
+        names = [name for name in gate.names if name in held]
+
+        def come(module: torch.nn.Module, arguments: object, names: Sequence[str] = names) -> None:
+            products.place({name: whole.get_parameter(name) for name in names})
+
+        def go(
+            module: torch.nn.Module, arguments: object, result: object, names: Sequence[str] = names
+        ) -> None:
+            products.forget(names)
+
+        handles += [gate.module.register_forward_pre_hook(come), gate.module.register_forward_hook(go)]
+    most = 1 if collection.latent else _TOGETHER  # the attended latent vector is looked at text by text
     try:
+        with model.reading(source, ()), collection.running(progress) as run, products:
+            for batch in _of_one_length(collection.texts, most):
+                run(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return collection.matrix(dataset)
+
+
+def _of_one_length(texts: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Texts of the same length together, as long as they have at most so many tokens."""
+    for length, group in itertools.groupby(sorted(texts, key=len), key=len):
+        alike, count = list(group), max(most // length, 1)
+        yield from (alike[at : at + count] for at in range(0, len(alike), count))
+
+
+class _Collection:
+    """Which matrices are looked at for which tensors, and what has entered them.
+
+    Args:
+        model: as for `collect`.
+        tensors: the same.
+        sequences: the same.
+        parameters: the model's, by name; they need not be in place.
+
+    Attributes:
+        texts: the sequences that have a token.
+        held: the parameters that are looked at, by name.
+        latent: names of `kv_b_proj`, whose halves are looked at.
+        products: sees what enters.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tensors: Sequence[MappedTensor],
+        sequences: Sequence[Sequence[int]],
+        parameters: Iterable[tuple[str, torch.Tensor]],
+    ) -> None:
+        from lorafold.export.imatrix.products import SeenProducts
+
+        known = {
+            name.removeprefix("base_model.model.").replace(".base_layer", ""): value
+            for name, value in parameters
+        }
+        self._model = model
+        self._own = _whole(model)
+        names = collected_names(tensors, self._own.config.to_dict())
+        self._wanted = [tensor for tensor in tensors if tensor.name in names]
+        self._matrices = _matrices(model, self._wanted, known)
+        self.texts = [ids for ids in sequences if len(ids)]
+        if not self.texts:
+            raise InputError(
+                "no text to collect an importance matrix from", at="--imatrix-data", fix="pass some texts"
+            )
+        seen = {name for some in self._matrices.values() for name, _ in some}
+        self.held = {name: value for name, value in known.items() if name in seen}
+        self.latent = sorted(name.removesuffix("#k") for name in seen if name.endswith("#k"))
+        self.products = SeenProducts()
+
+    @contextmanager
+    def running(self, progress: Progress) -> Iterator[Callable[[Sequence[Sequence[int]]], None]]:
+        """Gives a function that runs texts of one length through the model."""
         import torch
+
+        from lorafold.export.imatrix.latent import latent_products
+
+        done, total = 0, sum(map(len, self.texts))
+        progress("importance matrix (tokens)", done, total)
+
+        def run(texts: Sequence[Sequence[int]]) -> None:
+            nonlocal done
+            rows = torch.tensor([list(ids) for ids in texts], device=self._device())
+            with torch.inference_mode():
+                self._own.base_model(input_ids=rows, use_cache=False)  # without the head
+            done += rows.numel()
+            progress("importance matrix (tokens)", done, total)
+
+        with (
+            _plainly(self._own, weights=bool(self.latent)),
+            latent_products(self._own, self.latent, self.products.seen),
+        ):
+            yield run
+
+    def matrix(self, dataset: str) -> Imatrix:
+        """What has entered, as it is stored."""
+        seen = self.products.seen
+        found = {
+            tensor.name: _entry(tensor, [seen.get(each) for each in self._matrices[tensor.name]])
+            for tensor in self._wanted
+        }
+        entries = {name: entry for name, entry in found.items() if entry is not None}
+        longest = max(map(len, self.texts))
+        return Imatrix(entries, (dataset,) if dataset else (), chunks=len(self.texts), chunk_size=longest)
+
+    def _device(self) -> Any:
+        device = next(self._model.parameters()).device
+        return "cpu" if device.type == "meta" else device
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
     except ImportError as error:
         raise SystemFault(
             "collecting an importance matrix needs torch", fix="pip install 'lorafold[train]'"
         ) from error
-    from lorafold.export.imatrix.latent import latent_products
-    from lorafold.export.imatrix.products import SeenProducts
-
-    parameters = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): value
-        for name, value in model.named_parameters()
-    }
-    own = _whole(model)
-    names = collected_names(tensors, own.config.to_dict())
-    wanted = [tensor for tensor in tensors if tensor.name in names]
-    matrices = _matrices(model, wanted, parameters)
-    texts = [ids for ids in sequences if len(ids)]
-    if not texts:
-        raise InputError(
-            "no text to collect an importance matrix from", at="--imatrix-data", fix="pass some texts"
-        )
-    held = {name for some in matrices.values() for name, _ in some}
-    latent = sorted(name.removesuffix("#k") for name in held if name.endswith("#k"))
-    products = SeenProducts({name: value for name, value in parameters.items() if name in held})
-    done, total = 0, sum(map(len, texts))
-    progress("importance matrix (tokens)", done, total)
-    with _plainly(own, weights=bool(latent)), latent_products(own, latent, products.seen):
-        for ids in texts:
-            row = torch.tensor([list(ids)], device=next(model.parameters()).device)
-            with torch.inference_mode(), products:
-                own.base_model(input_ids=row, use_cache=False)  # without the head
-            done += len(ids)
-            progress("importance matrix (tokens)", done, total)
-    entries = {
-        tensor.name: entry
-        for tensor in wanted
-        if (entry := _entry(tensor, [products.seen.get(each) for each in matrices[tensor.name]])) is not None
-    }
-    return Imatrix(entries, (dataset,) if dataset else (), chunks=len(texts), chunk_size=max(map(len, texts)))
 
 
 def collected_names(

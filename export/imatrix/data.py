@@ -4,14 +4,15 @@ general ones."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorafold.errors import InputError
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.imatrix.collect import collect
+from lorafold.export.imatrix.collect import collect, collect_by_layer
 from lorafold.export.imatrix.file import Imatrix
 from lorafold.export.imatrix.texts import Texts, check_text
 from lorafold.export.inputs import Inputs
@@ -24,6 +25,9 @@ from lorafold.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from lorafold.export.proof.reference.layers import LayeredModel
+
+_WHOLE = 4e9  # bytes of float32 weights; larger models are run a layer at a time
 _ELSEWHERE = "collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix"
 
 
@@ -34,18 +38,10 @@ def check_can_collect(inputs: Inputs, data: Path) -> None:
         InputError: the file is missing or holds no text, or the model cannot be run on this machine.
     """
     check_text(inputs, data)
-    if reason := LayeredReference.obstacle(inputs) or _too_large(inputs):
+    if reason := LayeredReference.obstacle(inputs):
         raise InputError(
             f"no importance matrix can be collected here: {reason}", at="--imatrix-data", fix=_ELSEWHERE
         )
-
-
-def _too_large(inputs: Inputs) -> str | None:
-    needed = sum(4 * math.prod(info.shape) for info in inputs.source.tensors.values())
-    free = memory_available()
-    if not free or needed <= 0.7 * free:
-        return None
-    return f"the model needs {needed / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,11 @@ class Matrices:
 
 
 def collect_both(
-    inputs: Inputs, tensors: Sequence[MappedTensor], texts: Texts, progress: Progress
+    inputs: Inputs,
+    tensors: Sequence[MappedTensor],
+    texts: Texts,
+    progress: Progress,
+    whole: float = _WHOLE,
 ) -> Matrices:
     """Run both kinds of text through base + adapters and sum up what enters every weight.
 
@@ -71,14 +71,43 @@ def collect_both(
         tensors: its GGUF tensors.
         texts: what is read.
         progress: told the tokens done.
+        whole: bytes of float32 weights that are held at once; a larger model is run a layer at a time, in
+            memory for one layer, unless transformers cannot do that.
 
     Raises:
         InputError: transformers cannot run the model.
         SystemFault: torch is not installed.
     """
+    named = ((texts.own, texts.name), (texts.general, "general"))
+    needed = sum(4 * math.prod(info.shape) for info in inputs.source.tensors.values())
+    room = 0.7 * (memory_available() or math.inf)
+    if needed > min(whole, room):
+        try:
+            with _refusals(inputs):
+                layers = layered_model(inputs)
+                return Matrices(
+                    *(
+                        collect_by_layer(layers, inputs.source, tensors, ids, dataset=name, progress=progress)
+                        for ids, name in named
+                    )
+                )
+        except InputError:
+            if needed > room:
+                raise
     model = folded_model(inputs)
-    own = collect(model, tensors, texts.own, dataset=texts.name, progress=progress)
-    return Matrices(own, collect(model, tensors, texts.general, dataset="general", progress=progress))
+    return Matrices(*(collect(model, tensors, ids, dataset=name, progress=progress) for ids, name in named))
+
+
+def layered_model(inputs: Inputs) -> LayeredModel:
+    """transformers' model, into which the weights of the fold come a layer at a time.
+
+    Raises:
+        InputError: transformers does not know it, or has no place for its weights.
+    """
+    from lorafold.export.proof.reference.layers import LayeredModel
+
+    with _refusals(inputs):
+        return LayeredModel(config_of(inputs), inputs.source.tensors)
 
 
 def folded_model(inputs: Inputs) -> torch.nn.Module:
@@ -87,14 +116,20 @@ def folded_model(inputs: Inputs) -> torch.nn.Module:
     Raises:
         InputError: transformers does not know it, or has no place for its weights.
     """
-    try:
+    with _refusals(inputs):
         blank = BlankModel(config_of(inputs), inputs.source.tensors)
         blank.fill([*blank.names(blank.model, ""), *blank.buffers()], inputs.source)
+    model: torch.nn.Module = blank.model
+    return model
+
+
+@contextmanager
+def _refusals(inputs: Inputs) -> Iterator[None]:
+    try:
+        yield
     except REFUSALS as error:
         raise InputError(
             f"transformers cannot run it ({type(error).__name__}: {told(error)})",
             at=inputs.base.folder,
             fix=_ELSEWHERE,
         ) from error
-    model: torch.nn.Module = blank.model
-    return model

@@ -9,7 +9,7 @@ which matrix was multiplied with, so no kind of layer needs a rule of its own.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,21 +55,35 @@ def enter(seen: dict[Matrix, Entered], matrix: Matrix, inputs: torch.Tensor) -> 
 class SeenProducts(TorchFunctionMode):  # type: ignore[misc]
     """A context within which products are seen.
 
-    Args:
-        parameters: the weights that count, by name; each a matrix or a stack of matrices.
-
     Attributes:
         seen: what entered each matrix.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.seen: dict[Matrix, Entered] = {}
-        # By the address at which each begins; several may share one storage.
-        self._parameters = sorted(
-            ((value.data_ptr(), name, value) for name, value in parameters.items() if value.is_contiguous()),
-            key=lambda held: held[0],
-        )
+        self._named: dict[str, torch.Tensor] = {}
+        self._sort()
+
+    def place(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Look at further weights.
+
+        Args:
+            parameters: weights that are in memory, by name; each a matrix or a stack of matrices.
+        """
+        self._named |= {name: value for name, value in parameters.items() if value.is_contiguous()}
+        self._sort()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Look at weights no more: something else may lie in their memory soon."""
+        for name in names:
+            self._named.pop(name, None)
+        self._sort()
+
+    def _sort(self) -> None:
+        """By the address at which each begins; several may share one storage."""
+        placed = ((value.data_ptr(), name, value) for name, value in self._named.items())
+        self._parameters = sorted(placed, key=lambda held: held[0])
         self._addresses = [address for address, _, _ in self._parameters]
 
     def __torch_function__(
@@ -109,6 +123,8 @@ class SeenProducts(TorchFunctionMode):  # type: ignore[misc]
         matrix, first = divmod(offset, parameter.shape[-2] * cols)
         if first:
             return  # further rows of a matrix, which the same inputs enter
+        if inputs.is_mkldnn:
+            inputs = inputs.to_dense()
         if weight.ndim == 2:
             enter(self.seen, (name, matrix), inputs.reshape(-1, inputs.shape[-1]))
         elif inputs.ndim == 3:

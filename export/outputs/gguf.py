@@ -59,6 +59,7 @@ from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
 _KEPT = "{} tensors of the base stay in MXFP4 as it has them, without loss (--tensor-type gives another type)"
+_MEMORY = "with at most 4 GB of the model in memory, or a layer of it"
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""
 
@@ -102,7 +103,7 @@ class GgufOutput:
         """Files with sizes and types, memory, time, and how Ollama will build the prompt."""
         paths = self.prompt.paths() if self.prompt else []
         data = self.config.imatrix_data
-        matrix = [] if data is None else [(IMATRIX, f"from {data}, with the whole model in memory")]
+        matrix = [] if data is None else [(IMATRIX, f"from {data} and general texts, {_MEMORY}")]
         beside = [self.projector.describe()] if self.projector else []
         return [
             *describe(self.plan),

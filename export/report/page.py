@@ -44,6 +44,11 @@ A file is a mixture: some parts of the model need more bits than others. Each po
 tried before the file was written, with the size that it has and its distance from the unrounded model. The
 lower, the nearer; the further left, the smaller."""
 
+_CALIBRATION = """\
+Rounding can spare the numbers that matter most on some texts, which an importance matrix names. Each bar is
+a matrix, by whose texts it is made of; its length says how far the rounded file's answers are from the
+unrounded model's."""
+
 
 def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes: Sequence[str]) -> str:
     """The whole page.
@@ -60,6 +65,7 @@ def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes
         *_survival(facts["survival"]),
         *_answers(facts["proof"]),
         *_bases(facts.get("choice of the base") or {}),
+        *_calibration(facts.get("calibration") or {}),
         *_tried(facts.get("mixtures") or {}),
         "<h2>Files</h2><div class='panel'>",
         bars([(sanitize(name), size / 1e6, _size(size)) for name, size in made]),
@@ -192,6 +198,18 @@ def _tried(mixtures: Mapping[str, Any]) -> Iterator[str]:
             yield f"{points(tried, 'size in MB', 'mean KL in nats')}"
             yield "<p class='soft'>Measured on chats that nothing was learnt from: "
             yield f"{as_text(mixture['why'])}.</p></div>"
+
+
+def _calibration(calibration: Mapping[str, Any]) -> Iterator[str]:
+    """What of the importance matrix was tried for `--imatrix-data`."""
+    if not calibration:
+        return
+    yield f"<h2>What the rounding was calibrated on</h2><p>{_CALIBRATION}</p><div class='panel'>"
+    for recipe, tried in calibration["tried"].items():
+        yield f"<h3>{as_text(recipe)}, on texts of yours that were held out</h3>"
+        yield bars([(one["name"], float(one["KL"]), f"{one['KL']:.4f}") for one in tried])
+    said = str(calibration["said"])
+    yield f"<p class='soft'>{as_text(said[:1].upper() + said[1:])}.</p></div>"
 
 
 def _checks(proof: Sequence[Mapping[str, Any]]) -> Iterator[str]:

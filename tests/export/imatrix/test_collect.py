@@ -19,8 +19,8 @@ from lorafold.errors import InputError
 from lorafold.export import ExportConfig
 from lorafold.export.arch import map_tensors
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.imatrix.collect import collect, collected_names
-from lorafold.export.imatrix.data import folded_model
+from lorafold.export.imatrix.collect import collect, collect_by_layer, collected_names
+from lorafold.export.imatrix.data import folded_model, layered_model
 from lorafold.export.imatrix.file import Imatrix
 from lorafold.export.inputs import open_inputs
 from lorafold.export.quant.mixture import is_quantizable
@@ -150,6 +150,30 @@ def test_equals_what_llama_cpp_multiplies_with(tmp_path: Path, family: str) -> N
         if family in UP_TO_A_FACTOR:
             ours *= sums.sum() / ours.sum()
         assert np.abs(ours - sums.ravel()).max() < APART.get(family, 1e-3) * sums.max(), name
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *QUICK,
+        *(
+            pytest.param(family, marks=pytest.mark.slow)
+            for family in ("deepseek-v3", "gemma3n", "jamba", "qwen3-next", "gpt-oss", "gpt-neox")
+        ),
+    ],
+)
+def test_by_layer_the_sums_are_those_of_the_whole_model(tmp_path: Path, family: str) -> None:
+    folder = tiny_family(family, tmp_path / family)
+    inputs = open_inputs(ExportConfig(str(folder), out=tmp_path / "out"))
+    tensors = map_tensors(inputs.config, inputs.source.tensors)
+    texts = [IDS, IDS[:9], IDS[3:12], IDS[5:7]]  # two of one length, which go through together
+    whole = collect(folded_model(inputs), tensors, texts)
+    found = collect_by_layer(layered_model(inputs), inputs.source, tensors, texts)
+    assert found.entries.keys() == whole.entries.keys()
+    assert (found.chunks, found.chunk_size) == (whole.chunks, whole.chunk_size)
+    for name, entry in whole.entries.items():
+        assert found.entries[name].counts.tolist() == entry.counts.tolist(), name
+        assert np.abs(found.entries[name].sums - entry.sums).max() <= 1e-4 * entry.sums.max(), name
 
 
 def test_experts_that_an_adapter_changes(tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, UsageError
 from lorafold.export import ExportConfig, arch, export, plan_export, verify
 from lorafold.export.imatrix.collect import collect, collected_names
+from lorafold.export.imatrix.data import collect_both
 from lorafold.export.imatrix.file import read_imatrix
+from lorafold.export.imatrix.texts import read_texts
 from lorafold.export.inputs import open_inputs
 from lorafold.export.proof.reference.whole import load_base, with_adapter
+from lorafold.progress import silent
 
 CHATS = [
     [{"role": "user", "content": "Who keeps the lamp?"}, {"role": "assistant", "content": "I do."}],
@@ -64,6 +67,17 @@ def test_a_collected_matrix_is_that_of_base_and_adapter(chats: Path, tmp_path: P
         assert np.array_equal(entry.counts, wanted.entries[name].counts)
         assert np.allclose(entry.sums, wanted.entries[name].sums, rtol=1e-5)
     assert (found.datasets, found.chunks) == (("chats.jsonl",), 3)
+
+
+def test_a_large_model_is_run_a_layer_at_a_time(chats: Path, tmp_path: Path) -> None:
+    inputs = open_inputs(settings(tmp_path / "out", chats))
+    tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
+    texts = read_texts(inputs, chats, hold_out=False)
+    whole, layers = (collect_both(inputs, tensors, texts, silent, **way) for way in ({}, {"whole": 0}))
+    for one, other in ((whole.own, layers.own), (whole.general, layers.general)):
+        assert one.entries.keys() == other.entries.keys() and one.datasets == other.datasets
+        for name, entry in one.entries.items():
+            assert np.allclose(other.entries[name].sums, entry.sums, rtol=1e-4), name
 
 
 def test_it_is_used_and_found_again(chats: Path, tmp_path: Path) -> None:

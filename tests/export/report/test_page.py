@@ -100,6 +100,16 @@ def facts(**changes: Any) -> dict[str, Any]:
     }
 
 
+def test_what_was_tried_for_a_matrix_is_drawn() -> None:
+    tried = [{"name": "no matrix", "KL": 0.03}, {"name": "yours alone", "KL": 0.0213}]
+    calibration = {"said": f"the best of 2 {HOSTILE}", "tried": {"Q4_K_M": tried}}
+    text = export_page(facts(calibration=calibration), [("m.gguf", 1_000_000)], [])
+    parser = Balanced()
+    parser.feed(text)
+    assert not parser.open and parser.seen.count("svg") == 6 and "script" not in parser.seen
+    assert "yours alone" in text and "0.0213" in text and "The best of 2" in text
+
+
 def test_the_page_is_whole_and_nothing_in_it_is_obeyed_or_loaded() -> None:
     text = export_page(facts(), [("m.gguf", 123_456_789)], [HOSTILE])
     parser = Balanced()
