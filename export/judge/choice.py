@@ -49,19 +49,21 @@ class BaseChoice:
         trained: what the base is called that the adapter was trained on.
         other: the other one that is on this disk.
         taken: that of the two which is taken.
-        found: what was measured, or in a sentence why nothing was.
+        found: what was measured, or in a sentence why nothing was; None in a plan.
     """
 
     trained: str
     other: str
     taken: str
-    found: BaseDistances | str
+    found: BaseDistances | str | None = None
 
     @property
     def note(self) -> str:
         """The choice in a sentence."""
         both = f"the adapter was trained on {self.trained}, and {self.other} is on this disk too"
         found = self.found
+        if found is None:
+            return f"{both}; the export measures both and takes the better one, this plan is of {self.taken}"
         if isinstance(found, str):
             return f"{both}; it is folded into {self.taken}, and the two were not compared: {found}"
         low, high = sorted(map(abs, found.apart.interval or (0.0, 0.0)))
@@ -77,7 +79,7 @@ class BaseChoice:
         """For the manifest."""
         told: dict[str, Any] = {"trained on": self.trained, "other": self.other, "taken": self.taken}
         found = self.found
-        if isinstance(found, str):
+        if found is None or isinstance(found, str):
             return {**told, "not measured": found}
         means = {self.trained: found.trained.mean, self.other: found.other.mean}
         return {

@@ -21,7 +21,6 @@ from lorafold.models import Base
 from lorafold.packed.source import PackedCheckpoint
 from lorafold.progress import Progress, silent
 
-_PLANNED = "the export does that, and takes the better one"
 _LEFT_OUT = "--no-verify leaves out what is measured on answers"
 
 
@@ -46,7 +45,7 @@ def settle_base(
         return inputs, config, None
     on_original = names_base(inputs.adapters[0][0].folder, original)
     trained, other = (original, inputs.base) if on_original else (inputs.base, original)
-    choice = BaseChoice(trained.id, other.id, inputs.base.id, _PLANNED if planned else _LEFT_OUT)
+    choice = BaseChoice(trained.id, other.id, inputs.base.id, None if planned else _LEFT_OUT)
     if planned or not config.verify:
         return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
     try:

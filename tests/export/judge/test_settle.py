@@ -282,7 +282,9 @@ def test_without_a_proof_nothing_is_measured(here: Path) -> None:
 def test_a_plan_says_that_it_will_be_measured(here: Path) -> None:
     told = plan_export(settings(here, quant=("F16",), modelfile=False))
     notes = [text for label, text in told if label == "note"]
-    assert any("not compared: the export does that, and takes the better one" in note for note in notes)
+    assert any(
+        "the export measures both and takes the better one, this plan is of " in note for note in notes
+    )
 
 
 def test_an_original_of_other_sizes_is_not_compared(here: Path) -> None:
