@@ -25,8 +25,8 @@ from lorafold.train.fast.speed import (
     apply,
     choose,
     graphs_possible,
+    tell_of_bounds,
     unpacked,
-    without_broken_kernels,
 )
 from lorafold.train.loop import Trainer
 from lorafold.train.methods import METHODS, PASSED_BY, Method, expert_names, linear_names
@@ -218,10 +218,11 @@ def _forward(
     dtype = pick_dtype(config.dtype, device)
     wide = method.peft is None and device.type == "cuda" and dtype != torch.float32
     slow = Forward(model, device, method.prompt, dtype if wide else None)
-    broken = without_broken_kernels(model, device)
     speed = _checkpointed(config, choose(config, method, model, device), model)
     if not speed.fast:
-        return slow, speed, broken
+        return slow, speed, ""
+    if speed.bounded:
+        tell_of_bounds(model)
     examples = sample(lessons.sequences)
     expected = None
     # Without an adapter all weights are trained: there is no room for a second gradient of them.
@@ -246,14 +247,13 @@ def _forward(
         speed = unpacked(speed, model, own)
         fast.attention, fast.bounded = own, False
     if expected is None:
-        return fast, speed, broken
+        return fast, speed, ""
     batch = make_pack(examples) if speed.packing else make_batch(examples, lessons.pad_id)
     found = measure(fast, batch)
     off = difference(expected, found)
     # All go the same way: with `--fsdp` they compute each layer together.
     if workers.least(0 if off else 1):
-        slowed = _slowed(fast, batch) if speed.slowed and device.type == "cuda" else ""
-        return fast, speed, "; ".join(filter(None, (broken, slowed)))
+        return fast, speed, _slowed(fast, batch) if speed.slowed and device.type == "cuda" else ""
     off = off or "as another worker found"
     plain = Speed(attention=config.attn_implementation or "sdpa")
     slow = dataclasses.replace(slow, model=load())

@@ -12,8 +12,9 @@ chunks, each on one slice of memory, however many examples a pack has. What is k
 what enters.
 
 transformers calls both pieces by their names in the model's module, where these take their places
-(`confine`). If flash-linear-attention is installed and works, its kernels do the first piece: they are told
-of bounds themselves.
+(`confine`). What is not packed goes to transformers' own code in torch. The kernels of
+flash-linear-attention, which transformers takes if they are installed, are left out: they compile for
+minutes before the first step, and refuse some pairs of a GPU and a Triton (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -38,8 +38,8 @@ def confinable(layers: Sequence[type]) -> bool:
     return bool(layers) and all({RULE, CONVOLUTION} <= vars(_module(layer)).keys() for layer in layers)
 
 
-def confine(layers: Sequence[type], device: torch.device) -> dict[Any, dict[str, Any]]:
-    """Let layers keep packed examples apart, whose bounds come as `cu_seq_lens_q`.
+def confine(layers: Sequence[type]) -> dict[Any, dict[str, Any]]:
+    """Let layers keep packed examples apart, whose bounds come as `cu_seq_lens_q`; the rest is as it was.
 
     Returns:
         What stood in the modules before, to be put back some day.
@@ -47,51 +47,10 @@ def confine(layers: Sequence[type], device: torch.device) -> dict[Any, dict[str,
     before = {}
     for module in map(_module, layers):
         before[module] = {name: vars(module)[name] for name in (RULE, CONVOLUTION)}
-        setattr(module, CONVOLUTION, functools.partial(_convolution, vars(module)[CONVOLUTION]))
-        if not kernels_work(vars(module)[RULE], device):
-            setattr(module, RULE, functools.partial(_rule, vars(module)[RULE]))
+        for name, ours in ((RULE, _rule), (CONVOLUTION, _convolution)):
+            own = vars(module)[name]
+            setattr(module, name, functools.partial(ours, getattr(own, "__wrapped__", own)))
     return before
-
-
-def broken_kernels(layers: Sequence[type], device: torch.device) -> tuple[dict[Any, dict[str, Any]], str]:
-    """Put transformers' own code in the place of kernels that are installed and fail.
-
-    Returns:
-        What stood in the modules before, and why it was replaced, in words.
-    """
-    before, why = {}, ""
-    for module in map(_module, layers):
-        rule = vars(module).get(RULE)
-        if rule is not None and _installed(device) and not kernels_work(rule, device):
-            before[module] = {RULE: rule}
-            setattr(module, RULE, rule.__wrapped__)
-            why = f"without flash-linear-attention, which fails here: {_refusal(rule, device)}"
-    return before, why
-
-
-def kernels_work(rule: Callable[..., Any], device: torch.device) -> bool:
-    """Whether the kernels of flash-linear-attention are installed and compute both passes on this device."""
-    return _installed(device) and not _refusal(rule, device)
-
-
-def _installed(device: torch.device) -> bool:
-    return device.type == "cuda" and find_spec("fla") is not None
-
-
-@functools.cache
-def _refusal(rule: Callable[..., Any], device: torch.device) -> str:
-    """What a rule says to two small examples in a pack, forward and backward; empty if it computes."""
-    enters = [torch.randn(1, 96, 2, 64, device=device, dtype=torch.bfloat16) for _ in range(3)]
-    enters += [-torch.rand(1, 96, 2, device=device), torch.rand(1, 96, 2, device=device).bfloat16()]
-    enters = [each.requires_grad_() for each in enters]
-    query, key, value, g, beta = enters
-    bounds = torch.tensor([0, 30, 96], dtype=torch.int32, device=device)
-    try:
-        found, _ = rule(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True, cu_seqlens=bounds)
-        found.sum().backward()
-    except Exception as error:  # whatever kernels raise that are compiled here for the first time
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return ""
 
 
 def _module(layer: type) -> Any:

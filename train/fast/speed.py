@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafold.train.config import TrainConfig
 from lorafold.train.fast.attention import VARLEN, choose_attention
-from lorafold.train.fast.delta_net import broken_kernels, confinable, confine
+from lorafold.train.fast.delta_net import confinable, confine
 from lorafold.train.fast.forward import causal_model
 from lorafold.train.fast.state import stateful_layers
 from lorafold.train.methods import Method
@@ -142,6 +142,7 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
             compiled,
             (find_spec("liger_kernel") is not None, "no Liger kernels: pip install liger-kernel"),
             (_liger_knows(causal_model(model)), "no Liger kernels: they do not know this architecture"),
+            (not _wraps_experts(model), "no Liger kernels: they do not know an adapter of stacked experts"),
         ),
     )
     attention = plain
@@ -180,23 +181,22 @@ def _liger_knows(causal: Any) -> bool:
     return causal.config.model_type in MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
+def _wraps_experts(model: Any) -> bool:
+    """Whether peft stands between a model and its stacked experts, where Liger looks for their sizes."""
+    return any(type(module).__name__ == "ParamWrapper" for module in model.modules())
+
+
 def _direct_fits(causal: Any) -> bool:
     from lorafold.train.fast.head_loss import plain_head
 
     return plain_head(causal) is not None
 
 
-def without_broken_kernels(model: Any, device: torch.device) -> str:
-    """Put transformers' own code in the place of installed kernels of delta nets that fail on this machine.
-
-    Returns:
-        Why, in words; empty if there are none.
-    """
+def tell_of_bounds(model: Any) -> None:
+    """Let layers that keep a state know where packed examples begin; what is not packed stays the same."""
     causal = causal_model(model)
-    before, why = broken_kernels(stateful_layers(causal), device)
-    for module, names in before.items():
+    for module, names in confine(stateful_layers(causal)).items():
         _ORIGINALS.setdefault(module, vars(module) | names)
-    return why
 
 
 def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
@@ -208,9 +208,6 @@ def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
     causal = causal_model(model)
     if speed.attention != causal.config._attn_implementation:
         causal.set_attn_implementation(speed.attention)
-    if speed.bounded:
-        for module, names in confine(stateful_layers(causal), device).items():
-            _ORIGINALS.setdefault(module, vars(module) | names)
     fused = 0
     if speed.fused:
         from lorafold.train.fast.fused_lora import fuse

@@ -18,7 +18,7 @@ from lorafold.train import TrainConfig, train
 from lorafold.train.fast.check import leaks, measure
 from lorafold.train.fast.delta_net import CONVOLUTION, RULE, _convolution, _rule
 from lorafold.train.fast.forward import Forward
-from lorafold.train.fast.speed import apply, choose, restored_modules
+from lorafold.train.fast.speed import _wraps_experts, choose, restored_modules, tell_of_bounds
 from lorafold.train.methods import METHODS
 from lorafold.train.tokens.collate import make_batch
 from lorafold.train.tokens.packing import make_pack
@@ -98,10 +98,12 @@ def test_a_model_packs_and_nothing_leaks(name: str, tmp_path: Path) -> None:
     model = getattr(transformers, name).from_pretrained(tmp_path, dtype=torch.float32)
     model.config.use_cache = False
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert _wraps_experts(model) == (name == "Qwen3NextForCausalLM")  # so it goes without Liger
     sequences = [example(length, length) for length in (13, 70, 2, 140, 64)]
     wanted = measure(Forward(model, CPU), make_batch(sequences, 0))
     with restored_modules():
-        speed = apply(choose(TrainConfig(packing=True), METHODS["lora"], model, CPU), model, CPU)
+        speed = choose(TrainConfig(packing=True), METHODS["lora"], model, CPU)
+        tell_of_bounds(model)
         assert speed.packing and speed.bounded and "states that begin with each example" in speed.line()
         forward = Forward(model, CPU, attention=speed.attention, bounded=True)
         assert not leaks(forward, sequences[:2])

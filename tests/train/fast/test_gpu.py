@@ -372,6 +372,22 @@ def test_models_that_keep_examples_apart_are_packed(family: str, tmp_path: Path)
     assert any("packed to" in note for note in result.notes), result.notes
 
 
+def test_delta_nets_are_packed(tmp_path: Path) -> None:
+    """By our own rule or by kernels that are installed; the losses are those of one example a row."""
+    shape: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 64}
+    shape |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64}
+    shape |= {"linear_value_head_dim": 64, "num_experts": 4, "num_experts_per_tok": 2, "hidden_size": 128}
+    shape |= {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    base = tiny_base(tmp_path / "base", family="Qwen3Next", **shape)
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = TrainConfig(base=str(base), data=(str(data),), out=tmp_path / "packed", max_steps=4)
+    packed = train(config)
+    assert any("packed to" in note and "begin with each" in note for note in packed.notes), packed.notes
+    rows = train(dataclasses.replace(config, packing=False, out=tmp_path / "rows"))
+    assert packed.loss == pytest.approx(rows.loss, rel=2e-3)
+
+
 @pytest.mark.parametrize(
     "options",
     [
