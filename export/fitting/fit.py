@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
@@ -206,6 +206,8 @@ class Fitting:
         """
         measured = MeasuredModel(self._inputs)
         texts = calibration_texts(self._inputs, self._data, measured.vocabulary)
+        if self._data is not None and self._imatrix is not None:
+            texts = replace(texts, words=f"{texts.words}; the importance matrix was made of some of them")
         options = self._options(measured, texts.measured, model, fixed)
         if not options:
             raise InputError("none of its tensors could be measured", fix="choose a type with --quant")

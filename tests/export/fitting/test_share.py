@@ -205,6 +205,9 @@ def test_what_is_fitted_uses_the_matrix_that_was_chosen(base: Path, adapter: Pat
     labels = [label for label, _ in result.told]
     assert labels[:2] == ["calibration", "fit"]
     share = calibration(tmp_path / "out")["share"]
+    assert ("the importance matrix was made of some of them" in dict(result.told)["fit"]) == (
+        share is not None
+    )
     assert (tmp_path / "out/imatrix.gguf").exists() == (share is not None)
     assert verify(tmp_path / "out").checks[0].verdict == "passed"
 
