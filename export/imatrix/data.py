@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lorafold.export.proof.reference.layers import LayeredModel
 
-_WHOLE = 4e9  # bytes of float32 weights; larger models are run a layer at a time
+_WHOLE = 1e9  # bytes of float32 weights; larger models are run a layer at a time
 _ELSEWHERE = "collect one elsewhere (llama-imatrix on an F16 export), and pass it with --imatrix"
 
 

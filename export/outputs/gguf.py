@@ -59,7 +59,7 @@ from lorafold.export.workers import Written
 from lorafold.progress import Progress, silent
 
 _KEPT = "{} tensors of the base stay in MXFP4 as it has them, without loss (--tensor-type gives another type)"
-_MEMORY = "with at most 4 GB of the model in memory, or a layer of it"
+_MEMORY = "with at most 1 GB of the model in memory, or a layer of it"
 IMATRIX = "imatrix.gguf"
 """What a collected importance matrix is called beside the files."""
 
