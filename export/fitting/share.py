@@ -21,6 +21,7 @@ from lorafold.export.imatrix.mixture import mixed
 from lorafold.export.imatrix.texts import Texts, read_texts
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import PerToken
+from lorafold.export.proof.sample import FEWEST, AskedChat
 from lorafold.export.quant.ggml import IGNORES_IMATRIX, requires_imatrix
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.ladder import bytes_together
@@ -34,6 +35,7 @@ _SHARES = (0.0, 0.5, FIXED, 1.0)
 # How far a matrix may take the file off on general texts, beside the file without one. Types that need a
 # matrix are held against that of general texts alone, which is at home there.
 _SLACK, _SLACK_AT_HOME = 1.05, 1.25
+_LEAST = 2000  # tokens that a candidate is asked, however little was collected
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +159,15 @@ class _Judge:
         self._measured = MeasuredModel(inputs)
         self._both = both
         self._progress = progress
-        self._own, guard = (
+        own, guard = (
             held_at_once(chats, self._measured.vocabulary, 0.5) for chats in (texts.held_out, texts.guard)
         )
-        self._asked = [*self._own, *guard]
+        # All are computed together, as wide as the longest; all candidates shall take about a collection.
+        width = max(len(each.ids) for each in (*own, *guard))
+        collected = sum(map(len, (*texts.own, *texts.general)))
+        count = max(max(collected // len(_SHARES), _LEAST) // width // 2, FEWEST)
+        self._own = _spread(own, count)
+        self._asked = [*self._own, *_spread(guard, count)]
         self._done = self._total = 0
 
     def calibrated(self, models: Mapping[str, TypedModel]) -> Calibrated:
@@ -192,3 +199,9 @@ class _Judge:
         found = self._measured.distances(model, self._asked, importance).values
         parts = (found[: len(self._own)], found[len(self._own) :])
         return Judged(share, *(PerToken(part).mean for part in parts))
+
+
+def _spread(chats: Sequence[AskedChat], most: int) -> list[AskedChat]:
+    """So many of the chats, evenly spread."""
+    count = min(len(chats), most)
+    return [chats[index * len(chats) // count] for index in range(count)]
