@@ -122,12 +122,16 @@ class _Reader:
     def general(self) -> Iterator[_Text]:
         """The general chats; as plain texts for a model without a template."""
         try:
-            yield from self.read(GENERAL_TEXTS)
-        except InputError:
+            self._tokenizer()
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):  # it has one that cannot be read
+                raise
             plain = _plain_tokenizer(self._inputs.tokenizer)
             for example in read_chats(GENERAL_TEXTS, text="whole"):
                 text = "\n\n".join(str(message["content"]) for message in example.messages)
                 yield _Text(plain.encode(text, add_special_tokens=False).ids)
+            return
+        yield from self.read(GENERAL_TEXTS)
 
     def asked(self, text: _Text) -> AskedChat | None:
         """A text as it is asked; None if there is nothing to ask, or it is too long before it."""

@@ -22,6 +22,7 @@ from lorafold.export.imatrix.texts import read_texts
 from lorafold.export.inputs import open_inputs
 from lorafold.export.proof.reference.whole import load_base, with_adapter
 from lorafold.progress import silent
+from lorafold.tokenizer.loading import load_tokenizer
 
 CHATS = [
     [{"role": "user", "content": "Who keeps the lamp?"}, {"role": "assistant", "content": "I do."}],
@@ -102,6 +103,21 @@ def test_plain_text_is_cut_into_chunks(tmp_path: Path) -> None:
     length = 17 * 100  # a token for each byte
     assert (matrix.chunks, matrix.chunk_size) == (4, 512)
     assert {entry.counts.item() for entry in matrix.entries.values()} == {length}
+
+
+def test_a_model_without_a_template_reads_the_general_texts_as_they_are(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_chat.folder(), tmp_path / "base"))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    told = json.loads((base / "tokenizer_config.json").read_text())
+    told.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(told))
+    text = tmp_path / "text.txt"
+    text.write_text("a lamp on a rock\n" * 400)
+    inputs = open_inputs(ExportConfig(str(base), out=tmp_path / "out", modelfile=False))
+    texts = read_texts(inputs, text, hold_out=True)
+    tokenizer = load_tokenizer(base / "tokenizer.json")
+    assert tokenizer.decode(texts.general[0]).startswith("Why does bread rise in the oven?\n\nYeast eats")
+    assert len(texts.held_out) == 3 and len(texts.own) == 11 and len(texts.guard) == 12
 
 
 def test_types_that_need_a_matrix_can_be_planned(chats: Path, tmp_path: Path) -> None:
