@@ -136,10 +136,7 @@ def _why_not(texts: Texts, weighed: Mapping[str, TypedModel], models: Mapping[st
     """Why nothing can be judged, or need be."""
     if not weighed:
         return f"a matrix changes nothing in {', '.join(models)}"
-    if not texts.held_out:
-        count = len(texts.own)
-        return f"{count} text{'s are' if count != 1 else ' is'} too few to hold some out"
-    return None
+    return texts.why or None
 
 
 class _Judge:

@@ -76,7 +76,7 @@ def describe_calibrated(calibrated: Calibrated) -> tuple[str, str]:
     )
     if harmful := [one for one in judged if one.own < best.own]:
         text += f"; {_listed([_candidate(one.share) for one in harmful])} would harm general texts"
-    if share is not None:
+    if share is not None and any(one.share is None for one in judged):
         worse = list(_not_improved(calibrated))
         text += f"; it did not improve {'; '.join(worse)}" if worse else "; it improved general texts too"
     return "calibration", text

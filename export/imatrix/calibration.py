@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from lorafold.artifacts import read_manifest
 from lorafold.chat.tokenizer import ChatTokenizer
-from lorafold.errors import LorafoldError
+from lorafold.errors import InputError, LorafoldError
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.sample import AskedChat
 from lorafold.records.chats import read_chats
@@ -24,7 +24,7 @@ GENERAL_SHARE = 0.25
 GENERAL_ALONE = "general chats"
 """Where texts come from if none are the user's."""
 GENERAL_TEXTS = Path(__file__).with_name("general.jsonl")
-LONGEST_PROMPT, LONGEST_ANSWER = 256, 64  # tokens
+LONGEST_PROMPT, LONGEST_ANSWER = 256, 64  # tokens; a prompt's without what the template writes unasked
 _MOST = 4000  # chats that are read of a file
 _WIDE = 0.9  # of the chats, by length, are asked: a batch is as wide as its longest one
 
@@ -64,13 +64,18 @@ def calibration(inputs: Inputs, data: Path | None, tokens: int) -> Calibration:
         tokens: about how many are in each part.
 
     Raises:
-        InputError: the file is missing or malformed, or the tokenizer has no chat template.
+        InputError: the file is missing or malformed, the tokenizer has no chat template, or every
+            conversation is too long.
     """
     tokenizer = ChatTokenizer.from_folder(inputs.tokenizer, inputs.template)
     general = list(_asked(GENERAL_TEXTS, tokenizer))
     own, words = _own(inputs, data, tokenizer)
     mine, others = alike(own), alike(general)
     parts = [mixed(mine[half::2], others[half::2], tokens) for half in (0, 1)]
+    if not all(parts):
+        raise InputError(
+            "every conversation is too long to be asked", at=inputs.tokenizer, fix="choose with --quant"
+        )
     return Calibration(parts[0], parts[1], words)
 
 
@@ -80,6 +85,11 @@ def mixed(own: Sequence[AskedChat], general: Sequence[AskedChat], tokens: int) -
         return _spread(general, tokens)
     shares = ((own, 1 - GENERAL_SHARE), (general, GENERAL_SHARE))
     return [each for chats, share in shares for each in _spread(chats, int(tokens * share))]
+
+
+def longest_prompt(tokenizer: ChatTokenizer) -> int:
+    """How many tokens a prompt may have: a template's own system prompt may be longer than any question."""
+    return LONGEST_PROMPT + len(tokenizer.encode_prompt([{"role": "user", "content": "?"}]))
 
 
 def alike(chats: Sequence[AnyText]) -> list[AnyText]:
@@ -98,7 +108,10 @@ def _spread(chats: Sequence[AnyText], tokens: int) -> list[AnyText]:
 def _own(inputs: Inputs, data: Path | None, tokenizer: ChatTokenizer) -> tuple[list[AskedChat], str]:
     """The user's chats, and where they come from."""
     if data is not None:
-        return list(islice(_asked(data, tokenizer), _MOST)), f"{data.name} and general chats"
+        own = list(islice(_asked(data, tokenizer), _MOST))
+        if not own:
+            return [], f"general chats; those in {data.name} are too long"
+        return own, f"{data.name} and general chats"
     for adapter, _ in inputs.adapters:
         manifest = read_manifest(adapter.folder) or {}
         for named in (manifest.get("config") or {}).get("data") or ():
@@ -114,6 +127,7 @@ def _own(inputs: Inputs, data: Path | None, tokenizer: ChatTokenizer) -> tuple[l
 
 def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:
     """Conversations as tokens; those that are too long are left out, long answers are cut."""
+    longest = longest_prompt(tokenizer)
     for example in read_chats(path, text="whole"):
         if example.text is not None:
             ids, start = tokenizer.tokenize(example.text, False), 1
@@ -122,5 +136,5 @@ def _asked(path: Path, tokenizer: ChatTokenizer) -> Iterator[AskedChat]:
             start = len(tokenizer.encode_prompt(example.messages[:-1]))
         else:
             ids, start = list(tokenizer.encode_chat(example.messages).ids), 1
-        if start <= LONGEST_PROMPT and len(ids) > start:
+        if start <= longest and len(ids) > start:
             yield AskedChat(ids[: start + LONGEST_ANSWER], start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lorafold.export.imatrix.file import Imatrix, ImatrixEntry
@@ -14,8 +16,8 @@ def mixed(own: Imatrix, general: Imatrix, share: float) -> Imatrix:
 
         share · S_own / n_own  +  (1 - share) · S_general / n_general
 
-    The sums of `own` stay as they are, and those of `general` are scaled. So are the counts, so that an
-    expert counts as often as its texts enter it.
+    The sums of what has the larger share stay as they are, and those of the other are scaled. So are the
+    counts, so that an expert counts as often as its texts enter it.
 
     Args:
         own: of the user's texts.
@@ -24,6 +26,8 @@ def mixed(own: Imatrix, general: Imatrix, share: float) -> Imatrix:
     """
     if share in (0, 1):
         return own if share else general
+    if share < 0.5:
+        return replace(mixed(general, own, 1 - share), datasets=(*own.datasets, *general.datasets))
     factor = (1 - share) / share * _tokens(own) / _tokens(general)
     names = own.entries.keys() | general.entries.keys()
     return Imatrix(

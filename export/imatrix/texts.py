@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
-from lorafold.export.imatrix.calibration import GENERAL_TEXTS, LONGEST_ANSWER, LONGEST_PROMPT, alike
+from lorafold.export.imatrix.calibration import GENERAL_TEXTS, LONGEST_ANSWER, alike, longest_prompt
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.sample import FEWEST, AskedChat
 from lorafold.records.chats import read_chats
@@ -40,6 +40,7 @@ class Texts:
         general: general ones.
         held_out: of the user's, to be judged by; empty if there are too few.
         guard: of the general ones, the same.
+        why: if none is held out, why.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Texts:
     general: list[list[int]]
     held_out: list[AskedChat]
     guard: list[AskedChat]
+    why: str = ""
 
 
 def read_texts(inputs: Inputs, data: Path, *, hold_out: bool) -> Texts:
@@ -66,12 +68,14 @@ def read_texts(inputs: Inputs, data: Path, *, hold_out: bool) -> Texts:
     general = list(reader.general())
     held = _held_out(reader, own) if hold_out else []
     kept = {id(text) for text, _ in held}
+    guard = [asked for text in general[1::2] if (asked := reader.asked(text)) is not None]
     return Texts(
         data.name,
         [chunk for text in own if id(text) not in kept for chunk in text.chunks()],
         [chunk for text in general[::2] for chunk in text.chunks()],
         [asked for _, asked in held],
-        [asked for text in general[1::2] if (asked := reader.asked(text)) is not None],
+        guard,
+        "" if held and guard else _why_none(len(own)),
     )
 
 
@@ -105,6 +109,7 @@ class _Reader:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._chats: ChatTokenizer | None = None
+        self._longest = 0
 
     def read(self, data: Path) -> Iterator[_Text]:
         """Every text of a file that has a token."""
@@ -137,9 +142,13 @@ class _Reader:
         """A text as it is asked; None if there is nothing to ask, or it is too long before it."""
         answered = bool(text.messages) and text.messages[-1]["role"] == "assistant"
         start = len(self._tokenizer().encode_prompt(text.messages[:-1])) if answered else 1
-        if start > LONGEST_PROMPT or len(text.ids) <= start:
+        if (answered and start > self._longest_prompt()) or len(text.ids) <= start:
             return None
         return AskedChat(text.ids[: start + LONGEST_ANSWER], start)
+
+    def _longest_prompt(self) -> int:
+        self._longest = self._longest or longest_prompt(self._tokenizer())
+        return self._longest
 
     def _tokenizer(self) -> ChatTokenizer:
         self._chats = self._chats or ChatTokenizer.from_folder(self._inputs.tokenizer, self._inputs.template)
@@ -165,6 +174,13 @@ def _held_out(reader: _Reader, texts: Sequence[_Text]) -> list[tuple[_Text, Aske
     picked = (near[index * len(near) // count] for index in range(count))
     found = [(text, asked) for text in picked if (asked := reader.asked(text)) is not None]
     return found if len(found) >= FEWEST else []
+
+
+def _why_none(count: int) -> str:
+    """Why none of so many texts are held out."""
+    if count // _OF >= FEWEST:
+        return f"too few of the {count} texts are short enough before their answer to be held out"
+    return f"{count} text{'s are' if count != 1 else ' is'} too few to hold some out"
 
 
 def _plain_tokenizer(folder: Path) -> Tokenizer:

@@ -6,6 +6,7 @@ alone are rounded: what ggml does to activations is the same for both.
 
 from __future__ import annotations
 
+import filecmp
 import math
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from lorafold.export.proof.reference.answers import LayeredReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress
+from lorafold.tokenizer.loading import load_tokenizer
 
 _STEP = "compare the bases"
 _TOKENS = 1024  # of a round at most, prompts and answers together
@@ -52,6 +54,7 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     width = _width(trained, other)
     first, second = (_Candidate(each, config, width) for each in (trained, other))
     chats, words = conversations(trained, config)
+    _check_tokens(trained, other, chats)
     lengths = [len(each.ids) for each in chats]
     weights = sum(math.prod(info.shape) for info in trained.source.tensors.values())
     tokens = min(_AS_A_PROOF * tokens_for(weights), _TOKENS)
@@ -114,6 +117,9 @@ def conversations(inputs: Inputs, config: ExportConfig) -> tuple[list[AskedChat]
     if len(answered) >= FEWEST_CHATS:
         return answered, "held-out chats"
     texts = calibration(inputs, None, _TOKENS)
+    if len(texts.checked) < FEWEST_CHATS:  # a template may write hundreds of tokens before each question
+        longest = max(len(each.ids) for each in (*texts.measured, *texts.checked))
+        texts = calibration(inputs, None, 2 * FEWEST_CHATS * longest)
     cut = (AskedChat(each.ids[: each.start + ANSWER_TOKENS], each.start) for each in texts.checked)
     where = f"{texts.words}, --chats takes your own" if texts.words == GENERAL_ALONE else texts.words
     return [*answered, *cut], f"chats ({where})"
@@ -138,6 +144,27 @@ def _width(trained: Inputs, other: Inputs) -> int:
         problem = f"config.json of {trained.base.id} does not say how many tokens there are"
         raise InputError(problem, fix="choose with --fold-into")
     return width
+
+
+def _check_tokens(trained: Inputs, other: Inputs, chats: Sequence[AskedChat]) -> None:
+    """See that both write the chats as the same tokens: a file has the tokenizer of its base.
+
+    Raises:
+        InputError: they do not, or the other one has no tokenizer.
+    """
+    ours, theirs = (each.tokenizer / "tokenizer.json" for each in (trained, other))
+    if not theirs.is_file():
+        raise InputError(f"{other.base.id} has no tokenizer that can be read", fix="choose with --fold-into")
+    if filecmp.cmp(ours, theirs, shallow=False):
+        return
+    first, second = map(load_tokenizer, (ours, theirs))
+    for chat in chats:
+        text = first.decode(chat.ids, skip_special_tokens=False)
+        if (
+            first.encode(text, add_special_tokens=False).ids
+            != second.encode(text, add_special_tokens=False).ids
+        ):
+            raise InputError("their tokenizers make other tokens of a text", fix="choose with --fold-into")
 
 
 def _importance(inputs: Inputs, config: ExportConfig) -> Importance | None:

@@ -45,7 +45,9 @@ def settle_base(
         return inputs, config, None
     on_original = names_base(inputs.adapters[0][0].folder, original)
     trained, other = (original, inputs.base) if on_original else (inputs.base, original)
-    choice = BaseChoice(trained.id, other.id, inputs.base.id, None if planned else _LEFT_OUT)
+    choice = BaseChoice(
+        trained.id, other.id, inputs.base.id, None if planned and config.verify else _LEFT_OUT
+    )
     if planned or not config.verify:
         return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
     try:

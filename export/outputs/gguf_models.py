@@ -85,7 +85,8 @@ def plan_gguf_models(
     typed = partial(typed_model, tensors, imatrix=imatrix, overrides=overrides, kept=kept)
     if (size := config.fit_bytes) is not None:
         first = _metadata(inputs, tensors, find_recipe("Q8_0"), vocab, prompt, called)
-        recipes = [largest(size, recipes, partial(typed, metadata=first), first, below=adjust is not None)]
+        below = adjust is not None or config.imatrix_data is not None  # which is collected before adjusting
+        recipes = [largest(size, recipes, partial(typed, metadata=first), first, below=below)]
     elif config.max_kl is not None and not recipes:
         recipes = ["Q4_K_M"]  # to begin with; its name is that of its size
     models = []
@@ -184,10 +185,11 @@ def largest(
         if below and size >= leasts[least]:
             return least
         told = f"{leasts[least]:,}" if below else f"{sizes[least]:,} ({least})"
+        more = "" if _MIXTURES[-1] in sizes else "; with --imatrix there are smaller types"
         raise UsageError(
             f"no mixture is as small as {size:,} bytes: the least is {told}",
             at="--fit",
-            fix="give at least that; with --imatrix there are smaller types",
+            fix="give at least that" + (", or leave out --quant" if asked else more),
         )
     return max(fitting, key=lambda name: fitting[name])
 

@@ -17,6 +17,7 @@ from packed_folders import bnb_model
 from safetensors.numpy import load_file, save_file
 from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config, types_in
 
+from lorafold.errors import UsageError
 from lorafold.export import ExportConfig, ExportResult, arch, export, verify
 from lorafold.export.fitting.share import FIXED, Judged, taken
 from lorafold.export.imatrix.data import collect_both
@@ -198,6 +199,16 @@ def test_too_few_texts_are_mixed_in_a_fixed_share(base: Path, adapter: Path, tmp
     assert ours.read_bytes() == same.read_bytes()
 
 
+def test_prompts_that_are_too_long_are_not_called_too_few(base: Path, adapter: Path, tmp_path: Path) -> None:
+    chats = [{"prompt": "word " * 80 + str(n), "completion": "yes"} for n in range(12)]
+    data = written(tmp_path / "chats.jsonl", chats)
+    result = export(tuned_config(adapter, base, tmp_path / "out", quant=("Q4_0",), imatrix_data=data))
+    assert said(result) == (
+        "the importance matrix is 75% your texts and 25% general ones: too few of the 12 texts are short "
+        "enough before their answer to be held out"
+    )
+
+
 def test_a_type_that_ignores_a_matrix_judges_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
     data = written(tmp_path / "chats.jsonl", CHATS)
     result = export(tuned_config(adapter, base, tmp_path / "out", quant=("Q8_0",), imatrix_data=data))
@@ -217,6 +228,17 @@ def test_what_is_fitted_uses_the_matrix_that_was_chosen(base: Path, adapter: Pat
     )
     assert (tmp_path / "out/imatrix.gguf").exists() == (share is not None)
     assert verify(tmp_path / "out").checks[0].verdict == "passed"
+
+
+@pytest.mark.slow
+def test_a_mixture_below_every_recipe(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """IQ2_XXS takes 365,632 bytes, and with a matrix that is given there are smaller mixtures too."""
+    data = written(tmp_path / "chats.jsonl", CHATS[:4])
+    export(tuned_config(adapter, base, tmp_path / "out", fit=360_000, imatrix_data=data))
+    (file,) = (tmp_path / "out").glob("m-*.gguf")
+    assert 300_000 < file.stat().st_size <= 360_000
+    with pytest.raises(UsageError, match=r"the least is [23]\d\d,\d\d\d; fix: give at least that$"):
+        export(tuned_config(adapter, base, tmp_path / "less", fit=200_000, imatrix_data=data))
 
 
 @pytest.mark.slow

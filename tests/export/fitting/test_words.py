@@ -5,7 +5,8 @@ from __future__ import annotations
 from gguf import GGMLQuantizationType as Type
 
 from lorafold.export.fitting.fit import Fitted, Tried
-from lorafold.export.fitting.words import describe_fitted
+from lorafold.export.fitting.share import Calibrated, Judged
+from lorafold.export.fitting.words import describe_calibrated, describe_fitted
 
 TRIED = (Tried("Q4_K_M", 1000, 0.04), Tried("Q4_K_M, fitted", 990, 0.03))
 
@@ -26,3 +27,13 @@ def test_what_has_no_choice_is_counted() -> None:
     assert told[1][1] == (
         told[0][1] + "; 2 tensors have the recipe's type, because their cost cannot be measured"
     )
+
+
+def test_what_was_not_tried_without_a_matrix_is_not_called_better() -> None:
+    """A type that needs a matrix is never tried without one."""
+    judged = [Judged(0.0, 0.3, 0.2), Judged(0.5, 0.2, 0.2)]
+    told = [
+        describe_calibrated(Calibrated(0.5, None, {"IQ2_XXS": tried}, (5, 5)))[1]
+        for tried in (judged, [Judged(None, 0.4, 0.3), *judged])
+    ]
+    assert "improve" not in told[0] and told[1].endswith("; it improved general texts too")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
 
-from lorafold.export.imatrix.calibration import Calibration, calibration
+from lorafold.export.imatrix.calibration import LONGEST_PROMPT, Calibration, calibration
 from lorafold.export.inputs import open_inputs
 from lorafold.tokenizer.loading import load_tokenizer
 
@@ -42,3 +42,20 @@ def test_what_is_learnt_from_tests_nothing(tmp_path: Path) -> None:
     assert len(parts[0]) > 10 and len(parts[1]) > 10 and not parts[0] & parts[1]
     sizes = [sum(len(chat.ids) for chat in part) for part in (found.measured, found.checked)]
     assert 0.7 < sizes[0] / sizes[1] < 1.4
+
+
+def test_a_template_s_own_system_prompt_makes_no_chat_too_long(tmp_path: Path) -> None:
+    base = tuned_base(tmp_path / "base")
+    adapter = tuned_adapter(tmp_path / "adapter", MODULES, 5e-3)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    system = "{{ '<|im_start|>system\n" + "Be helpful. " * 40 + "<|im_end|>\n' }}"
+    settings["chat_template"] = system + settings["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = calibration(open_inputs(tuned_config(adapter, base, tmp_path / "out")), None, 4000)
+    asked = [*found.measured, *found.checked]
+    assert len(asked) >= 6 and all(chat.start > LONGEST_PROMPT for chat in asked)
+
+
+def test_chats_that_are_all_too_long_are_not_said_to_be_asked(tmp_path: Path) -> None:
+    found = texts(tmp_path, [{"prompt": "word " * 100, "completion": "yes"} for _ in range(8)], 2000)
+    assert found.words == "general chats; those in chats.jsonl are too long"

@@ -49,6 +49,14 @@ def test_what_one_kind_of_text_never_enters_has_the_others_means() -> None:
     assert swapped.entries["exps"].weights().tolist() == pytest.approx([1, 1, 3, 1])
 
 
+def test_a_small_share_scales_the_user_s() -> None:
+    found = mixed(OWN, GENERAL, 0.25)
+    assert found.entries["a"].weights().tolist() == pytest.approx([1.0, 0.25 * 5 + 0.75 * 3])
+    assert (found.datasets, found.chunks, found.chunk_size) == (("own", "general"), 5, 7)
+    least = mixed(OWN, GENERAL, 1e-42).entries
+    assert all(np.isfinite(each.sums).all() and np.isfinite(each.counts).all() for each in least.values())
+
+
 def test_at_the_ends_a_matrix_is_unchanged() -> None:
     assert mixed(OWN, GENERAL, 1.0) is OWN and mixed(OWN, GENERAL, 0.0) is GENERAL
 

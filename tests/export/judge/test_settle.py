@@ -287,6 +287,40 @@ def test_a_plan_says_that_it_will_be_measured(here: Path) -> None:
     )
 
 
+def test_a_plan_without_a_proof_does_not_say_so(here: Path) -> None:
+    config = settings(here, verify=False)
+    _, after, choice = settle_base(open_inputs(config), config, planned=True)
+    assert choice is not None and after.fold_into == "quantized"
+    assert "the two were not compared: --no-verify" in choice.note
+
+
+def test_an_original_with_another_tokenizer_is_not_compared(here: Path) -> None:
+    path = here / "org/plain/tokenizer.json"
+    data = json.loads(path.read_text())
+    vocabulary = data["model"]["vocab"]
+    data["model"]["vocab"] = dict(zip(vocabulary, [*list(vocabulary.values())[1:], 0], strict=True))
+    path.write_text(json.dumps(data))
+    _, choice = settled(settings(here))
+    assert choice.taken == str(here / "packed")
+    assert choice.found == "their tokenizers make other tokens of a text"
+    path.unlink()
+    _, choice = settled(settings(here))
+    assert choice.found == f"{here / 'org/plain'} has no tokenizer that can be read"
+
+
+@pytest.mark.slow
+def test_a_template_s_long_system_prompt(here: Path) -> None:
+    """Such prompts leave room for one conversation in a round, and six are asked all the same."""
+    for base in ("org/plain", "packed"):
+        path = here / base / "tokenizer_config.json"
+        told = json.loads(path.read_text())
+        system = "{{ '<|im_start|>system\n" + "Be helpful. " * 40 + "<|im_end|>\n' }}"
+        path.write_text(json.dumps(told | {"chat_template": system + told["chat_template"]}))
+    _, choice = settled(settings(here, **GRID))
+    assert choice.taken == str(here / "org/plain")
+    assert len(measured(choice).apart.values) >= 6
+
+
 def test_an_original_of_other_sizes_is_not_compared(here: Path) -> None:
     """As with tokens that were added to the packed copy."""
     shutil.rmtree(here / "org/plain")
