@@ -120,7 +120,7 @@ class _Reader:
                 if text.ids:
                     yield text
                 continue
-            plain = plain or _plain_tokenizer(self._inputs.tokenizer)
+            plain = plain or plain_tokenizer(self._inputs.tokenizer)
             ids: list[int] = plain.encode(example.text, add_special_tokens=False).ids
             yield from (_Text(chunk) for chunk in _Text(ids).chunks())
 
@@ -131,7 +131,7 @@ class _Reader:
         except InputError as error:
             if isinstance(error.__cause__, OSError):  # it has one that cannot be read
                 raise
-            plain = _plain_tokenizer(self._inputs.tokenizer)
+            plain = plain_tokenizer(self._inputs.tokenizer)
             for example in read_chats(GENERAL_TEXTS, text="whole"):
                 text = "\n\n".join(str(message["content"]) for message in example.messages)
                 yield _Text(plain.encode(text, add_special_tokens=False).ids)
@@ -183,8 +183,16 @@ def _why_none(count: int) -> str:
     return f"{count} text{'s are' if count != 1 else ' is'} too few to hold some out"
 
 
-def _plain_tokenizer(folder: Path) -> Tokenizer:
+def plain_tokenizer(folder: Path) -> Tokenizer:
+    """A folder's tokenizer for whole texts: what some training cut or filled up to is left out.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
-    return load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

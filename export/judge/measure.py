@@ -19,6 +19,7 @@ from lorafold.export.fold.folded import vocabulary_size
 from lorafold.export.gguf.header import TypedTensor, place_tensors
 from lorafold.export.imatrix.calibration import GENERAL_ALONE, calibration
 from lorafold.export.imatrix.file import read_imatrix
+from lorafold.export.imatrix.texts import plain_tokenizer
 from lorafold.export.inputs import Inputs
 from lorafold.export.judge.choice import FEWEST_CHATS, BaseDistances
 from lorafold.export.judge.types import asked_types
@@ -28,7 +29,6 @@ from lorafold.export.proof.reference.answers import LayeredReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress
-from lorafold.tokenizer.loading import load_tokenizer
 
 _STEP = "compare the bases"
 _TOKENS = 1024  # of a round at most, prompts and answers together
@@ -157,7 +157,7 @@ def _check_tokens(trained: Inputs, other: Inputs, chats: Sequence[AskedChat]) ->
         raise InputError(f"{other.base.id} has no tokenizer that can be read", fix="choose with --fold-into")
     if filecmp.cmp(ours, theirs, shallow=False):
         return
-    first, second = map(load_tokenizer, (ours, theirs))
+    first, second = (plain_tokenizer(each.tokenizer) for each in (trained, other))
     for chat in chats:
         text = first.decode(chat.ids, skip_special_tokens=False)
         if (

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 
 def reference_of(folder: Path) -> Tokenizer | None:
-    """Hugging Face's own tokenizer of a folder, which takes special tokens in texts as text; None without."""
+    """Hugging Face's own tokenizer of a folder, which takes special tokens in texts as text; None without.
+
+    A training may have saved the length that it cut or filled texts to, which no GGUF has.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     reference = load_tokenizer(path)
     reference.encode_special_tokens = True
+    reference.no_truncation()
+    reference.no_padding()
     return reference
 
 

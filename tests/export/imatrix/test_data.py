@@ -105,6 +105,21 @@ def test_plain_text_is_cut_into_chunks(tmp_path: Path) -> None:
     assert {entry.counts.item() for entry in matrix.entries.values()} == {length}
 
 
+def test_a_text_is_neither_cut_nor_filled_up_to_the_length_of_a_training(tmp_path: Path) -> None:
+    """Such lengths are saved in tokenizer.json; the proof of a whole export passes all the same."""
+    base = Path(shutil.copytree(tiny_chat.folder(), tmp_path / "base"))
+    tokenizer = load_tokenizer(base / "tokenizer.json")
+    tokenizer.enable_truncation(64)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(base / "tokenizer.json"))
+    text = tmp_path / "text.txt"
+    text.write_text("a lamp on a rock\n" * 100)
+    result = export(settings(tmp_path / "out", text, base=str(base)))
+    matrix = read_imatrix(tmp_path / "out" / "imatrix.gguf")
+    assert (matrix.chunks, matrix.chunk_size) == (4, 512)
+    assert result.proof.passed
+
+
 def test_a_model_without_a_template_reads_the_general_texts_as_they_are(tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_chat.folder(), tmp_path / "base"))
     (base / "chat_template.jinja").unlink(missing_ok=True)
