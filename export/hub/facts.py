@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lorafold.artifacts import MANIFEST, read_export, read_manifest
+from lorafold.artifacts import read_export, read_manifest
 from lorafold.errors import InputError
 
 # Settings of the training that a reader wants to see.
@@ -115,7 +115,7 @@ def read_facts(folder: Path) -> ExportFacts:
 def _manifest_of(adapter: Path) -> dict[str, Any] | None:
     """The manifest of an adapter's folder; None if it is gone, or not ours."""
     try:
-        return read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
+        return read_manifest(adapter)
     except InputError:
         return None
 

@@ -110,8 +110,15 @@ def _parse(path: Traversable | Path, name: str) -> NamedSettings:
     if _expanded(loaded, {}) > _MOST_VALUES:
         problem = f"its anchors stand for more than {_MOST_VALUES:,} values, which would fill the memory"
         raise UnsafeInputError(problem, at=name, fix="write the values out")
-    values = {str(key).replace("_", "-"): value for key, value in loaded.items()}
+    values = {str(key).replace("_", "-"): _texts_for_keys(value) for key, value in loaded.items()}
     return NamedSettings(name, text, values)
+
+
+def _texts_for_keys(value: Any) -> Any:
+    """A value whose objects have texts for keys: YAML reads `off` as false, and cyclopts joins the keys."""
+    if isinstance(value, dict):
+        return {str(key): _texts_for_keys(part) for key, part in value.items()}
+    return [_texts_for_keys(part) for part in value] if isinstance(value, list) else value
 
 
 def _expanded(value: Any, known: dict[int, int]) -> int:
