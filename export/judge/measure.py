@@ -28,6 +28,7 @@ from lorafold.export.proof.measured import Answers, PerToken, kl
 from lorafold.export.proof.reference.answers import LayeredReference
 from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
+from lorafold.export.quant.recipes import find_recipe
 from lorafold.progress import Progress
 
 _STEP = "compare the bases"
@@ -51,7 +52,7 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     Raises:
         LorafoldError: they cannot be compared; the message says why.
     """
-    width = _width(trained, other)
+    width = check_comparable(trained, other, config)
     first, second = (_Candidate(each, config, width) for each in (trained, other))
     chats, words = conversations(trained, config)
     _check_tokens(trained, other, chats)
@@ -117,20 +118,32 @@ def conversations(inputs: Inputs, config: ExportConfig) -> tuple[list[AskedChat]
     if len(answered) >= FEWEST_CHATS:
         return answered, "held-out chats"
     texts = calibration(inputs, None, _TOKENS)
+    where = texts.words
+    if answered:
+        where = f"held-out ones and {where}"
+    elif where == GENERAL_ALONE and config.chats is None:
+        where += ", --chats takes your own"
     if len(texts.checked) < FEWEST_CHATS:  # a template may write hundreds of tokens before each question
         longest = max(len(each.ids) for each in (*texts.measured, *texts.checked))
         texts = calibration(inputs, None, 2 * FEWEST_CHATS * longest)
     cut = (AskedChat(each.ids[: each.start + ANSWER_TOKENS], each.start) for each in texts.checked)
-    where = f"{texts.words}, --chats takes your own" if texts.words == GENERAL_ALONE else texts.words
     return [*answered, *cut], f"chats ({where})"
 
 
-def _width(trained: Inputs, other: Inputs) -> int:
-    """How many tokens both know.
+def check_comparable(trained: Inputs, other: Inputs, config: ExportConfig) -> int:
+    """See from headers alone whether two bases can be compared; `measure` sees the rest.
+
+    Returns:
+        How many tokens both know.
 
     Raises:
-        InputError: the models differ in a size.
+        InputError: the models differ in a size, or what they would be rounded with is not there yet.
     """
+    recipes = map(find_recipe, config.quant)
+    late = [recipe.name for recipe in recipes if recipe.default in recipe.weighted_types]
+    if config.imatrix_data is not None and late:
+        problem = f"the importance matrix that {late[0]} needs is only collected afterwards"
+        raise InputError(problem, fix="choose with --fold-into")
     there = other.source.tensors
     for name, info in trained.source.tensors.items():
         if name in there and there[name].shape != info.shape:

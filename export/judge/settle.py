@@ -15,7 +15,7 @@ from lorafold.export.bases import names_base, original_at_hand
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs, open_inputs
 from lorafold.export.judge.choice import BaseChoice
-from lorafold.export.judge.measure import measure
+from lorafold.export.judge.measure import check_comparable, measure
 from lorafold.machine import return_free_memory
 from lorafold.models import Base
 from lorafold.packed.source import PackedCheckpoint
@@ -48,11 +48,15 @@ def settle_base(
     choice = BaseChoice(
         trained.id, other.id, inputs.base.id, None if planned and config.verify else _LEFT_OUT
     )
-    if planned or not config.verify:
+    if not config.verify:
         return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
     try:
         plain = _on_original(inputs.base, config)
-        found = measure(*((plain, inputs) if on_original else (inputs, plain)), config, progress)
+        pair = (plain, inputs) if on_original else (inputs, plain)
+        if planned:
+            check_comparable(*pair, config)
+            return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
+        found = measure(*pair, config, progress)
     except LorafoldError as error:
         choice = replace(choice, found=error.problem)
         return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice

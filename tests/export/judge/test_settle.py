@@ -308,6 +308,29 @@ def test_an_original_with_another_tokenizer_is_not_compared(here: Path) -> None:
     assert choice.found == f"{here / 'org/plain'} has no tokenizer that can be read"
 
 
+def test_a_plan_knows_what_the_export_cannot_measure(here: Path) -> None:
+    """Types that need a matrix of --imatrix-data, and an original that is not whole."""
+    (here / "text.txt").write_text("a lamp on a rock\n" * 100)
+    config = settings(here, quant=("Q4_0", "IQ2_XXS"), imatrix_data=here / "text.txt")
+    for planned in (True, False):
+        _, _, choice = settle_base(open_inputs(config), config, planned=planned)
+        assert choice is not None
+        assert choice.found == "the importance matrix that IQ2_XXS needs is only collected afterwards"
+    (here / "org/plain/model.safetensors").unlink()
+    told = plan_export(settings(here, quant=("F16",), modelfile=False))
+    (note,) = [text for label, text in told if label == "note" and "was trained on" in text]
+    assert "the two were not compared: no " in note
+
+
+def test_whose_chats_were_asked_is_said(here: Path) -> None:
+    lines = [{"prompt": f"number {n}", "completion": "yes"} for n in range(3)]
+    (here / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = settings(here)
+    assert conversations(open_inputs(config), config)[1] == "chats (general chats, --chats takes your own)"
+    config = settings(here, chats=here / "chats.jsonl")
+    assert conversations(open_inputs(config), config)[1] == "chats (held-out ones and general chats)"
+
+
 @pytest.mark.slow
 def test_a_template_s_long_system_prompt(here: Path) -> None:
     """Such prompts leave room for one conversation in a round, and six are asked all the same."""
