@@ -232,6 +232,8 @@ def _survival(output: Output, config: ExportConfig, progress: Progress) -> Lines
     survey = output.survey(PLANNED)
     if survey is None:
         return []
+    if isinstance(output, GgufOutput) and output.awaits_matrix:
+        return [("survival", "the export measures it, with the importance matrix that it collects")]
     survey.sample(progress)
     on_a_grid = config.format == "gguf" and survey.grid() is not None
     safe = safest(survey) if on_a_grid else {}

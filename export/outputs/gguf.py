@@ -50,6 +50,7 @@ from lorafold.export.proof.llama import vocabulary
 from lorafold.export.proof.logits import WrittenModel
 from lorafold.export.proof.tensors import check_tensors
 from lorafold.export.proof.tokens import check_special_tokens, check_tokenizer, reference_of
+from lorafold.export.quant.ggml import requires_imatrix
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.protect import Raised
 from lorafold.export.survival.survey import Survey, TypedModel
@@ -125,6 +126,13 @@ class GgufOutput:
     def tensors(self) -> list[PlannedTensor]:
         """Every tensor of every file."""
         return tensors_of(self.plan.files)
+
+    @property
+    def awaits_matrix(self) -> bool:
+        """Whether a type cannot be made without the importance matrix that the export collects."""
+        if self.config.imatrix_data is None or self.imatrix is not None:
+            return False
+        return any(requires_imatrix(each.type) for file in self.plan.files for each in file.tensors)
 
     def survey(self, weights: int | None = None) -> Survey | None:
         """What survives of the adapters' change, to be measured."""

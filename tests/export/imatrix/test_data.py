@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_chat
 from safetensors.numpy import load_file, save_file
+from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, UsageError
@@ -144,6 +145,15 @@ def test_types_that_need_a_matrix_can_be_planned(chats: Path, tmp_path: Path) ->
     lines = dict(plan_export(replace(config, imatrix_data=chats)))
     assert "IQ2_XS" in lines["wide-IQ2_XS.gguf"] and "in memory" in lines["imatrix.gguf"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_with_an_adapter_leaves_survival_to_the_matrix(chats: Path, tmp_path: Path) -> None:
+    base = tuned_base(tmp_path / "base")
+    adapter = tuned_adapter(tmp_path / "adapter", MODULES, 5e-3)
+    config = tuned_config(adapter, base, tmp_path / "out", quant=("IQ2_XXS",), imatrix_data=chats)
+    told = dict(plan_export(config))
+    assert told["survival"] == "the export measures it, with the importance matrix that it collects"
+    assert "IQ2_XXS" in told["m-IQ2_XXS.gguf"]
 
 
 def wide_base(folder: Path) -> Path:
