@@ -137,7 +137,9 @@ class Fitting:
                 f"no mixture that keeps enough of the adapter's change is as small as {size:,} bytes: the "
                 f"least is {costs.least:,}",
                 at="--fit",
-                fix="give at least that, or a smaller --keep-delta",
+                fix="give at least that"
+                + (", or a smaller --keep-delta" if self._keep is not None else "")
+                + (", or leave out --tensor-type" if fixed else ""),
             )
         models = {recipe: model, f"{recipe}, fitted": chosen}
         if costs.raised is not None and costs.size(costs.raised) <= size:

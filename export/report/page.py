@@ -46,8 +46,8 @@ lower, the nearer; the further left, the smaller."""
 
 _CALIBRATION = """\
 Rounding can spare the numbers that matter most on some texts, which an importance matrix names. Each bar is
-a matrix, by whose texts it is made of; its length says how far the rounded file's answers are from the
-unrounded model's."""
+a matrix, by whose texts it is made of; its length says how far the answers are from the unrounded model's, if
+all weights are rounded to the recipe's own types. Types that were raised or fitted came later."""
 
 
 def export_page(facts: Mapping[str, Any], made: Sequence[tuple[str, int]], notes: Sequence[str]) -> str:

@@ -121,6 +121,15 @@ def test_the_smallest_within_a_distance(base: Path, adapter: Path, fitted: Path,
 
 
 @pytest.mark.slow
+def test_the_cure_names_what_was_asked_for(base: Path, adapter: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"fit": 450_000, "tensor_type": ("ffn_down=Q8_0",)}
+    for keep, cure in ((None, ""), (0.9, " or a smaller --keep-delta,")):
+        config = tuned_config(adapter, base, tmp_path / "out", keep_delta=keep, **settings)
+        with pytest.raises(UsageError, match=f"fix: give at least that,{cure} or leave out --tensor-type$"):
+            plan_export(config)
+
+
+@pytest.mark.slow
 def test_a_distance_that_nothing_reaches_tells_the_least(base: Path, adapter: Path, tmp_path: Path) -> None:
     settings = tuned_config(adapter, base, tmp_path / "out", max_kl=1e-12)
     with pytest.raises(UsageError, match=r"--max-kl: no mixture comes as near as 1e-12 nats: the least is "):
