@@ -106,7 +106,7 @@ def test_what_was_tried_for_a_matrix_is_drawn() -> None:
     text = export_page(facts(calibration=calibration), [("m.gguf", 1_000_000)], [])
     parser = Balanced()
     parser.feed(text)
-    assert not parser.open and parser.seen.count("svg") == 6 and "script" not in parser.seen
+    assert not parser.open and parser.seen.count("svg") == 7 and "script" not in parser.seen
     assert "yours alone" in text and "0.0213" in text and "The best of 2" in text
 
 
