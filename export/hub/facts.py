@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lorafold.artifacts import read_export, read_manifest
+from lorafold.artifacts import MANIFEST, read_export, read_manifest
 from lorafold.errors import InputError
 
 # Settings of the training that a reader wants to see.
@@ -113,10 +113,10 @@ def read_facts(folder: Path) -> ExportFacts:
 
 
 def _manifest_of(adapter: Path) -> dict[str, Any] | None:
-    """The manifest of an adapter's folder; None if it is gone, or not ours."""
+    """The manifest of an adapter's folder; None if it is gone, out of reach, or not ours."""
     try:
-        return read_manifest(adapter)
-    except InputError:
+        return read_manifest(adapter) if (adapter / MANIFEST).is_file() else None
+    except (InputError, OSError):  # a name may be too long for a path
         return None
 
 
