@@ -13,7 +13,8 @@ from peft_models import resized_adapter
 
 from lorafold.errors import InputError
 from lorafold.export import ExportConfig, export
-from lorafold.export.imatrix.data import collect_importance
+from lorafold.export.imatrix.data import collect_both
+from lorafold.export.imatrix.texts import read_texts
 from lorafold.export.inputs import open_inputs
 
 torch = pytest.importorskip("torch")
@@ -78,7 +79,7 @@ def test_an_importance_matrix_without_a_reference_is_an_error_in_one_line(tmp_pa
     texts.write_text("some text")
     inputs = open_inputs(ExportConfig(str(base), out=tmp_path / "out"))
     with pytest.raises(InputError, match=r"transformers cannot run it .ValueError.*--imatrix") as caught:
-        collect_importance(inputs, [], texts, lambda *_: None)
+        collect_both(inputs, [], read_texts(inputs, texts, hold_out=False), lambda *_: None)
     assert "\n" not in str(caught.value)
 
 
