@@ -278,6 +278,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
     notes = (
         *(projector.notes if projector else ()),
         *inputs.notes,
+        *_asked_twice(config),
         *arch.caveats(inputs.config),
         *arch.describe_omissions(
             inputs.config,
@@ -308,6 +309,13 @@ def _by_recipe(plan: ExportPlan) -> dict[str, TypedModel]:
 def _without_matrix(config: ExportConfig) -> ExportConfig:
     """What is exported if the best matrix is none."""
     return replace(config, imatrix_data=None, imatrix_share=None)
+
+
+def _asked_twice(config: ExportConfig) -> Iterator[str]:
+    """That a proof asks what the matrix was made of, so it flatters the file."""
+    chats, data = config.chats, config.imatrix_data
+    if config.verify and chats and data and chats.samefile(data):
+        yield f"the proof asks {chats}, of which the matrix is made; other chats may come out worse"
 
 
 def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:

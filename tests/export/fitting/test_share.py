@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config, types_in
 
 from lorafold.errors import UsageError
-from lorafold.export import ExportConfig, ExportResult, arch, export, verify
+from lorafold.export import ExportConfig, ExportResult, arch, export, plan_export, verify
 from lorafold.export.fitting.share import FIXED, Judged, taken
 from lorafold.export.imatrix.data import collect_both
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
@@ -197,6 +197,31 @@ def test_too_few_texts_are_mixed_in_a_fixed_share(base: Path, adapter: Path, tmp
     assert said(export(given)).endswith("25% general ones: by --imatrix-share")
     ours, same = (tmp_path / name / "imatrix.gguf" for name in ("out", "given"))
     assert ours.read_bytes() == same.read_bytes()
+
+
+def test_a_proof_that_asks_what_the_matrix_is_made_of_says_so(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    data = written(tmp_path / "chats.jsonl", CHATS)
+    other = written(tmp_path / "other.jsonl", CHATS[:4])
+    asked = {
+        path: json.dumps(
+            plan_export(
+                tuned_config(
+                    adapter,
+                    base,
+                    tmp_path / "out",
+                    quant=("Q4_0",),
+                    imatrix_data=data,
+                    chats=path,
+                    verify=True,
+                )
+            )
+        )
+        for path in (data, other)
+    }
+    assert "of which the matrix is made" in asked[data]
+    assert "of which the matrix is made" not in asked[other]
 
 
 def test_prompts_that_are_too_long_are_not_called_too_few(base: Path, adapter: Path, tmp_path: Path) -> None:
