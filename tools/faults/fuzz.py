@@ -172,11 +172,10 @@ def main() -> int:
     names = [name for name in _parsers() if any(part in name for part in options.only.split(","))]
     broke = False if options.count else _turns(names, options)
     standings = fuzzed.read(options.ledger)
-    rows = [_row(name, standings.get(name)) for name in names]
-    if options.page:
-        _write_page(options.page, rows, {name: standings.get(name) for name in names})
+    if options.page:  # all of them: it tells what the code at hand has taken, whoever had a turn today
+        _write_page(options.page, {name: standings.get(name) for name in _parsers()})
     if options.count:
-        print("\n".join((_HEAD, *rows)))
+        print("\n".join((_HEAD, *(_row(name, standings.get(name)) for name in names))))
     return 1 if broke else 0
 
 
@@ -236,8 +235,8 @@ def _row(name: str, row: Standing | None) -> str:
     return f"| {name} | {row.inputs:,} | {row.guided:,} | {row.runs} | {rate} | {row.finds} | {row.code} |"
 
 
-def _write_page(page: Path, rows: list[str], standings: dict[str, Standing | None]) -> None:
-    write_part(page, "fuzz", "\n".join((_HEAD, *rows)))
+def _write_page(page: Path, standings: dict[str, Standing | None]) -> None:
+    write_part(page, "fuzz", "\n".join((_HEAD, *(_row(*each) for each in standings.items()))))
     inputs = [row.inputs if row else 0 for row in standings.values()]
     finds = sum(row.finds for row in standings.values() if row)
     there = sum(count >= AIM for count in inputs)
