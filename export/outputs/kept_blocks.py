@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lorafold.export.fold.folded import Folded
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.packed.mxfp4 import Mxfp4
+from lorafold.packed.layouts.mxfp4 import Mxfp4
 from lorafold.packed.source import PackedCheckpoint
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lorafold.packed import awq, bnb, compressed, fp8, gptq, hqq, mlx, mxfp4, torchao
+from lorafold.packed.layouts import awq, bnb, compressed, fp8, gptq, hqq, mlx, mxfp4, torchao
 from lorafold.packed.stored import PackedTensor, Stored
 
 Plan = Callable[[Stored, Mapping[str, Any]], Iterator[PackedTensor]]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError, NumericError
-from lorafold.packed.bnb import STATE
 from lorafold.packed.formats import FORMATS, Format, method_of, without_packing
-from lorafold.packed.mxfp4 import BYTES, LARGEST_EXPONENT, Mxfp4
+from lorafold.packed.layouts.bnb import STATE
+from lorafold.packed.layouts.mxfp4 import BYTES, LARGEST_EXPONENT, Mxfp4
 from lorafold.packed.originals import original_of
 from lorafold.packed.stored import DOWNLOAD_AGAIN, PackedTensor, Stored
 from lorafold.safetensors_file import TensorInfo

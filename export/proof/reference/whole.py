@@ -24,7 +24,7 @@ from lorafold.export.fold.for_peft import differs_for_peft, empty_products, writ
 from lorafold.export.inputs import Inputs
 from lorafold.libraries.causal_lm import REFUSALS, load_causal_lm, told
 from lorafold.machine import memory_available
-from lorafold.packed.bnb import FourBit
+from lorafold.packed.layouts.bnb import FourBit
 from lorafold.packed.source import PackedCheckpoint
 
 if TYPE_CHECKING:

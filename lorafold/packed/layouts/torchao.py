@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.packed.fp8 import Fp8
+from lorafold.packed.layouts.fp8 import Fp8
 from lorafold.packed.numbers import look_up_pairs, multiply_groups, pair_table, subtract_groups
 from lorafold.packed.stored import DOWNLOAD_AGAIN, FLOATS, PackedTensor, Stored, widen, wrong
 from lorafold.safetensors_file import TensorInfo, read_metadata

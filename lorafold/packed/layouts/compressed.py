@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.packed import fp4, fp8
-from lorafold.packed.integers import group_index, group_width, scale_rows
+from lorafold.packed.layouts import fp4, fp8
+from lorafold.packed.layouts.integers import group_index, group_width, scale_rows
 from lorafold.packed.numbers import FP8_TABLES, Floats, unpack
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, wrong
 from lorafold.safetensors_file import TensorInfo

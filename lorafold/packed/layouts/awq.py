@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorafold.errors import InputError
-from lorafold.packed.integers import group_width, scale_rows
+from lorafold.packed.layouts.integers import group_width, scale_rows
 from lorafold.packed.numbers import Floats
 from lorafold.packed.stored import FLOATS, PackedTensor, Stored, widen, wrong
 from lorafold.safetensors_file import TensorInfo
