@@ -15,6 +15,7 @@ from packed_parts import (
     GPTQ,
     HQQ,
     INT4,
+    INT8,
     METADATA,
     MLX,
     NF4,
@@ -59,10 +60,6 @@ def test_a_missing_part_is_named(kind: str, tmp_path: Path) -> None:
         assert "missing" in line and "download the folder again" in line and "\n" not in line
 
 
-def replaced(tensors: Tensors, **changes: Any) -> Tensors:
-    return tensors | {name.replace("__", "."): value for name, value in changes.items()}
-
-
 def told(**changes: Any) -> Tensors:
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]} | changes
     raw = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
@@ -72,7 +69,7 @@ def told(**changes: Any) -> Tensors:
 WRONG: dict[str, tuple[Any, Tensors, str]] = {
     "absmax of another size": (
         NF4,
-        replaced(nf4(), a__weight__absmax=np.ones(5, np.float32)),
+        nf4() | {"a.weight.absmax": np.ones(5, np.float32)},
         r"tensor 'a.weight.absmax' is F32 \[5\], expected F32 or F16 or BF16 \[4\]",
     ),
     "a wrong block size": (NF4, told(blocksize=128), r"'a.weight.absmax' is F32 \[4\], expected .* \[2\]"),
@@ -80,14 +77,12 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
     "no block size": (NF4, told(blocksize=0), "says shape .* and blocksize 0"),
     "a broken quant_state": (
         NF4,
-        replaced(nf4(), a__weight__quant_state__bitsandbytes__nf4=None)
-        | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)},
+        nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.zeros(9, np.uint8)},
         "is no quant_state of bitsandbytes",
     ),
     "a quant_state that is too deep": (
         NF4,
-        replaced(nf4(), a__weight__quant_state__bitsandbytes__nf4=None)
-        | {"a.weight.quant_state.bitsandbytes__nf4": np.full(100_000, ord("["), np.uint8)},
+        nf4() | {"a.weight.quant_state.bitsandbytes__nf4": np.full(100_000, ord("["), np.uint8)},
         "is no quant_state of bitsandbytes",
     ),
     "another type than config.json says": (
@@ -96,17 +91,17 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
         "bnb_4bit_quant_type is 'fp4', but 'a.weight' is packed as 'nf4'",
     ),
     "other bits than config.json says": (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        INT8,
         nf4(),
         "load_in_8bit is set, but .* belongs to a tensor of 4 bits",
     ),
     "rows of a GPU's layout": (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        INT8,
         int8() | {"a.weight_format": np.array(2, np.uint8)},
         "'a.weight_format' is 2: the weight is in a layout of some GPU",
     ),
     "SCB of another size": (
-        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        INT8,
         int8() | {"a.SCB": np.ones(3, np.float32)},
         r"'a.SCB' is F32 \[3\], expected",
     ),
@@ -287,7 +282,7 @@ WRONG: dict[str, tuple[Any, Tensors, str]] = {
 def test_what_contradicts_itself_is_refused(fault: str, tmp_path: Path) -> None:
     settings, tensors, message = WRONG[fault]
     with pytest.raises(InputError, match=message) as caught:
-        opened(tmp_path, settings, {name: value for name, value in tensors.items() if value is not None})
+        opened(tmp_path, settings, tensors)
     assert caught.value.at is not None and caught.value.fix
     assert "\n" not in str(caught.value)
 
