@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from packed_folders import packed_folder
+from packed_folders import open_packed, packed_folder
+from packed_parts import INT8
 
-from lorafold.packed.source import PackedCheckpoint, open_base
+from lorafold.packed.source import PackedCheckpoint
 
 torch = pytest.importorskip("torch", reason="the libraries need torch")
-
-
-def opened(folder: Path) -> PackedCheckpoint:
-    base = open_base(folder, json.loads((folder / "config.json").read_text()))
-    assert isinstance(base, PackedCheckpoint)
-    return base
 
 
 def check(base: PackedCheckpoint, name: str, right: Any) -> None:
@@ -64,7 +58,7 @@ def test_bitsandbytes_in_four_bits(kind: str, double: bool, dtype: str, tmp_path
         tensors |= {f"{name}.{part}": value for part, value in state.as_dict(packed=True).items()}
         states[name] = state
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    base = opened(packed_folder(tmp_path, settings, tensors))
+    base = open_packed(packed_folder(tmp_path, settings, tensors))
     assert set(base.tensors) == set(states)
     for name, state in states.items():
         in_type = unpacked(functional, tensors[name], state)
@@ -82,7 +76,7 @@ def test_bitsandbytes_with_its_bytes_called_another_type(tmp_path: Path) -> None
     packed, state = functional.quantize_4bit(weight, quant_type="nf4", quant_storage=torch.bfloat16)
     parts = {f"a.weight.{part}": value for part, value in state.as_dict(packed=True).items()}
     folder = packed_folder(tmp_path, {"quant_method": "bitsandbytes"}, {"a.weight": packed, **parts})
-    check(opened(folder), "a.weight", functional.dequantize_4bit(packed, state))
+    check(open_packed(folder), "a.weight", functional.dequantize_4bit(packed, state))
 
 
 def test_bitsandbytes_in_eight_bits(tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_bitsandbytes_in_eight_bits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     packed, scales, _ = functional.int8_vectorwise_quant(torch.randn(70, 96).half())
     tensors = {"a.weight": packed, "a.SCB": scales, "a.weight_format": torch.tensor(0, dtype=torch.uint8)}
-    base = opened(packed_folder(tmp_path, {"quant_method": "bitsandbytes", "load_in_8bit": True}, tensors))
+    base = open_packed(packed_folder(tmp_path, INT8, tensors))
     check(base, "a.weight", functional.int8_vectorwise_dequant(packed, scales))
 
 
@@ -108,7 +102,7 @@ def test_fp8_against_transformers(lead: tuple[int, ...], grid: str, scale_type: 
     name, settings = ("a.weight" if not lead else "experts.gate_up_proj"), {"quant_method": "fp8"}
     if grid == "block":
         settings["weight_block_size"] = [32, 32]
-    base = opened(packed_folder(tmp_path, settings, {name: weight, f"{name}_scale_inv": scales}))
+    base = open_packed(packed_folder(tmp_path, settings, {name: weight, f"{name}_scale_inv": scales}))
     check(base, name, fp8.Fp8Dequantize(None)._dequantize_one(weight, scales, torch.float32))
 
 
@@ -117,7 +111,7 @@ def test_every_fp8_number_is_torchs(tmp_path: Path) -> None:
         codes = torch.arange(256, dtype=torch.uint8).view(kind)
         finite = codes[torch.isfinite(codes.float())].reshape(2, -1)
         tensors = {"a.weight": finite, "a.weight_scale": torch.tensor(1.0)}
-        base = opened(packed_folder(tmp_path / str(kind), {"quant_method": "fp8"}, tensors))
+        base = open_packed(packed_folder(tmp_path / str(kind), {"quant_method": "fp8"}, tensors))
         check(base, "a.weight", finite.float())
 
 
@@ -129,7 +123,7 @@ def test_mxfp4_against_transformers(tmp_path: Path) -> None:
     scales = torch.randint(110, 135, (experts, out, groups), dtype=torch.uint8)
     name = "model.layers.0.mlp.experts.gate_up_proj"
     tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales}
-    base = opened(packed_folder(tmp_path, {"quant_method": "mxfp4"}, tensors))
+    base = open_packed(packed_folder(tmp_path, {"quant_method": "mxfp4"}, tensors))
     right = mxfp4._convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert right.shape == (experts, groups * 32, out)
     check(base, name, right)

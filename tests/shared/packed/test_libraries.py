@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from packed_folders import open_packed
 from packers import VERSIONS, packed_by
 
-from lorafold.packed.source import PackedCheckpoint, open_base
+from lorafold.packed.source import PackedCheckpoint
 from lorafold.weights import Checkpoint
-
-
-def opened(folder: Path) -> PackedCheckpoint:
-    base = open_base(folder, json.loads((folder / "config.json").read_text()))
-    assert isinstance(base, PackedCheckpoint)
-    return base
 
 
 def in_blocks(base: PackedCheckpoint, name: str, step: int) -> NDArray[np.float32]:
@@ -41,7 +33,7 @@ def test_as_its_library_unpacks_it(library: str) -> None:
     cases = packed_by(library)
     assert cases
     for case, folder in cases.items():
-        base = opened(folder)
+        base = open_packed(folder)
         expected = Checkpoint.of_files(folder, [folder / "unpacked.safetensors"])
         assert base.tensors.keys() == expected.tensors.keys(), case
         for name, info in expected.tensors.items():

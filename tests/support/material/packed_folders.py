@@ -72,13 +72,17 @@ def packed_folder(
     return folder
 
 
+def open_packed(folder: Path) -> PackedCheckpoint:
+    """A folder of packed weights, as a base is opened."""
+    base = open_base(folder, json.loads((folder / "config.json").read_text()))
+    assert isinstance(base, PackedCheckpoint)
+    return base
+
+
 def opened(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> PackedCheckpoint:
     """Tensors of `packed_parts` with their settings, and a plain norm beside them, as a base is opened."""
     import torch
 
     stored = {name: value for name, value in tensors.items() if name != METADATA}
     stored["norm.weight"] = torch.ones(64)
-    packed_folder(folder, settings, stored, key_of(settings), tensors.get(METADATA))
-    base = open_base(folder, json.loads((folder / "config.json").read_text()))
-    assert isinstance(base, PackedCheckpoint)
-    return base
+    return open_packed(packed_folder(folder, settings, stored, key_of(settings), tensors.get(METADATA)))
