@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documents import code_in, text_of
 from oracles import REPOSITORY
 
 from lorafold.cli import app
@@ -24,10 +25,6 @@ DOCUMENTS = sorted(
 )
 FOLDERS = ("lorafold", "train", "export", "serve", "tests", "tools", "docs", "recipes")
 NAMES = [path.relative_to(REPOSITORY).as_posix() for path in DOCUMENTS]
-
-
-def text_of(name: str) -> str:
-    return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,8 +65,7 @@ def _function(path: str) -> bool:
 
 def commands(text: str) -> list[list[str]]:
     """The words of every `lorafold …` line in code."""
-    code = re.findall(r"^```(?:sh|bash)?\n(.*?)^```", text, re.M | re.S)
-    lines = [line for block in code for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in code_in(text, "sh|bash|") for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`((?:torchrun|lorafold)[^`\n]*)`", text)
     found = []
     for line in lines:
@@ -178,7 +174,7 @@ def test_the_commands_of_a_chinese_page_are_the_english_ones(page: str) -> None:
 
 def program_of(page: str) -> str:
     """The Python of a page without its comments; one sentence in it is like another."""
-    program = ast.parse("\n".join(re.findall(r"^```python\n(.*?)^```", text_of(page), re.M | re.S)))
+    program = ast.parse("\n".join(code_in(text_of(page), "python")))
     for node in ast.walk(program):
         if isinstance(node, ast.Constant) and re.search(r"[^!-~]", str(node.value)):
             node.value = ""

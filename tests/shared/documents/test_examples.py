@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from tempfile import mkdtemp
 
 import pytest
 import tiny_chat
+from documents import code_in, text_of
 from oracles import REPOSITORY
 
 BASE = "Qwen/Qwen2-1.5B-Instruct"  # a folder of this name comes before the hub
@@ -69,16 +69,11 @@ def run(words: list[str], home: Path) -> None:
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
 
 
-def blocks(page: str, language: str) -> list[str]:
-    text = (REPOSITORY / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_python(page: str, tmp_path: Path) -> None:
     home = shutil.copytree(material(), tmp_path / "home")
     shutil.rmtree(home / "my-gguf")
-    code = "\n".join(blocks(page, "python"))
+    code = "\n".join(code_in(text_of(page), "python"))
     if "lorafold.train(" in code:
         shutil.rmtree(home / "my-adapter")
     (tmp_path / "example.py").write_text(code)
@@ -99,7 +94,7 @@ PAGES = {
 def test_shell(page: str, least: int, tmp_path: Path) -> None:
     """In the order of the page; what a line makes is made anew, as for a reader who begins there."""
     home, ran = shutil.copytree(material(), tmp_path / "home"), 0
-    for line in "\n".join(blocks(page, "sh")).splitlines():
+    for line in "\n".join(code_in(text_of(page), "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["lorafold"] or any(part in line.partition("  #")[0] for part in NOT_HERE):
             continue
