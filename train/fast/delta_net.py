@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,28 +33,20 @@ RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"  # in tra
 _CHUNK = 64  # tokens
 
 
-def confinable(layers: Sequence[type]) -> bool:
-    """Whether these classes of layers are all gated delta nets whose pieces can be put in place."""
-    return bool(layers) and all({RULE, CONVOLUTION} <= vars(_module(layer)).keys() for layer in layers)
+def confinable(module: ModuleType) -> bool:
+    """Whether the layers with a state in a module are gated delta nets whose pieces can be put in place."""
+    return {RULE, CONVOLUTION} <= vars(module).keys()
 
 
-def confine(layers: Sequence[type]) -> dict[Any, dict[str, Any]]:
-    """Let layers keep packed examples apart, whose bounds come as `cu_seq_lens_q`; the rest is as it was.
+def confine(module: ModuleType) -> None:
+    """Let a module's layers keep packed examples apart, whose bounds come as `cu_seq_lens_q`.
 
-    Returns:
-        What stood in the modules before, to be put back some day.
+    Args:
+        module: of transformers; what is not packed is computed by its own code in torch.
     """
-    before = {}
-    for module in map(_module, layers):
-        before[module] = {name: vars(module)[name] for name in (RULE, CONVOLUTION)}
-        for name, ours in ((RULE, _rule), (CONVOLUTION, _convolution)):
-            own = vars(module)[name]
-            setattr(module, name, functools.partial(ours, getattr(own, "__wrapped__", own)))
-    return before
-
-
-def _module(layer: type) -> Any:
-    return sys.modules[layer.__module__]
+    for name, ours in ((RULE, _rule), (CONVOLUTION, _convolution)):
+        own = vars(module)[name]
+        setattr(module, name, functools.partial(ours, getattr(own, "__wrapped__", own)))
 
 
 class Chunks:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _APART = "one example a row"
-_ORIGINALS: dict[ModuleType, dict[str, Any]] = {}  # of modules that Liger changed, as they were
+_ORIGINALS: dict[ModuleType, dict[str, Any]] = {}  # of modules that were changed, as they were
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def choose(config: TrainConfig, method: Method, model: Any, device: torch.device
         return missing is None and (gpu or bool(wanted))
 
     kept = stateful_layers(causal_model(model))
-    bounded = bool(kept) and confinable(kept)
+    bounded = bool(kept) and all(map(confinable, map(_module, kept)))
     packing = use(
         config.packing,
         (
@@ -194,9 +194,18 @@ def _direct_fits(causal: Any) -> bool:
 
 def tell_of_bounds(model: Any) -> None:
     """Let layers that keep a state know where packed examples begin; what is not packed stays the same."""
-    causal = causal_model(model)
-    for module, names in confine(stateful_layers(causal)).items():
-        _ORIGINALS.setdefault(module, vars(module) | names)
+    for module in {_module(layer) for layer in stateful_layers(causal_model(model))}:
+        _remember(module)
+        confine(module)
+
+
+def _module(of: type) -> ModuleType:
+    return sys.modules[of.__module__]
+
+
+def _remember(module: ModuleType) -> None:
+    """Keep a module of transformers as it is, until `restored_modules` puts it back."""
+    _ORIGINALS.setdefault(module, dict(vars(module)))
 
 
 def apply(speed: Speed, model: Any, device: torch.device) -> Speed:
@@ -223,17 +232,16 @@ def _apply_liger(causal: Any) -> None:
 
     # It would say in the first pass of every other vendor's kernels that they are not installed.
     logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
-    module = sys.modules[type(causal).__module__]
-    _ORIGINALS.setdefault(module, dict(vars(module)))
+    _remember(_module(type(causal)))
     # Their losses are left out: ours goes through the head once for all trained positions of a step.
     _apply_liger_kernel_to_instance(causal, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 @contextlib.contextmanager
 def restored_modules() -> Iterator[None]:
-    """Put back at the end of the block what Liger replaced in transformers' modules.
+    """Put back at the end of the block what Liger and `tell_of_bounds` replaced in transformers' modules.
 
-    It replaces functions there as well as in the model, and a later model on the CPU would call them.
+    Liger replaces functions there as well as in the model, and a later model on the CPU would call them.
     """
     try:
         yield
