@@ -53,7 +53,7 @@ class Chunks:
     """Where the tokens of a pack go.
 
     Args:
-        bounds: (examples + 1,) of the examples in the pack.
+        bounds: (examples + 1,) of the examples in the pack, from 0.
 
     Attributes:
         places: (tokens,) of each token among all chunks' places.
@@ -69,9 +69,8 @@ class Chunks:
         sizes = [sum(count > turn for count in counts) for turn in range(max(counts))]
         starts = torch.tensor([0, *sizes]).cumsum(0)
         self.rounds = list(pairwise(starts.tolist()))
-        lengths_there = torch.tensor(lengths)
-        example = torch.arange(len(lengths)).repeat_interleave(lengths_there)  # of each token
-        within = torch.arange(ends[-1] - ends[0]) - (torch.tensor(ends[:-1]) - ends[0])[example]
+        example = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))  # of each token
+        within = torch.arange(ends[-1]) - torch.tensor(ends[:-1])[example]
         slots = starts[within // _CHUNK] + ranks[example]
         self.places = (slots * _CHUNK + within % _CHUNK).to(bounds.device)
 
