@@ -7,7 +7,6 @@ and a tensor that is missing or of another shape is an error here, not a random 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from lorafold.libraries.causal_lm import is_memory_fault, load_causal_lm
 from lorafold.models import Base, require
 from lorafold.train.config import TrainConfig
 from lorafold.train.methods import Method
-from lorafold.train.model.packing import check_packed, in_4bit, packing_of, packs
+from lorafold.train.model.packing import check_packed, in_4bit, packing_of, packs, stored_type
 from lorafold.weights import Checkpoint
 
 if TYPE_CHECKING:
@@ -132,7 +131,5 @@ def base_dtype(base: Base) -> torch.dtype:
     """The type in which the base's weights are stored; float32 if config.json does not say."""
     import torch
 
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    found = getattr(torch, str(name), torch.float32)
+    found = getattr(torch, stored_type(base), torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32

@@ -6,9 +6,6 @@ its packing from config.json, and an adapter learns on exactly these weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from lorafold.errors import UsageError
 from lorafold.models import Base
 from lorafold.packed.formats import FORMATS, method_of
@@ -55,7 +52,7 @@ def trained_weights(base: Base, config: TrainConfig, method: Method) -> str:
     """What the adapter saw, for the manifest: export folds by the base's name, and this says what it was."""
     if (packing := packing_of(base)) is not None:
         return f"{packing}, as the folder has them"
-    stored = _stored(base.config())
+    stored = stored_type(base)
     if not packs(config, method):
         return stored
     kind = config.bnb_4bit_quant_type.upper() if in_4bit(config) else "int8"
@@ -74,6 +71,7 @@ def packing_note(base: Base, config: TrainConfig, method: Method) -> str | None:
     return None
 
 
-def _stored(config: Mapping[str, Any]) -> str:
-    """The type of plain weights by config.json."""
+def stored_type(base: Base) -> str:
+    """The type of plain weights by config.json; float32 if it does not say."""
+    config = base.config()
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
