@@ -41,8 +41,8 @@ def choose_sharing(config: TrainConfig, needed: int, room: int, count: int) -> t
         room: bytes that there are on the GPU of the worker that has least.
         count: workers.
     """
-    full, placed = config.method == "full", config.device_map
-    shared = needed > _MOST_WHOLE * room and not full and not placed if config.fsdp is None else config.fsdp
+    whole = config.method == "full" or config.device_map or needed <= _MOST_WHOLE * room
+    shared = not whole if config.fsdp is None else config.fsdp
     size = f"{needed / 2**30:.1f} of {room / 2**30:.1f} GiB"
     if shared:
         return True, f"{count} GPUs share the base's weights, which take {size} (--no-fsdp: whole on each)"
