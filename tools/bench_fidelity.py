@@ -153,9 +153,8 @@ def spread(tuned: Path, grid: Path, out: Path) -> None:
             continue
         blocks = source.rows(name, 0, source.tensors[name].rows).reshape(-1, BLOCK)
         gaps = np.diff(np.sort(blocks, axis=1), axis=1)
-        gaps[gaps < 1e-3 * np.abs(blocks).max(1, keepdims=True)] = (
-            np.inf
-        )  # the same level, rounded to 16 bits
+        same = gaps < 1e-3 * np.abs(blocks).max(1, keepdims=True)  # one level, rounded to 16 bits
+        gaps[same] = np.inf
         step = gaps.min(1, keepdims=True)
         step[~np.isfinite(step)] = 0
         noise = (dice.random(blocks.shape, np.float32) - np.float32(0.5)) * step
