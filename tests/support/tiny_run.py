@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -39,6 +40,11 @@ def tiny_run(out: Path) -> TrainConfig:
         max_steps=8,
         save_steps=2,
     )
+
+
+def packed_run(out: Path, base: Path) -> TrainConfig:
+    """Two steps on another base, packed if it can be; without dropout, which a pack draws otherwise."""
+    return replace(tiny_run(out), base=str(base), lora_dropout=0.0, max_steps=2, packing=True)
 
 
 def steady(folder: Path) -> list[dict[str, Any]]:

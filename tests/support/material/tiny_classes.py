@@ -12,6 +12,8 @@ from typing import Any
 
 from tiny_families import write_tokenizer
 
+from lorafold.chat.tokenizer import Encoded
+
 # By the name of the field. Sizes differ from each other, so that a transposed or swapped tensor shows.
 TEXT: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 192),
@@ -243,3 +245,11 @@ def write_tiny(name: str, folder: Path, dtype: str = "bfloat16", seed: int = 0) 
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     write_tokenizer(folder, TEXT["vocab_size"])
     return config
+
+
+def drawn_example(length: int, seed: int, trained: bool = True) -> Encoded:
+    """An example of random tokens that every tiny model knows; all of them are trained, or none."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    return Encoded(torch.randint(4, 60, (length,), generator=draw).tolist(), [trained] * length)

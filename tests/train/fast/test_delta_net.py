@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_base import tiny_base
-from tiny_classes import write_tiny
+from tiny_classes import drawn_example, write_tiny
+from tiny_run import packed_run
 
-from lorafold.chat.tokenizer import Encoded
 from lorafold.train import TrainConfig, train
 from lorafold.train.fast.check import leaks, measure
 from lorafold.train.fast.delta_net import CONVOLUTION, RULE, _convolution, _rule
@@ -82,11 +81,6 @@ def test_the_convolution(biased: bool) -> None:
     assert torch.equal(_convolution(own, hidden, weight, bias, "silu"), own(hidden, weight, bias, "silu"))
 
 
-def example(length: int, seed: int, trained: bool = True) -> Encoded:
-    draw = torch.Generator().manual_seed(seed)
-    return Encoded(torch.randint(4, 60, (length,), generator=draw).tolist(), [trained] * length)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "OlmoHybridForCausalLM"])
 def test_a_model_packs_and_nothing_leaks(name: str, tmp_path: Path) -> None:
@@ -99,7 +93,7 @@ def test_a_model_packs_and_nothing_leaks(name: str, tmp_path: Path) -> None:
     model.config.use_cache = False
     model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     assert _wraps_experts(model) == (name == "Qwen3NextForCausalLM")  # so it goes without Liger
-    sequences = [example(length, length) for length in (13, 70, 2, 140, 64)]
+    sequences = [drawn_example(length, length) for length in (13, 70, 2, 140, 64)]
     wanted = measure(Forward(model, CPU), make_batch(sequences, 0))
     with restored_modules():
         speed = choose(TrainConfig(packing=True), METHODS["lora"], model, CPU)
@@ -124,11 +118,7 @@ def test_a_run_is_packed(tmp_path: Path) -> None:
     shape |= {"linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
     shape |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
     base = tiny_base(tmp_path / "base", family="Qwen3Next", **shape)
-    rows = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 4) + str(i)} for i in range(8)]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = TrainConfig(
-        base=str(base), data=(str(tmp_path / "d.jsonl"),), out=tmp_path / "packed", max_steps=2, packing=True
-    )
+    config = packed_run(tmp_path / "packed", base)
     packed = train(config)
     assert any("packed to" in note and "begin with each" in note for note in packed.notes), packed.notes
     plain = train(replace(config, packing=False, out=tmp_path / "plain"))

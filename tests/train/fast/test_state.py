@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_base import tiny_base
-from tiny_classes import write_tiny
+from tiny_classes import drawn_example, write_tiny
+from tiny_run import packed_run
 
-from lorafold.chat.tokenizer import Encoded
 from lorafold.train import TrainConfig, train
 from lorafold.train.fast.check import leaks
 from lorafold.train.fast.forward import Forward
@@ -41,11 +40,6 @@ BLIND = ("GptOssForCausalLM", "AfmoeForCausalLM", "MiniMaxForCausalLM")
 STATELESS = ("LlamaForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel")
 
 
-def _example(length: int, seed: int, trained: bool) -> Encoded:
-    draw = torch.Generator().manual_seed(seed)
-    return Encoded(torch.randint(4, 60, (length,), generator=draw).tolist(), [trained] * length)
-
-
 def _model(name: str, folder: Path) -> Any:
     import transformers
 
@@ -61,11 +55,11 @@ def test_what_leaks_in_a_pack_is_not_packed(name: str, tmp_path: Path) -> None:
     """An example behind one of two others: its loss depends on which exactly if the model is not packed."""
     model = _model(name, tmp_path)
     forward = Forward(model, CPU, attention=model.config._attn_implementation)
-    example, *others = (_example(13, 1, True), _example(9, 2, False), _example(9, 3, False))
+    example, *others = (drawn_example(13, 1, True), drawn_example(9, 2, False), drawn_example(9, 3, False))
     with torch.no_grad():
         alone = float(forward.loss(make_batch([example], 0)))
         behind = [float(forward.loss(make_pack([other, example]))) for other in others]
-        padded = float(forward.loss(make_batch([example, _example(21, 4, False)], 0)))
+        padded = float(forward.loss(make_batch([example, drawn_example(21, 4, False)], 0)))
     assert padded == pytest.approx(alone, rel=1e-5)  # a row each: nothing leaks, whatever the model
     leaking = max(abs(loss / alone - 1) for loss in behind) > 1e-5
     assert leaking == (name not in STATELESS), (alone, behind)
@@ -93,11 +87,7 @@ def test_the_layer_is_named(name: str, tmp_path: Path) -> None:
 def test_a_run_says_that_it_is_not_packed(family: str, shape: dict[str, Any], tmp_path: Path) -> None:
     """Asked to pack, it trains as it does without, and says why."""
     base = tiny_base(tmp_path / "base", family=family, **shape)
-    rows = [{"instruction": f"question {i}", "output": "answer " * (1 + i % 4) + str(i)} for i in range(8)]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = TrainConfig(
-        base=str(base), data=(str(tmp_path / "d.jsonl"),), out=tmp_path / "packed", max_steps=2, packing=True
-    )
+    config = packed_run(tmp_path / "packed", base)
     packed = train(config)
     assert any("padded" in note and "one example a row" in note for note in packed.notes), packed.notes
     plain = train(replace(config, packing=False, out=tmp_path / "plain"))
