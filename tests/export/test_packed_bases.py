@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_chat
 from adapter_folders import adapter_folder, lora
-from packed_folders import BNB, bnb_model, packed_folder
+from packed_folders import BNB, bnb_model, packed_folder, unpacked_by_bitsandbytes
 from tiny_hub import COMMIT, go_there
 
 from lorafold.cli import main
@@ -34,18 +34,6 @@ Q = "model.layers.{}.self_attn.q_proj"
 def an_adapter(folder: Path, base: Path | str) -> Path:
     tensors = {key: 0.1 * value for i in (0, 1) for key, value in lora(Q.format(i), 2, 64, 64).items()}
     return adapter_folder(folder, tensors, base_model_name_or_path=str(base))
-
-
-def unpacked_by_bitsandbytes(base: Path) -> dict[str, Any]:
-    """The model's weights as transformers and bitsandbytes unpack them, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, device_map="cpu", dtype=torch.float32)
-    for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            state.dtype = torch.float32
-    return {name: value.float().numpy() for name, value in model.dequantize().state_dict().items()}
 
 
 @pytest.mark.slow

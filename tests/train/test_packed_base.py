@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import tiny_chat
-import torch
-from packed_folders import bnb_model
-from safetensors.torch import save_file
+from packed_folders import bnb_model, unpacked_by_bitsandbytes
+from safetensors.numpy import save_file
 from tiny_run import steady, tiny_run
 
 from lorafold.errors import InputError, UsageError
@@ -31,18 +30,9 @@ def three_steps(out: Path, base: Path, **changes: Any) -> TrainConfig:
 
 def unpacked(kind: str, folder: Path) -> Path:
     """The base of the same weights, plain, as transformers and bitsandbytes unpack them."""
-    from transformers import AutoModelForCausalLM
-
     shutil.copytree(tiny_chat.folder(), folder)
-    model = AutoModelForCausalLM.from_pretrained(bnb_model(kind), device_map="cpu", dtype=torch.float32)
-    tied = model.config.tie_word_embeddings
-    weights = {name: value.float() for name, value in model.dequantize().state_dict().items()}
-    save_file(
-        {name: weights[name] for name in weights if not (tied and "lm_head" in name)},
-        folder / "model.safetensors",
-    )
+    save_file(unpacked_by_bitsandbytes(bnb_model(kind)), folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    config.pop("quantization_config", None)
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
     return folder
 

@@ -48,6 +48,19 @@ def bnb_model(kind: str) -> Path:
     return out
 
 
+def unpacked_by_bitsandbytes(base: Path) -> dict[str, Any]:
+    """The model's weights as transformers and bitsandbytes unpack them, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, device_map="cpu", dtype=torch.float32)
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            state.dtype = torch.float32
+    return {name: value.float().numpy() for name, value in model.dequantize().state_dict().items()}
+
+
 def packed_folder(
     folder: Path,
     settings: Mapping[str, Any],
