@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-
 from lorafold.errors import InputError
 from lorafold.export.gguf.header import place_tensors
 from lorafold.export.inputs import Inputs
@@ -14,13 +12,11 @@ from lorafold.export.proof.measured import Answers, PerToken, kl
 from lorafold.export.proof.reference.answers import LayeredReference, config_of
 from lorafold.export.proof.reference.gradients import GradientModel, Watch
 from lorafold.export.proof.reference.rounding import RoundedSource
-from lorafold.export.proof.sample import AskedChat
+from lorafold.export.proof.sample import HELD_LOGITS, AskedChat, evenly
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.survey import TypedModel
 from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
-
-_LOGITS = 40_000_000  # that are held at once
 
 
 class MeasuredModel:
@@ -100,14 +96,11 @@ def held_at_once(chats: Sequence[AskedChat], vocabulary: int, share: float = 1.0
         vocabulary: tokens that the model knows.
         share: of all logits that are held.
     """
-    tokens = max(int(_LOGITS * share) // vocabulary, 64)
-    lengths = np.array([len(each.ids) - each.start for each in chats])
-    count = len(chats)
-    while count > 1:
-        picked = [index * len(chats) // count for index in range(count)]
-        if lengths[picked].sum() <= tokens:
-            return [chats[index] for index in picked]
-        count -= 1
+    tokens = max(int(HELD_LOGITS * share) // vocabulary, 64)
+    for count in range(len(chats), 1, -1):
+        picked = evenly(chats, count)
+        if sum(len(each.ids) - each.start for each in picked) <= tokens:
+            return picked
     return list(chats[:1])
 
 

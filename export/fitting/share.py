@@ -21,7 +21,7 @@ from lorafold.export.imatrix.mixture import mixed
 from lorafold.export.imatrix.texts import Texts, read_texts
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import PerToken
-from lorafold.export.proof.sample import FEWEST, AskedChat
+from lorafold.export.proof.sample import FEWEST, evenly
 from lorafold.export.quant.ggml import IGNORES_IMATRIX, requires_imatrix
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.ladder import bytes_together
@@ -163,8 +163,8 @@ class _Judge:
         width = max(len(each.ids) for each in (*own, *guard))
         collected = sum(map(len, (*texts.own, *texts.general)))
         count = max(max(collected // len(_SHARES), _LEAST) // width // 2, FEWEST)
-        self._own = _spread(own, count)
-        self._asked = [*self._own, *_spread(guard, count)]
+        self._own = evenly(own, count)
+        self._asked = [*self._own, *evenly(guard, count)]
         self._done = self._total = 0
 
     def calibrated(self, models: Mapping[str, TypedModel]) -> Calibrated:
@@ -196,9 +196,3 @@ class _Judge:
         found = self._measured.distances(model, self._asked, importance).values
         parts = (found[: len(self._own)], found[len(self._own) :])
         return Judged(share, *(PerToken(part).mean for part in parts))
-
-
-def _spread(chats: Sequence[AskedChat], most: int) -> list[AskedChat]:
-    """So many of the chats, evenly spread."""
-    count = min(len(chats), most)
-    return [chats[index * len(chats) // count] for index in range(count)]

@@ -16,7 +16,7 @@ from lorafold.artifacts import read_manifest
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError, LorafoldError
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.sample import AskedChat
+from lorafold.export.proof.sample import AskedChat, evenly
 from lorafold.records.chats import read_chats
 
 GENERAL_SHARE = 0.25
@@ -101,8 +101,7 @@ def alike(chats: Sequence[AnyText]) -> list[AnyText]:
 def _spread(chats: Sequence[AnyText], tokens: int) -> list[AnyText]:
     """Evenly spread ones that have about so many tokens together, one at least."""
     mean = sum(len(each.ids) for each in chats) / max(len(chats), 1)
-    count = min(max(int(tokens / max(mean, 1)), 1), len(chats))
-    return [chats[index * len(chats) // count] for index in range(count)]
+    return evenly(chats, max(int(tokens / max(mean, 1)), 1))
 
 
 def _own(inputs: Inputs, data: Path | None, tokenizer: ChatTokenizer) -> tuple[list[AskedChat], str]:

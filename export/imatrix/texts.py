@@ -17,7 +17,7 @@ from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
 from lorafold.export.imatrix.calibration import GENERAL_TEXTS, LONGEST_ANSWER, alike, longest_prompt
 from lorafold.export.inputs import Inputs
-from lorafold.export.proof.sample import FEWEST, AskedChat
+from lorafold.export.proof.sample import FEWEST, AskedChat, evenly
 from lorafold.records.chats import read_chats
 from lorafold.tokenizer.loading import load_tokenizer
 
@@ -170,8 +170,7 @@ def _first_chunks(reader: _Reader, data: Path) -> Iterator[_Text]:
 
 def _held_out(reader: _Reader, texts: Sequence[_Text]) -> list[tuple[_Text, AskedChat]]:
     """Some of the texts, and what is asked of each; none if there are too few."""
-    near, count = alike(texts), min(len(texts) // _OF, _HELD_OUT)
-    picked = (near[index * len(near) // count] for index in range(count))
+    picked = evenly(alike(texts), min(len(texts) // _OF, _HELD_OUT))
     found = [(text, asked) for text in picked if (asked := reader.asked(text)) is not None]
     return found if len(found) >= FEWEST else []
 

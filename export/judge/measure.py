@@ -26,7 +26,14 @@ from lorafold.export.judge.types import asked_types
 from lorafold.export.outputs.prompt.planning import held_out
 from lorafold.export.proof.measured import Answers, PerToken, kl
 from lorafold.export.proof.reference.answers import LayeredReference
-from lorafold.export.proof.sample import ANSWER_TOKENS, AskedChat, Questions, rounds, tokens_for
+from lorafold.export.proof.sample import (
+    ANSWER_TOKENS,
+    HELD_LOGITS,
+    AskedChat,
+    Questions,
+    rounds,
+    tokens_for,
+)
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.recipes import find_recipe
 from lorafold.progress import Progress
@@ -34,7 +41,6 @@ from lorafold.progress import Progress
 _STEP = "compare the bases"
 _TOKENS = 1024  # of a round at most, prompts and answers together
 _AS_A_PROOF = 2  # times the tokens of a proof's round, which goes through the model more often
-_LOGITS = 40_000_000  # that are held at once, twice
 
 
 def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Progress) -> BaseDistances:
@@ -59,7 +65,7 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     lengths = [len(each.ids) for each in chats]
     weights = sum(math.prod(info.shape) for info in trained.source.tensors.values())
     tokens = min(_AS_A_PROOF * tokens_for(weights), _TOKENS)
-    at_once = max(_LOGITS // width // ANSWER_TOKENS, FEWEST_CHATS)
+    at_once = max(HELD_LOGITS // width // ANSWER_TOKENS, FEWEST_CHATS)
     planned = rounds(lengths, min(tokens, at_once * max(lengths)))
     began, found = time.monotonic(), BaseDistances(PerToken([]), PerToken([]), first.name, words)
     for number, part in enumerate(planned):

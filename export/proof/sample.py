@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
@@ -20,6 +21,10 @@ _LEAST_WORK = 1.2e11  # weights times tokens: a few seconds of two cores for eac
 _RATE = 3.5e10  # weights times tokens in a second of one core (Zen 5); llama.cpp's share is in it
 _BEFORE = 4.0  # seconds in which libraries are loaded, tokens and tensors compared
 FEWEST = 3  # conversations; with fewer nothing can be said of how sure a figure is
+HELD_LOGITS = 40_000_000
+"""Of the answers of one model that are held at once."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,12 @@ def estimated_seconds(weights: int, files: int, threads: int, minutes: float = 0
     """
     least = _BEFORE + weights * tokens_for(weights) * (2 + 2 * files) / (_RATE * threads)
     return max(least, 60 * minutes)
+
+
+def evenly(items: Sequence[_Item], most: int) -> list[_Item]:
+    """So many of some items, evenly spread over all of them; all if there are no more."""
+    count = min(len(items), most)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def rounds(lengths: Sequence[int], tokens: int) -> list[list[int]]:
