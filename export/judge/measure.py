@@ -10,6 +10,7 @@ import filecmp
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lorafold.chat.tokenizer import ChatTokenizer
 from lorafold.errors import InputError
@@ -73,9 +74,9 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
         over = number and spent * (number + 1) / number > 60 * config.proof_minutes
         if len(found.trained.values) >= FEWEST_CHATS and (over or found.better):
             break
-        found = _joined(found, *_asked(first, second, [chats[index] for index in part], progress))
-    asked = len(found.apart.values)
-    return BaseDistances(found.trained, found.other, found.type, f"{asked} {words}")
+        near, far = _asked(first, second, [chats[index] for index in part], progress)
+        found = replace(found, trained=found.trained.joined(near), other=found.other.joined(far))
+    return replace(found, chats=f"{len(found.apart.values)} {words}")
 
 
 class _Candidate:
@@ -106,10 +107,6 @@ def _asked(
         found.append(PerToken(kl(exact, each.answers(chats))))
     progress(_STEP, 3, 3)
     return found[0], found[1]
-
-
-def _joined(found: BaseDistances, trained: PerToken, other: PerToken) -> BaseDistances:
-    return BaseDistances(found.trained.joined(trained), found.other.joined(other), found.type, found.chats)
 
 
 def conversations(inputs: Inputs, config: ExportConfig) -> tuple[list[AskedChat], str]:

@@ -9,12 +9,13 @@ The one as trained stays unless the other is better by more than the measurement
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from lorafold.errors import LorafoldError
 from lorafold.export.bases import names_base, original_at_hand
 from lorafold.export.config import ExportConfig
 from lorafold.export.inputs import Inputs, open_inputs
-from lorafold.export.judge.choice import BaseChoice
+from lorafold.export.judge.choice import BaseChoice, BaseDistances
 from lorafold.export.judge.measure import check_comparable, measure
 from lorafold.machine import return_free_memory
 from lorafold.models import Base
@@ -45,27 +46,30 @@ def settle_base(
         return inputs, config, None
     on_original = names_base(inputs.adapters[0][0].folder, original)
     trained, other = (original, inputs.base) if on_original else (inputs.base, original)
-    choice = BaseChoice(
-        trained.id, other.id, inputs.base.id, None if planned and config.verify else _LEFT_OUT
-    )
+    found, better = _compared(inputs, on_original, config, progress, planned)
+    choice = BaseChoice(trained.id, other.id, better.base.id, found)
+    into: Literal["original", "quantized"] = "quantized" if better is inputs else "original"
+    return better.said_of_base(choice.note), replace(config, fold_into=into), choice
+
+
+def _compared(
+    inputs: Inputs, on_original: bool, config: ExportConfig, progress: Progress, planned: bool
+) -> tuple[BaseDistances | str | None, Inputs]:
+    """What was measured of both, or why nothing was, and the better one: as it was opened if that is open."""
     if not config.verify:
-        return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
+        return _LEFT_OUT, inputs
     try:
         plain = _on_original(inputs.base, config)
-        pair = (plain, inputs) if on_original else (inputs, plain)
+        trained, other = (plain, inputs) if on_original else (inputs, plain)
         if planned:
-            check_comparable(*pair, config)
-            return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
-        found = measure(*pair, config, progress)
+            check_comparable(trained, other, config)
+            return None, inputs
+        found = measure(trained, other, config, progress)
     except LorafoldError as error:
-        choice = replace(choice, found=error.problem)
-        return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
+        return error.problem, inputs
     finally:
         return_free_memory()
-    choice = replace(choice, found=found, taken=(other if found.better == "other" else trained).id)
-    if choice.taken == original.id:
-        return plain.said_of_base(choice.note), replace(config, fold_into="original"), choice
-    return inputs.said_of_base(choice.note), replace(config, fold_into="quantized"), choice
+    return found, other if found.better == "other" else trained
 
 
 def _on_original(base: Base, config: ExportConfig) -> Inputs:
