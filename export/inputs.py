@@ -66,6 +66,11 @@ class Inputs:
         """Every folder that is read, so that none is overwritten."""
         return [self.base.folder, *(adapter.folder for adapter, _ in self.adapters)]
 
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has, adapters folded in."""
+        return sum(math.prod(info.shape) for info in self.source.tensors.values())
+
     def said_of_base(self, note: str) -> Inputs:
         """The same with another word on its base."""
         others = (each for each in self.notes if each not in self.about_base)

@@ -6,7 +6,6 @@ was. If a check fails, what was written is kept beside it, under a name that say
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -221,8 +220,8 @@ def _besides(output: Output, config: ExportConfig) -> Lines:
     told = ["the first export of a type on a machine compiles its kernel, some 10 s each"]
     if config.verify and output.chats:
         models = [file for file in output.plan.files if file.first]
-        weights = sum(math.prod(info.shape) for info in output.inputs.source.tensors.values())
-        seconds = estimated_seconds(weights, len(models), config.workers, config.proof_minutes)
+        parameters = output.inputs.parameters
+        seconds = estimated_seconds(parameters, len(models), config.workers, config.proof_minutes)
         told.append(f"the proof takes about {seconds:,.0f} s and a gigabyte more (--no-verify leaves it out)")
     return [("besides", "; ".join(told))]
 

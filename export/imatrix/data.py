@@ -79,7 +79,7 @@ def collect_both(
         SystemFault: torch is not installed.
     """
     named = ((texts.own, texts.name), (texts.general, "general"))
-    needed = sum(4 * math.prod(info.shape) for info in inputs.source.tensors.values())
+    needed = 4 * inputs.parameters
     room = 0.7 * (memory_available() or math.inf)
     if needed > min(whole, room):
         try:

@@ -7,7 +7,6 @@ alone are rounded: what ggml does to activations is the same for both.
 from __future__ import annotations
 
 import filecmp
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,8 +63,7 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     chats, words = conversations(trained, config)
     _check_tokens(trained, other, chats)
     lengths = [len(each.ids) for each in chats]
-    weights = sum(math.prod(info.shape) for info in trained.source.tensors.values())
-    tokens = min(_AS_A_PROOF * tokens_for(weights), _TOKENS)
+    tokens = min(_AS_A_PROOF * tokens_for(trained.parameters), _TOKENS)
     at_once = max(HELD_LOGITS // width // ANSWER_TOKENS, FEWEST_CHATS)
     planned = rounds(lengths, min(tokens, at_once * max(lengths)))
     began, found = time.monotonic(), BaseDistances(PerToken([]), PerToken([]), first.name, words)

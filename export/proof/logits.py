@@ -18,7 +18,6 @@ Conversations are asked in rounds (`sample`, `asking`). Figures are taken over t
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +118,8 @@ def check_answers(
     if not prompts:
         reasons = [f"no held-out chat fits in {CONTEXT} tokens"]
     elif ways:
-        weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
-        planned = rounds([prompt.tokens for prompt in prompts], effort.tokens or tokens_for(weights))
+        tokens = effort.tokens or tokens_for(inputs.parameters)
+        planned = rounds([prompt.tokens for prompt in prompts], tokens)
         kept = KeptReference(inputs) if ways[0] is LayeredReference else None
         asking = Asking(models, inputs, imatrix, questions.stops, ways, kept)
         chosen = [[prompts[number] for number in part] for part in planned]

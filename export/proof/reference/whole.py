@@ -9,7 +9,6 @@ That is never the end of a finished export.
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 import tempfile
 from collections.abc import Iterator
@@ -58,10 +57,9 @@ def why_no_reference(inputs: Inputs) -> str | None:
         return OWN_CODE
     if any(weight != 1.0 for _, weight in inputs.adapters) or len(inputs.adapters) > 1:
         return "several weighted adapters have no reference in one model"
-    weights = sum(math.prod(info.shape) for info in inputs.source.tensors.values())
-    free = memory_available()
-    if free and 4 * weights > 0.7 * free:
-        return f"the reference needs {4 * weights / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
+    needed, free = 4 * inputs.parameters, memory_available()
+    if free and needed > 0.7 * free:
+        return f"the reference needs {needed / 1e9:.0f} GB in float32 and {free / 1e9:.0f} GB are free"
     return None
 
 
