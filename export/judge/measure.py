@@ -31,6 +31,7 @@ from lorafold.export.proof.sample import (
     HELD_LOGITS,
     AskedChat,
     Questions,
+    ends_in_time,
     rounds,
     tokens_for,
 )
@@ -68,9 +69,8 @@ def measure(trained: Inputs, other: Inputs, config: ExportConfig, progress: Prog
     planned = rounds(lengths, min(tokens, at_once * max(lengths)))
     began, found = time.monotonic(), BaseDistances(PerToken([]), PerToken([]), first.name, words)
     for number, part in enumerate(planned):
-        spent = time.monotonic() - began
-        over = number and spent * (number + 1) / number > 60 * config.proof_minutes
-        if len(found.trained.values) >= FEWEST_CHATS and (over or found.better):
+        more = ends_in_time(time.monotonic() - began, number, config.proof_minutes)
+        if len(found.trained.values) >= FEWEST_CHATS and (found.better or not more):
             break
         near, far = _asked(first, second, [chats[index] for index in part], progress)
         found = replace(found, trained=found.trained.joined(near), other=found.other.joined(far))

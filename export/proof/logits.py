@@ -35,7 +35,7 @@ from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.proof.measured import PerToken
 from lorafold.export.proof.reference.answers import WAYS, LayeredReference, ReferenceWay
 from lorafold.export.proof.reference.whole import own_reading
-from lorafold.export.proof.sample import CONTEXT, ChatTokens, Questions, rounds, tokens_for
+from lorafold.export.proof.sample import CONTEXT, ChatTokens, Questions, ends_in_time, rounds, tokens_for
 from lorafold.export.quant.mixture import Importance
 from lorafold.progress import Progress, silent
 
@@ -148,8 +148,7 @@ def _all_rounds(
     began, done = time.monotonic(), list[Figures]()
     total = len(planned) if minutes else 1
     for prompts in planned:
-        spent = time.monotonic() - began
-        if done and spent * (len(done) + 1) / len(done) > 60 * minutes:
+        if not ends_in_time(time.monotonic() - began, len(done), minutes):
             break
         found = asking.round(prompts, lambda share: progress(_STEP, len(done) + share, total))
         if found is None:

@@ -120,6 +120,17 @@ def evenly(items: Sequence[_Item], most: int) -> list[_Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def ends_in_time(spent: float, done: int, minutes: float) -> bool:
+    """Whether a further round, as long as those that are done, ends within the time that is given.
+
+    Args:
+        spent: seconds.
+        done: rounds; the first one is asked in any case.
+        minutes: how long may be asked.
+    """
+    return not done or spent * (done + 1) / done <= 60 * minutes
+
+
 def rounds(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Divide conversations into rounds of about so many tokens, each spread over all of them.
 
