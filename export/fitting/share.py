@@ -15,15 +15,13 @@ from pathlib import Path
 from lorafold.errors import InputError
 from lorafold.export.fitting.model import MeasuredModel, held_at_once
 from lorafold.export.gguf.parts import MappedTensor
-from lorafold.export.imatrix.data import Matrices, collect_both
+from lorafold.export.imatrix.data import Matrices, collect_both, weights_of
 from lorafold.export.imatrix.file import Imatrix
-from lorafold.export.imatrix.mixture import mixed
 from lorafold.export.imatrix.texts import Texts, read_texts
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.measured import PerToken
 from lorafold.export.proof.sample import FEWEST, evenly
 from lorafold.export.quant.ggml import IGNORES_IMATRIX, requires_imatrix
-from lorafold.export.quant.mixture import Importance
 from lorafold.export.survival.ladder import bytes_together
 from lorafold.export.survival.survey import TypedModel
 from lorafold.machine import return_free_memory
@@ -100,15 +98,15 @@ def calibrate(
     gc.collect()  # a model holds itself, and its memory is needed
     return_free_memory()
     if share is not None:
-        return Calibrated(share, mixed(both.own, both.general, share), why="by --imatrix-share")
+        return Calibrated(share, both.mixed(share), why="by --imatrix-share")
     weighed = {name: model for name, model in models.items() if _is_weighed(model, both.own)}
-    if why := _why_not(texts, weighed, models):
-        return Calibrated(FIXED, mixed(both.own, both.general, FIXED), why=why)
-    try:
-        judge = _Judge(inputs, texts, both, progress)
-        return judge.calibrated(weighed)
-    except InputError as error:  # it can be run, but not layer by layer
-        return Calibrated(FIXED, mixed(both.own, both.general, FIXED), why=error.problem)
+    why = texts.why if weighed else f"a matrix changes nothing in {', '.join(models)}"
+    if not why:
+        try:
+            return _Judge(inputs, texts, both, progress).calibrated(weighed)
+        except InputError as error:  # it can be run, but not layer by layer
+            why = error.problem
+    return Calibrated(FIXED, both.mixed(FIXED), why=why)
 
 
 def taken(judged: Sequence[Judged]) -> Judged:
@@ -122,21 +120,9 @@ def taken(judged: Sequence[Judged]) -> Judged:
     return min((one for one in judged if one.general <= most), key=lambda one: one.own)
 
 
-def weights_of(matrix: Imatrix, tensors: Sequence[MappedTensor]) -> Importance:
-    """A matrix as the weights of a model's tensors."""
-    return matrix.weights([(tensor.name, tensor.shape) for tensor in tensors])
-
-
 def _is_weighed(model: TypedModel, matrix: Imatrix) -> bool:
     """Whether a matrix changes anything in a model."""
     return any(tensor.name in matrix.entries and kind not in IGNORES_IMATRIX for tensor, kind in model)
-
-
-def _why_not(texts: Texts, weighed: Mapping[str, TypedModel], models: Mapping[str, TypedModel]) -> str | None:
-    """Why nothing can be judged, or need be."""
-    if not weighed:
-        return f"a matrix changes nothing in {', '.join(models)}"
-    return texts.why or None
 
 
 class _Judge:
@@ -183,16 +169,14 @@ class _Judge:
             both = [share] if needed or share is None else [None, share]
             judged[name] = [self._judge(models[name], each) for each in both]
         self._progress("judge the importance matrix", self._total, self._total)
-        matrix = None if share is None else mixed(self._both.own, self._both.general, share)
+        matrix = None if share is None else self._both.mixed(share)
         return Calibrated(share, matrix, judged, (len(self._own), len(self._asked) - len(self._own)))
 
     def _judge(self, model: TypedModel, share: float | None) -> Judged:
         self._progress("judge the importance matrix", self._done, self._total)
         self._done += 1
-        importance = None
-        if share is not None:
-            matrix = mixed(self._both.own, self._both.general, share)
-            importance = weights_of(matrix, [tensor for tensor, _ in model])
+        tensors = (tensor for tensor, _ in model)
+        importance = None if share is None else weights_of(self._both.mixed(share), tensors)
         found = self._measured.distances(model, self._asked, importance).values
         parts = (found[: len(self._own)], found[len(self._own) :])
         return Judged(share, *(PerToken(part).mean for part in parts))

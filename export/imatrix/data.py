@@ -4,7 +4,7 @@ general ones."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from lorafold.errors import InputError
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.imatrix.collect import collect, collect_by_layer
 from lorafold.export.imatrix.file import Imatrix
+from lorafold.export.imatrix.mixture import mixed
 from lorafold.export.imatrix.texts import Texts, check_text
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.reference.answers import LayeredReference, config_of
 from lorafold.export.proof.reference.blank import BlankModel
+from lorafold.export.quant.mixture import Importance
 from lorafold.libraries.causal_lm import REFUSALS, told
 from lorafold.machine import memory_available
 from lorafold.progress import Progress
@@ -55,6 +57,19 @@ class Matrices:
 
     own: Imatrix
     general: Imatrix
+
+    def mixed(self, share: float) -> Imatrix:
+        """Both, with this share of the user's texts; see `mixture.mixed`."""
+        return mixed(self.own, self.general, share)
+
+
+def weights_of(matrix: Imatrix, tensors: Iterable[MappedTensor]) -> Importance:
+    """A matrix as the weights of a model's tensors.
+
+    Raises:
+        InputError: it is of another model.
+    """
+    return matrix.weights([(tensor.name, tensor.shape) for tensor in tensors])
 
 
 def collect_both(

@@ -18,6 +18,7 @@ from lorafold.export.config import ExportConfig
 from lorafold.export.fold.folded import vocabulary_size
 from lorafold.export.gguf.header import TypedTensor, place_tensors
 from lorafold.export.imatrix.calibration import GENERAL_ALONE, calibration
+from lorafold.export.imatrix.data import weights_of
 from lorafold.export.imatrix.file import read_imatrix
 from lorafold.export.imatrix.texts import plain_tokenizer
 from lorafold.export.inputs import Inputs
@@ -185,4 +186,4 @@ def _importance(inputs: Inputs, config: ExportConfig) -> Importance | None:
     if config.imatrix is None:
         return None
     tensors = arch.map_tensors(inputs.config, inputs.source.tensors)
-    return read_imatrix(config.imatrix).weights([(tensor.name, tensor.shape) for tensor in tensors])
+    return weights_of(read_imatrix(config.imatrix), tensors)

@@ -13,12 +13,12 @@ from lorafold.errors import InputError
 from lorafold.export import arch
 from lorafold.export.config import ExportConfig
 from lorafold.export.fitting.fit import Fitted, Fitting
-from lorafold.export.fitting.share import Calibrated, calibrate, weights_of
+from lorafold.export.fitting.share import Calibrated, calibrate
 from lorafold.export.gguf.header import GgufFile
 from lorafold.export.gguf.parts import MappedTensor
 from lorafold.export.gguf.plan import ExportPlan, describe
 from lorafold.export.imatrix.collect import collected_names
-from lorafold.export.imatrix.data import check_can_collect
+from lorafold.export.imatrix.data import check_can_collect, weights_of
 from lorafold.export.imatrix.file import read_imatrix, write_imatrix
 from lorafold.export.inputs import Inputs
 from lorafold.export.modelfile.plan import ModelfilePlan
@@ -219,7 +219,7 @@ class GgufOutput:
         """The importance weights: those that were given, or those that were collected into the folder."""
         if self.config.imatrix_data is None:
             return self.imatrix
-        return _read_importance(folder / IMATRIX, self.mapped)
+        return weights_of(read_imatrix(folder / IMATRIX), self.mapped)
 
     def _models(self) -> list[GgufFile]:
         return models_of(self.plan.files)
@@ -232,7 +232,7 @@ def plan_gguf_output(inputs: Inputs, config: ExportConfig, progress: Progress = 
         LorafoldError: whatever makes the export impossible.
     """
     tensors = tuple(arch.map_tensors(inputs.config, inputs.source.tensors))
-    imatrix = None if config.imatrix is None else _read_importance(config.imatrix, tensors)
+    imatrix = None if config.imatrix is None else weights_of(read_imatrix(config.imatrix), tensors)
     weighted: Collection[str] | None = imatrix
     if config.imatrix_data is not None:
         check_can_collect(inputs, config.imatrix_data)
@@ -316,10 +316,6 @@ def _asked_twice(config: ExportConfig) -> Iterator[str]:
     chats, data = config.chats, config.imatrix_data
     if config.verify and chats and data and chats.samefile(data):
         yield f"the proof asks {chats}, of which the matrix is made; other chats may come out worse"
-
-
-def _read_importance(path: Path, tensors: Sequence[MappedTensor]) -> Importance:
-    return read_imatrix(path).weights([(tensor.name, tensor.shape) for tensor in tensors])
 
 
 def _prompt_metadata(
