@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from lorafold.chat.calls import listed
 from lorafold.export.fitting.fit import Fitted
 from lorafold.export.fitting.share import Calibrated, taken
 
@@ -75,7 +76,7 @@ def describe_calibrated(calibrated: Calibrated) -> tuple[str, str]:
         f"your texts that were held out, beside {others}"
     )
     if harmful := [one for one in judged if one.own < best.own]:
-        text += f"; {_listed([_candidate(one.share) for one in harmful])} would harm general texts"
+        text += f"; {listed([_candidate(one.share) for one in harmful])} would harm general texts"
     if share is not None and any(one.share is None for one in judged):
         worse = list(_not_improved(calibrated))
         text += f"; it did not improve {'; '.join(worse)}" if worse else "; it improved general texts too"
@@ -135,7 +136,3 @@ def _candidate(share: float | None) -> str:
 
 def _change(value: float, best: float) -> str:
     return f"{value / best - 1:+.0%}" if best > 0 else "more"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
