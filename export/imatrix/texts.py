@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorafold.chat.sandbox import Message
 from lorafold.chat.tokenizer import ChatTokenizer
@@ -18,11 +17,8 @@ from lorafold.errors import InputError
 from lorafold.export.imatrix.calibration import GENERAL_TEXTS, LONGEST_ANSWER, alike, longest_prompt
 from lorafold.export.inputs import Inputs
 from lorafold.export.proof.sample import FEWEST, AskedChat, evenly
+from lorafold.export.proof.tokens import plain_tokenizer
 from lorafold.records.chats import read_chats
-from lorafold.tokenizer.loading import load_tokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 CHUNK_TOKENS = 512  # tokens; llama-imatrix's default
 MOST_CHUNKS = 1000  # more texts hardly move the means any more
@@ -180,18 +176,3 @@ def _why_none(count: int) -> str:
     if count // _OF >= FEWEST:
         return f"too few of the {count} texts are short enough before their answer to be held out"
     return f"{count} text{'s are' if count != 1 else ' is'} too few to hold some out"
-
-
-def plain_tokenizer(folder: Path) -> Tokenizer:
-    """A folder's tokenizer for whole texts: what some training cut or filled up to is left out.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
-    tokenizer = load_tokenizer(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

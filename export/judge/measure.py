@@ -20,7 +20,6 @@ from lorafold.export.gguf.header import TypedTensor, place_tensors
 from lorafold.export.imatrix.calibration import GENERAL_ALONE, calibration
 from lorafold.export.imatrix.data import weights_of
 from lorafold.export.imatrix.file import read_imatrix
-from lorafold.export.imatrix.texts import plain_tokenizer
 from lorafold.export.inputs import Inputs
 from lorafold.export.judge.choice import FEWEST_CHATS, BaseDistances
 from lorafold.export.judge.types import asked_types
@@ -36,6 +35,7 @@ from lorafold.export.proof.sample import (
     rounds,
     tokens_for,
 )
+from lorafold.export.proof.tokens import plain_tokenizer
 from lorafold.export.quant.mixture import Importance
 from lorafold.export.quant.recipes import find_recipe
 from lorafold.progress import Progress

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lorafold.chat.sandbox import Message
 from lorafold.chat.sources import read_json
 from lorafold.chat.tokenizer import ChatTokenizer
+from lorafold.errors import InputError
 from lorafold.export.proof.check import Check
 from lorafold.export.proof.llama import Vocabulary, vocabulary
 from lorafold.export.vocab.vocab import Vocab
@@ -22,18 +23,29 @@ if TYPE_CHECKING:
 
 
 def reference_of(folder: Path) -> Tokenizer | None:
-    """Hugging Face's own tokenizer of a folder, which takes special tokens in texts as text; None without.
+    """Hugging Face's own tokenizer of a folder, which takes special tokens in texts as text; None without."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    reference = plain_tokenizer(folder)
+    reference.encode_special_tokens = True
+    return reference
 
-    A training may have saved the length that it cut or filled texts to, which no GGUF has.
+
+def plain_tokenizer(folder: Path) -> Tokenizer:
+    """A folder's tokenizer for whole texts.
+
+    A training may have saved the length that it cut or filled texts to, which no GGUF has; it is left out.
+
+    Raises:
+        InputError: there is none, or it is damaged.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        return None
-    reference = load_tokenizer(path)
-    reference.encode_special_tokens = True
-    reference.no_truncation()
-    reference.no_padding()
-    return reference
+        raise InputError("there is no tokenizer.json to cut the text with", at=folder, fix="add one")
+    tokenizer = load_tokenizer(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def check_tokenizer(
