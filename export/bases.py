@@ -57,9 +57,7 @@ def original_at_hand(base: Base, config: ExportConfig, progress: Progress) -> Ba
     if original is None:
         return None
     try:
-        return resolve_base(
-            original, offline=True, trust_remote_code=config.trust_remote_code, progress=progress
-        )
+        return _resolved(original, config, progress, offline=True)
     except LorafoldError:
         return None
 
@@ -70,7 +68,7 @@ def names_base(adapter: Path, base: Base) -> bool:
         named = base_of(adapter).spec.partition("@")[0]
     except InputError:
         return False
-    return named == base.id or expanded(named).resolve() == base.folder
+    return _is_called(base, named)
 
 
 def compare_base(adapter: Path, base: Base) -> None:
@@ -159,13 +157,21 @@ def _named_base(adapter: Path, spec: str, at: str, config: ExportConfig, progres
         return original
     if is_adapter(found.folder) and not (found.folder / "config.json").is_file():
         raise on_an_adapter(spec, adapter, at)
-    base = resolve_base(
-        spec, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-    )
+    base = _resolved(spec, config, progress)
     if config.fold_into != "original":
         return base
     compare_base(adapter, base)
     return _original_base(base, config, progress)
+
+
+def _resolved(spec: str, config: ExportConfig, progress: Progress, *, offline: bool = False) -> Base:
+    """A base by its name; nothing is downloaded if that is asked for, here or by the user."""
+    return resolve_base(
+        spec,
+        offline=offline or config.offline,
+        trust_remote_code=config.trust_remote_code,
+        progress=progress,
+    )
 
 
 def _instead_of(spec: str, config: ExportConfig, progress: Progress) -> Base | None:
@@ -173,11 +179,8 @@ def _instead_of(spec: str, config: ExportConfig, progress: Progress) -> Base | N
     original = original_of(spec.partition("@")[0], Path(spec))
     if original is None or config.fold_into == "quantized":
         return None
-    offline = config.offline or config.fold_into == "auto"
     try:
-        return resolve_base(
-            original, offline=offline, trust_remote_code=config.trust_remote_code, progress=progress
-        )
+        return _resolved(original, config, progress, offline=config.fold_into == "auto")
     except (InputError, SystemFault):
         return None
 
@@ -208,7 +211,12 @@ def _packed_meanwhile(adapter: Path) -> str | None:
 def _is_original(base: Base, packed: str) -> bool:
     """Whether name or card say that a base is the original of a packed one."""
     original = original_of(packed, Path(packed))
-    return original is not None and (original == base.id or expanded(original).resolve() == base.folder)
+    return original is not None and _is_called(base, original)
+
+
+def _is_called(base: Base, name: str) -> bool:
+    """Whether an id or a path names a base."""
+    return name == base.id or expanded(name).resolve() == base.folder
 
 
 def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base:
@@ -227,9 +235,7 @@ def _original_base(base: Base, config: ExportConfig, progress: Progress) -> Base
             fix="pass the 16-bit original with --base, or use --fold-into quantized",
         )
     try:
-        return resolve_base(
-            original, offline=config.offline, trust_remote_code=config.trust_remote_code, progress=progress
-        )
+        return _resolved(original, config, progress)
     except (InputError, SystemFault) as error:
         fix = f"{error.fix}; or fold into {base.id}, which is here: --fold-into quantized"
         raise type(error)(error.problem, at=error.at, fix=fix) from error
