@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ def collect(
         InputError: no sequence has a token, or the model has no place for a weight.
     """
     _require_torch()
-    collection = _Collection(model, tensors, sequences, model.named_parameters())
+    collection = _Collection(model, tensors, sequences)
     products = collection.products
     products.place(collection.held)
     with collection.running(progress) as run, products:
@@ -98,7 +98,7 @@ def collect_by_layer(
         as `collect`.
     """
     whole = model.blank.model
-    collection = _Collection(whole, tensors, sequences, whole.named_parameters())
+    collection = _Collection(whole, tensors, sequences)
     products, held = collection.products, collection.held
     handles = []
     for gate in model.gates:
@@ -135,10 +135,9 @@ class _Collection:
     """Which matrices are looked at for which tensors, and what has entered them.
 
     Args:
-        model: as for `collect`.
+        model: as for `collect`; its weights need not be in place.
         tensors: the same.
         sequences: the same.
-        parameters: the model's, by name; they need not be in place.
 
     Attributes:
         texts: the sequences that have a token.
@@ -152,13 +151,12 @@ class _Collection:
         model: torch.nn.Module,
         tensors: Sequence[MappedTensor],
         sequences: Sequence[Sequence[int]],
-        parameters: Iterable[tuple[str, torch.Tensor]],
     ) -> None:
         from lorafold.export.imatrix.products import SeenProducts
 
         known = {
             name.removeprefix("base_model.model.").replace(".base_layer", ""): value
-            for name, value in parameters
+            for name, value in model.named_parameters()
         }
         self._model = model
         self._own = _whole(model)
