@@ -16,6 +16,7 @@ from tuned_models import (
     MODULES,
     SHAPES,
     found_in,
+    made_once,
     on_a_grid,
     size_of,
     tuned_adapter,
@@ -34,14 +35,8 @@ from lorafold.export.inputs import open_inputs
 pytest.importorskip("torch")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("fill") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_adapter(tmp_path_factory.mktemp("fill") / "adapter", MODULES, 5e-3)
+base = made_once(tuned_base)
+adapter = made_once(tuned_adapter, MODULES, 5e-3)
 
 
 @pytest.fixture(scope="module")

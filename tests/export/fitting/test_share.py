@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from oracles import llama_logits
 from packed_folders import bnb_model
 from safetensors.numpy import load_file, save_file
-from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config, types_in
+from tuned_models import MODULES, made_once, tuned_adapter, tuned_base, tuned_config, types_in
 
 from lorafold.errors import UsageError
 from lorafold.export import ExportConfig, ExportResult, arch, export, plan_export, verify
@@ -37,14 +37,8 @@ CHATS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("share") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_adapter(tmp_path_factory.mktemp("share") / "adapter", MODULES, 5e-3)
+base = made_once(tuned_base)
+adapter = made_once(tuned_adapter, MODULES, 5e-3)
 
 
 def written(path: Path, records: list[dict[str, str]]) -> Path:

@@ -10,22 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
+from tuned_models import MODULES, made_once, tuned_adapter, tuned_base, tuned_config
 
 from lorafold.errors import UsageError
 from lorafold.export import ExportConfig, export, plan_export
 from lorafold.export.outputs.stochastic import round_at_random
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("folder") / "base", bfloat16=True)
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A change of a tenth of a step of bfloat16."""
-    return tuned_adapter(tmp_path_factory.mktemp("folder") / "adapter", MODULES, 1e-5)
+base = made_once(tuned_base, bfloat16=True)
+adapter = made_once(tuned_adapter, MODULES, 1e-5)  # a change of a tenth of a step of bfloat16
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("BF16", 2.0**-7), ("F16", 2.0**-10)])

@@ -14,6 +14,7 @@ from oracles import llama_logits
 from tuned_models import (
     MODULES,
     found_in,
+    made_once,
     on_a_grid,
     size_of,
     trained,
@@ -36,14 +37,8 @@ def tuned_config(adapter: Path, base: Path, out: Path, **changes: Any) -> Export
     return plain_config(adapter, base, out, trust_remote_code=True, **changes)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("fill") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_adapter(tmp_path_factory.mktemp("fill") / "adapter", MODULES, 5e-4)
+base = made_once(tuned_base)
+adapter = made_once(tuned_adapter, MODULES, 5e-4)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,16 @@ import gguf
 import pytest
 from gguf import GGMLQuantizationType as Type
 from oracles import llama_logits
-from tuned_models import MODULES, found_in, on_a_grid, tuned_adapter, tuned_base, tuned_config, types_in
+from tuned_models import (
+    MODULES,
+    found_in,
+    made_once,
+    on_a_grid,
+    tuned_adapter,
+    tuned_base,
+    tuned_config,
+    types_in,
+)
 
 from lorafold.errors import UsageError
 from lorafold.export import export, plan_export, verify
@@ -22,15 +31,8 @@ from lorafold.export.survival.ladder import measure
 from lorafold.export.survival.protect import Raised
 from lorafold.export.survival.share import Survival
 
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("protect") / "base", on_a_grid)
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_adapter(tmp_path_factory.mktemp("protect") / "adapter", MODULES, 5e-4)
+grid = made_once(tuned_base, on_a_grid)
+adapter = made_once(tuned_adapter, MODULES, 5e-4)
 
 
 @pytest.mark.slow

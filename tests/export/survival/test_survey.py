@@ -14,7 +14,16 @@ from adapter_folders import PREFIX, adapter_folder
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 from tiny_base import tiny_tokenizer
-from tuned_models import GGUF_NAMES, MODULES, change_of, found_in, tuned_adapter, tuned_base, tuned_config
+from tuned_models import (
+    GGUF_NAMES,
+    MODULES,
+    change_of,
+    found_in,
+    made_once,
+    tuned_adapter,
+    tuned_base,
+    tuned_config,
+)
 
 from lorafold.export import ExportConfig, export, plan_export
 from lorafold.export.gguf.parts import MappedTensor, RowRange
@@ -26,15 +35,8 @@ from lorafold.export.survival.share import Survival, Tally, Whole, together
 from lorafold.export.survival.survey import Survey
 from lorafold.export.survival.words import sentence
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_base(tmp_path_factory.mktemp("survival") / "base")
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tuned_adapter(tmp_path_factory.mktemp("survival") / "adapter", MODULES, 5e-4)
+base = made_once(tuned_base)
+adapter = made_once(tuned_adapter, MODULES, 5e-4)
 
 
 def weights_of(path: Path) -> dict[str, NDArray[np.float32]]:

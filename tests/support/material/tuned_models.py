@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 from adapter_folders import PREFIX, adapter_folder
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
@@ -107,6 +108,22 @@ def tuned_adapter(folder: Path, modules: tuple[str, ...], size: float, rank: int
                 tensors[f"{PREFIX}model.layers.{layer}.{module}.lora_{side}.weight"] = drawn
     targets = [module.rpartition(".")[2] for module in modules]
     return adapter_folder(folder, tensors, r=rank, lora_alpha=rank, target_modules=targets)
+
+
+def made_once(make: Callable[..., Path], *settings: Any, **named: Any) -> Any:
+    """A fixture: a folder that is made once for all tests of a module.
+
+    Args:
+        make: writes the folder that it is given first, as `tuned_base` and `tuned_adapter` do.
+        settings: what else it is given.
+        named: the same, by name.
+    """
+
+    @pytest.fixture(scope="module")
+    def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return make(tmp_path_factory.mktemp("made") / "folder", *settings, **named)
+
+    return made
 
 
 def change_of(adapter: Path, module: str, layer: int) -> NDArray[np.float64]:
