@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config
+from tuned_models import MODULES, tuned_adapter, tuned_base, tuned_config, with_long_system
 
 from lorafold.export.imatrix.calibration import LONGEST_PROMPT, Calibration, calibration
 from lorafold.export.inputs import open_inputs
@@ -45,12 +45,8 @@ def test_what_is_learnt_from_tests_nothing(tmp_path: Path) -> None:
 
 
 def test_a_template_s_own_system_prompt_makes_no_chat_too_long(tmp_path: Path) -> None:
-    base = tuned_base(tmp_path / "base")
+    base = with_long_system(tuned_base(tmp_path / "base"))
     adapter = tuned_adapter(tmp_path / "adapter", MODULES, 5e-3)
-    settings = json.loads((base / "tokenizer_config.json").read_text())
-    system = "{{ '<|im_start|>system\n" + "Be helpful. " * 40 + "<|im_end|>\n' }}"
-    settings["chat_template"] = system + settings["chat_template"]
-    (base / "tokenizer_config.json").write_text(json.dumps(settings))
     found = calibration(open_inputs(tuned_config(adapter, base, tmp_path / "out")), None, 4000)
     asked = [*found.measured, *found.checked]
     assert len(asked) >= 6 and all(chat.start > LONGEST_PROMPT for chat in asked)

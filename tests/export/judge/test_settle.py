@@ -16,7 +16,7 @@ from adapter_folders import PREFIX, adapter_folder
 from gguf import GGMLQuantizationType as Type
 from packed_folders import bnb_model
 from safetensors.numpy import load_file, save_file
-from tuned_models import HIDDEN, LAYERS, SHAPES, tuned_base, tuned_config
+from tuned_models import HIDDEN, LAYERS, SHAPES, tuned_base, tuned_config, with_long_system
 
 from lorafold.export import ExportConfig, export, plan_export, verify
 from lorafold.export.inputs import Inputs, open_inputs
@@ -335,10 +335,7 @@ def test_whose_chats_were_asked_is_said(here: Path) -> None:
 def test_a_template_s_long_system_prompt(here: Path) -> None:
     """Such prompts leave room for one conversation in a round, and six are asked all the same."""
     for base in ("org/plain", "packed"):
-        path = here / base / "tokenizer_config.json"
-        told = json.loads(path.read_text())
-        system = "{{ '<|im_start|>system\n" + "Be helpful. " * 40 + "<|im_end|>\n' }}"
-        path.write_text(json.dumps(told | {"chat_template": system + told["chat_template"]}))
+        with_long_system(here / base)
     _, choice = settled(settings(here, **GRID))
     assert choice.taken == str(here / "org/plain")
     assert len(measured(choice).apart.values) >= 6

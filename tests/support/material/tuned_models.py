@@ -154,6 +154,15 @@ def with_own_code(base: Path) -> Path:
     return base
 
 
+def with_long_system(base: Path) -> Path:
+    """Let a base's template write a system prompt of hundreds of tokens before every question."""
+    path = base / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    system = "{{ '<|im_start|>system\n" + "Be helpful. " * 40 + "<|im_end|>\n' }}"
+    path.write_text(json.dumps(told | {"chat_template": system + told["chat_template"]}))
+    return base
+
+
 def size_of(out: Path, quant: str) -> int:
     """Bytes of a GGUF that `tuned_config` names."""
     return (out / f"m-{quant}.gguf").stat().st_size
