@@ -6,14 +6,16 @@ takes too much time or memory ends the child, and the answer is then that there 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import select
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 
 class Child:
@@ -25,7 +27,6 @@ class Child:
     """
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        self.words = words
         self.pid = os.getpid()
         self.process = subprocess.Popen(
             words,
@@ -79,3 +80,63 @@ class Child:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
+
+
+C = TypeVar("C", bound=Child)
+
+
+class KeptChild(Generic[C]):
+    """The one child of this process for its kind of requests; it ends with the process.
+
+    Args:
+        start: starts one.
+
+    Attributes:
+        child: the one that runs, if any does.
+    """
+
+    def __init__(self, start: Callable[[], C]) -> None:
+        self.child: C | None = None
+        self._start = start
+        self._lock = threading.Lock()
+        atexit.register(self.drop)
+        os.register_at_fork(after_in_child=self._unlock)
+
+    def begin(self) -> None:
+        """Start it, if it does not run."""
+        with self._lock:
+            self._running()
+
+    @contextlib.contextmanager
+    def lent(self, *answered: type[BaseException]) -> Iterator[C]:
+        """The child for one request and its answers, to one thread at a time.
+
+        Args:
+            answered: errors after which the child waits for its next request. After any other it is dropped,
+                since its pipes may hold answers that nobody will read.
+        """
+        with self._lock:
+            if self.child is not None and not self.child.usable:
+                self.drop()
+            try:
+                yield self._running()
+            except answered:
+                raise
+            except BaseException:
+                self.drop()
+                raise
+
+    def drop(self) -> None:
+        """End it; the next request starts another one."""
+        child, self.child = self.child, None
+        if child is not None:
+            child.stop()
+
+    def _running(self) -> C:
+        if self.child is None:
+            self.child = self._start()
+        return self.child
+
+    def _unlock(self) -> None:
+        """A fork's copy of the lock may be held by a thread that the fork does not have."""
+        self._lock = threading.Lock()

@@ -78,7 +78,7 @@ def templates(folder: Path) -> Iterator[tuple[str, ChatTemplate]]:
 
 def cpu_seconds() -> float:
     """Processor time of this process and of the worker that renders Jinja."""
-    worker = jinja_sandbox._worker
+    worker = jinja_sandbox._kept.child
     stat = Path(f"/proc/{worker.process.pid}/stat") if worker else Path("/none")
     fields = stat.read_text().rpartition(")")[2].split() if stat.exists() else []
     return time.process_time() + (int(fields[11]) + int(fields[12])) / 100 if fields else time.process_time()

@@ -7,17 +7,14 @@ will be asked about and with a limit of processor time; what ends there ends her
 
 from __future__ import annotations
 
-import atexit
-import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafold.child import Child
+from lorafold.child import Child, KeptChild
 from lorafold.errors import InputError, SystemFault
 
 ENDS = r"(.*\.)?({})$"
@@ -39,19 +36,7 @@ _CHOICES = re.compile(r"[*+?{|]")  # `.?.?.?…` and `(a|a)(a|a)…` have as man
 _SECONDS = 2  # of processor time, for all patterns of an adapter
 _WALL_SECONDS = 60.0  # a machine may be busy
 
-_lock = threading.Lock()
-_child: Child | None = None
-
-
-def _drop_child() -> None:
-    global _child
-    child, _child = _child, None
-    if child is not None:
-        child.stop()
-
-
-atexit.register(_drop_child)
-os.register_at_fork(after_in_child=lambda: globals().__setitem__("_lock", threading.Lock()))
+_kept = KeptChild(lambda: Child([sys.executable, "-I", str(Path(__file__).with_name("pattern_trial.py"))]))
 
 
 def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> None:
@@ -83,26 +68,16 @@ def try_patterns(fields: Mapping[str, Any], names: Iterable[str], at: Path) -> N
 
 def _tried(task: Mapping[str, Any], at: Path) -> tuple[int, str]:
     """How many patterns of a task passed, and what is wrong with the next one, if any is."""
-    global _child
-    with _lock:
-        words = [sys.executable, "-I", str(Path(__file__).with_name("pattern_trial.py"))]
-        if _child is not None and (_child.words != words or not _child.usable):
-            _drop_child()
-        try:
-            if _child is None:
-                _child = Child(words)
-            _child.send(task)
-            for number in range(len(task["patterns"])):
-                if (answer := _child.receive(_WALL_SECONDS)) is None:
-                    if _child.ended() not in (-signal.SIGPROF, None):
-                        raise _not_running(at)
-                    _drop_child()
-                    return number, "takes too long on a name"
-                if not answer["fits"]:
-                    return number, "is no regular expression there"
-        except BaseException:
-            _drop_child()  # its pipes may hold answers that nobody will read
-            raise
+    with _kept.lent() as child:
+        child.send(task)
+        for number in range(len(task["patterns"])):
+            if (answer := child.receive(_WALL_SECONDS)) is None:
+                if child.ended() not in (-signal.SIGPROF, None):
+                    raise _not_running(at)
+                _kept.drop()
+                return number, "takes too long on a name"
+            if not answer["fits"]:
+                return number, "is no regular expression there"
     return len(task["patterns"]), ""
 
 

@@ -10,17 +10,15 @@ rendering costs a tenth of a millisecond above Jinja's own time.
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafold.child import Child
+from lorafold.child import Child, KeptChild
 from lorafold.errors import InputError, SystemFault, UnsafeInputError
 
 SECONDS = 2.0  # processor time of one rendering
@@ -93,27 +91,12 @@ class _Worker(Child):
         return self.ended() == -signal.SIGKILL
 
 
-_lock = threading.Lock()
-_worker: _Worker | None = None
-
-
-def _drop_worker() -> None:
-    global _worker
-    worker, _worker = _worker, None
-    if worker is not None:
-        worker.stop()
-
-
-atexit.register(_drop_worker)
-os.register_at_fork(after_in_child=lambda: globals().__setitem__("_lock", threading.Lock()))
+_kept = KeptChild(_Worker)
 
 
 def start_worker() -> None:
     """Start the worker that `render_many` will need, without waiting for it; a failure is said there."""
-    global _worker
-    with _lock:
-        if _worker is None:
-            _worker = _Worker()
+    _kept.begin()
 
 
 def render_many(
@@ -135,28 +118,18 @@ def render_many(
         UnsafeInputError: the template reached for a forbidden attribute, or passed 2 s or 256 MB.
         SystemFault: the worker does not start, or the system ended it.
     """
-    global _worker
     answers: list[str | Refusal] = []
-    with _lock:
-        if _worker is not None and not _worker.usable:
-            _drop_worker()
-        try:
-            for start in range(0, len(jobs), _BATCH):
-                if _worker is None:
-                    _worker = _Worker()
-                _worker.await_ready()
-                part = jobs[start : start + _BATCH]
-                _worker.send({"source": source, "dialect": dialect, "jobs": [_plain(job) for job in part]})
-                for _ in part:
-                    row = _worker.receive(WALL_SECONDS)
-                    if row is None and _worker.was_killed():
-                        raise _killed(at)
-                    answers.append(_answer(row, at))
-        except InputError:
-            raise  # a syntax error ends a request, and the worker waits for the next one
-        except BaseException:
-            _drop_worker()  # its pipes may hold answers nobody will read
-            raise
+    # A syntax error ends a request, and the worker waits for the next one.
+    with _kept.lent(InputError) as worker:
+        for start in range(0, len(jobs), _BATCH):
+            worker.await_ready()
+            part = jobs[start : start + _BATCH]
+            worker.send({"source": source, "dialect": dialect, "jobs": [_plain(job) for job in part]})
+            for _ in part:
+                row = worker.receive(WALL_SECONDS)
+                if row is None and worker.was_killed():
+                    raise _killed(at)
+                answers.append(_answer(row, at))
     return answers
 
 

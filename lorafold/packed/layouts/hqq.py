@@ -42,14 +42,12 @@ class Hqq:
 
     Attributes:
         info: what it is in the model.
-        module: name of the stored tensors without their ends.
-        parts: these tensors.
+        parts: the stored tensors: integers, scales, zeros, and what describes them.
         bits: of an integer.
         width: inputs of a group.
     """
 
     info: TensorInfo
-    module: str
     parts: tuple[str, ...]
     bits: int
     width: int
@@ -59,8 +57,8 @@ class Hqq:
         groups = self.info.cols // self.width
         first, last = start * groups, stop * groups
         values = self._integers(stored, first, last).astype(np.float32)
-        values -= stored.floats(f"{self.module}.zero", first, last)[:, None]
-        values *= stored.floats(f"{self.module}.scale", first, last)[:, None]
+        values -= stored.floats(self.parts[2], first, last)[:, None]
+        values *= stored.floats(self.parts[1], first, last)[:, None]
         return values.reshape(stop - start, self.info.cols)
 
     def _integers(self, stored: Stored, first: int, last: int) -> NDArray[np.uint8]:
@@ -70,7 +68,7 @@ class Hqq:
         for part in range(first // apart, -(-last // apart)):
             begin, end = max(first, part * apart), min(last, (part + 1) * apart)
             at = (begin - part * apart) * self.width
-            read = stored.bytes(f"{self.module}.W_q", at, at + (end - begin) * self.width)
+            read = stored.bytes(self.parts[0], at, at + (end - begin) * self.width)
             shift = np.uint8(8 - self.bits * (part + 1))
             lines[begin - first : end - first] = read.reshape(-1, self.width) >> shift & np.uint8(
                 2**self.bits - 1
@@ -114,7 +112,7 @@ def _tensor(stored: Stored, module: str) -> Hqq:
     kind = stored.tensors[f"{module}.scale"].dtype
     info = stored.logical(name, f"{module}.weight", (rows, cols), kind if kind != "F32" else None)
     parts = (f"{module}.{end}" for end in (*_NEEDED, *_BESIDE))
-    return Hqq(info, module, tuple(part for part in parts if stored.has(part)), bits, width)
+    return Hqq(info, tuple(part for part in parts if stored.has(part)), bits, width)
 
 
 def _number(stored: Stored, module: str, end: str) -> int:

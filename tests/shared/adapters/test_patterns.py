@@ -70,7 +70,7 @@ def test_one_child_tries_the_patterns_of_many_adapters(tmp_path: Path) -> None:
     children = []
     for folder, fault in ((quick, ""), (none, "no regular"), (quick, ""), (slow, "too long"), (quick, "")):
         refused(lambda folder=folder: Adapter.open(folder), fault) if fault else Adapter.open(folder)
-        children.append(patterns._child and patterns._child.process.pid)
+        children.append(patterns._kept.child and patterns._kept.child.process.pid)
     assert children[0] == children[1] == children[2], "a child that is well stays"
     assert children[3] is None and children[4] not in (None, children[0])
 
@@ -85,6 +85,7 @@ def test_a_child_that_does_not_run_is_not_the_patterns_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = adapter_folder(tmp_path / "a", r=4, target_modules=".*(q_proj|v_proj)")
+    patterns._kept.drop()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(SystemFault, match="tries an adapter's patterns does not run") as told:
         Adapter.open(folder)
@@ -93,9 +94,9 @@ def test_a_child_that_does_not_run_is_not_the_patterns_fault(
 
 def test_a_child_that_the_system_ends_is_not_the_patterns_fault(tmp_path: Path) -> None:
     Adapter.open(adapter_folder(tmp_path / "quick", r=4, target_modules=".*(q_proj|v_proj)"))
-    assert patterns._child is not None
+    assert patterns._kept.child is not None
     slow = adapter_folder(tmp_path / "slow", r=4, target_modules=FOR_EVER)
-    threading.Timer(0.3, os.kill, (patterns._child.process.pid, signal.SIGKILL)).start()
+    threading.Timer(0.3, os.kill, (patterns._kept.child.process.pid, signal.SIGKILL)).start()
     refused(lambda: Adapter.open(slow), "does not run.*memory is free", SystemFault)
 
 

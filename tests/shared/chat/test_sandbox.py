@@ -26,12 +26,12 @@ def test_a_syntax_error_names_its_line() -> None:
 def test_a_syntax_error_needs_no_new_worker() -> None:
     """A new one takes a tenth of a second; what was asked at once is not answered later."""
     assert render_many("{{ messages }}", [Job(["a"])]) == ["['a']"]
-    first = sandbox._worker
+    first = sandbox._kept.child
     assert first is not None
     with pytest.raises(InputError, match="syntax error"):
         render_many("{% if %}", [Job([])] * 100)
     assert render_many("{{ messages }}", [Job(["b"])]) == ["['b']"]
-    assert sandbox._worker is first
+    assert sandbox._kept.child is first
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_a_template_sees_none_of_our_environment(monkeypatch: pytest.MonkeyPatch
     import lorafold.chat.sandbox as sandbox
 
     monkeypatch.setenv("SECRET_TOKEN_FOR_TEST", "hunter2")
-    sandbox._drop_worker()
+    sandbox._kept.drop()
     render_many("x", [Job([])])
-    assert sandbox._worker is not None
-    environment = Path(f"/proc/{sandbox._worker.process.pid}/environ")
+    assert sandbox._kept.child is not None
+    environment = Path(f"/proc/{sandbox._kept.child.process.pid}/environ")
     if not environment.exists():
         pytest.skip("no /proc here")
     assert b"hunter2" not in environment.read_bytes()
@@ -114,8 +114,8 @@ def test_a_template_that_refuses_says_so() -> None:
 def test_a_worker_that_the_kernel_ends_is_no_fault_of_the_template() -> None:
     """A container that has used up its memory has a process of it killed, and says nothing."""
     render_many("{{ 1 }}", [Job([])])
-    assert sandbox._worker is not None
-    threading.Timer(0.3, os.kill, (sandbox._worker.process.pid, signal.SIGKILL)).start()
+    assert sandbox._kept.child is not None
+    threading.Timer(0.3, os.kill, (sandbox._kept.child.process.pid, signal.SIGKILL)).start()
     with pytest.raises(SystemFault, match=r"was killed: memory has ended here; fix: close other programs"):
         render_many(
             "{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}", [Job([])]

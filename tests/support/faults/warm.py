@@ -55,7 +55,7 @@ def leave(code: int) -> NoReturn:
     """
     sandbox = sys.modules.get("lorafold.chat.sandbox")
     if sandbox is not None:
-        sandbox._drop_worker()
+        sandbox._kept.drop()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
